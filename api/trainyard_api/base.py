@@ -1,0 +1,56 @@
+"""The base of every API model: camelCase on the wire, unknown keys refused, rules checked twice.
+
+A `Rule` says one thing about a model in two languages: CEL, which the API server evaluates, and
+Python, which `trainyard run` evaluates. Both carry the same message.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One cross-field rule; `holds` and `cel` must agree (the end-to-end tests compare them)."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+
+
+class Model(BaseModel):
+    """Base of all API models."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", validate_default=False
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    def to_wire(self) -> dict[str, Any]:
+        """JSON-ready dict with the wire's camelCase names; unset (None) fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line a user can act on: `spec.numNodes: ... (got 0)`."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "unknown key"
+        got = item.get("input")
+        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+        parts.append(f"{where}: {what}{shown}" if where else f"{what}{shown}")
+    return "; ".join(parts)

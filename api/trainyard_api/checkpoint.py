@@ -1,0 +1,148 @@
+"""Checkpoint manifest: what makes a directory a checkpoint, and how to check one.
+
+Layout of a run's directory::
+
+    checkpoints/step-00000200/   training state, to resume from
+    models/step-00000500/        exported model in Hugging Face form, to serve
+    attempt                      the newest attempt's number: older writers must not publish
+
+A directory without a valid manifest.json does not exist for anybody. Writers fill a `.tmp-*`
+directory beside it, write the manifest last, sync, and rename.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from trainyard_api.base import Model, one_line
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+CHECKPOINTS = "checkpoints"
+MODELS = "models"
+ATTEMPT_FILE = "attempt"
+
+
+class FileEntry(Model):
+    """One file of the directory."""
+
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(Model):
+    """What a checkpoint or a model directory holds."""
+
+    format: Literal[1] = 1
+    kind: Literal["checkpoint", "model"]
+    run: str
+    attempt: int
+    recipe: str
+    step: int = Field(ge=0)
+    total_steps: int | None = None
+    world_size: int = 1
+    created: datetime
+    config: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    files: dict[str, FileEntry] = Field(description="Path relative to the directory -> entry.")
+
+
+class InvalidCheckpointError(Exception):
+    """The directory is no valid checkpoint; the message is one line that says why."""
+
+
+def step_name(step: int) -> str:
+    """Directory name of a step: sorts as the steps do."""
+    return f"step-{step:08d}"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(directory: Path) -> dict[str, FileEntry]:
+    """Entries of every regular file below `directory`, the manifest itself left out."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(
+            size=path.stat().st_size, sha256=file_sha256(path)
+        )
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path != directory / MANIFEST
+    }
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as written: stable JSON, so that its sha256 names the checkpoint."""
+    return json.dumps(manifest.to_wire(), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def digest(directory: Path) -> str:
+    """`sha256:HEX` of the manifest: names the checkpoint and, through it, every byte of it."""
+    return f"sha256:{file_sha256(directory / MANIFEST)}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of `directory`; the files are not looked at (see `verify`).
+
+    Raises InvalidCheckpointError when it is missing or malformed.
+    """
+    path = directory / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidCheckpointError(f"{directory}: no {MANIFEST}") from None
+    except OSError as error:
+        raise InvalidCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise InvalidCheckpointError(f"{path}: {one_line(error)}") from None
+
+
+def verify(directory: Path) -> Manifest:
+    """The manifest of `directory` after every file's size and sha256 agreed with it.
+
+    Raises InvalidCheckpointError naming the first file that is missing, cut short or altered.
+    """
+    manifest = read_manifest(directory)
+    for name, entry in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise InvalidCheckpointError(f"{directory}: {name} lies outside the checkpoint")
+        try:
+            size = path.stat().st_size
+            if size != entry.size:
+                raise InvalidCheckpointError(
+                    f"{path}: {size} bytes, the manifest says {entry.size}"
+                )
+            if file_sha256(path) != entry.sha256:
+                raise InvalidCheckpointError(f"{path}: sha256 differs from the manifest's")
+        except FileNotFoundError:
+            raise InvalidCheckpointError(f"{path}: missing") from None
+        except OSError as error:
+            raise InvalidCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    return manifest
+
+
+def steps(parent: Path) -> Iterator[Path]:
+    """Step directories below `parent` (`checkpoints` or `models`), newest first, unverified."""
+    if parent.is_dir():
+        names = (name for name in os.listdir(parent) if name.startswith("step-"))
+        yield from (parent / name for name in sorted(names, reverse=True))
+
+
+def newest_valid(parent: Path) -> tuple[Path, Manifest, list[str]] | tuple[None, None, list[str]]:
+    """The newest directory below `parent` that verifies, and why newer ones were skipped."""
+    skipped: list[str] = []
+    for directory in steps(parent):
+        try:
+            return directory, verify(directory), skipped
+        except InvalidCheckpointError as error:
+            skipped.append(str(error))
+    return None, None, skipped

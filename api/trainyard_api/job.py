@@ -1,0 +1,39 @@
+"""TrainerJob: everything the operator (or `trainyard run`) tells the trainer, and how.
+
+It travels as JSON in the environment variable TRAINYARD_JOB.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from trainyard_api.base import Model
+from trainyard_api.run import CheckpointPolicy, Precision, Strategy
+
+JOB_ENV = "TRAINYARD_JOB"
+# Where the trainer leaves its last words: a final ProgressReport when it ends well, torchelastic's
+# error JSON when it does not. In a pod this is the termination message.
+RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
+# Also set for user commands, so that scripts can find a place that outlives the pod.
+RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
+
+# The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
+EXIT_CONFIG = 78
+
+
+class TrainerJob(Model):
+    """One attempt of one run."""
+
+    run: str
+    namespace: str = "default"
+    uid: str = ""
+    attempt: int = 1
+    recipe: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    strategy: Strategy = "ddp"
+    precision: Precision = "fp32"
+    seed: int = 0
+    checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
+    run_dir: str = Field(description="Directory of this run on the volume; see `layout`.")
+    report_port: int = Field(description="Where rank 0 serves /metrics and /progress.")
+    require_gpu: bool = Field(default=False, description="GPUs were asked for: fail without one.")

@@ -1,0 +1,83 @@
+"""Metric names of every part, in one place: code, rules, dashboards and docs use these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A Prometheus metric: base units, `_total` for counters, as its conventions say."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+# Trainer: served by rank 0 at /metrics. A scrape adds pod and namespace.
+STEP = Metric("trainyard_step", "gauge", "Optimizer steps done.", ("run",))
+TOTAL_STEPS = Metric("trainyard_total_steps", "gauge", "Optimizer steps asked for.", ("run",))
+LOSS = Metric("trainyard_loss", "gauge", "Training loss of the newest logged step.", ("run",))
+EVAL_LOSS = Metric("trainyard_eval_loss", "gauge", "Newest evaluation loss.", ("run",))
+LEARNING_RATE = Metric("trainyard_learning_rate", "gauge", "Learning rate.", ("run",))
+GRAD_NORM = Metric("trainyard_grad_norm", "gauge", "Gradient norm before clipping.", ("run",))
+STEP_SECONDS = Metric("trainyard_step_seconds", "histogram", "Time of one step.", ("run",))
+DATA_WAIT_SECONDS = Metric(
+    "trainyard_data_wait_seconds_total", "counter", "Time steps waited for data.", ("run",)
+)
+TOKENS = Metric("trainyard_tokens_total", "counter", "Tokens trained on, all ranks.", ("run",))
+SAMPLES = Metric("trainyard_samples_total", "counter", "Samples trained on, all ranks.", ("run",))
+TOKENS_PER_SECOND = Metric(
+    "trainyard_tokens_per_second", "gauge", "Tokens per second, all ranks.", ("run",)
+)
+SAMPLES_PER_SECOND = Metric(
+    "trainyard_samples_per_second", "gauge", "Samples per second, all ranks.", ("run",)
+)
+CHECKPOINT_SECONDS = Metric(
+    "trainyard_checkpoint_seconds",
+    "histogram",
+    "Time of a checkpoint: stage is block (training waits) or write (in the background).",
+    ("run", "stage"),
+)
+CHECKPOINT_STEP = Metric(
+    "trainyard_checkpoint_step", "gauge", "Step of the newest complete checkpoint.", ("run",)
+)
+GPU_MEMORY_BYTES = Metric(
+    "trainyard_gpu_memory_bytes", "gauge", "Peak memory allocated on rank 0's GPU.", ("run",)
+)
+WORLD_SIZE = Metric("trainyard_world_size", "gauge", "Ranks in the process group.", ("run",))
+
+# Operator.
+RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", ("phase",))
+RECONCILES = Metric(
+    "trainyard_operator_reconciles_total", "counter", "Reconciles by result.", ("result",)
+)
+RECONCILE_SECONDS = Metric(
+    "trainyard_operator_reconcile_seconds", "histogram", "Time of one reconcile."
+)
+RESTARTS = Metric(
+    "trainyard_operator_restarts_total", "counter", "Attempts that failed, by reason.", ("reason",)
+)
+QUEUE_DEPTH = Metric("trainyard_operator_queue_depth", "gauge", "Runs waiting to be reconciled.")
+LEADER = Metric("trainyard_operator_leader", "gauge", "1 on the replica that holds the Lease.")
+
+# Serving.
+REQUESTS = Metric(
+    "trainyard_serving_requests_total",
+    "counter",
+    "Requests by route and status.",
+    ("route", "code"),
+)
+REQUEST_SECONDS = Metric(
+    "trainyard_serving_request_seconds", "histogram", "Time to the full answer.", ("route",)
+)
+FIRST_TOKEN_SECONDS = Metric(
+    "trainyard_serving_first_token_seconds", "histogram", "Time to the first generated token."
+)
+GENERATED_TOKENS = Metric(
+    "trainyard_serving_generated_tokens_total", "counter", "Tokens generated."
+)
+SERVING_QUEUE = Metric("trainyard_serving_queue_depth", "gauge", "Requests waiting for the model.")
+MODEL_INFO = Metric(
+    "trainyard_serving_model_info", "gauge", "1 for the model served.", ("run", "step", "digest")
+)

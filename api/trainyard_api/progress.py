@@ -1,0 +1,38 @@
+"""ProgressReport: what rank 0 of a run says about itself at /progress."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from trainyard_api.base import Model
+from trainyard_api.status import CheckpointRef, ModelRef
+
+REPORT_PORT = 9400  # in a pod; on one machine each run gets a free port
+
+TrainerPhase = Literal[
+    "joining", "loading", "training", "evaluating", "saving", "exporting", "finished", "failed"
+]
+
+
+class ProgressReport(Model):
+    """The state of a run as its rank 0 sees it. Unknown values are absent, never invented."""
+
+    run: str
+    attempt: int
+    phase: TrainerPhase
+    ranks_joined: int = Field(description="Ranks in the process group; 0 before it exists.")
+    world_size: int
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = Field(default=None, description="Training loss of the newest logged step.")
+    eval_loss: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
+    resumed_from_step: int | None = None
+    last_checkpoint: CheckpointRef | None = None
+    model: ModelRef | None = None
+    sample: str | None = Field(default=None, description="Newest sample of generated text.")
+    message: str = ""
+    time: datetime
