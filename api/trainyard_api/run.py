@@ -163,8 +163,6 @@ class PodTemplate(BaseModel):
 _HAS_WHEN_DELETED = (
     "has(self.storage) && (has(self.storage.claimName) || has(self.storage.whenDeleted))"
 )
-    "has(self.storage) && (has(self.storage.claimName) || has(self.storage.whenDeleted))"
-)
 
 
 class TrainingRunSpec(Model):
