@@ -20,6 +20,9 @@ RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
 # The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
 EXIT_CONFIG = 78
 
+# Where volumes are mounted in pods; a run's directory is MOUNT_PATH/NAME.
+MOUNT_PATH = "/trainyard"
+
 
 class TrainerJob(Model):
     """One attempt of one run."""

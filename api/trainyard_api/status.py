@@ -53,7 +53,8 @@ class Attempt(Model):
     number: int
     start_time: datetime
     end_time: datetime | None = None
-    nodes: int = 1
+    nodes: int = Field(default=1, description="Size of the gang.")
+    wanted_nodes: int = Field(default=1, description="spec.numNodes when it began.")
     outcome: Literal["Succeeded", "Failed", "GivenBack", "Suspended", "Resized"] | None = None
     reason: str = ""
     message: str = ""

@@ -1,0 +1,1 @@
+"""TrainingRun -> pods (kube) or processes (local): watch, observe, decide, apply."""
