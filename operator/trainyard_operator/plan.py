@@ -27,7 +27,7 @@ def worker_name(run: str, attempt: int, node: int) -> str:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """A Kubernetes Event about the run; `key` makes its name deterministic, so emitting is idempotent."""
+    """An Event about the run; `key` makes its name deterministic, so emitting it is idempotent."""
 
     type: Literal["Normal", "Warning"]
     reason: str

@@ -1,0 +1,204 @@
+"""Why a worker ended, in one line, and whether trying again can help.
+
+The evidence, strongest first: what Kubernetes says (lost node, eviction, OOM kill), the error JSON
+that torchelastic leaves as last words, torchrun's failure table and the tracebacks in the log,
+the exit code.
+"""
+
+import json
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from trainyard_operator.observed import Worker
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One worker's end. `cause` orders failures of a gang: the lowest is the root cause."""
+
+    reason: str
+    message: str
+    retryable: bool
+    cause: int
+    worker: str = ""
+    exit_code: int | None = None
+
+
+# reason -> (cause, retryable). A gang's first death drags the others down, so a rank that only saw
+# its peer disappear must never be named while any other explanation exists.
+_CLASSES: dict[str, tuple[int, bool]] = {
+    "ConfigError": (0, False),
+    "UserException": (1, False),
+    "OOMKilled": (2, True),
+    "NodeLost": (3, True),
+    "Evicted": (3, True),
+    "Preempted": (3, True),
+    "PodDeleted": (3, True),
+    "Signal": (4, True),
+    "ExitCode": (5, False),
+    "PeerLost": (6, True),
+    "Unknown": (7, True),
+}
+
+_DISRUPTIONS = {
+    "PreemptionByScheduler": "Preempted",
+    "PreemptionByKubeScheduler": "Preempted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+    "EvictionByEvictionAPI": "Evicted",
+    "TerminationByKubelet": "Evicted",
+}
+
+# What a rank says when a peer vanished or the network failed: a consequence, worth another try.
+_PEER_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|dist(backend|network|store)error|nccl error"
+    r"|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout|store.*timed? ?out"
+    r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
+    re.IGNORECASE,
+)
+_PREFIX = re.compile(r"^(?:\[(?:default|rank|trainer)?\d+\]:? ?)+")
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::.*)?$")
+_TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
+_TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+)")
+_MAX_MESSAGE = 500
+
+
+def explain(worker: Worker, *, host_lost: bool = False) -> Failure | None:
+    """Why `worker` failed; None while it is pending, running, or has succeeded."""
+    if host_lost and not worker.finished:
+        return _failure("NodeLost", worker, f"node {worker.host} was lost")
+    if worker.disruption and worker.phase != "Succeeded":
+        reason = _DISRUPTIONS.get(worker.disruption, "Evicted")
+        where = f" from node {worker.host}" if worker.host else ""
+        text = {
+            "NodeLost": f"node {worker.host} was lost",
+            "Preempted": f"preempted{where} by a pod of higher priority",
+        }
+        return _failure(reason, worker, text.get(reason, f"evicted{where}: {worker.disruption}"))
+    if worker.deleting and worker.phase != "Succeeded":
+        return _failure("PodDeleted", worker, "the pod was deleted")
+    if worker.phase != "Failed":
+        return None
+    if worker.exit_reason == "OOMKilled":
+        return _failure(
+            "OOMKilled", worker, "out of memory: raise resourcesPerNode.limits.memory or use less"
+        )
+    if worker.exit_reason == "Evicted":
+        return _failure("Evicted", worker, worker.last_words or "evicted by the kubelet")
+    return _from_words(worker) or _from_exit_code(worker)
+
+
+def gone(name: str) -> Failure:
+    """The failure of a worker that was created and is not there any more."""
+    cause, retryable = _CLASSES["PodDeleted"]
+    return Failure("PodDeleted", f"{name}: the pod is gone", retryable, cause, name)
+
+
+def root_cause(failures: Iterable[Failure]) -> Failure | None:
+    """The failure that explains the others."""
+    return min(failures, key=lambda failure: failure.cause, default=None)
+
+
+def _from_words(worker: Worker) -> Failure | None:
+    error = _elastic_error(worker.last_words)
+    if error:
+        return _exception(error, worker)
+    text = f"{worker.log_tail}\n{worker.last_words}"
+    errors = _tracebacks(text)
+    causes = [error for error in errors if not _PEER_LOST.search(error)]
+    if causes:
+        return _exception(causes[0], worker)
+    rank, code = _first_in_table(text)
+    who = f"rank {rank}: " if rank is not None else ""
+    if code is not None and code < 0:
+        return _failure("Signal", worker, f"{who}{_signal_name(-code)}", exit_code=128 - code)
+    if errors:
+        return _exception(errors[0], worker)
+    if code:
+        return _exited(worker, code, who)
+    return None
+
+
+def _from_exit_code(worker: Worker) -> Failure:
+    code = worker.exit_code
+    if code is None:
+        return _failure("Unknown", worker, worker.exit_reason or "ended without an exit code")
+    if code >= 128:
+        return _failure("Signal", worker, _signal_name(code - 128))
+    return _exited(worker, code, "")
+
+
+def _exited(worker: Worker, code: int, who: str) -> Failure:
+    last = next((line for line in reversed(_lines(worker.log_tail)) if line.strip()), "")
+    said = f": {last.strip()}" if last and "====" not in last else ""
+    reason = "Signal" if code >= 128 else "ExitCode"
+    return _failure(reason, worker, f"{who}exit code {code}{said}", exit_code=code)
+
+
+def _exception(line: str, worker: Worker) -> Failure:
+    if line.startswith("ConfigError"):
+        return _failure("ConfigError", worker, line.partition(": ")[2] or line)
+    if _PEER_LOST.search(line):
+        return _failure("PeerLost", worker, f"lost contact with the other ranks: {line}")
+    return _failure("UserException", worker, line)
+
+
+def _failure(reason: str, worker: Worker, message: str, exit_code: int | None = None) -> Failure:
+    cause, retryable = _CLASSES[reason]
+    line = " ".join(f"{worker.name}: {message}".split())[:_MAX_MESSAGE]
+    code = worker.exit_code if exit_code is None else exit_code
+    return Failure(reason, line, retryable, cause, worker.name, code)
+
+
+def _elastic_error(words: str) -> str | None:
+    """The exception in torchelastic's error file: {"message": {"message": "ValueError: ..."}}."""
+    try:
+        message = json.loads(words)["message"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if isinstance(message, dict):
+        message = message.get("message", "")
+    lines = [line for line in str(message).splitlines() if line.strip()]
+    if not lines or "ChildFailedError" in lines[0]:
+        return None
+    # A traceback ends with the exception; a plain message begins with it.
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()
+
+
+def _lines(text: str) -> list[str]:
+    return [_PREFIX.sub("", line) for line in text.splitlines()]
+
+
+def _tracebacks(text: str) -> list[str]:
+    """Last lines of the Python tracebacks in a log, without torchrun's own."""
+    found: list[str] = []
+    inside = False
+    for line in _lines(text):
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside and line and not line[0].isspace():
+            inside = False
+            if _EXCEPTION.match(line) and "ChildFailedError" not in line:
+                found.append(line.strip())
+    return found
+
+
+def _first_in_table(text: str) -> tuple[int | None, int | None]:
+    """(rank, exit code) of torchrun's "Root Cause (first observed failure)"."""
+    rank: int | None = None
+    tail = text.rpartition("Root Cause")[2]
+    for line in _lines(tail):
+        if match := _TABLE_RANK.match(line):
+            rank = int(match.group(1))
+        if match := _TABLE_EXIT.search(line):
+            return rank, int(match.group(1))
+    return None, None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"killed by signal {number}"

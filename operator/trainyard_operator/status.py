@@ -1,0 +1,105 @@
+"""Pure helpers that write a run's status: conditions, progress, texts for people."""
+
+from datetime import datetime
+
+from trainyard_api.progress import ProgressReport
+from trainyard_api.status import Attempt, Condition, ConditionType, TrainingRunStatus
+
+MAX_ATTEMPTS_KEPT = 10
+
+
+def set_condition(
+    status: TrainingRunStatus,
+    kind: ConditionType,
+    value: bool,
+    reason: str,
+    message: str,
+    now: datetime,
+) -> None:
+    """Set a condition; lastTransitionTime moves only when its status does."""
+    new = Condition(
+        type=kind,
+        status="True" if value else "False",
+        reason=reason,
+        message=message,
+        last_transition_time=now,
+    )
+    for index, old in enumerate(status.conditions):
+        if old.type == kind:
+            if old.status == new.status:
+                new.last_transition_time = old.last_transition_time
+            status.conditions[index] = new
+            return
+    status.conditions.append(new)
+
+
+def current_attempt(status: TrainingRunStatus) -> Attempt | None:
+    """The record of the attempt that status.attempt names."""
+    if status.attempts and status.attempts[-1].number == status.attempt:
+        return status.attempts[-1]
+    return None
+
+
+def add_attempt(status: TrainingRunStatus, attempt: Attempt) -> None:
+    """Append to the history, keeping the newest ones."""
+    status.attempt = attempt.number
+    status.attempts = [*status.attempts, attempt][-MAX_ATTEMPTS_KEPT:]
+
+
+def stop_rates(status: TrainingRunStatus) -> None:
+    """Nothing is running: throughput and ETA are not known any more."""
+    status.samples_per_second = None
+    status.tokens_per_second = None
+    status.throughput = ""
+    status.eta_seconds = None
+    status.eta = ""
+
+
+def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
+    """Take over what rank 0 says; values it doesn't know keep their last known state."""
+    for name in (
+        "step",
+        "total_steps",
+        "loss",
+        "eval_loss",
+        "samples_per_second",
+        "tokens_per_second",
+        "eta_seconds",
+        "resumed_from_step",
+        "last_checkpoint",
+        "model",
+    ):
+        value = getattr(report, name)
+        if value is not None:
+            setattr(status, name, value)
+    attempt = current_attempt(status)
+    if attempt and report.resumed_from_step is not None:
+        attempt.resumed_from_step = report.resumed_from_step
+    if status.step is not None:
+        status.progress = f"{status.step}/{status.total_steps or '?'}"
+    status.throughput = throughput_text(status.tokens_per_second, status.samples_per_second)
+    status.eta = duration_text(status.eta_seconds) if status.eta_seconds is not None else ""
+
+
+def throughput_text(tokens: float | None, samples: float | None) -> str:
+    """`12.3k tokens/s`, or samples where there are no tokens."""
+    if tokens is not None:
+        return f"{_short(tokens)} tokens/s"
+    return f"{_short(samples)} samples/s" if samples is not None else ""
+
+
+def duration_text(seconds: float) -> str:
+    """`45s`, `2m10s`, `3h05m`, as kubectl writes ages."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _short(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
