@@ -1,0 +1,127 @@
+"""How a worker is launched: the argument vector and the environment of one node's torchrun.
+
+Shared by both executors, so a pod and a local process run the very same thing. torchrun is told
+everything by its own PET_* variables, so that a user's `torchrun ...` command needs no change and
+may still override any of them by a flag.
+"""
+
+from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
+from trainyard_api.run import TrainingRun
+
+RDZV_PORT = 29400
+TRAINER_MODULE = "trainyard_trainer"
+
+# torchrun ends its workers by SIGTERM and, after this long, by SIGKILL. A pod's grace period must
+# be longer, else torchrun itself is killed before it could say how they ended.
+SHUTDOWN_SECONDS = 25
+
+# Agents wait longer for each other than the operator waits for the gang: it is the operator that
+# decides that a gang is given back, for all its workers at once.
+JOIN_MARGIN_SECONDS = 120
+
+
+def argv(run: TrainingRun) -> list[str]:
+    """The command of every worker: torchrun around the recipe, the script or the program.
+
+    A command that already begins with torchrun is left as it is.
+    """
+    command = run.spec.command
+    if command is None:
+        return ["torchrun", "-m", TRAINER_MODULE]
+    if command[0].rpartition("/")[2] == "torchrun":
+        return list(command)
+    if command[0].endswith(".py"):
+        return ["torchrun", *command]
+    return ["torchrun", "--no-python", *command]
+
+
+def env(
+    run: TrainingRun,
+    attempt: int,
+    node: int,
+    nodes: int,
+    *,
+    endpoint: str,
+    local_addr: str,
+    run_dir: str,
+    report_port: int,
+    result_file: str,
+    log_dir: str,
+    error_file: str | None = None,
+) -> dict[str, str]:
+    """Environment of worker `node` of `nodes` in the gang of `attempt`.
+
+    Args:
+        endpoint: host:port of the rendezvous store; node 0 serves it.
+        local_addr: this node's address. torchrun ranks nodes by the order of these strings, and
+            rank 0 must live on node 0 (where reports are read and the store is), so node 0's
+            address must sort first.
+        run_dir: the run's directory on its volume.
+        report_port: where rank 0 serves /metrics and /progress.
+        result_file: where the trainer leaves its last words.
+        log_dir: torchrun's own directory; each worker's error.json goes there.
+        error_file: where torchrun copies the first failed worker's error.json. It removes the file
+            first, so this can't be a pod's termination log (a mount point).
+    """
+    wait = run.spec.start_deadline_seconds + JOIN_MARGIN_SECONDS
+    rdzv_conf = {
+        "is_host": "true" if node == 0 else "false",
+        "join_timeout": wait,
+        "read_timeout": wait,  # also how long to wait for node 0's store to be there
+    }
+    variables = {
+        "PET_NNODES": str(nodes),
+        "PET_NPROC_PER_NODE": str(run.nproc),
+        "PET_RDZV_BACKEND": "c10d",
+        "PET_RDZV_ENDPOINT": endpoint,
+        "PET_RDZV_ID": f"{run.name}-{attempt}",
+        "PET_RDZV_CONF": ",".join(f"{key}={value}" for key, value in rdzv_conf.items()),
+        "PET_LOCAL_ADDR": local_addr,
+        # A failed worker ends its node, and the operator starts the next attempt: it alone counts
+        # restarts, waits between them, and knows which failures are worth one.
+        "PET_MAX_RESTARTS": "0",
+        "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        "PET_LOG_DIR": log_dir,
+        RESULT_FILE_ENV: result_file,
+        RUN_DIR_ENV: run_dir,
+        "PYTHONUNBUFFERED": "1",
+        **_network(run),
+    }
+    if error_file is not None:
+        variables["TORCHELASTIC_ERROR_FILE"] = error_file
+    if run.spec.recipe is not None:
+        job = _job(run, run.spec.recipe, attempt, run_dir, report_port)
+        variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_none=True)
+    return variables
+
+
+def _network(run: TrainingRun) -> dict[str, str]:
+    network = run.spec.network
+    if network is None:
+        return {}
+    variables = dict(network.nccl)
+    if network.interface:
+        variables |= {
+            "NCCL_SOCKET_IFNAME": network.interface,
+            "GLOO_SOCKET_IFNAME": network.interface,
+        }
+    return variables
+
+
+def _job(run: TrainingRun, recipe: str, attempt: int, run_dir: str, report_port: int) -> TrainerJob:
+    spec = run.spec
+    return TrainerJob(
+        run=run.name,
+        namespace=run.namespace,
+        uid=run.metadata.uid or "",
+        attempt=attempt,
+        recipe=recipe,
+        config=spec.config or {},
+        strategy=spec.strategy,
+        precision=spec.precision,
+        seed=spec.seed,
+        checkpoint=spec.checkpoint,
+        run_dir=run_dir,
+        report_port=report_port,
+        require_gpu=run.gpus_per_node > 0,
+    )

@@ -1,0 +1,129 @@
+"""The argument vector and environment of a worker, read back by torchrun's own parser."""
+
+import json
+from typing import Any
+
+import pytest
+from trainyard_api.job import TrainerJob
+from trainyard_api.run import TrainingRun
+from trainyard_operator import launch
+
+
+def make_run(**spec: Any) -> TrainingRun:
+    if "command" not in spec:
+        spec.setdefault("recipe", "char-gpt")
+    return TrainingRun.model_validate(
+        {
+            "apiVersion": "trainyard.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "demo", "namespace": "team", "uid": "u-1"},
+            "spec": spec,
+        }
+    )
+
+
+def make_env(run: TrainingRun, node: int = 0, nodes: int = 2, **kwargs: Any) -> dict[str, str]:
+    return launch.env(
+        run,
+        attempt=3,
+        node=node,
+        nodes=nodes,
+        endpoint="demo-3-0.demo:29400",
+        local_addr=f"demo-3-{node}.demo",
+        run_dir="/trainyard/demo",
+        report_port=9400,
+        result_file="/dev/termination-log",
+        log_dir="/tmp/torchelastic",
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (None, ["torchrun", "-m", "trainyard_trainer"]),
+        (["train.py", "--lr", "1"], ["torchrun", "train.py", "--lr", "1"]),
+        (["/app/train.py"], ["torchrun", "/app/train.py"]),
+        (["torchrun", "--no-python", "x"], ["torchrun", "--no-python", "x"]),
+        (["/opt/bin/torchrun", "x.py"], ["/opt/bin/torchrun", "x.py"]),
+        (["python", "train.py"], ["torchrun", "--no-python", "python", "train.py"]),
+        (["bash", "-c", "exit 3"], ["torchrun", "--no-python", "bash", "-c", "exit 3"]),
+    ],
+)
+def test_argv(command: list[str] | None, expected: list[str]) -> None:
+    run = make_run() if command is None else make_run(command=command)
+    assert launch.argv(run) == expected
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_torchrun_reads_every_variable(monkeypatch: pytest.MonkeyPatch, node: int) -> None:
+    """torchrun's parser, given no flags, must arrive at what we meant."""
+    torchrun = pytest.importorskip("torch.distributed.run")
+    run = make_run(numProcPerNode=4, startDeadlineSeconds=100, command=["train.py", "--x"])
+    for key, value in make_env(run, node=node).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args = torchrun.parse_args(launch.argv(run)[1:])
+    config, _, command = torchrun.config_from_args(args)
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 4)
+    assert (config.rdzv_backend, config.rdzv_endpoint) == ("c10d", "demo-3-0.demo:29400")
+    assert config.run_id == "demo-3"
+    assert config.local_addr == f"demo-3-{node}.demo"
+    assert config.max_restarts == 0
+    assert config.shutdown_timeout == launch.SHUTDOWN_SECONDS
+    assert config.logs_specs is not None
+    assert config.logs_specs.root_log_dir == "/tmp/torchelastic"
+    assert config.rdzv_configs["is_host"] == ("true" if node == 0 else "false")
+    assert int(config.rdzv_configs["join_timeout"]) > 100
+    assert int(config.rdzv_configs["read_timeout"]) > 100
+    assert command == ["-u", "train.py", "--x"]
+
+
+def test_node_zero_gets_rank_zero() -> None:
+    """torchrun ranks nodes by their sorted addresses."""
+    api = pytest.importorskip("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
+    run = make_run(numNodes=12)
+    addresses = [make_env(run, node, 12)["PET_LOCAL_ADDR"] for node in range(12)]
+    nodes = [api._NodeDesc(address, pid, 0) for pid, address in enumerate(addresses)]
+    assert min(reversed(nodes)).addr == "demo-3-0.demo"
+
+
+def test_job_travels_whole() -> None:
+    run = make_run(
+        config={"corpus": "a.txt"},
+        strategy="fsdp",
+        precision="bf16",
+        seed=7,
+        checkpoint={"everySteps": 5},
+        resourcesPerNode={"limits": {"nvidia.com/gpu": "2"}},
+    )
+    variables = make_env(run)
+    job = TrainerJob.model_validate_json(variables["TRAINYARD_JOB"])
+    assert (job.run, job.namespace, job.uid, job.attempt) == ("demo", "team", "u-1", 3)
+    assert (job.recipe, job.config) == ("char-gpt", {"corpus": "a.txt"})
+    assert (job.strategy, job.precision, job.seed) == ("fsdp", "bf16", 7)
+    assert job.checkpoint.every_steps == 5
+    assert (job.run_dir, job.report_port) == ("/trainyard/demo", 9400)
+    assert job.require_gpu
+    assert variables["PET_NPROC_PER_NODE"] == "2"
+    assert json.loads(variables["TRAINYARD_JOB"])["runDir"] == "/trainyard/demo"
+
+
+def test_command_gets_no_job_but_a_directory() -> None:
+    variables = make_env(make_run(command=["train.py"]))
+    assert "TRAINYARD_JOB" not in variables
+    assert variables["TRAINYARD_RUN_DIR"] == "/trainyard/demo"
+    assert variables["TRAINYARD_RESULT_FILE"] == "/dev/termination-log"
+
+
+def test_error_file_only_when_asked() -> None:
+    run = make_run()
+    assert "TORCHELASTIC_ERROR_FILE" not in make_env(run)
+    assert make_env(run, error_file="/x/error.json")["TORCHELASTIC_ERROR_FILE"] == "/x/error.json"
+
+
+def test_network() -> None:
+    run = make_run(network={"interface": "eth1", "nccl": {"NCCL_IB_DISABLE": "1"}})
+    variables = make_env(run)
+    assert variables["NCCL_SOCKET_IFNAME"] == variables["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert variables["NCCL_IB_DISABLE"] == "1"
