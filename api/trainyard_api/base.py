@@ -42,9 +42,9 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def one_line(error: ValidationError) -> str:
-    """A pydantic error as one line a user can act on: `spec.numNodes: ... (got 0)`."""
-    parts = []
+def problems(error: ValidationError) -> list[str]:
+    """Each problem of a pydantic error as a line a user can act on, in the error's order."""
+    lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         what = item["msg"].removeprefix("Value error, ")
@@ -52,5 +52,10 @@ def one_line(error: ValidationError) -> str:
             what = "unknown key"
         got = item.get("input")
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
-        parts.append(f"{where}: {what}{shown}" if where else f"{what}{shown}")
-    return "; ".join(parts)
+        lines.append(f"{where}: {what}{shown}" if where else f"{what}{shown}")
+    return lines
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line: `spec.numNodes: ... (got 0)`."""
+    return "; ".join(problems(error))
