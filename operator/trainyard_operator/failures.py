@@ -58,10 +58,12 @@ _PEER_LOST = re.compile(
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
-_PREFIX = re.compile(r"^(?:\[(?:default|rank|trainer)?\d+\]:? ?)+")
+# torchrun --tee writes `[default1]:` (the local rank) before each line; torch adds `[rank3]:`.
+_LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
+_PREFIX = re.compile(r"^(?:\[[a-z_-]+\d+\]: ?)+")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::.*)?$")
 _TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
-_TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+)")
+_TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
 _MAX_MESSAGE = 500
 
 
@@ -105,20 +107,21 @@ def _from_words(worker: Worker) -> Failure | None:
     error = _elastic_error(worker.last_words)
     if error:
         return _exception(error, worker)
-    text = f"{worker.log_tail}\n{worker.last_words}"
-    errors = _tracebacks(text)
-    causes = [error for error in errors if not _PEER_LOST.search(error)]
-    if causes:
-        return _exception(causes[0], worker)
-    rank, code = _first_in_table(text)
-    who = f"rank {rank}: " if rank is not None else ""
-    if code is not None and code < 0:
-        return _failure("Signal", worker, f"{who}{_signal_name(-code)}", exit_code=128 - code)
+    text = worker.log_tail or worker.last_words
+    streams = _by_local_rank(text)
+    first = _first_in_table(text)
+    if first is None:
+        errors = [error for lines in streams.values() for error in _tracebacks(lines)]
+        causes = [error for error in errors if not _PEER_LOST.search(error)] or errors
+        return _exception(causes[0], worker) if causes else None
+    lines = streams.get(first.local_rank, [])
+    if first.exit_code < 0:
+        message = f"rank {first.rank}: {_signal_name(-first.exit_code)}"
+        return _failure("Signal", worker, message, exit_code=128 - first.exit_code)
+    errors = _tracebacks(lines)
     if errors:
-        return _exception(errors[0], worker)
-    if code:
-        return _exited(worker, code, who)
-    return None
+        return _exception(errors[-1], worker)
+    return _exited(worker, first.exit_code, f"rank {first.rank}: ", lines)
 
 
 def _from_exit_code(worker: Worker) -> Failure:
@@ -127,12 +130,13 @@ def _from_exit_code(worker: Worker) -> Failure:
         return _failure("Unknown", worker, worker.exit_reason or "ended without an exit code")
     if code >= 128:
         return _failure("Signal", worker, _signal_name(code - 128))
-    return _exited(worker, code, "")
+    return _exited(worker, code, "", _lines(worker.log_tail))
 
 
-def _exited(worker: Worker, code: int, who: str) -> Failure:
-    last = next((line for line in reversed(_lines(worker.log_tail)) if line.strip()), "")
-    said = f": {last.strip()}" if last and "====" not in last else ""
+def _exited(worker: Worker, code: int, who: str, lines: list[str]) -> Failure:
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    said = f": {last}" if last and "====" not in last else ""
+    # 128 and more is a shell's way to say that a signal ended its child.
     reason = "Signal" if code >= 128 else "ExitCode"
     return _failure(reason, worker, f"{who}exit code {code}{said}", exit_code=code)
 
@@ -171,11 +175,21 @@ def _lines(text: str) -> list[str]:
     return [_PREFIX.sub("", line) for line in text.splitlines()]
 
 
-def _tracebacks(text: str) -> list[str]:
-    """Last lines of the Python tracebacks in a log, without torchrun's own."""
+def _by_local_rank(text: str) -> dict[int | None, list[str]]:
+    """A log's lines by the local rank that wrote them; torchrun's own are under None."""
+    streams: dict[int | None, list[str]] = {}
+    for line in text.splitlines():
+        match = _LOCAL_RANK.match(line)
+        rank = int(match.group(1)) if match else None
+        streams.setdefault(rank, []).append(_PREFIX.sub("", line))
+    return streams
+
+
+def _tracebacks(lines: list[str]) -> list[str]:
+    """Last lines of the Python tracebacks, without torchrun's own."""
     found: list[str] = []
     inside = False
-    for line in _lines(text):
+    for line in lines:
         if line.startswith("Traceback (most recent call last)"):
             inside = True
         elif inside and line and not line[0].isspace():
@@ -185,16 +199,23 @@ def _tracebacks(text: str) -> list[str]:
     return found
 
 
-def _first_in_table(text: str) -> tuple[int | None, int | None]:
-    """(rank, exit code) of torchrun's "Root Cause (first observed failure)"."""
-    rank: int | None = None
-    tail = text.rpartition("Root Cause")[2]
-    for line in _lines(tail):
-        if match := _TABLE_RANK.match(line):
-            rank = int(match.group(1))
-        if match := _TABLE_EXIT.search(line):
-            return rank, int(match.group(1))
-    return None, None
+@dataclass(frozen=True)
+class _FirstDeath:
+    rank: int
+    local_rank: int
+    exit_code: int
+
+
+def _first_in_table(text: str) -> _FirstDeath | None:
+    """Torchrun's own "Root Cause (first observed failure)", the end of its failure table."""
+    _, found, tail = text.rpartition("Root Cause")
+    rank: re.Match[str] | None = None
+    for line in tail.splitlines() if found else ():
+        rank = _TABLE_RANK.match(line) or rank
+        code = _TABLE_EXIT.search(line)
+        if rank and code:
+            return _FirstDeath(int(rank[1]), int(rank[2]), int(code[1]))
+    return None
 
 
 def _signal_name(number: int) -> str:
