@@ -4,21 +4,64 @@ A `Rule` says one thing about a model in two languages: CEL, which the API serve
 Python, which `trainyard run` evaluates. Both carry the same message.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
+
+CEL_RULES = "x-kubernetes-validations"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One cross-field rule; `holds` and `cel` must agree (the end-to-end tests compare them)."""
+    """One rule; `holds` and `cel` must agree (the end-to-end tests compare them).
+
+    In a model's `rules` it speaks of several fields; inside `Annotated` it speaks of that value.
+    """
 
     cel: str
     message: str
     holds: Callable[[Any], bool]
+
+    def _check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise ValueError(self.message)
+        return value
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        described = handler(schema)
+        return {**described, CEL_RULES: [*described.get(CEL_RULES, []), self.to_cel()]}
+
+    def to_cel(self) -> dict[str, str]:
+        """The rule as an entry of x-kubernetes-validations."""
+        return {"rule": self.cel, "message": self.message}
+
+
+def matches(pattern: str, message: str) -> Rule:
+    """The whole value matches `pattern`; a regular expression alone tells a user too little."""
+    return Rule(
+        f"self.matches(r'^({pattern})$')",
+        message,
+        lambda value: re.fullmatch(pattern, value) is not None,
+    )
 
 
 class Model(BaseModel):

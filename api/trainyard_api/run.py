@@ -1,12 +1,21 @@
 """TrainingRun: what a user asks for, and the object it lives in."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic.alias_generators import to_camel
 
-from trainyard_api.base import Model, Rule
+from trainyard_api.base import Model, Rule, matches
 from trainyard_api.status import TrainingRunStatus
 
 GROUP = "trainyard.dev"
@@ -15,18 +24,47 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "TrainingRun"
 PLURAL = "trainingruns"
 
+GPU = "nvidia.com/gpu"
+CONTAINER = "trainer"  # the container that trains; podTemplate overrides it by this name
+
 MAX_NAME = 50  # leaves room for -ATTEMPT-NODE within the 63 characters of a host name
-NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 Strategy = Literal["ddp", "fsdp"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+_NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
+_AMOUNT = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
+
+
+def _number_as_text(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float):
+        raise ValueError(f"put quotes around {value}: an amount is a whole number or text")
+    return value
+
+
+# An amount as Kubernetes writes it: 4, 500m, 8Gi. The pattern lets a minus through, so that the
+# rule, not a regular expression, tells the user about it.
 Quantity = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", max_length=32
+    StringConstraints(pattern=f"^-?{_AMOUNT}$", max_length=32),
+    BeforeValidator(_number_as_text),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": f"^-?{_AMOUNT}$",
+            "maxLength": 32,
+        }
+    ),
+    Rule(
+        "type(self) == int ? self >= 0 : !self.startsWith('-')",
+        "must not be negative",
+        lambda value: not value.startswith("-"),
     ),
 ]
+Amounts = Annotated[dict[str, Quantity], Field(max_length=32)]
 Argument = Annotated[str, StringConstraints(max_length=4096)]
 
 
@@ -68,19 +106,29 @@ class Backoff(Model):
 class Resources(Model):
     """Compute of one node's container, as in a pod: `limits` and `requests`."""
 
-    limits: dict[str, Quantity] = Field(
+    rules: ClassVar = (
+        Rule(
+            f"!has(self.limits) || !('{GPU}' in self.limits)"
+            f" || type(self.limits['{GPU}']) == int || self.limits['{GPU}'].matches('^[0-9]+$')",
+            f"resourcesPerNode.limits['{GPU}'] must be a whole number",
+            lambda s: s.limits.get(GPU, "0").isdecimal(),
+        ),
+    )
+
+    limits: Amounts = Field(
         default_factory=dict, description="For example {cpu: 4, memory: 8Gi, nvidia.com/gpu: 2}."
     )
-    requests: dict[str, Quantity] = Field(default_factory=dict)
+    requests: Amounts = Field(default_factory=dict)
 
 
 class Network(Model):
     """How the ranks reach each other."""
 
-    interface: str | None = Field(
+    interface: (
+        Annotated[str, matches(r"[^\s/]{1,64}", "must name an interface, for example eth0")] | None
+    ) = Field(
         default=None,
         max_length=64,
-        pattern=r"^[^\s/]+$",
         description="Network interface for NCCL and gloo (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME).",
     )
     nccl: dict[str, Annotated[str, StringConstraints(max_length=1024)]] = Field(
@@ -116,10 +164,18 @@ class Storage(Model):
         ),
     )
 
-    claim_name: str | None = Field(
+    claim_name: (
+        Annotated[
+            str,
+            matches(
+                "[a-z0-9]([-a-z0-9.]*[a-z0-9])?",
+                "must be the name of a PersistentVolumeClaim: lower-case letters, digits, dashes",
+            ),
+        ]
+        | None
+    ) = Field(
         default=None,
         max_length=253,
-        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         description="An existing PersistentVolumeClaim. Default: the operator makes one.",
     )
     size: Quantity | None = Field(default=None, description="Size of the claim made (10Gi).")
@@ -148,6 +204,32 @@ class Queue(Model):
     system: Literal["kueue", "volcano", "coscheduling"] = "kueue"
 
 
+_NAMED = ("containers", "initContainers", "volumes")
+_POD_SPEC: Any = {
+    key: {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string"}},
+            "x-kubernetes-preserve-unknown-fields": True,
+        },
+    }
+    for key in _NAMED
+}
+
+
+def _check_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """What merging by name needs; the rest is the API server's to judge when pods are made."""
+    for key in _NAMED:
+        items = spec.get(key, [])
+        if not isinstance(items, list) or not all(
+            isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
+        ):
+            raise ValueError(f"{key} must be a list of objects that each have a name")
+    return spec
+
+
 class PodTemplate(BaseModel):
     """Merged strategically into every pod: containers and env by name, volumes by name."""
 
@@ -157,7 +239,9 @@ class PodTemplate(BaseModel):
     )
 
     metadata: dict[str, Any] = Field(default_factory=dict)
-    spec: dict[str, Any] = Field(default_factory=dict)
+    spec: Annotated[dict[str, Any], AfterValidator(_check_pod_spec)] = Field(
+        default_factory=dict, json_schema_extra={"properties": _POD_SPEC}
+    )
 
 
 _HAS_WHEN_DELETED = (
@@ -198,10 +282,19 @@ class TrainingRunSpec(Model):
         ),
     )
 
-    recipe: str | None = immutable(
+    recipe: (
+        Annotated[
+            str,
+            matches(
+                _NAME,
+                "must be the name of a recipe: lower-case letters, digits and dashes, for example"
+                " char-gpt",
+            ),
+        ]
+        | None
+    ) = immutable(
         default=None,
         max_length=63,
-        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
         description="A recipe built into the trainer image, for example char-gpt.",
     )
     config: dict[str, Any] | None = Field(
@@ -213,12 +306,12 @@ class TrainingRunSpec(Model):
         max_length=256,
         description="Your own script and its arguments, run unchanged under torchrun.",
     )
-    image: str | None = immutable(
-        default=None,
-        min_length=1,
-        max_length=512,
-        pattern=r"^\S+$",
-        description="Container image. Default: the operator's trainer image.",
+    image: Annotated[str, matches(r"\S+", "must be a container image without spaces")] | None = (
+        immutable(
+            default=None,
+            max_length=512,
+            description="Container image. Default: the operator's trainer image.",
+        )
     )
     num_nodes: int = Field(default=1, ge=1, le=1024, description="Pods, one per node.")
     num_proc_per_node: int | None = immutable(
@@ -283,10 +376,10 @@ class TrainingRun(Model):
             lambda s: len(s.metadata.name) <= MAX_NAME,
         ),
         Rule(
-            f"self.metadata.name.matches('{NAME_PATTERN}')",
+            f"self.metadata.name.matches('^{_NAME}$')",
             "metadata.name must begin with a lower-case letter and hold only lower-case letters,"
             " digits and dashes (it names a Service)",
-            lambda s: _is_name(s.metadata.name),
+            lambda s: re.fullmatch(_NAME, s.metadata.name) is not None,
         ),
     )
 
@@ -315,25 +408,20 @@ class TrainingRun(Model):
     def gpus_per_node(self) -> int:
         """The trainer container's nvidia.com/gpu limit (resourcesPerNode or podTemplate)."""
         limits: dict[str, Any] = {}
-        if self.spec.pod_template:
-            for container in self.spec.pod_template.spec.get("containers") or []:
-                if container.get("name") == "trainer":
-                    limits |= (container.get("resources") or {}).get("limits") or {}
         if self.spec.resources_per_node:
-            limits = dict(self.spec.resources_per_node.limits) | limits
-        return int(limits.get("nvidia.com/gpu", 0))
+            limits |= self.spec.resources_per_node.limits
+        if self.spec.pod_template:
+            for container in self.spec.pod_template.spec.get("containers", []):
+                if container["name"] == CONTAINER:
+                    limits |= (container.get("resources") or {}).get("limits") or {}
+        amount = str(limits.get(GPU, 0))
+        return int(amount) if amount.isdecimal() else 0
 
     @property
     def claim_name(self) -> str:
         """The PersistentVolumeClaim that holds checkpoints: the user's, else named as the run."""
         storage = self.spec.storage
         return (storage and storage.claim_name) or self.name
-
-
-def _is_name(name: str) -> bool:
-    import re
-
-    return re.fullmatch(NAME_PATTERN.strip("^$"), name) is not None
 
 
 def immutable_changes(old: TrainingRunSpec, new: TrainingRunSpec) -> list[str]:
