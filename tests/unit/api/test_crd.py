@@ -1,0 +1,124 @@
+"""The committed CRD is the generated one, and it is a structural schema that says what it should."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trainyard_api import crd
+from trainyard_api.run import TrainingRunSpec
+
+COMMITTED = Path(__file__).parents[3] / "charts/operator/crds/trainingruns.trainyard.dev.yaml"
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return crd.schema()
+
+
+def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema below `node`, with its path."""
+    yield path, node
+    for name, child in node.get("properties", {}).items():
+        yield from walk(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            yield from walk(node[key], f"{path}[]")
+
+
+def test_committed_definition_is_current() -> None:
+    assert COMMITTED.read_text() == crd.to_yaml(), (
+        f"stale: python -m trainyard_api.crd > {COMMITTED.relative_to(Path(__file__).parents[3])}"
+    )
+
+
+def test_every_level_is_structural(schema: dict[str, Any]) -> None:
+    for path, node in walk(schema):
+        assert node.keys() & {"type", "x-kubernetes-int-or-string"}, path
+        assert not node.keys() & {"$ref", "$defs", "title", "const", "oneOf", "allOf"}, path
+        if "anyOf" in node:
+            assert node.get("x-kubernetes-int-or-string"), path
+        assert not isinstance(node.get("additionalProperties"), bool), path
+        assert node.get("default", "") is not None, path
+
+
+def test_fields_are_all_there_by_their_wire_names(schema: dict[str, Any]) -> None:
+    spec = schema["properties"]["spec"]["properties"]
+    assert set(spec) == {field.alias for field in TrainingRunSpec.model_fields.values()}
+
+
+def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) -> None:
+    spec = schema["properties"]["spec"]["properties"]
+    assert spec["numNodes"]["default"] == 1
+    assert spec["precision"] == {
+        "description": "Number format of the compute.",
+        "type": "string",
+        "enum": ["fp32", "bf16", "fp16"],
+        "default": "fp32",
+    }
+    assert spec["checkpoint"]["default"] == {}
+    assert spec["checkpoint"]["properties"]["everySteps"]["default"] == 200
+    assert all("default" not in node for _, node in walk(schema["properties"]["status"]))
+
+
+def test_free_form_fields_keep_what_users_write(schema: dict[str, Any]) -> None:
+    spec = schema["properties"]["spec"]["properties"]
+    template = spec["podTemplate"]["properties"]
+    for node in (spec["config"], template["metadata"], template["spec"]):
+        assert node["x-kubernetes-preserve-unknown-fields"] is True
+        assert node["type"] == "object"
+
+
+def test_rules_stand_where_they_can_see_their_fields(schema: dict[str, Any]) -> None:
+    def rules(*path: str) -> list[str]:
+        node = schema
+        for name in path:
+            node = node["properties"][name]
+        return [rule["rule"] for rule in node["x-kubernetes-validations"]]
+
+    assert any("self.metadata.name" in rule for rule in rules())
+    assert "has(self.recipe) != has(self.command)" in rules("spec")
+    assert rules("spec", "elastic") == ["self.minNodes <= self.maxNodes"]
+    assert rules("spec", "recipe") == ["self.matches(r'^([a-z]([-a-z0-9]*[a-z0-9])?)$')"]
+
+
+def test_every_immutable_field_has_a_transition_rule(schema: dict[str, Any]) -> None:
+    rules = schema["properties"]["spec"]["x-kubernetes-validations"]
+    transitions = {rule["fieldPath"]: rule for rule in rules if "oldSelf" in rule["rule"]}
+    assert set(transitions) == {
+        ".recipe",
+        ".command",
+        ".image",
+        ".numProcPerNode",
+        ".strategy",
+        ".precision",
+        ".seed",
+        ".storage",
+        ".queue",
+    }
+    assert transitions[".seed"]["message"] == "spec.seed is immutable: make a new run"
+
+
+def test_rules_of_unbounded_values_are_affordable(schema: dict[str, Any]) -> None:
+    """The API server refuses a rule whose worst case is too dear: what it walks needs a bound."""
+    for path, node in walk(schema["properties"]["spec"], "spec"):
+        if "x-kubernetes-validations" in node and node.get("type") == "string":
+            assert "maxLength" in node, path
+        if "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+def test_columns_exist_in_the_schema(schema: dict[str, Any]) -> None:
+    definition = crd.definition()
+    paths = {path for path, _ in walk(schema)}
+    version = definition["spec"]["versions"][0]
+    for column in version["additionalPrinterColumns"]:
+        path = column["jsonPath"]
+        assert path in paths or path == ".metadata.creationTimestamp", path
+    scale = version["subresources"]["scale"]
+    assert {scale["specReplicasPath"], scale["statusReplicasPath"]} <= paths
+
+
+def test_yaml_round_trips() -> None:
+    assert yaml.safe_load(crd.to_yaml()) == crd.definition()
