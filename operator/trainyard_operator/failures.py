@@ -109,18 +109,20 @@ def _from_words(worker: Worker) -> Failure | None:
         return _exception(error, worker)
     text = worker.log_tail or worker.last_words
     streams = _by_local_rank(text)
+    every = [error for lines in streams.values() for error in _tracebacks(lines)]
+    causes = [error for error in every if not _PEER_LOST.search(error)]
     first = _first_in_table(text)
     if first is None:
-        errors = [error for lines in streams.values() for error in _tracebacks(lines)]
-        causes = [error for error in errors if not _PEER_LOST.search(error)] or errors
-        return _exception(causes[0], worker) if causes else None
-    lines = streams.get(first.local_rank, [])
+        return _exception((causes or every)[0], worker) if every else None
     if first.exit_code < 0:
         message = f"rank {first.rank}: {_signal_name(-first.exit_code)}"
         return _failure("Signal", worker, message, exit_code=128 - first.exit_code)
-    errors = _tracebacks(lines)
-    if errors:
-        return _exception(errors[-1], worker)
+    lines = streams.get(first.local_rank, [])
+    own = _tracebacks(lines)
+    if own and own[-1] not in causes and causes:
+        return _exception(causes[0], worker)  # the table saw the consequence first
+    if own:
+        return _exception(own[-1], worker)
     return _exited(worker, first.exit_code, f"rank {first.rank}: ", lines)
 
 

@@ -1,0 +1,91 @@
+"""Root causes, told from logs that torchrun 2.15 really wrote and from what Kubernetes says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainyard_operator.failures import explain, root_cause
+
+from tests.unit.operator.builders import make_worker
+
+LOGS = Path(__file__).parent / "torchrun_logs"
+
+
+def failed(**fields: Any) -> Any:
+    return make_worker(**({"phase": "Failed", "exit_code": 1} | fields))
+
+
+@pytest.mark.parametrize(
+    ("log", "reason", "message", "retryable"),
+    [
+        ("value", "UserException", "ValueError: bad sample 17: label 12 of 10 classes", False),
+        ("kill", "Signal", "rank 1: killed by SIGKILL", True),
+        ("exit", "ExitCode", "rank 1: exit code 3: cannot open license file", False),
+    ],
+)
+def test_torchrun_logs_name_the_rank_that_died_first(
+    log: str, reason: str, message: str, retryable: bool
+) -> None:
+    failure = explain(failed(log_tail=(LOGS / f"{log}.log").read_text()))
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert failure.message == f"r-1-0: {message}"
+
+
+def elastic(message: str) -> str:
+    return json.dumps({"message": {"message": message, "extraInfo": {"timestamp": "1"}}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "retryable", "text"),
+    [
+        ({"last_words": elastic("ConfigError: corpus: no such file")}, "ConfigError", False,
+         "corpus: no such file"),
+        ({"last_words": elastic("KeyError: 'x'")}, "UserException", False, "KeyError: 'x'"),
+        ({"last_words": elastic("RuntimeError: [gloo] Connection closed by peer [10.0.0.1]:1")},
+         "PeerLost", True, "lost contact"),
+        ({"last_words": elastic("torch.distributed.DistBackendError: NCCL error in: x.cpp:1")},
+         "PeerLost", True, "lost contact"),
+        ({"exit_reason": "OOMKilled", "exit_code": 137}, "OOMKilled", True, "memory"),
+        ({"exit_code": 137}, "Signal", True, "killed by SIGKILL"),
+        ({"exit_code": 139}, "Signal", True, "killed by SIGSEGV"),
+        ({"exit_code": 2, "log_tail": "usage: x\n"}, "ExitCode", False, "exit code 2: usage: x"),
+        ({"exit_code": None}, "Unknown", True, "without an exit code"),
+        ({"exit_reason": "Evicted", "last_words": "The node was low on resource: memory."},
+         "Evicted", True, "low on resource"),
+        ({"log_tail": "Traceback (most recent call last):\n  File x\nFileNotFoundError: d.bin\n"},
+         "UserException", False, "FileNotFoundError: d.bin"),
+        ({"phase": "Running", "disruption": "DeletionByTaintManager"}, "NodeLost", True, "host0"),
+        ({"phase": "Running", "disruption": "PreemptionByScheduler"}, "Preempted", True,
+         "preempted"),
+        ({"phase": "Running", "disruption": "EvictionByEvictionAPI"}, "Evicted", True, "evicted"),
+        ({"phase": "Running", "deleting": True}, "PodDeleted", True, "was deleted"),
+    ],
+)  # fmt: skip
+def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: str) -> None:
+    failure = explain(failed(**fields))
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert text in failure.message
+    assert "\n" not in failure.message
+
+
+def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
+    failure = explain(make_worker(phase="Running"), host_lost=True)
+    assert failure is not None
+    assert failure.reason == "NodeLost"
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Running", "Succeeded"])
+def test_no_failure_no_explanation(phase: Any) -> None:
+    assert explain(make_worker(phase=phase)) is None
+
+
+def test_the_root_cause_is_never_the_rank_that_lost_its_peer() -> None:
+    peer = explain(failed(last_words=elastic("RuntimeError: Connection closed by peer")))
+    killed = explain(failed(node=1, exit_code=137))
+    assert peer is not None
+    assert killed is not None
+    cause = root_cause([peer, killed])
+    assert cause is killed
