@@ -90,7 +90,7 @@ def _drive(observed: Observed, status: TrainingRunStatus) -> Plan:
 
     if observed.report and observed.report.attempt == status.attempt:
         apply_report(status, observed.report)
-    if missing and not status.created:
+    if missing:  # and not yet marked created, else it would be a failure
         return _create(observed, status, missing)
     status.created = True
     if settle is not None:
