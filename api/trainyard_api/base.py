@@ -85,6 +85,12 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class SpecModel(Model):
+    """Base of what users write: "2" is no number and "no" no boolean, as for the API server."""
+
+    model_config = ConfigDict(strict=True)
+
+
 def problems(error: ValidationError) -> list[str]:
     """Each problem of a pydantic error as a line a user can act on, in the error's order."""
     lines = []

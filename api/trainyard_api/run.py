@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from trainyard_api.base import Model, Rule, matches
+from trainyard_api.base import Model, Rule, SpecModel, matches
 from trainyard_api.status import TrainingRunStatus
 
 GROUP = "trainyard.dev"
@@ -73,7 +73,7 @@ def immutable(**kwargs: Any) -> Any:
     return Field(json_schema_extra={"immutable": True}, **kwargs)
 
 
-class Elastic(Model):
+class Elastic(SpecModel):
     """How far the number of nodes may move when the cluster can't place `numNodes`."""
 
     rules: ClassVar = (
@@ -88,7 +88,7 @@ class Elastic(Model):
     max_nodes: int = Field(ge=1, le=1024, description="Most nodes to train with.")
 
 
-class Backoff(Model):
+class Backoff(SpecModel):
     """Wait before the next attempt: initialSeconds, doubled each time, at most maxSeconds."""
 
     rules: ClassVar = (
@@ -103,7 +103,7 @@ class Backoff(Model):
     max_seconds: int = Field(default=300, ge=0, le=86400)
 
 
-class Resources(Model):
+class Resources(SpecModel):
     """Compute of one node's container, as in a pod: `limits` and `requests`."""
 
     rules: ClassVar = (
@@ -121,7 +121,7 @@ class Resources(Model):
     requests: Amounts = Field(default_factory=dict)
 
 
-class Network(Model):
+class Network(SpecModel):
     """How the ranks reach each other."""
 
     interface: (
@@ -146,7 +146,7 @@ class Network(Model):
     )
 
 
-class Storage(Model):
+class Storage(SpecModel):
     """The volume that keeps checkpoints and models; without `claimName` one is made."""
 
     rules: ClassVar = (
@@ -189,7 +189,7 @@ class Storage(Model):
     )
 
 
-class CheckpointPolicy(Model):
+class CheckpointPolicy(SpecModel):
     """When to save and what to keep."""
 
     every_steps: int = Field(default=200, ge=1, le=10_000_000, description="Optimizer steps.")
@@ -197,7 +197,7 @@ class CheckpointPolicy(Model):
     keep_best: bool = Field(default=True, description="Also keep the lowest evaluation loss.")
 
 
-class Queue(Model):
+class Queue(SpecModel):
     """Gang scheduling by a queueing system; its pod-group labels go on the pods."""
 
     name: str = Field(min_length=1, max_length=63, description="Queue to submit to.")
@@ -249,7 +249,7 @@ _HAS_WHEN_DELETED = (
 )
 
 
-class TrainingRunSpec(Model):
+class TrainingRunSpec(SpecModel):
     """The whole request. Field names are those of torchrun, Kubeflow and batch/v1 Job."""
 
     rules: ClassVar = (

@@ -1,0 +1,1 @@
+"""Manifests that more than one test suite uses."""

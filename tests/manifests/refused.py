@@ -1,0 +1,154 @@
+"""Manifests that must be refused, each with words that its message must hold.
+
+`make test` holds them against the pydantic models, `make e2e` against the API server: the two
+validations are generated from the same rules and must agree.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A manifest and words of the API server's message; `spec` replaces keys of a good one."""
+
+    case: str
+    words: tuple[str, ...]
+    spec: dict[str, Any] | None = None
+    name: str = "good"
+    remove: tuple[str, ...] = ()
+    # Unknown keys are refused by kubectl's strict field validation, which the server carries out.
+
+
+def manifest(case: Refused) -> dict[str, Any]:
+    """The TrainingRun of a case."""
+    spec: dict[str, Any] = {"recipe": "char-gpt", "config": {"corpus": "stdlib"}}
+    spec |= case.spec or {}
+    for key in case.remove:
+        spec.pop(key)
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": case.name},
+        "spec": spec,
+    }
+
+
+REFUSED = (
+    Refused("no nodes", ("numNodes", "1"), {"numNodes": 0}),
+    Refused("negative nodes", ("numNodes", "1"), {"numNodes": -2}),
+    Refused("too many nodes", ("numNodes", "1024"), {"numNodes": 5000}),
+    Refused("nodes as text", ("numNodes", "integer"), {"numNodes": "two"}),
+    Refused("no processes", ("numProcPerNode", "1"), {"numProcPerNode": 0}),
+    Refused("too many processes", ("numProcPerNode", "64"), {"numProcPerNode": 65}),
+    Refused(
+        "elastic min above max",
+        ("elastic.minNodes must not be greater than elastic.maxNodes",),
+        {"numNodes": 2, "elastic": {"minNodes": 4, "maxNodes": 2}},
+    ),
+    Refused(
+        "numNodes outside elastic",
+        ("numNodes must lie between elastic.minNodes and elastic.maxNodes",),
+        {"numNodes": 8, "elastic": {"minNodes": 1, "maxNodes": 4}},
+    ),
+    Refused("elastic without max", ("maxNodes",), {"elastic": {"minNodes": 1}}),
+    Refused("elastic from zero", ("minNodes", "1"), {"elastic": {"minNodes": 0, "maxNodes": 1}}),
+    Refused(
+        "recipe and command",
+        ("exactly one of recipe", "command"),
+        {"command": ["train.py"]},
+        remove=("config",),
+    ),
+    Refused("neither recipe nor command", ("exactly one of recipe",), remove=("recipe", "config")),
+    Refused(
+        "config with command",
+        ("config belongs to a recipe",),
+        {"command": ["train.py"]},
+        remove=("recipe",),
+    ),
+    Refused("empty command", ("command", "1"), {"command": []}, remove=("recipe", "config")),
+    Refused("command as text", ("command",), {"command": "train.py"}, remove=("recipe", "config")),
+    Refused("recipe in capitals", ("recipe",), {"recipe": "Char_GPT"}),
+    Refused("unknown precision", ("precision", "fp32", "bf16", "fp16"), {"precision": "fp8"}),
+    Refused("unknown strategy", ("strategy", "ddp", "fsdp"), {"strategy": "deepspeed"}),
+    Refused("negative seed", ("seed", "0"), {"seed": -1}),
+    Refused("negative restarts", ("maxRestarts", "0"), {"maxRestarts": -1}),
+    Refused(
+        "backoff starts above its cap",
+        ("backoff.initialSeconds must not be greater than backoff.maxSeconds",),
+        {"backoff": {"initialSeconds": 60, "maxSeconds": 10}},
+    ),
+    Refused("negative backoff", ("initialSeconds", "0"), {"backoff": {"initialSeconds": -5}}),
+    Refused("no deadline left", ("activeDeadlineSeconds", "1"), {"activeDeadlineSeconds": 0}),
+    Refused("no start deadline", ("startDeadlineSeconds", "1"), {"startDeadlineSeconds": 0}),
+    Refused(
+        "negative ttl",
+        ("ttlSecondsAfterFinished", "0"),
+        {"ttlSecondsAfterFinished": -1, "storage": {"whenDeleted": "Retain"}},
+    ),
+    Refused(
+        "ttl that would delete the model",
+        ("ttlSecondsAfterFinished deletes the run", "storage.whenDeleted"),
+        {"ttlSecondsAfterFinished": 60},
+    ),
+    Refused("suspend as text", ("suspend", "boolean"), {"suspend": "no"}),
+    Refused(
+        "negative GPU limit",
+        ("limits",),
+        {"resourcesPerNode": {"limits": {"nvidia.com/gpu": "-1"}}},
+    ),
+    Refused(
+        "negative GPU limit as a number",
+        ("limits",),
+        {"resourcesPerNode": {"limits": {"nvidia.com/gpu": -1}}},
+    ),
+    Refused("memory in words", ("limits",), {"resourcesPerNode": {"limits": {"memory": "lots"}}}),
+    Refused(
+        "nccl variable of another kind",
+        ("network.nccl may only hold variables whose names begin with NCCL_",),
+        {"network": {"nccl": {"OMP_NUM_THREADS": "1"}}},
+    ),
+    Refused("interface with a blank", ("interface",), {"network": {"interface": "eth0 eth1"}}),
+    Refused(
+        "own claim with a size",
+        ("storage.claimName names a volume claim you own",),
+        {"storage": {"claimName": "mine", "size": "10Gi"}},
+    ),
+    Refused("claim name in capitals", ("claimName",), {"storage": {"claimName": "Mine"}}),
+    Refused(
+        "unknown access mode",
+        ("accessMode", "ReadWriteMany"),
+        {"storage": {"accessMode": "ReadWriteAlways"}},
+    ),
+    Refused("checkpoint never", ("everySteps", "1"), {"checkpoint": {"everySteps": 0}}),
+    Refused("keep no checkpoint", ("keepLast", "1"), {"checkpoint": {"keepLast": 0}}),
+    Refused("unknown queue system", ("system", "kueue"), {"queue": {"name": "q", "system": "x"}}),
+    Refused("queue without a name", ("name",), {"queue": {}}),
+    Refused("image with a blank", ("image",), {"image": "my image:1"}),
+    Refused("misspelt field", ("numNode",), {"numNode": 2}),
+    Refused("misspelt nested field", ("everyStep",), {"checkpoint": {"everyStep": 10}}),
+    Refused(
+        "a name too long for pods",
+        ("metadata.name must have at most 50 characters",),
+        name="a" * 51,
+    ),
+    Refused(
+        "a name that begins with a digit",
+        ("metadata.name must begin with a lower-case letter",),
+        name="7b",
+    ),
+    Refused("a name with a dot", ("metadata.name must begin with",), name="gpt.small"),
+)
+
+# What may not change once a run exists: (case, field, before, after).
+CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
+    ("recipe", "recipe", "char-gpt", "gpt"),
+    ("seed", "seed", 0, 1),
+    ("precision", "precision", "fp32", "bf16"),
+    ("strategy", "strategy", "ddp", "fsdp"),
+    ("image", "image", "a:1", "a:2"),
+    ("image added", "image", None, "a:2"),
+    ("image removed", "image", "a:1", None),
+    ("processes", "numProcPerNode", 1, 2),
+    ("storage", "storage", {"size": "1Gi"}, {"size": "2Gi"}),
+)

@@ -1,0 +1,61 @@
+"""TrainingRun as the local backend validates it; the API server is held to the same table."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from trainyard_api.base import one_line
+from trainyard_api.run import TrainingRun, TrainingRunSpec, immutable_changes
+
+from tests.manifests.refused import CHANGED, REFUSED, Refused, manifest
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.case)
+def test_refused(case: Refused) -> None:
+    with pytest.raises(ValidationError) as error:
+        TrainingRun.model_validate(manifest(case))
+    text = one_line(error.value)
+    assert "\n" not in text
+    for word in case.words:
+        assert word.lower() in text.lower()
+
+
+def test_the_good_manifest_behind_the_table_is_good() -> None:
+    run = TrainingRun.model_validate(manifest(Refused("good", ())))
+    assert (run.nproc, run.claim_name, run.namespace) == (1, "good", "default")
+
+
+@pytest.mark.parametrize(("case", "field", "before", "after"), CHANGED, ids=[c[0] for c in CHANGED])
+def test_immutable(case: str, field: str, before: Any, after: Any) -> None:
+    def spec(value: Any) -> TrainingRunSpec:
+        fields = {"recipe": "char-gpt"} | ({field: value} if value is not None else {})
+        return TrainingRunSpec.model_validate(fields)
+
+    assert immutable_changes(spec(before), spec(after)) == [field]
+    assert immutable_changes(spec(before), spec(before)) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "nproc"),
+    [
+        ({}, 1),
+        ({"numProcPerNode": 3}, 3),
+        ({"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}}, 4),
+        ({"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}, "numProcPerNode": 2}, 2),
+        (
+            {
+                "podTemplate": {
+                    "spec": {
+                        "containers": [
+                            {"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": "8"}}}
+                        ]
+                    }
+                }
+            },
+            8,
+        ),
+    ],
+)
+def test_gpus_set_the_processes_per_node(spec: dict[str, Any], nproc: int) -> None:
+    run = TrainingRun.model_validate(manifest(Refused("gpu", (), spec)))
+    assert run.nproc == nproc
