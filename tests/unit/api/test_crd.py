@@ -1,4 +1,4 @@
-"""The committed CRD is the generated one, and it is a structural schema that says what it should."""
+"""The committed CRD is the generated one: structural, and it says what it should."""
 
 from collections.abc import Iterator
 from pathlib import Path
