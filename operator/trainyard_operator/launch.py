@@ -81,6 +81,8 @@ def env(
         # restarts, waits between them, and knows which failures are worth one.
         "PET_MAX_RESTARTS": "0",
         "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        # Every rank's lines, each prefixed with its local rank, on torchrun's own output.
+        "PET_TEE": "3",
         "PET_LOG_DIR": log_dir,
         RESULT_FILE_ENV: result_file,
         RUN_DIR_ENV: run_dir,

@@ -73,6 +73,7 @@ def test_torchrun_reads_every_variable(monkeypatch: pytest.MonkeyPatch, node: in
     assert config.shutdown_timeout == launch.SHUTDOWN_SECONDS
     assert config.logs_specs is not None
     assert config.logs_specs.root_log_dir == "/tmp/torchelastic"
+    assert config.logs_specs._tee == torchrun.Std.ALL
     assert config.rdzv_configs["is_host"] == ("true" if node == 0 else "false")
     assert int(config.rdzv_configs["join_timeout"]) > 100
     assert int(config.rdzv_configs["read_timeout"]) > 100
