@@ -1,0 +1,1 @@
+"""What answers from checkpoints: web servers for the models that training runs export."""

@@ -1,0 +1,72 @@
+"""`python -m trainyard_serving`: `generate` serves a model's text, `verify` only checks a model."""
+
+import argparse
+import logging
+import os
+import sys
+
+from trainyard_serving.model_store import ModelUnavailableError, find_model
+from trainyard_serving.settings import (
+    GenerateSettings,
+    SettingsError,
+    Source,
+    add_flags,
+    read_settings,
+)
+
+
+def main() -> int:
+    """Exit status: 0 when all went well, 1 for what the user can mend (one line says what)."""
+    args = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        return _verify(args) if args.command == "verify" else _generate(args)
+    except SettingsError as error:
+        return _fail(str(error))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    try:
+        model = find_model(read_settings(Source, args, os.environ))
+    except ModelUnavailableError as error:
+        return _fail(str(error))
+    for refused in model.refused:
+        print(f"trainyard_serving: refused: {refused}", file=sys.stderr)
+    manifest = model.manifest
+    print(f"verified {model.path}: run {manifest.run}, step {manifest.step}, {model.digest}")
+    return 0
+
+
+def _generate(args: argparse.Namespace) -> int:
+    settings = read_settings(GenerateSettings, args, os.environ)
+    from trainyard_serving.generate_app import create_app
+    from trainyard_serving.server import ListenError, listen, serve
+
+    try:
+        sock = listen(settings.host, settings.port)
+    except ListenError as error:
+        return _fail(str(error))
+    serve(create_app(settings), sock, settings.drain_seconds)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainyard_serving",
+        description="Serve a verified model. Every flag can also be set by the variable in [].",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser("generate", help="OpenAI-compatible text completions")
+    add_flags(generate, GenerateSettings)
+    verify = commands.add_parser("verify", help="check a model's files and print its digest")
+    add_flags(verify, Source)
+    return parser
+
+
+def _fail(message: str) -> int:
+    print(f"trainyard_serving: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

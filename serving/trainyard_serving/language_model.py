@@ -1,0 +1,175 @@
+"""A causal language model in memory: loads a verified directory, reads prompts, writes text."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from trainyard_serving.completion import Chunk, PromptError, Sampling
+from trainyard_serving.model_store import ModelUnavailableError, VerifiedModel
+from trainyard_serving.sampling import Sampler
+from trainyard_serving.text_stream import Detokenizer, StopMatcher
+
+
+class LanguageModel:
+    """One loaded model. Its weights never change, so a request keeps the one it began with."""
+
+    def __init__(
+        self, source: VerifiedModel, model: Any, tokenizer: Any, device: torch.device
+    ) -> None:
+        self.source = source
+        self._model = model
+        self._tokenizer = tokenizer
+        self._device = device
+        self.context_length = _context_length(model, tokenizer)
+        self._eos_ids = _eos_ids(model, tokenizer)
+        self._unk_id = _unk_id(tokenizer, self._eos_ids)
+        # Tokenizers that split on white space drop it; those that know some must know it all.
+        self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
+
+    @classmethod
+    def load(cls, source: VerifiedModel, device: str = "auto", threads: int = 0) -> Self:
+        """Load a verified directory in Hugging Face form and try it once.
+
+        Raises ModelUnavailableError when it is no usable causal language model.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                local_files_only=True,
+                use_safetensors=True,  # pickled weights can run code
+                dtype=torch.float32 if device == "cpu" else "auto",
+            )
+            model.requires_grad_(False).train(False)
+            loaded = cls(source, model.to(device), tokenizer, torch.device(device))
+            loaded._try_once()
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise ModelUnavailableError(f"{source.path}: cannot be loaded: {line[:500]}") from error
+        return loaded
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of `prompt`.
+
+        Raises PromptError when it is empty, too long or holds characters the model never saw.
+        """
+        encoding = self._tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        ids: list[int] = encoding["input_ids"]
+        if unknown := self._unknown_characters(prompt, ids, encoding["offset_mapping"]):
+            shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:10])
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            raise PromptError(
+                f"this model does not know these characters of the prompt: {shown}{more}",
+                "unknown_characters",
+            )
+        if not ids:
+            raise PromptError("the prompt is empty: give this model text to go on", "empty_prompt")
+        if len(ids) > self.context_length:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, but this model reads at most"
+                f" {self.context_length}: shorten it (max_tokens is not limited by this)",
+                "context_length_exceeded",
+            )
+        return ids
+
+    def complete(self, index: int, prompt: list[int], sampling: Sampling) -> Iterator[Chunk]:
+        """The completion of `prompt` (from `encode`), a chunk per piece of final text.
+
+        The last chunk, and only it, has a finish reason.
+        """
+        detokenizer = Detokenizer(self._decode, prompt)
+        stops = StopMatcher(sampling.stop)
+        fresh = 0  # tokens since the last chunk
+        for number, token in enumerate(self._tokens(prompt, sampling), start=1):
+            fresh += 1
+            ended, full = token in self._eos_ids, number == sampling.max_tokens
+            text = "" if ended else stops.push(detokenizer.push(token))
+            if (ended or full) and not stops.hit:
+                text += stops.push(detokenizer.flush())
+                text += stops.flush()
+            if stops.hit or ended or full:
+                yield Chunk(index, text, fresh, "stop" if stops.hit or ended else "length")
+                return
+            if text:
+                yield Chunk(index, text, fresh)
+                fresh = 0
+
+    def _tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        """Endless token ids after `prompt`, with a key-value cache.
+
+        When the context is full, the newer half of it is read again and generation goes on.
+        """
+        sampler = Sampler(sampling, self._device)
+        window = list(prompt)  # what the model attends to
+        unread, cache = window, DynamicCache(config=self._model.config)
+        while True:
+            token = sampler.pick(self._next_logits(unread, cache))
+            yield token
+            window.append(token)
+            unread = [token]
+            if len(window) > self.context_length:
+                # Cached keys carry their positions, so a slid window has to be read anew; half
+                # a context at a time keeps that rare.
+                window = window[-max(1, self.context_length // 2) :]
+                unread, cache = window, DynamicCache(config=self._model.config)
+
+    @torch.inference_mode()
+    def _next_logits(self, unread: list[int], cache: DynamicCache) -> Tensor:
+        """Logits [vocab] of the token after `unread`, which the cache then holds as well."""
+        ids = torch.tensor([unread], device=self._device)
+        output = self._model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        logits: Tensor = output.logits[0, -1].float()
+        logits[len(self._tokenizer) :] = -torch.inf  # padding of the vocabulary, not tokens
+        if self._unk_id is not None:
+            logits[self._unk_id] = -torch.inf
+        return logits
+
+    def _try_once(self) -> None:
+        logits = self._next_logits([0], DynamicCache(config=self._model.config))
+        if not torch.isfinite(logits).any() or logits.isnan().any():
+            raise ModelUnavailableError(f"{self.source.path}: the model computes NaN")
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _unknown_characters(
+        self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> list[str]:
+        """Characters without a token of their own, in order, each once."""
+        covered = bytearray(len(prompt))
+        for token, (start, end) in zip(ids, offsets, strict=True):
+            if token != self._unk_id:
+                covered[start:end] = b"\1" * (end - start)
+        missing = (char for char, known in zip(prompt, covered, strict=True) if not known)
+        return [char for char in dict.fromkeys(missing) if self._keeps_space or not char.isspace()]
+
+
+def _context_length(model: Any, tokenizer: Any) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(positions or sys.maxsize, int(tokenizer.model_max_length))
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id
+    if eos is None:
+        eos = tokenizer.eos_token_id
+    return frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+
+
+def _unk_id(tokenizer: Any, eos_ids: frozenset[int]) -> int | None:
+    """The unknown token's id, where it means only that (GPT-2's is also its end of text)."""
+    unk = tokenizer.unk_token_id
+    shared = eos_ids | {tokenizer.bos_token_id}
+    return None if unk in shared else unk

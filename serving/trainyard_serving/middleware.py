@@ -1,0 +1,73 @@
+"""What happens around every request: size limit, digest header, counting. Plain ASGI, so that
+streams pass through untouched."""
+
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trainyard_serving.metrics import Metrics
+from trainyard_serving.openai_api import ApiError
+
+DIGEST_HEADER = b"x-trainyard-digest"
+
+
+class BodyLimit:
+    """Refuses a body above `limit` bytes with 413, by its declared length or as it arrives."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            if int(declared) > self._limit:
+                raise self._too_large()
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limit} bytes", "body_too_large")
+
+
+class Observe:
+    """Counts and times every request, and names the model in the answer's header."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, digest: Callable[[], str | None]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._digest = digest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 500
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message["headers"])
+                if (digest := self._digest()) and DIGEST_HEADER not in dict(headers):
+                    headers.append((DIGEST_HEADER, digest.encode()))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            # The router leaves the route it chose here; paths of strangers' making are not labels.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
