@@ -1,4 +1,4 @@
-"""Columns of `kubectl get trainingruns` and `trainyard get`. No imports: the latter answers at once."""
+"""Columns of `kubectl get trainingruns` and `trainyard get`. Imports nothing: it must be quick."""
 
 # Name, type, JSON path, priority (1: only with `-o wide`).
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
