@@ -11,6 +11,8 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trainyard_api.job import EXIT_CONFIG
+
 from trainyard_operator.observed import Worker
 
 
@@ -138,6 +140,9 @@ def _from_exit_code(worker: Worker) -> Failure:
 def _exited(worker: Worker, code: int, who: str, lines: list[str]) -> Failure:
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = f": {last}" if last and "====" not in last else ""
+    if code == EXIT_CONFIG:
+        told = [line for line in lines if line.startswith("ConfigError: ")]
+        return _exception(told[0] if told else f"ConfigError: {last}", worker)
     # 128 and more is a shell's way to say that a signal ended its child.
     reason = "Signal" if code >= 128 else "ExitCode"
     return _failure(reason, worker, f"{who}exit code {code}{said}", exit_code=code)

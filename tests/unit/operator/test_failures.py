@@ -71,6 +71,14 @@ def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: st
     assert "\n" not in failure.message
 
 
+def test_the_trainers_configuration_error_is_found_in_the_log() -> None:
+    log = (LOGS / "exit.log").read_text()
+    log = log.replace("[default1]:cannot open", "[default1]:ConfigError: cannot open")
+    failure = explain(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 78")))
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("ConfigError", "r-1-0: cannot open license file")
+
+
 def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
     failure = explain(make_worker(phase="Running"), host_lost=True)
     assert failure is not None
