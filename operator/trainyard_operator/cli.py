@@ -1,0 +1,155 @@
+"""The `trainyard` command: train, watch and serve runs on this machine, without Kubernetes.
+
+Each command imports what it needs itself, so that `trainyard get` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainyard_api import __version__
+
+from trainyard_operator.local.store import UserError, find_run, list_runs
+
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. What users can mend is told in one line."""
+    args = _parser().parse_args(arguments)
+    try:
+        status: int = args.handler(args)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"trainyard: {line}", file=sys.stderr)
+        return EXIT_REFUSED
+    except BrokenPipeError:  # `trainyard get | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a home that can't be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"trainyard: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.run import run_manifest
+
+    return run_manifest(args.file)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.manifest import load
+
+    run = load(args.file)
+    print(f"{args.file}: {run.kind} {run.name} is valid")
+    return 0
+
+
+def _get(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.expiry import remove_expired
+    from trainyard_operator.local.inspect import print_runs
+
+    remove_expired()
+    runs = [find_run(args.name)] if args.name else list_runs()
+    if not runs and args.output in (None, "wide"):
+        print("no runs on this machine yet: start one with `trainyard run FILE`")
+        return 0
+    print_runs(runs, args.output)
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.inspect import describe
+
+    print(describe(find_run(args.name)))
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.logs import show
+
+    show(find_run(args.name), attempt=args.attempt, node=args.node, follow=args.follow)
+    return 0
+
+
+def _suspend(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.run import suspend
+
+    print(suspend(find_run(args.name)))
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.delete import delete
+
+    for run_dir in [find_run(name) for name in args.name]:
+        print(delete(run_dir), flush=True)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.serve import DEFAULT_PORT, complete, serve
+
+    run_dir = find_run(args.name)
+    if args.prompt is not None:
+        print(complete(run_dir, args.prompt, args.port, args.max_tokens))
+        return 0
+    return serve(run_dir, DEFAULT_PORT if args.port is None else args.port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trainyard", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train what a TrainingRun manifest asks for, or go on")
+    run.add_argument("file", metavar="FILE", type=Path, help="the same manifest kubectl takes")
+    run.set_defaults(handler=_run)
+
+    validate = commands.add_parser("validate", help="check a manifest and do nothing else")
+    validate.add_argument("file", metavar="FILE", type=Path)
+    validate.set_defaults(handler=_validate)
+
+    get = commands.add_parser("get", help="list runs")
+    get.add_argument("name", metavar="NAME", nargs="?")
+    get.add_argument("-o", "--output", choices=["wide", "json", "yaml"])
+    get.set_defaults(handler=_get)
+
+    describe = commands.add_parser("describe", help="status, attempts and events of a run")
+    describe.add_argument("name", metavar="NAME")
+    describe.set_defaults(handler=_describe)
+
+    logs = commands.add_parser("logs", help="print a worker's log")
+    logs.add_argument("name", metavar="NAME")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--attempt", type=int, help="default: the newest")
+    logs.add_argument("--node", type=int, default=0, help="default: 0")
+    logs.set_defaults(handler=_logs)
+
+    suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` goes on with it")
+    suspend.add_argument("name", metavar="NAME")
+    suspend.set_defaults(handler=_suspend)
+
+    delete = commands.add_parser("delete", help="stop runs and remove all they left")
+    delete.add_argument("name", metavar="NAME", nargs="+")
+    delete.set_defaults(handler=_delete)
+
+    serve = commands.add_parser("serve", help="answer requests with a run's model")
+    serve.add_argument("name", metavar="NAME")
+    serve.add_argument("--port", type=int, help="default: 8000; with --prompt: a free one")
+    serve.add_argument("--prompt", help="print one completion of this text and exit")
+    serve.add_argument("--max-tokens", type=int, default=200, help="of --prompt; default: 200")
+    serve.set_defaults(handler=_serve)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Runs on this machine: torchrun as local processes, driven by the same `reconcile` as pods."""
