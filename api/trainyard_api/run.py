@@ -230,6 +230,13 @@ def _check_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+class PodMetadata(Model):
+    """Added to every pod's metadata."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
 class PodTemplate(BaseModel):
     """Merged strategically into every pod: containers and env by name, volumes by name."""
 
@@ -238,7 +245,7 @@ class PodTemplate(BaseModel):
         json_schema_extra={"description": "Overrides for every pod, merged strategically."},
     )
 
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: PodMetadata = Field(default_factory=PodMetadata)
     spec: Annotated[dict[str, Any], AfterValidator(_check_pod_spec)] = Field(
         default_factory=dict, json_schema_extra={"properties": _POD_SPEC}
     )

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard_api import __version__
-
 from trainyard_operator.local.store import UserError, find_run, list_runs
 
 EXIT_REFUSED = 2

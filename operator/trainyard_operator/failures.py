@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainyard_api.job import EXIT_CONFIG
-
 from trainyard_operator.observed import Worker
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Literal
 
 from trainyard_api.status import FINISHED, Phase, TrainingRunStatus
-
 from trainyard_operator.failures import Failure, explain, gone, root_cause
 from trainyard_operator.observed import Observed, Worker
 from trainyard_operator.pending import Waiting, waiting_for

@@ -6,9 +6,9 @@ Each writes the new status and returns the Plan that makes it true.
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
+
 from trainyard_api.progress import ProgressReport
 from trainyard_api.status import Attempt, TrainingRunStatus
-
 from trainyard_operator.failures import Failure
 from trainyard_operator.observed import Observed, Worker
 from trainyard_operator.plan import Plan, RunEvent, WorkerKey

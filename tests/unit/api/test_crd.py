@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from trainyard_api import crd
 from trainyard_api.run import TrainingRunSpec
 

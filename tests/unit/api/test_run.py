@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from trainyard_api.base import one_line
-from trainyard_api.run import TrainingRun, TrainingRunSpec, immutable_changes
 
 from tests.manifests.refused import CHANGED, REFUSED, Refused, manifest
+from trainyard_api.base import one_line
+from trainyard_api.run import TrainingRun, TrainingRunSpec, immutable_changes
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.case)

@@ -7,12 +7,12 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.unit.operator.builders import T0, make_run
 from trainyard_api.run import TrainingRun
 from trainyard_operator.observed import Observed, Worker
 from trainyard_operator.plan import Plan, worker_name
 from trainyard_operator.reconcile import reconcile
-
-from tests.unit.operator.builders import T0, make_run
 
 # How an attempt goes: (what happens, to which node).
 FATES = st.tuples(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainyard_operator.failures import explain, root_cause
 
 from tests.unit.operator.builders import make_worker
+from trainyard_operator.failures import explain, root_cause
 
 LOGS = Path(__file__).parent / "torchrun_logs"
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
 from trainyard_operator import launch

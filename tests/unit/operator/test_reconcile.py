@@ -4,10 +4,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from trainyard_api.status import CheckpointRef
-from trainyard_operator.plan import Plan
 
 from tests.unit.operator.builders import T0, Story, make_report, make_run, make_worker
+from trainyard_api.status import CheckpointRef
+from trainyard_operator.plan import Plan
 
 
 def begun(**spec: Any) -> Story:

@@ -1,0 +1,47 @@
+# Every target is one line that names the real tool.
+PYTHON ?= python3
+BIN := .venv/bin
+TAG ?= dev
+
+.PHONY: demo test e2e lint format cluster cluster-down images crd lock bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,trainer,serving,dev]'
+	@touch $@
+
+demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
+	@$(BIN)/python examples/demo.py
+
+test: .venv/ready ## all tests that need neither a cluster nor root
+	$(BIN)/python -m pytest
+
+e2e: cluster images ## the end-to-end tests on a real Kubernetes
+	$(BIN)/python -m pytest tests/e2e
+
+lint: .venv/ready ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: .venv/ready ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
+	$(BIN)/python -m cluster up $(if $(CONTEXT),--context $(CONTEXT))
+
+cluster-down: .venv/ready ## remove every trace of it
+	$(BIN)/python -m cluster down
+
+images: .venv/ready ## build the images with docker, podman or buildah
+	$(BIN)/python -m images build --tag $(TAG)
+
+crd: .venv/ready ## write the CRD from the models
+	$(BIN)/python -m trainyard_api.crd
+
+clean: ## remove the virtual environment
+	rm -rf .venv
