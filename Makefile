@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TAG ?= dev
+STARTED := $(shell date +%s)
 
 .PHONY: demo test e2e lint format cluster cluster-down images crd lock bench clean
 .DEFAULT_GOAL := help
@@ -17,7 +18,7 @@ help: ## list the targets
 	@touch $@
 
 demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/demo.py $(STARTED)
 
 test: .venv/ready ## all tests that need neither a cluster nor root
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[2]
 PARTS = ("api", "operator", "trainer", "serving")
 # What api may need besides Python itself: no torch, no kubernetes, no web.
-API_LIBRARIES = {"pydantic", "yaml", "trainyard_api"}
+API_LIBRARIES = {"pydantic", "pydantic_core", "yaml", "trainyard_api"}
 
 
 def imported(file: Path) -> set[str]:

@@ -1,0 +1,46 @@
+"""`make demo`: train the quickstart on this machine, serve the model, ask it, and time each phase."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+TRAINYARD = Path(sys.executable).with_name("trainyard")
+RUN = "quickstart"
+PROMPT = "def "
+
+
+def main(started: float) -> int:
+    """Run the phases; `started` is when make was, in seconds since the epoch."""
+    console = Console()
+    seconds = {"set up": time.time() - started}
+    subprocess.run([TRAINYARD, "delete", RUN, "--ignore-not-found"], check=True)
+    for phase, command in (
+        ("train", ["run", str(HERE / "quickstart.yaml")]),
+        ("serve and answer", ["serve", RUN, "--port", "0", "--prompt", PROMPT]),
+    ):
+        console.rule(f"trainyard {' '.join(command)}")
+        begin = time.monotonic()
+        code = subprocess.run([TRAINYARD, *command], check=False).returncode
+        seconds[phase] = time.monotonic() - begin
+        if code:
+            return code
+
+    table = Table("phase", "seconds", title="make demo")
+    for phase, took in seconds.items():
+        table.add_row(phase, f"{took:.1f}")
+    table.add_row("in all", f"{sum(seconds.values()):.1f}")
+    console.print(table)
+    console.print(
+        f"The loss curve's path is above. Next: [bold].venv/bin/trainyard serve {RUN}[/bold]"
+        " opens a page to try the model; README.md goes on with Kubernetes."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else time.time()))
