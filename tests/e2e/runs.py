@@ -1,0 +1,52 @@
+"""TrainingRuns of the end-to-end tests: small models that two cores train in a minute."""
+
+from typing import Any
+
+# About 0.1 M parameters: enough to learn letters and words, small enough for a shared core.
+SMALL = {
+    "corpus": "/data",
+    "block_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 64,
+    "dropout": 0.0,
+    "batch_size": 16,
+    "learning_rate": 0.003,
+    "log_steps": 10,
+    "eval_steps": 200,
+}
+
+
+def char_gpt(
+    name: str, volume: dict[str, Any] | None, config: dict[str, Any], **spec: Any
+) -> dict[str, Any]:
+    """A char-gpt run on two nodes; `volume` is the corpus, mounted at /data."""
+    template: dict[str, Any] = {"spec": {"containers": [{"name": "trainer"}]}}
+    if volume:
+        template["spec"]["volumes"] = [volume]
+        template["spec"]["containers"][0]["volumeMounts"] = [
+            {"name": volume["name"], "mountPath": "/data", "readOnly": True}
+        ]
+    return training_run(
+        name,
+        {
+            "recipe": "char-gpt",
+            "numNodes": 2,
+            "config": SMALL | config,
+            "checkpoint": {"everySteps": 50},
+            "backoff": {"initialSeconds": 1, "maxSeconds": 5},
+            "storage": {"size": "1Gi"},
+            "podTemplate": template,
+        }
+        | spec,
+    )
+
+
+def training_run(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A TrainingRun manifest."""
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name},
+        "spec": spec,
+    }

@@ -1,0 +1,146 @@
+"""What users get wrong, and what goes wrong around them: the right phase and one clear line."""
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.kube import Namespace, wait_until
+from tests.e2e.runs import char_gpt, training_run
+
+ONE = {"numNodes": 1, "maxRestarts": 2}
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "words"),
+    [
+        ("unknown-key", {"n_layrs": 6}, ["n_layrs", "n_layer"]),
+        ("missing-corpus", {"corpus": "/nowhere.txt"}, ["/nowhere.txt"]),
+        ("wrong-value", {"n_head": 5}, ["n_head", "n_embd"]),
+    ],
+)
+def test_a_wrong_config_fails_at_once_and_says_what_to_change(
+    space: Namespace, case: str, config: dict[str, Any], words: list[str]
+) -> None:
+    space.apply(char_gpt(case, None, {"corpus": "stdlib"} | config, **ONE))
+    status = wait_failed(space, case)
+    assert (status["reason"], status["restarts"]) == ("ConfigError", 0)
+    for word in words:
+        assert word in status["message"]
+
+
+def test_an_unknown_recipe_names_the_known_ones(space: Namespace) -> None:
+    space.apply(training_run("typo", {"recipe": "chat-gpt"}))
+    status = wait_failed(space, "typo")
+    assert status["reason"] == "ConfigError"
+    assert "char-gpt" in status["message"]
+
+
+def test_a_users_exception_is_reported_with_its_last_line(space: Namespace) -> None:
+    """`command` runs the user's own script, unchanged, and its failure is theirs to mend."""
+    script = "raise KeyError('labels.json has no class 7')"
+    space.apply(training_run("mine", {"command": ["python3", "-c", script], "maxRestarts": 5}))
+    status = wait_failed(space, "mine")
+    assert (status["reason"], status["restarts"]) == ("UserException", 0)
+    assert "KeyError: 'labels.json has no class 7'" in status["message"]
+
+
+def test_a_users_script_runs_unchanged_on_two_nodes(space: Namespace) -> None:
+    script = (
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "t = torch.ones(1)\n"
+        "dist.all_reduce(t)\n"
+        "print('sum of ranks:', int(t))\n"
+        "dist.destroy_process_group()\n"
+    )
+    spec = {"command": ["python3", "-c", script], "numNodes": 2, "numProcPerNode": 2}
+    space.apply(training_run("ddp", spec))
+    status = space.wait_phase("ddp", "Succeeded")
+    assert "step" not in status, "progress of a user's script is unknown, never invented"
+    assert "sum of ranks: 4" in space.kubectl("logs", "ddp-1-0")
+
+
+def test_a_wrong_image_says_so_while_pending_and_fails_at_the_deadline(space: Namespace) -> None:
+    image = "localhost:5000/trainyard/no-such-image:1"
+    space.apply(training_run("img", {"recipe": "char-gpt", "image": image, **SHORT}))
+    status = space.wait_status("img", "Image", lambda s: s.get("reason") == "Image", 60)
+    assert status["phase"] in ("Pending", "Failed")
+    assert "no-such-image" in wait_failed(space, "img")["message"]
+    wait_until("its pod is gone", lambda: not space.pods("img"), 60)
+
+
+SHORT = {"startDeadlineSeconds": 20}
+
+
+def test_gpus_on_a_cluster_without_them_are_named(space: Namespace) -> None:
+    limits = {"limits": {"nvidia.com/gpu": 1}}
+    space.apply(training_run("gpu", {"recipe": "char-gpt", "resourcesPerNode": limits, **SHORT}))
+    status = space.wait_status("gpu", "Scheduling", lambda s: s.get("reason") == "Scheduling")
+    assert "nvidia.com/gpu" in status["message"]
+    # Nothing is left half-scheduled: the gang is given back, and tried again without a restart.
+    status = space.wait_status("gpu", "given back", lambda s: s.get("reason") == "GivenBack")
+    assert status.get("restarts", 0) == 0
+
+
+def test_a_missing_volume_is_named(space: Namespace) -> None:
+    spec = {"recipe": "char-gpt", "storage": {"claimName": "nowhere"}, **SHORT}
+    space.apply(training_run("vol", spec))
+    status = space.wait_status("vol", "Volume", lambda s: s.get("reason") == "Volume", 60)
+    assert '"nowhere" not found' in status["message"]
+    assert wait_failed(space, "vol")["reason"] == "Volume"
+
+
+def test_a_pod_that_the_cluster_rejects_says_why(space: Namespace) -> None:
+    """The namespace enforces the restricted standard; the user asks for a host path."""
+    template = {
+        "spec": {"volumes": [{"name": "host", "hostPath": {"path": "/etc"}}]},
+    }
+    space.apply(training_run("host", {"recipe": "char-gpt", "podTemplate": template, **SHORT}))
+    status = space.wait_status("host", "Rejected", lambda s: s.get("reason") == "Rejected", 60)
+    assert "hostPath" in status["message"]
+
+
+def test_suspend_and_resume_goes_on_from_the_checkpoint(
+    space: Namespace, corpus: dict[str, Any]
+) -> None:
+    space.apply(char_gpt("nap", corpus, {"max_steps": 600}, numNodes=1))
+    space.wait_status("nap", "a checkpoint", lambda s: "lastCheckpoint" in s)
+    space.kubectl("patch", "trun", "nap", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    space.wait_phase("nap", "Suspended")
+    wait_until("its pods are gone", lambda: not space.pods("nap"), 60)
+    space.kubectl("patch", "trun", "nap", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    status = space.wait_phase("nap", "Succeeded")
+    assert status["resumedFromStep"] > 0
+    assert status.get("restarts", 0) == 0
+
+
+def test_deadline_and_ttl(space: Namespace) -> None:
+    sleep = ["python3", "-c", "import threading; threading.Event().wait()"]
+    spec = {
+        "command": sleep,
+        "activeDeadlineSeconds": 15,
+        "ttlSecondsAfterFinished": 5,
+        "storage": {"size": "1Gi", "whenDeleted": "Delete"},
+    }
+    space.apply(training_run("late", spec))
+    status = wait_failed(space, "late")
+    assert status["reason"] == "DeadlineExceeded"
+    wait_until("the run is deleted", lambda: space.get("trainingrun", "late") is None, 60)
+    wait_until("its claim is gone", lambda: not space.list("persistentvolumeclaims"), 60)
+
+
+def test_pods_get_no_api_token(space: Namespace) -> None:
+    script = "import os, sys; sys.exit(os.path.exists('/var/run/secrets/kubernetes.io'))"
+    space.apply(training_run("plain", {"command": ["python3", "-c", script]}))
+    space.wait_phase("plain", "Succeeded")
+
+
+def wait_failed(space: Namespace, name: str) -> dict[str, Any]:
+    def failed() -> dict[str, Any] | None:
+        status = space.status(name)
+        return status if status.get("phase") == "Failed" else None
+
+    try:
+        return wait_until(f"{name} has failed", failed, 120)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{space.describe(name)}") from None

@@ -1,0 +1,128 @@
+"""The main job, as a user does it: train through a fault, then serve what came out."""
+
+import json
+from typing import Any
+
+import httpx
+
+from tests.e2e.conftest import Forwarder
+from tests.e2e.kube import REPO, Namespace, kill_rank, run, wait_until
+from tests.e2e.runs import char_gpt
+
+RUN = "shakespeare"
+STEPS = 1500
+
+
+def test_train_kill_resume_serve(
+    space: Namespace,
+    corpus: dict[str, Any],
+    forward: Forwarder,
+    image_values: dict[str, str],
+) -> None:
+    space.apply(char_gpt(RUN, corpus, {"max_steps": STEPS}))
+    trains_on_two_nodes(space)
+    saved = survives_a_killed_worker(space)
+    finishes(space, saved)
+    shows_itself(space)
+    serves(space, forward, image_values["serving"])
+    leaves_nothing_behind(space)
+
+
+def trains_on_two_nodes(space: Namespace) -> None:
+    status = space.wait_phase(RUN, "Running")
+    assert status["worldSize"] == 2
+    nodes = {pod["spec"]["nodeName"] for pod in space.pods(RUN, attempt=1)}
+    assert len(nodes) >= 1
+    status = space.wait_status(
+        RUN,
+        "progress in status",
+        lambda s: bool(s.get("step")) and "lastCheckpoint" in s and bool(s.get("throughput")),
+    )
+    assert status["totalSteps"] == STEPS
+    assert status["loss"] > 0
+    assert status["tokensPerSecond"] > 0
+
+
+def survives_a_killed_worker(space: Namespace) -> int:
+    """kill -9 one rank; the step that the next attempt resumed from."""
+    saved = int(space.status(RUN)["lastCheckpoint"]["step"])
+    kill_rank(space, f"{RUN}-1-1")
+    status = space.wait_status(
+        RUN,
+        "attempt 2 resumed",
+        lambda s: s.get("attempt") == 2 and s.get("resumedFromStep") is not None,
+    )
+    first, second = status["attempts"]
+    assert (first["outcome"], first["reason"]) == ("Failed", "Signal")
+    assert "killed by SIGKILL" in first["message"]
+    assert second["resumedFromStep"] >= saved > 0
+    assert status["restarts"] == 1
+    return int(second["resumedFromStep"])
+
+
+def finishes(space: Namespace, resumed_from: int) -> None:
+    status = space.wait_phase(RUN, "Succeeded", deadline=400)
+    assert status["progress"] == f"{STEPS}/{STEPS}"
+    assert status["lastCheckpoint"]["step"] == STEPS
+    assert status["model"]["digest"].startswith("sha256:")
+    assert status["loss"] < 2.6, "it has learnt next to nothing"
+    assert status["resumedFromStep"] == resumed_from
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert (conditions["Succeeded"], conditions["Running"]) == ("True", "False")
+    reasons = space.event_reasons(RUN)
+    for reason in ("AttemptStarted", "Starting", "Running", "Signal", "Succeeded"):
+        assert reason in reasons
+    assert reasons.count("AttemptStarted") == 2
+
+
+def shows_itself(space: Namespace) -> None:
+    """What `kubectl get` prints, by any of the names."""
+    for kind in ("trainingruns", "trun", "trainyard"):
+        text = space.kubectl("get", kind)
+        assert RUN in text
+        assert "Succeeded" in text
+        assert f"{STEPS}/{STEPS}" in text
+    header = space.kubectl("get", "trun").splitlines()[0].split()
+    assert {"PHASE", "PROGRESS", "LOSS", "THROUGHPUT", "ETA", "RESTARTS", "AGE"} <= set(header)
+
+
+def serves(space: Namespace, forward: Forwarder, image: str) -> None:
+    run(
+        "helm",
+        "install",
+        "bard",
+        str(REPO / "charts" / "serving"),
+        "--namespace",
+        space.name,
+        "--set",
+        f"run={RUN},{image}",
+        "--wait",
+        "--timeout",
+        "180s",
+    )
+    text = run("helm", "test", "bard", "--namespace", space.name, "--logs", "--timeout", "120s")
+    assert "Succeeded" in text
+    services = [item["metadata"]["name"] for item in space.list("services")]
+    name = next(name for name in services if name != RUN)
+    url = forward.url(f"service/{name}", 80)
+    answer = httpx.post(
+        f"{url}/v1/completions",
+        json={"model": RUN, "prompt": "ROMEO:", "max_tokens": 80, "seed": 1},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["usage"]["completion_tokens"] == 80
+    assert len(set(body["choices"][0]["text"])) > 5
+    assert answer.headers["x-trainyard-digest"] == space.status(RUN)["model"]["digest"]
+    run("helm", "uninstall", "bard", "--namespace", space.name, "--wait")
+
+
+def leaves_nothing_behind(space: Namespace) -> None:
+    space.kubectl("delete", "trainingrun", RUN, "--timeout=60s")
+
+    def gone() -> bool:
+        kinds = "pods,services,persistentvolumeclaims,endpointslices"
+        return not json.loads(space.kubectl("get", kinds, "-o", "json"))["items"]
+
+    wait_until("pods, service and volume claim are gone", gone, 90)
