@@ -5,6 +5,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/forward"
@@ -15,7 +16,7 @@ import (
 )
 
 // order is the order in which a request passes through the plugins.
-var order = []string{"reload", "ready", "health", "errors", "cache", "kubernetes", "forward"}
+var order = []string{"reload", "bind", "ready", "health", "errors", "cache", "kubernetes", "forward"}
 
 func main() {
 	dnsserver.Directives = order

@@ -95,6 +95,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	controller.NewProvisionController(
-		klog.Background(), client, provisionerName, directories{root: *root}, controller.LeaderElection(false),
+		ctx, client, provisionerName, directories{root: *root}, controller.LeaderElection(false),
 	).Run(ctx)
 }

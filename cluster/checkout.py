@@ -1,0 +1,37 @@
+"""What a checkout gets of a running cluster: kubeconfig, programs, and a file to source."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from .certs import write_private
+from .settings import Settings
+
+
+def write(settings: Settings, kubeconfig: str, programs: Path | None, registry: str = "") -> None:
+    """Write .cluster/: kubeconfig, bin (a link to kubectl and helm) and env."""
+    folder = settings.checkout
+    folder.mkdir(exist_ok=True)
+    if not settings.kubeconfig.exists() or settings.kubeconfig.read_text() != kubeconfig:
+        write_private(settings.kubeconfig, kubeconfig)
+    lines = [f"export KUBECONFIG={settings.kubeconfig}"]
+    link = folder / "bin"
+    link.unlink(missing_ok=True)
+    if programs is not None:
+        link.symlink_to(programs)
+        lines.append(f'export PATH="{link}:$PATH"')
+    if registry:
+        lines.append(f"export TRAINYARD_REGISTRY={registry}/trainyard")
+    (folder / "env").write_text("\n".join(lines) + "\n")
+
+
+def remove(settings: Settings) -> None:
+    """Remove .cluster/."""
+    shutil.rmtree(settings.checkout, ignore_errors=True)
+
+
+def hint(settings: Settings) -> str:
+    """What to type next."""
+    env = settings.checkout / "env"
+    return f"export KUBECONFIG={settings.kubeconfig}   (with kubectl and helm: . {env})"

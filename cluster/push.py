@@ -1,0 +1,45 @@
+"""Moving an image from docker, podman or buildah to the cluster's registry."""
+
+from __future__ import annotations
+
+import shutil
+
+from .errors import ClusterError
+from .shell import direct_env, run
+
+
+def target_name(image: str, registry: str) -> str:
+    """The name under which the cluster knows the image."""
+    if image.startswith(f"{registry}/"):
+        return image
+    repository = image.removeprefix("localhost/")
+    host, _, rest = repository.partition("/")
+    if rest and ("." in host or ":" in host or host == "localhost"):
+        repository = rest
+    if "/" not in repository:
+        repository = f"trainyard/{repository}"
+    return f"{registry}/{repository}"
+
+
+def push(image: str, target: str) -> None:
+    """Push the image from whichever store has it; layers that are there already stay."""
+    for tool in ("buildah", "podman"):
+        if shutil.which(tool) and _has(tool, image):
+            # Uncompressed: the way is short, and packing 5 GB of libraries takes minutes.
+            command = [tool, "push", "--quiet", "--tls-verify=false", "--disable-compression"]
+            if tool == "podman":
+                command.remove("--disable-compression")
+                command.append("--compression-level=1")
+            run([*command, image, f"docker://{target}"], env=direct_env(), timeout=1800)
+            return
+    if shutil.which("docker") and _has("docker", image):
+        if image != target:
+            run(["docker", "tag", image, target])
+        run(["docker", "push", "--quiet", target], timeout=1800)
+        return
+    raise ClusterError(f"no image {image} in docker, podman or buildah: make images builds ours")
+
+
+def _has(tool: str, image: str) -> bool:
+    words = ["inspect", "--type", "image"] if tool != "docker" else ["image", "inspect"]
+    return run([tool, *words, image], check=False, timeout=60).returncode == 0

@@ -1,0 +1,143 @@
+"""The image registry on this machine's loopback, from which the nodes pull as from any other."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import socket
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from .errors import ClusterError
+from .processes import Processes
+from .settings import PAUSE_VERSION, Settings
+from .wait import until
+
+NAME = "registry"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
+    """Start the registry, and put the image in it that holds each pod's namespaces."""
+    config = settings.state / "registry.json"
+    text = json.dumps(
+        {
+            "version": 0.1,
+            "log": {"level": "warn"},
+            "storage": {
+                "filesystem": {"rootdirectory": str(settings.cache / "registry")},
+                "delete": {"enabled": True},
+            },
+            "http": {"addr": f"127.0.0.1:{settings.registry_port}", "secret": "local"},
+        },
+        indent=1,
+    )
+    config.write_text(text + "\n")
+    command: list[str | Path] = [programs / "registry", "serve", config]
+    if not processes.current(NAME, command, text):
+        processes.stop([NAME])
+        _refuse_taken_port(settings.registry_port)
+        processes.ensure(NAME, command, text)
+
+    def answers() -> bool:
+        if not processes.alive(NAME):
+            raise ClusterError(f"the image registry ended: {processes.last_words(NAME)}")
+        return _has(settings, "/v2/")
+
+    until(answers, 30, lambda: f"no answer from the registry: {processes.last_words(NAME)}")
+    _push_pause(settings, programs / "pause")
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ClusterError(
+                f"port {port}, where the image registry listens, is in use: "
+                "set TRAINYARD_REGISTRY_PORT to another"
+            ) from None
+
+
+def _push_pause(settings: Settings, program: Path) -> None:
+    """Push the pause image: one layer with one program in it."""
+    layer = _layer(program)
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    ).encode()
+    packed = gzip.compress(layer, mtime=0)
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": _describe("application/vnd.oci.image.config.v1+json", config),
+            "layers": [_describe("application/vnd.oci.image.layer.v1.tar+gzip", packed)],
+        }
+    ).encode()
+    base = "/v2/trainyard/pause"
+    for blob in (packed, config):
+        if not _has(settings, f"{base}/blobs/{_digest(blob)}"):
+            _upload(settings, f"{base}/blobs/uploads/", blob)
+    _call(settings, "PUT", f"{base}/manifests/{PAUSE_VERSION}", manifest, _MANIFEST)
+
+
+def _layer(program: Path) -> bytes:
+    """A tar of the program alone, the same bytes each time."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        entry = tarfile.TarInfo("pause")
+        entry.size, entry.mode = program.stat().st_size, 0o755
+        with program.open("rb") as content:
+            tar.addfile(entry, content)
+    return packed.getvalue()
+
+
+def _upload(settings: Settings, path: str, blob: bytes) -> None:
+    location = _call(settings, "POST", path)["Location"]
+    joint = "&" if "?" in location else "?"
+    target = f"{location}{joint}digest={_digest(blob)}"
+    _call(settings, "PUT", target, blob, "application/octet-stream")
+
+
+def _describe(kind: str, blob: bytes) -> dict[str, str | int]:
+    return {"mediaType": kind, "digest": _digest(blob), "size": len(blob)}
+
+
+def _digest(blob: bytes) -> str:
+    return "sha256:" + hashlib.sha256(blob).hexdigest()
+
+
+def _has(settings: Settings, path: str) -> bool:
+    try:
+        _call(settings, "HEAD" if "blobs" in path else "GET", path)
+    except ClusterError:
+        return False
+    return True
+
+
+def _call(
+    settings: Settings, method: str, path: str, body: bytes | None = None, kind: str = ""
+) -> dict[str, str]:
+    """One request to the registry; the answer's headers."""
+    base = f"http://127.0.0.1:{settings.registry_port}"
+    request = urllib.request.Request(
+        path if path.startswith("http") else base + path, data=body, method=method
+    )
+    if kind:
+        request.add_header("Content-Type", kind)
+    try:
+        with _OPENER.open(request, timeout=30) as answer:
+            return dict(answer.headers)
+    except (urllib.error.URLError, OSError) as error:
+        raise ClusterError(f"registry {method} {path}: {error}") from None
