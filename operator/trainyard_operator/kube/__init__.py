@@ -1,0 +1,1 @@
+"""The Kubernetes executor: what a Plan means on a cluster, and what is observed there."""
