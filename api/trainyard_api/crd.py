@@ -30,8 +30,11 @@ class _Structural(GenerateJsonSchema):
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         described = super().default_schema(schema)
-        if "default_factory" in schema and "$ref" in described:
-            return {**described, "default": {}}  # the defaults of its fields fill it
+        value = schema["default_factory"]() if "default_factory" in schema else None  # type: ignore[call-arg]
+        if isinstance(value, Model):
+            # In full: the API server checks rules on a default before it fills the fields in.
+            fields = {key: item for key, item in value.to_wire().items() if item != {}}
+            return {**described, "default": fields} if fields else described
         return described
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:

@@ -58,7 +58,7 @@ def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) 
         "enum": ["fp32", "bf16", "fp16"],
         "default": "fp32",
     }
-    assert spec["checkpoint"]["default"] == {}
+    assert spec["backoff"]["default"] == {"initialSeconds": 5, "maxSeconds": 300}
     assert spec["checkpoint"]["properties"]["everySteps"]["default"] == 200
     assert all("default" not in node for _, node in walk(schema["properties"]["status"]))
 
@@ -66,7 +66,7 @@ def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) 
 def test_free_form_fields_keep_what_users_write(schema: dict[str, Any]) -> None:
     spec = schema["properties"]["spec"]["properties"]
     template = spec["podTemplate"]["properties"]
-    for node in (spec["config"], template["metadata"], template["spec"]):
+    for node in (spec["config"], template["spec"]):
         assert node["x-kubernetes-preserve-unknown-fields"] is True
         assert node["type"] == "object"
 
