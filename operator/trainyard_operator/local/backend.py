@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
+
 from trainyard_api.base import one_line
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-
 from trainyard_operator.local.store import RunDir, UserError, append_json_line
 from trainyard_operator.local.workers import Workers
 from trainyard_operator.observed import Observed, Worker

@@ -8,7 +8,6 @@ from typing import Self
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-
 from trainyard_operator.local.backend import LossPoint
 from trainyard_operator.plan import RunEvent
 from trainyard_operator.status import duration_text
@@ -63,7 +62,7 @@ class PlainDisplay(Display):
         self._since = self._shown = time.monotonic()
 
     def show(self, view: View, events: Sequence[RunEvent]) -> None:
-        for event in events:
+        for event in news(events):
             self.say(event_line(event))
         now = time.monotonic()
         what = f"{view.run.status.phase}: {view.doing}"
@@ -84,6 +83,11 @@ def new_display() -> Display:
 
         return LiveDisplay()
     return PlainDisplay()
+
+
+def news(events: Sequence[RunEvent]) -> list[RunEvent]:
+    """The events to tell at once: the run's end is told by the summary."""
+    return [event for event in events if event.key not in ("succeeded", "failed")]
 
 
 def event_line(event: RunEvent) -> str:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trainyard_api.columns import COLUMNS
-
 from trainyard_operator.local.store import MANIFEST, RunDir
 
 FINISHED = ("Succeeded", "Failed")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainyard_operator.local.backend import LossPoint
-from trainyard_operator.local.display import Display, View, event_line
+from trainyard_operator.local.display import Display, View, event_line, news
 from trainyard_operator.plan import RunEvent
 from trainyard_operator.status import duration_text
 
@@ -42,7 +42,7 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def show(self, view: View, events: Sequence[RunEvent]) -> None:
-        for event in events:
+        for event in news(events):
             style = "yellow" if event.type == "Warning" else "dim"
             self._console.print(Text(event_line(event), style=style))
         what = f"{view.run.status.phase} {view.doing}"

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+
 from trainyard_api.base import problems
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
-
 from trainyard_operator.local.store import UserError
 
 Location = tuple[str | int, ...]
@@ -34,12 +34,11 @@ def load(path: Path) -> TrainingRun:
         # From JSON and strictly: as the API server, a quoted number is no number.
         return TrainingRun.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(
-            "\n".join(
-                f"{path}:{_nearest(lines, item['loc'])}: {problem}"
-                for item, problem in zip(error.errors(), problems(error), strict=True)
-            )
-        ) from None
+        found = sorted(
+            (_nearest(lines, item["loc"]), problem)
+            for item, problem in zip(error.errors(), problems(error), strict=True)
+        )
+        raise UserError("\n".join(f"{path}:{line}: {problem}" for line, problem in found)) from None
 
 
 def _single_document(path: Path, text: str) -> yaml.Node:

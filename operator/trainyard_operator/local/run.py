@@ -13,7 +13,6 @@ from types import FrameType
 
 from trainyard_api.run import TrainingRun, immutable_changes
 from trainyard_api.status import FINISHED
-
 from trainyard_operator.local import manifest, preflight
 from trainyard_operator.local.backend import LocalBackend
 from trainyard_operator.local.delete import end_driver
@@ -166,5 +165,5 @@ def _already_finished(run: TrainingRun) -> str:
     ended = "succeeded" if run.status.phase == "Succeeded" else "failed"
     why = f": {run.status.message}" if run.status.message else ""
     again = f"to train anew: trainyard delete {run.name}"
-    serve = f"; to serve its model: trainyard serve {run.name}" if ended == "succeeded" else ""
+    serve = f"; to serve its model: trainyard serve {run.name}" if run.status.model else ""
     return f"{run.name} has already {ended}{why}; {again}{serve}"

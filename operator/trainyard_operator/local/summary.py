@@ -1,7 +1,6 @@
 """What to tell the user when a run stops: how it went, where things are, what to do next."""
 
 from trainyard_api.run import TrainingRun
-
 from trainyard_operator.local.backend import LocalBackend
 from trainyard_operator.local.store import MANIFEST
 
@@ -50,7 +49,8 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
         lines.append(f"  log     {log}")
     if status.last_checkpoint:
         lines.append(f"  newest  checkpoint of step {status.last_checkpoint.step} is kept")
-    lines.append(f"  again   trainyard delete {run.name}, then trainyard run")
+    file = run.metadata.annotations.get(MANIFEST, "FILE")
+    lines.append(f"  again   trainyard delete {run.name} && trainyard run {file}")
     return lines
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from trainyard_api.job import EXIT_CONFIG
 from trainyard_api.run import TrainingRun
-
 from trainyard_operator import launch
 from trainyard_operator.local import preflight, shim
 from trainyard_operator.local.store import WORKING_DIRECTORY, RunDir, write_atomic

@@ -1,0 +1,198 @@
+"""Commands that end at once: refusals, `get`, `describe`, `delete`; each mistake is one line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainyard_operator import cli
+from trainyard_operator.local.store import HOME_ENV
+
+HEAD = "apiVersion: trainyard.dev/v1alpha1\nkind: TrainingRun\nmetadata: {name: x}\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory and a home of its own for commands called in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(HOME_ENV, str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("spec: {command: [a.py], numNodes: 0}", 4, "spec.numNodes: "),
+        ("spec: {command: [a.py], recipe: b}", 4, "exactly one of recipe"),
+        ("spec:\n  command: [a.py]\n  sed: 1", 6, "spec.sed: unknown key"),
+        ("spec:\n  command: [a.py]\n  seed: '1'", 6, "spec.seed: "),
+        ("spec:\n  command: [a.py]\n  seed: 1\n  seed: 2", 7, "seed is given twice"),
+        ("spec:\n  command: [a.py\n", 6, "not valid YAML"),
+        ("spec: {command: [a.py]}\n---\nspec: {}", 6, "a second document"),
+    ],
+)
+def test_a_bad_manifest_is_refused_with_its_line(
+    here: Path, capsys: pytest.CaptureFixture[str], text: str, line: int, said: str
+) -> None:
+    Path("x.yaml").write_text(HEAD + text)
+    for command in ("run", "validate"):
+        assert cli.main([command, "x.yaml"]) == cli.EXIT_REFUSED
+        error = capsys.readouterr().err
+        assert error.startswith(f"trainyard: x.yaml:{line}: ")
+        assert said in error
+        assert len(error.splitlines()) == 1
+    assert not (here / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        (b"", "the file is empty"),
+        (b"\xff\xfe\x00", "not a text file"),
+        (b"- a", "a TrainingRun is expected, not a list"),
+        (b"apiVersion: v1\nkind: Pod", "not apiVersion: v1 and kind: Pod"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        Path("x.yaml").write_bytes(content)
+    assert cli.main(["run", "x.yaml"]) == cli.EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_every_problem_has_its_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(HEAD + "spec:\n  numNodes: 0\n  command: [a.py]\n  speed: 9\n")
+    assert cli.main(["validate", "x.yaml"]) == cli.EXIT_REFUSED
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[2] for line in lines] == ["5", "7"]
+
+
+def test_gpus_asked_on_a_machine_without_are_a_config_error(box: Any) -> None:
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("this machine has a GPU")
+    limits = {"limits": {"nvidia.com/gpu": "2"}}
+    manifest = box.manifest("gpu", recipe="char-gpt", resourcesPerNode=limits)
+    code, output = box.cli("run", manifest)
+    assert code == 1
+    assert "gpu failed: ConfigError: " in output
+    assert "asks for 2 nvidia.com/gpu per node, this machine has none" in output
+    status = box.status("gpu")
+    assert (status["attempt"], status["reason"]) == (1, "ConfigError")
+
+
+def test_suspend_in_the_manifest_starts_nothing_and_fields_change_as_allowed(box: Any) -> None:
+    base = {"command": [box.script("torchrun", "#!/bin/sh\necho hello\n")]}
+    code, output = box.cli("run", box.manifest("run", **base, suspend=True))
+    assert code == 1
+    assert "set spec.suspend to false" in output
+    assert not (box.run_dir("run") / "workers").exists()
+
+    code, output = box.cli("run", box.manifest("run", **base, seed=5, strategy="fsdp"))
+    assert code == cli.EXIT_REFUSED
+    assert "run exists with another strategy, seed, which can't change" in output
+    assert len(output.splitlines()) == 1
+
+    code, output = box.cli("run", box.manifest("run", **base, maxRestarts=7))
+    assert code == 0, output
+    run = json.loads(box.cli("get", "run", "-o", "json")[1])
+    assert run["spec"]["maxRestarts"] == 7
+    assert run["metadata"]["generation"] == run["status"]["observedGeneration"] == 2
+    assert yaml.safe_load(box.cli("get", "run", "-o", "yaml")[1]) == run
+
+    head, row = box.cli("get", "-o", "wide")[1].splitlines()
+    assert head.split()[:4] == ["NAME", "PHASE", "PROGRESS", "LOSS"]
+    assert row.split()[:2] == ["run", "Succeeded"]
+    described = box.cli("describe", "run")[1]
+    for words in ("Succeeded (Succeeded)", "AttemptStarted", "Manifest:    run.yaml"):
+        assert words in described
+    code, output = box.cli("logs", "run", "--node", "3")
+    assert code == cli.EXIT_REFUSED
+    assert "1-0" in output
+
+
+def test_a_deadline_ends_the_run_and_its_worker(box: Any) -> None:
+    command = [box.script("torchrun", "#!/bin/sh\nexec sleep 600\n")]
+    manifest = box.manifest("late", command=command, activeDeadlineSeconds=1)
+    code, output = box.cli("run", manifest)
+    assert code == 1
+    assert "late failed: DeadlineExceeded" in output
+    assert box.processes("late") == []
+
+
+def test_a_finished_run_goes_when_its_time_has_come(box: Any) -> None:
+    command = [box.script("torchrun", '#!/bin/sh\necho kept > "$TRAINYARD_RUN_DIR/file"\n')]
+    manifest = box.manifest(
+        "short",
+        command=command,
+        ttlSecondsAfterFinished=60,
+        storage={"whenDeleted": "Retain"},
+    )
+    assert box.cli("run", manifest)[0] == 0
+    assert "short" in box.cli("get")[1]
+    path = box.run_dir("short") / "run.json"
+    run = json.loads(path.read_text())
+    run["status"]["completionTime"] = (datetime.now(UTC) - timedelta(seconds=61)).isoformat()
+    path.write_text(json.dumps(run))
+    assert "no runs" in box.cli("get")[1]
+    assert [file.name for file in box.run_dir("short").rglob("*")] == ["data", "file"]
+
+
+def test_unknown_names_list_the_known_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "home" / "runs" / "known").mkdir(parents=True)
+    (here / "home" / "runs" / "known" / "run.json").write_text(
+        json.dumps({"metadata": {"name": "known"}, "spec": {}, "status": {"phase": "Running"}})
+    )
+    for command in ("get", "describe", "logs", "delete", "suspend", "serve"):
+        assert cli.main([command, "../known"]) == cli.EXIT_REFUSED
+        assert "(known: known)" in capsys.readouterr().err
+    assert cli.main(["serve", "known"]) == cli.EXIT_REFUSED
+    assert "known has no model to serve yet (phase Running)" in capsys.readouterr().err
+
+
+def test_serve_says_that_the_port_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = here / "home" / "runs" / "done" / "data" / "models" / "step-00000001"
+    model.mkdir(parents=True)
+    (model / "manifest.json").write_text("{}")
+    (here / "home" / "runs" / "done" / "run.json").write_text(json.dumps({"spec": {}}))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["serve", "done", "--port", port]) == cli.EXIT_REFUSED
+        assert f"port {port} can't be used" in capsys.readouterr().err
+
+
+def test_a_home_that_is_no_directory_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "home").write_text("")
+    Path("x.yaml").write_text(HEAD + "spec: {command: [a.py]}")
+    assert cli.main(["run", "x.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert "Not a directory" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_get_is_light_and_nothing_here_needs_torch_or_kubernetes(here: Path) -> None:
+    Path("x.yaml").write_text(HEAD + "spec: {command: [a.py]}")
+    code = "\n".join(
+        [
+            "import sys",
+            "from trainyard_operator.cli import main",
+            "main(['get'])",
+            "assert not {'pydantic', 'rich', 'yaml'} & sys.modules.keys()",
+            "assert main(['validate', 'x.yaml']) == 0",
+            "assert not {'torch', 'kubernetes', 'kopf', 'numpy'} & sys.modules.keys()",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
