@@ -44,10 +44,10 @@ class LocalBackend:
         """The run as last written. Raises UserError when it can't be understood."""
         try:
             return TrainingRun.model_validate(self.dir.read())
-        except (ValidationError, ValueError) as error:
-            why = one_line(error) if isinstance(error, ValidationError) else str(error)
+        except ValidationError as error:
             raise UserError(
-                f"{self.dir.run_file}: {why}; `trainyard delete {self.dir.name}` removes the run"
+                f"{self.dir.run_file}: {one_line(error)}:"
+                f" `trainyard delete {self.dir.name}` removes the run"
             ) from None
 
     def save(self, run: TrainingRun) -> None:

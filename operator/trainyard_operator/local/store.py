@@ -97,8 +97,13 @@ class RunDir:
         return self.run_file.is_file()
 
     def read(self) -> dict[str, Any]:
-        """The TrainingRun as plain JSON."""
-        run: dict[str, Any] = json.loads(self.run_file.read_text())
+        """The TrainingRun as plain JSON. Raises UserError when the file is damaged."""
+        try:
+            run: dict[str, Any] = json.loads(self.run_file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{self.run_file} is damaged ({error}); remove {self.path} to be rid of the run"
+            ) from None
         return run
 
     def write(self, run: dict[str, Any]) -> None:
