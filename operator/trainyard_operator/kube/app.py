@@ -1,0 +1,191 @@
+"""The operator process: a Lease, kopf's watches that feed the queue, and the HTTP endpoints."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any
+
+import kopf
+
+from trainyard_api import labels
+from trainyard_api.run import GROUP, PLURAL, VERSION
+from trainyard_operator.kube import reports, server
+from trainyard_operator.kube.client import Kube
+from trainyard_operator.kube.controller import Controller, key_of, phase_of
+from trainyard_operator.kube.errors import ApiError
+from trainyard_operator.kube.execute import Executor
+from trainyard_operator.kube.instruments import Instruments
+from trainyard_operator.kube.lease import Lease
+from trainyard_operator.kube.observe import Key, Observer
+from trainyard_operator.kube.queue import Queue
+from trainyard_operator.kube.settings import Settings
+
+LEASE = "trainyard-operator"
+RESYNC_SECONDS = 120.0
+# Neither a watch nor the list has succeeded for this long: start afresh.
+SILENT_SECONDS = 600.0
+POD_EVENT_DELAY = 0.1  # a gang's pods change together: look once
+
+logger = logging.getLogger(__name__)
+
+
+class LostLeaseError(Exception):
+    """Another replica may lead by now."""
+
+
+class App:
+    """One operator process."""
+
+    def __init__(self, settings: Settings, kube: Kube, observer: Observer) -> None:
+        self._settings = settings
+        self._instruments = Instruments()
+        executor = Executor(kube, settings.trainer_image)
+        self._controller = Controller(kube, observer, executor, self._instruments)
+        self._queue: Queue[Key] = Queue(self._controller.handle, settings.workers)
+        self._instruments.watch_queue(lambda: self._queue.depth)
+        self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
+        self._heard = time.monotonic()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve, wait for the Lease, then look after runs until `stop` or the Lease is lost.
+
+        Raises LostLeaseError, and ApiError when the TrainingRun resource isn't there.
+        """
+        app = server.application(self._wrong, self._not_ready, self._instruments.registry)
+        async with server.serve(app, self._settings.host, self._settings.port):
+            if not await _unless(stop, self._lease.acquire()):
+                return
+            self._instruments.leader.set(1)
+            try:
+                await _unless(stop, self._lead(stop))
+            finally:
+                self._instruments.leader.set(0)
+                await self._lease.release()
+
+    async def _lead(self, stop: asyncio.Event) -> None:
+        for key in await self._controller.list_runs(self._settings.namespace):
+            self._queue.add(key)
+        self._heard = time.monotonic()
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("lease", self._lease.keep()),
+                ("queue", self._queue.run()),
+                ("resync", self._resync()),
+            )
+        ]
+        # kopf takes every task made after it was started for its own: it comes last.
+        watch = asyncio.create_task(self._watch(stop), name="watch")
+        try:
+            done, _ = await asyncio.wait({*tasks, watch}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if not self._lease.held:
+                raise LostLeaseError("the lease was lost: another replica may lead by now")
+        finally:
+            # The queue first: from here on nothing is decided any more.
+            for task in (*tasks, watch):
+                task.cancel()
+            await asyncio.gather(*tasks, watch, return_exceptions=True)
+
+    async def _resync(self) -> None:
+        """List all runs now and then: a watch can die silently."""
+        while True:
+            await asyncio.sleep(RESYNC_SECONDS)
+            try:
+                keys = await self._controller.list_runs(self._settings.namespace)
+            except ApiError as error:
+                logger.warning("runs can't be listed: %s", error)
+                continue
+            self._heard = time.monotonic()
+            for key in keys:
+                self._queue.add(key)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """kopf's part: watch runs and their pods, and put what changed into the queue."""
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+        @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+        def run_changed(event: Any, body: Any, **_: Any) -> None:
+            self._heard = time.monotonic()
+            key = key_of(body)
+            self._instruments.seen(key, None if event["type"] == "DELETED" else phase_of(body))
+            self._queue.add(key)
+
+        @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
+        def pod_changed(meta: Any, **_: Any) -> None:
+            self._heard = time.monotonic()
+            run = Key(meta["namespace"], meta["labels"][labels.RUN])
+            self._queue.add(run, POD_EVENT_DELAY)
+
+        namespace = self._settings.namespace
+        await kopf.operator(
+            registry=registry,
+            settings=_kopf_settings(),
+            standalone=True,
+            clusterwide=not namespace,
+            namespaces=[namespace] if namespace else [],
+            stop_flag=stop,
+        )
+
+    def _wrong(self) -> str:
+        """What is wrong with this process, for /healthz."""
+        if not self._lease.held:
+            return ""
+        if self._queue.stalled():
+            return "reconciling has stalled"
+        if time.monotonic() - self._heard > SILENT_SECONDS:
+            return "nothing was heard from the API server for too long"
+        return ""
+
+    def _not_ready(self) -> str:
+        return self._wrong()
+
+
+def _kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # our events are part of the Plan
+    settings.scanning.disabled = True  # needs rights on CRDs and namespaces, and we use neither
+    settings.watching.server_timeout = 270.0
+    settings.watching.client_timeout = 300.0
+    settings.watching.connect_timeout = 10.0
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["v1", "pods"] = labels.RUN
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    settings.queueing.worker_limit = 50
+    settings.queueing.idle_timeout = 1.0
+    settings.execution.max_workers = 1
+    return settings
+
+
+async def _unless(stop: asyncio.Event, work: Any) -> bool:
+    """Await `work`, or cancel it when `stop` is set; True when it was done."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+            return True
+        return False
+    finally:
+        stopped.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Connect and run one operator process."""
+    kube = await Kube.connect()
+    try:
+        async with reports.session() as http:
+            await App(settings, kube, Observer(kube, http)).run(stop)
+    finally:
+        await kube.close()

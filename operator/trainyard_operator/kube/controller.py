@@ -1,0 +1,85 @@
+"""One reconcile of one run: observe, decide, apply; and the list that finds runs again."""
+
+import logging
+import time
+from collections.abc import Hashable
+from typing import Any
+
+from trainyard_api.run import API_VERSION, PLURAL
+from trainyard_operator.kube.client import Kube, path_of
+from trainyard_operator.kube.errors import ApiError, Rejected
+from trainyard_operator.kube.execute import Executor
+from trainyard_operator.kube.instruments import Instruments
+from trainyard_operator.kube.observe import InvalidRun, Key, Observer
+from trainyard_operator.reconcile import reconcile
+
+logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """What the queue calls."""
+
+    def __init__(
+        self, kube: Kube, observer: Observer, executor: Executor, instruments: Instruments
+    ) -> None:
+        self._kube = kube
+        self._observer = observer
+        self._executor = executor
+        self._instruments = instruments
+
+    async def handle(self, key: Key) -> float | None:
+        """Reconcile once; the seconds after which the run wants to be looked at again."""
+        started = time.perf_counter()
+        result = "error"
+        try:
+            result, again = await self._reconcile(key)
+            return again
+        except Rejected:
+            result = "rejected"
+            raise
+        finally:
+            self._instruments.reconciles.labels(result).inc()
+            self._instruments.reconcile_seconds.observe(time.perf_counter() - started)
+
+    async def list_runs(self, namespace: str) -> list[Key]:
+        """Every run there is (in `namespace`, if given)."""
+        items = await self._kube.list_all(path_of(API_VERSION, PLURAL, namespace or None))
+        phases: dict[Hashable, str] = {key_of(item): phase_of(item) for item in items}
+        self._instruments.seen_all(phases)
+        return [key_of(item) for item in items]
+
+    async def _reconcile(self, key: Key) -> tuple[str, float | None]:
+        try:
+            seen = await self._observer.observe(key)
+        except InvalidRun as invalid:
+            await self._executor.refuse(invalid)
+            return "invalid", None
+        if seen is None:
+            return "gone", None
+        raw, observed = seen
+        plan = reconcile(observed)
+        try:
+            await self._executor.apply(raw, observed, plan)
+        except ApiError as error:
+            if error.status == 404:
+                return "gone", None
+            if error.reason == "Conflict":
+                return "conflict", 0.0
+            raise
+        before = observed.run.status
+        self._instruments.failed_attempts(before, plan.status)
+        if before.phase != plan.status.phase:
+            logger.info(
+                "%s: %s -> %s: %s", key, before.phase, plan.status.phase, plan.status.message
+            )
+        return "ok", plan.requeue_after
+
+
+def key_of(item: dict[str, Any]) -> Key:
+    """The key of a stored run."""
+    return Key(item["metadata"]["namespace"], item["metadata"]["name"])
+
+
+def phase_of(item: dict[str, Any]) -> str:
+    """The phase of a stored run; Pending before it has one."""
+    return str((item.get("status") or {}).get("phase") or "Pending")
