@@ -89,7 +89,9 @@ def _suspend(args: argparse.Namespace) -> int:
 def _delete(args: argparse.Namespace) -> int:
     from trainyard_operator.local.delete import delete
 
-    for run_dir in [find_run(name) for name in args.name]:
+    known = {run_dir.name for run_dir in list_runs()}
+    names = [name for name in args.name if name in known or not args.ignore_not_found]
+    for run_dir in [find_run(name) for name in names]:
         print(delete(run_dir), flush=True)
     return 0
 
@@ -139,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
     delete = commands.add_parser("delete", help="stop runs and remove all they left")
     delete.add_argument("name", metavar="NAME", nargs="+")
+    delete.add_argument("--ignore-not-found", action="store_true")
     delete.set_defaults(handler=_delete)
 
     serve = commands.add_parser("serve", help="answer requests with a run's model")

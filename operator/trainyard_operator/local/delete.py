@@ -16,19 +16,25 @@ def delete(run_dir: RunDir) -> str:
     from trainyard_operator.local.workers import Workers  # pydantic, only needed here
 
     if (pid := run_dir.holder()) is not None:
-        end_driver(run_dir, pid)
+        end_driver(run_dir, pid, at_once=True)
     with run_dir.locked():
         Workers(run_dir).kill_all()
         freed, kept = run_dir.remove(run_dir.read())
     return f"deleted {run_dir.name}: {_size_text(freed)} freed{_kept_text(kept)}"
 
 
-def end_driver(run_dir: RunDir, pid: int) -> None:
-    """Ask the process that drives the run to stop it in good order, and wait for that."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+def end_driver(run_dir: RunDir, pid: int, *, at_once: bool = False) -> None:
+    """Have the process that drives the run stop it, as Ctrl-C does, and wait for that.
+
+    at_once: as a second Ctrl-C does: the workers get no time to save.
+    """
     deadline = time.monotonic() + DRIVER_SECONDS
+    asked = 0
     while run_dir.holder() == pid:
+        if asked == 0 or (at_once and asked == 1):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            asked += 1
         if time.monotonic() > deadline:
             raise UserError(
                 f"process {pid} still drives {run_dir.name} after {DRIVER_SECONDS} s: end it first"

@@ -157,6 +157,7 @@ def test_unknown_names_list_the_known_ones(here: Path, capsys: pytest.CaptureFix
     for command in ("get", "describe", "logs", "delete", "suspend", "serve"):
         assert cli.main([command, "../known"]) == cli.EXIT_REFUSED
         assert "(known: known)" in capsys.readouterr().err
+    assert cli.main(["delete", "nobody", "--ignore-not-found"]) == 0
     assert cli.main(["serve", "known"]) == cli.EXIT_REFUSED
     assert "known has no model to serve yet (phase Running)" in capsys.readouterr().err
 
