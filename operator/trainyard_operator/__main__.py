@@ -51,7 +51,7 @@ async def _main() -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         await app.run(settings, stop)
-    except app.LostLeaseError as error:
+    except app.StoppedError as error:
         logging.error("%s", error)
         return 1
     except ApiError as error:

@@ -30,8 +30,8 @@ POD_EVENT_DELAY = 0.1  # a gang's pods change together: look once
 logger = logging.getLogger(__name__)
 
 
-class LostLeaseError(Exception):
-    """Another replica may lead by now."""
+class StoppedError(Exception):
+    """This process must end and be started afresh; the message says why."""
 
 
 class App:
@@ -46,11 +46,13 @@ class App:
         self._instruments.watch_queue(lambda: self._queue.depth)
         self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
         self._heard = time.monotonic()
+        self._watched: dict[Key, str] = {}  # resourceVersion of each run, as the watch told it
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve, wait for the Lease, then look after runs until `stop` or the Lease is lost.
+        """Serve, wait for the Lease, then look after runs until `stop`.
 
-        Raises LostLeaseError, and ApiError when the TrainingRun resource isn't there.
+        Raises StoppedError when the Lease is lost or the watch has died, and ApiError when the
+        TrainingRun resource isn't there.
         """
         app = server.application(self._wrong, self._not_ready, self._instruments.registry)
         async with server.serve(app, self._settings.host, self._settings.port):
@@ -64,15 +66,13 @@ class App:
                 await self._lease.release()
 
     async def _lead(self, stop: asyncio.Event) -> None:
-        for key in await self._controller.list_runs(self._settings.namespace):
-            self._queue.add(key)
-        self._heard = time.monotonic()
+        listed = await self._list()
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("lease", self._lease.keep()),
                 ("queue", self._queue.run()),
-                ("resync", self._resync()),
+                ("resync", self._resync(listed)),
             )
         ]
         # kopf takes every task made after it was started for its own: it comes last.
@@ -82,25 +82,38 @@ class App:
             for task in done:
                 task.result()
             if not self._lease.held:
-                raise LostLeaseError("the lease was lost: another replica may lead by now")
+                raise StoppedError("the lease was lost: another replica may lead by now")
         finally:
             # The queue first: from here on nothing is decided any more.
             for task in (*tasks, watch):
                 task.cancel()
             await asyncio.gather(*tasks, watch, return_exceptions=True)
 
-    async def _resync(self) -> None:
-        """List all runs now and then: a watch can die silently."""
+    async def _list(self) -> dict[Key, str]:
+        """List all runs and have each looked at; their resource versions."""
+        listed = await self._controller.list_runs(self._settings.namespace)
+        self._heard = time.monotonic()
+        for key in listed:
+            self._queue.add(key)
+        return listed
+
+    async def _resync(self, before: dict[Key, str]) -> None:
+        """List all runs now and then: a watch can die silently.
+
+        A run that hasn't changed since the list before, in a version that the watch never told
+        us about, proves that it has.
+        """
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
             try:
-                keys = await self._controller.list_runs(self._settings.namespace)
+                listed = await self._list()
             except ApiError as error:
                 logger.warning("runs can't be listed: %s", error)
                 continue
-            self._heard = time.monotonic()
-            for key in keys:
-                self._queue.add(key)
+            for key, version in listed.items():
+                if version == before.get(key) and version != self._watched.get(key):
+                    raise StoppedError(f"the watch has died: it never told of {key}")
+            before = listed
 
     async def _watch(self, stop: asyncio.Event) -> None:
         """kopf's part: watch runs and their pods, and put what changed into the queue."""
@@ -114,7 +127,12 @@ class App:
         def run_changed(event: Any, body: Any, **_: Any) -> None:
             self._heard = time.monotonic()
             key = key_of(body)
-            self._instruments.seen(key, None if event["type"] == "DELETED" else phase_of(body))
+            deleted = event["type"] == "DELETED"
+            if deleted:
+                self._watched.pop(key, None)
+            else:
+                self._watched[key] = body["metadata"]["resourceVersion"]
+            self._instruments.seen(key, None if deleted else phase_of(body))
             self._queue.add(key)
 
         @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
@@ -151,13 +169,13 @@ def _kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # our events are part of the Plan
     settings.scanning.disabled = True  # needs rights on CRDs and namespaces, and we use neither
-    settings.watching.server_timeout = 270.0
-    settings.watching.client_timeout = 300.0
-    settings.watching.connect_timeout = 10.0
+    settings.watching.server_timeout = 270
+    settings.watching.client_timeout = 300
+    settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["v1", "pods"] = labels.RUN
-    settings.networking.request_timeout = 30.0
-    settings.networking.connect_timeout = 10.0
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
     settings.queueing.worker_limit = 50
     settings.queueing.idle_timeout = 1.0
     settings.execution.max_workers = 1

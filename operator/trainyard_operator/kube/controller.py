@@ -41,12 +41,12 @@ class Controller:
             self._instruments.reconciles.labels(result).inc()
             self._instruments.reconcile_seconds.observe(time.perf_counter() - started)
 
-    async def list_runs(self, namespace: str) -> list[Key]:
-        """Every run there is (in `namespace`, if given)."""
+    async def list_runs(self, namespace: str) -> dict[Key, str]:
+        """Every run there is (in `namespace`, if given) and its resourceVersion."""
         items = await self._kube.list_all(path_of(API_VERSION, PLURAL, namespace or None))
         phases: dict[Hashable, str] = {key_of(item): phase_of(item) for item in items}
         self._instruments.seen_all(phases)
-        return [key_of(item) for item in items]
+        return {key_of(item): item["metadata"]["resourceVersion"] for item in items}
 
     async def _reconcile(self, key: Key) -> tuple[str, float | None]:
         try:
