@@ -1,5 +1,6 @@
 """The cluster that `make e2e` brought up: an operator installed by helm, a namespace per test."""
 
+import os
 import re
 import subprocess
 import time
@@ -12,7 +13,7 @@ from tests.e2e.kube import REPO, CommandError, Namespace, environment, run, wait
 
 SYSTEM = "trainyard-system"
 SHAKESPEARE = REPO.parent / "shared" / "data" / "tiny_shakespeare" / "input.txt"
-IMAGES = "localhost:5000/trainyard"
+IMAGES = os.environ.get("TRAINYARD_REGISTRY", "localhost:5051/trainyard")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 REPO = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trainyard"
+CLUSTER = REPO / ".cluster"  # written by `make cluster`
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ class CommandError(Exception):
 
 def environment() -> dict[str, str]:
     """The cluster's kubeconfig, and the kubectl and helm that `make cluster` built, if it did."""
-    kubeconfig = os.environ.get("KUBECONFIG", str(REPO / ".cluster" / "kubeconfig"))
-    path = f"{CACHE / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    kubeconfig = os.environ.get("KUBECONFIG", str(CLUSTER / "kubeconfig"))
+    path = f"{CLUSTER / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"KUBECONFIG": kubeconfig, "PATH": path}
 
 

@@ -61,7 +61,7 @@ def test_a_users_script_runs_unchanged_on_two_nodes(space: Namespace) -> None:
 
 
 def test_a_wrong_image_says_so_while_pending_and_fails_at_the_deadline(space: Namespace) -> None:
-    image = "localhost:5000/trainyard/no-such-image:1"
+    image = "localhost:5051/trainyard/no-such-image:1"
     space.apply(training_run("img", {"recipe": "char-gpt", "image": image, **SHORT}))
     status = space.wait_status("img", "Image", lambda s: s.get("reason") == "Image", 60)
     assert status["phase"] in ("Pending", "Failed")
