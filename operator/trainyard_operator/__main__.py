@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import signal
 import sys
 from datetime import UTC, datetime
 
@@ -45,12 +44,8 @@ async def _main() -> int:
         print(f"trainyard-operator: {error}", file=sys.stderr)
         return 2
     _log(settings.log_format)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     try:
-        await app.run(settings, stop)
+        await app.run(settings)
     except app.StoppedError as error:
         logging.error("%s", error)
         return 1

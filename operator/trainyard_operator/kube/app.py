@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from typing import Any
 
@@ -63,7 +64,6 @@ class App:
                 await _unless(stop, self._lead(stop))
             finally:
                 self._instruments.leader.set(0)
-                await self._lease.release()
 
     async def _lead(self, stop: asyncio.Event) -> None:
         listed = await self._list()
@@ -84,10 +84,13 @@ class App:
             if not self._lease.held:
                 raise StoppedError("the lease was lost: another replica may lead by now")
         finally:
-            # The queue first: from here on nothing is decided any more.
-            for task in (*tasks, watch):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, watch, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # Nothing is decided here any more: a successor may start while kopf takes its time.
+            await self._lease.release()
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
 
     async def _list(self) -> dict[Key, str]:
         """List all runs and have each looked at; their resource versions."""
@@ -116,15 +119,18 @@ class App:
             before = listed
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        """kopf's part: watch runs and their pods, and put what changed into the queue."""
+        """kopf's part: watch runs and their pods, and put what changed into the queue.
+
+        The handlers are coroutines, because kopf runs plain functions in threads.
+        """
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
-        def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
             return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
         @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-        def run_changed(event: Any, body: Any, **_: Any) -> None:
+        async def run_changed(event: Any, body: Any, **_: Any) -> None:
             self._heard = time.monotonic()
             key = key_of(body)
             deleted = event["type"] == "DELETED"
@@ -136,12 +142,14 @@ class App:
             self._queue.add(key)
 
         @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
-        def pod_changed(meta: Any, **_: Any) -> None:
+        async def pod_changed(meta: Any, **_: Any) -> None:
             self._heard = time.monotonic()
             run = Key(meta["namespace"], meta["labels"][labels.RUN])
             self._queue.add(run, POD_EVENT_DELAY)
 
         namespace = self._settings.namespace
+        started = asyncio.Event()
+        signals = asyncio.create_task(_take_signals_back(started, stop), name="signals")
         await kopf.operator(
             registry=registry,
             settings=_kopf_settings(),
@@ -149,7 +157,9 @@ class App:
             clusterwide=not namespace,
             namespaces=[namespace] if namespace else [],
             stop_flag=stop,
+            ready_flag=started,
         )
+        signals.cancel()
 
     def _wrong(self) -> str:
         """What is wrong with this process, for /healthz."""
@@ -199,8 +209,22 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Connect and run one operator process."""
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Have SIGTERM and SIGINT set `stop`."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+async def _take_signals_back(started: asyncio.Event, stop: asyncio.Event) -> None:
+    """kopf takes signals for itself when it starts; but we have more to stop than it."""
+    await started.wait()
+    stop_on_signals(stop)
+
+
+async def run(settings: Settings) -> None:
+    """Connect and run one operator process, until a signal ends it."""
+    stop = asyncio.Event()
+    stop_on_signals(stop)
     kube = await Kube.connect()
     try:
         async with reports.session() as http:

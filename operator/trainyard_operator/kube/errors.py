@@ -1,7 +1,11 @@
 """What can go wrong between the operator and the API server."""
 
 
-class ApiError(Exception):
+class ExpectedError(Exception):
+    """An error that its one line explains: a traceback would add nothing."""
+
+
+class ApiError(ExpectedError):
     """The API server refused a request.
 
     Attributes:
@@ -15,5 +19,5 @@ class ApiError(Exception):
         self.reason = reason
 
 
-class Rejected(Exception):
+class Rejected(ExpectedError):
     """An object of the run can't be made as asked; the message is one line for its status."""

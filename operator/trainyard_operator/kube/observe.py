@@ -15,7 +15,7 @@ from trainyard_api.run import API_VERSION, PLURAL, TrainingRun
 from trainyard_operator.kube import reports
 from trainyard_operator.kube.client import Kube, Object, path_of
 from trainyard_operator.kube.errors import ApiError
-from trainyard_operator.kube.pods import to_worker
+from trainyard_operator.kube.pods import failed_init, to_worker
 from trainyard_operator.observed import Observed, Worker
 
 LOG_LINES = 200
@@ -87,16 +87,16 @@ class Observer:
     ) -> tuple[Worker, ...]:
         """Workers with the log of those that failed and the warnings of those that can't start."""
         current = [(pod, worker) for pod, worker in pods if worker.attempt == run.status.attempt]
-        failed = [worker for _, worker in current if worker.phase == "Failed"]
-        failed.sort(key=lambda worker: (worker.finished_at or now, worker.node))
+        failed = [(pod, worker) for pod, worker in current if worker.phase == "Failed"]
+        failed.sort(key=lambda item: (item[1].finished_at or now, item[1].node))
         stuck = [pod for pod, worker in current if _is_stuck(pod, worker, now)]
         if run.status.phase in ("Succeeded", "Failed"):
             failed, stuck = [], []
         tails, warnings = await asyncio.gather(
-            asyncio.gather(*(self._log_tail(run, worker) for worker in failed[:MAX_ASKED])),
+            asyncio.gather(*(self._log_tail(pod) for pod, _ in failed[:MAX_ASKED])),
             asyncio.gather(*(self._warning(pod) for pod in stuck[:MAX_ASKED])),
         )
-        tail = {worker.name: text for worker, text in zip(failed, tails, strict=False)}
+        tail = {worker.name: text for (_, worker), text in zip(failed, tails, strict=False)}
         warned = {pod["metadata"]["name"]: text for pod, text in zip(stuck, warnings, strict=False)}
         return tuple(
             replace(
@@ -107,12 +107,18 @@ class Observer:
             for _, worker in pods
         )
 
-    async def _log_tail(self, run: TrainingRun, worker: Worker) -> str:
-        path = path_of("v1", "pods", run.namespace, worker.name, "log")
+    async def _log_tail(self, pod: Object) -> str:
+        """End of the log of the container that failed."""
+        metadata, init = pod["metadata"], failed_init(pod)
+        path = path_of("v1", "pods", metadata["namespace"], metadata["name"], "log")
+        container = init or labels.CONTAINER
         try:
-            text = await self._kube.text(path, container=labels.CONTAINER, tailLines=str(LOG_LINES))
+            text = await self._kube.text(path, container=container, tailLines=str(LOG_LINES))
         except ApiError:
             return ""  # never started, or its node is gone: other evidence must do
+        if init:
+            *before, last = text.strip().rsplit("\n", 1)
+            text = "\n".join([*before, f"init container {init}: {last}"])
         return text[-LOG_BYTES:]
 
     async def _warning(self, pod: Object) -> str:

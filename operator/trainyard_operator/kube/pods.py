@@ -36,6 +36,11 @@ def to_worker(pod: dict[str, Any]) -> Worker:
     )
 
 
+def failed_init(pod: dict[str, Any]) -> str:
+    """Name of the init container that ended the pod; empty when none did."""
+    return str(_failed_init(pod.get("status") or {}).get("name", ""))
+
+
 def _phase(status: Status) -> WorkerPhase:
     state = _trainer(status)
     if "terminated" in state:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from trainyard_operator.kube.errors import ExpectedError
+
 K = TypeVar("K", bound=Hashable)
 
 logger = logging.getLogger(__name__)
@@ -81,10 +83,8 @@ class Queue(Generic[K]):
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (count - 1))
             text = f"{type(error).__name__}: {error}".removesuffix(": ")
-            expected = getattr(error, "expected", False)
-            logger.warning(
-                "%s: %s; again in %.3g s", key, text, delay, exc_info=None if expected else error
-            )
+            trace = None if isinstance(error, ExpectedError) else error
+            logger.warning("%s: %s; again in %.3g s", key, text, delay, exc_info=trace)
             self.add(key, delay)
         else:
             self._failures.pop(key, None)
