@@ -1,0 +1,132 @@
+"""The loaded model: agreement with transformers, the sliding window, prompts it refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_serving.completion import Chunk, PromptError, Sampling
+from trainyard_serving.language_model import LanguageModel
+from trainyard_serving.model_store import ModelUnavailableError, verify_model
+
+from .conftest import ALPHABET, CONTEXT, export_char_gpt, write_manifest
+
+
+@pytest.fixture(scope="module")
+def model(run_dir: Path) -> LanguageModel:
+    return LanguageModel.load(verify_model(run_dir / MODELS / step_name(500)), "cpu")
+
+
+def complete(model: LanguageModel, prompt: str, **sampling: object) -> list[Chunk]:
+    return list(model.complete(0, model.encode(prompt), Sampling(**sampling)))  # type: ignore[arg-type]
+
+
+def text(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+@pytest.mark.parametrize("which", ["run_dir", "stories_dir"])
+def test_greedy_text_is_what_transformers_generates(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    directory: Path = request.getfixturevalue(which)
+    if which == "run_dir":
+        directory = directory / MODELS / step_name(500)
+    ours = LanguageModel.load(verify_model(directory), "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    prompt, new = "Once upon", CONTEXT - 9
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = theirs.generate(
+        **inputs,
+        max_new_tokens=new,
+        do_sample=False,
+        suppress_tokens=[tokenizer.unk_token_id, *range(len(tokenizer), theirs.config.vocab_size)],
+    )
+    expected = tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert prompt + text(complete(ours, prompt, max_tokens=new, temperature=0)) == expected
+
+
+def test_past_the_context_the_newer_half_is_read_again(model: LanguageModel) -> None:
+    """The first token after the slide is the one a fresh prompt of that half would get."""
+    prompt = "x" * 10
+    longer = complete(model, prompt, max_tokens=CONTEXT, temperature=0)
+    so_far = (prompt + text(longer))[: CONTEXT + 1]
+    fresh = complete(model, so_far[-CONTEXT // 2 :], max_tokens=1, temperature=0)
+    assert (prompt + text(longer))[CONTEXT + 1] == text(fresh)
+    assert sum(chunk.num_tokens for chunk in longer) == CONTEXT
+
+
+def test_long_texts_are_as_long_as_asked(model: LanguageModel) -> None:
+    chunks = complete(model, "a", max_tokens=5 * CONTEXT, seed=1)
+    assert len(text(chunks)) == 5 * CONTEXT
+    assert [chunk.finish_reason for chunk in chunks[-2:]] == [None, "length"]
+
+
+def test_only_tokens_of_the_tokenizer_are_written(model: LanguageModel) -> None:
+    written = text(complete(model, "a", max_tokens=500, temperature=2, seed=3))
+    assert len(written) == 500
+    assert set(written) <= set(ALPHABET)
+
+
+def test_a_stop_string_ends_the_text_before_it(model: LanguageModel) -> None:
+    whole = text(complete(model, "To be", max_tokens=60, seed=5))
+    stop = whole[20:23]
+    chunks = complete(model, "To be", max_tokens=60, seed=5, stop=(stop,))
+    assert text(chunks) == whole[: whole.index(stop)]
+    assert chunks[-1].finish_reason == "stop"
+
+
+def test_end_of_text_ends_the_completion(model: LanguageModel, tmp_path: Path) -> None:
+    whole = text(complete(model, "To be", max_tokens=60, seed=5))
+    end = whole[20]
+    export_char_gpt(tmp_path, eos_token_id=1 + ALPHABET.index(end))
+    write_manifest(tmp_path)
+    ending = LanguageModel.load(verify_model(tmp_path), "cpu")
+    chunks = complete(ending, "To be", max_tokens=60, seed=5)
+    assert text(chunks) == whole[: whole.index(end)]
+    assert chunks[-1].finish_reason == "stop"
+    assert sum(chunk.num_tokens for chunk in chunks) == whole.index(end) + 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code", "words"),
+    [
+        ("a#b%c#", "unknown_characters", "'#' (U+0023), '%' (U+0025)"),
+        ("tab\there", "unknown_characters", r"'\t' (U+0009)"),
+        ("", "empty_prompt", "empty"),
+        ("a" * (CONTEXT + 1), "context_length_exceeded", f"{CONTEXT + 1} tokens"),
+    ],
+)
+def test_prompts_it_cannot_take_are_refused_with_the_reason(
+    model: LanguageModel, prompt: str, code: str, words: str
+) -> None:
+    with pytest.raises(PromptError) as error:
+        model.encode(prompt)
+    assert error.value.code == code
+    assert words in str(error.value)
+
+
+def test_a_prompt_may_fill_the_context(model: LanguageModel) -> None:
+    assert len(text(complete(model, "é" * CONTEXT, max_tokens=3, seed=0))) == 3
+
+
+def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    broken = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.fill_(torch.nan)
+    broken.save_pretrained(tmp_path)
+    write_manifest(tmp_path)
+    with pytest.raises(ModelUnavailableError, match="computes NaN"):
+        LanguageModel.load(verify_model(tmp_path), "cpu")
+
+
+def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    write_manifest(tmp_path)
+    with pytest.raises(ModelUnavailableError, match="cannot be loaded") as error:
+        LanguageModel.load(verify_model(tmp_path), "cpu")
+    assert "\n" not in str(error.value)

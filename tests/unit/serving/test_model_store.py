@@ -1,0 +1,86 @@
+"""Which model is found, and why another is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, digest, step_name
+from trainyard_serving.model_store import ModelUnavailableError, find_model
+from trainyard_serving.settings import Source
+
+from .conftest import write_manifest
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with the models of steps 100 and 200."""
+    for step in (100, 200):
+        directory = tmp_path / MODELS / step_name(step)
+        directory.mkdir(parents=True)
+        (directory / "model.safetensors").write_bytes(b"weights" * step)
+        write_manifest(directory, step=step)
+    return tmp_path
+
+
+def reason(**source: Path) -> str:
+    with pytest.raises(ModelUnavailableError) as error:
+        find_model(Source(**source))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_newest_model_is_found(run: Path) -> None:
+    model = find_model(Source(run_dir=run))
+    assert model.manifest.step == 200
+    assert model.digest == digest(run / MODELS / step_name(200))
+    assert model.refused == ()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "add", "no manifest", "bad manifest"])
+def test_a_damaged_model_is_stepped_over_and_named(run: Path, damage: str) -> None:
+    newest = run / MODELS / step_name(200)
+    weights = newest / "model.safetensors"
+    content = weights.read_bytes()
+    match damage:
+        case "flip":
+            weights.write_bytes(content[:-1] + b"X")
+        case "cut":
+            weights.write_bytes(content[:-1])
+        case "remove":
+            weights.unlink()
+        case "add":
+            (newest / "adapter_config.json").write_text("{}")
+        case "no manifest":
+            (newest / MANIFEST).unlink()
+        case "bad manifest":
+            (newest / MANIFEST).write_text('{"format": 9}')
+    model = find_model(Source(run_dir=run))
+    assert model.manifest.step == 100
+    assert len(model.refused) == 1
+    assert step_name(200) in model.refused[0]
+    assert step_name(200) in reason(model=newest)
+
+
+def test_when_every_model_is_damaged_each_is_named(run: Path) -> None:
+    for directory in (run / MODELS).iterdir():
+        (directory / "model.safetensors").unlink()
+    why = reason(run_dir=run)
+    assert why.startswith("no model verifies: ")
+    assert step_name(100) in why
+    assert step_name(200) in why
+
+
+def test_a_run_that_has_not_finished_says_how_far_it_is(run: Path) -> None:
+    shutil.rmtree(run / MODELS)
+    assert reason(run_dir=run).endswith("no model yet: the run has not finished")
+    checkpoint = run / CHECKPOINTS / step_name(40)
+    checkpoint.mkdir(parents=True)
+    write_manifest(checkpoint, kind="checkpoint", step=40, total_steps=500)
+    assert reason(run_dir=run).endswith("(newest checkpoint: step 40 of 500)")
+    assert "training state, not a model" in reason(model=checkpoint)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    assert reason(run_dir=tmp_path / "gone") == f"{tmp_path / 'gone'}: no such run directory"
+    assert reason(model=tmp_path / "gone") == f"{tmp_path / 'gone'}: no such directory"

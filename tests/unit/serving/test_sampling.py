@@ -1,0 +1,44 @@
+"""Token picking: greedy, seeded, nucleus."""
+
+import pytest
+import torch
+
+from trainyard_serving.completion import Sampling
+from trainyard_serving.sampling import Sampler, nucleus
+
+CPU = torch.device("cpu")
+LOGITS = torch.tensor([0.0, 2.0, 1.0, -torch.inf, 1.5])
+
+
+def draws(sampling: Sampling, count: int = 200) -> list[int]:
+    sampler = Sampler(sampling, CPU)
+    return [sampler.pick(LOGITS) for _ in range(count)]
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-5])
+def test_no_temperature_is_greedy(temperature: float) -> None:
+    assert set(draws(Sampling(temperature=temperature))) == {1}
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    assert draws(Sampling(seed=1)) == draws(Sampling(seed=1))
+    assert draws(Sampling(seed=1)) != draws(Sampling(seed=2))
+    assert draws(Sampling()) != draws(Sampling())
+
+
+def test_forbidden_tokens_never_come() -> None:
+    assert 3 not in draws(Sampling(temperature=2, seed=0), 2000)
+
+
+def test_draws_follow_the_softmax() -> None:
+    counts = torch.bincount(torch.tensor(draws(Sampling(temperature=0.7, seed=0), 4000)))
+    expected = torch.softmax(LOGITS / 0.7, -1)
+    assert torch.allclose(counts / 4000, expected, atol=0.04)
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p() -> None:
+    probs = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    assert nucleus(probs, 0.5).tolist() == pytest.approx([0, 0.5, 0, 0])
+    assert nucleus(probs, 0.6).tolist() == pytest.approx([0, 0.5, 0, 0.25])
+    assert nucleus(probs, 0.0).tolist() == pytest.approx([0, 0.5, 0, 0])
+    assert nucleus(probs, 1.0).tolist() == pytest.approx(probs.tolist())

@@ -1,0 +1,80 @@
+"""The command line as a user meets it, in its own process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from trainyard_api.checkpoint import MODELS, digest, step_name
+
+from .conftest import eventually
+
+COMMAND = [sys.executable, "-m", "trainyard_serving"]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=60)
+
+
+def test_verify_prints_step_and_digest(run_dir: Path) -> None:
+    result = run("verify", "--run-dir", str(run_dir))
+    model = run_dir / MODELS / step_name(500)
+    assert result.returncode == 0
+    assert result.stdout == (f"verified {model}: run shakespeare, step 500, {digest(model)}\n")
+
+
+def test_verify_says_in_one_line_why_not(tmp_path: Path) -> None:
+    result = run("verify", "--run-dir", str(tmp_path / "gone"))
+    assert result.returncode == 1
+    assert result.stderr == f"trainyard_serving: {tmp_path / 'gone'}: no such run directory\n"
+
+
+def test_a_port_in_use_is_one_line(run_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("generate", "--run-dir", str(run_dir), "--port", port)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
+@pytest.fixture
+def server(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "--run-dir", str(run_dir), "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TRAINYARD_SERVING_RETRY_SECONDS": "0.2"},
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_sigterm_lets_a_stream_finish_and_ends_with_status_0(
+    server: subprocess.Popen[str],
+) -> None:
+    assert server.stdout
+    base = server.stdout.readline().removeprefix("listening on ").strip()
+    with httpx.Client(base_url=base, timeout=60) as client:
+        eventually(lambda: client.get("/ready").status_code == 200, 120)
+        body = {"prompt": "a", "max_tokens": 400, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            first = next(lines)
+            server.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in [first, *rest[:-1]]]
+    assert sum(len(event["choices"][0]["text"]) for event in events) == 400
+    assert server.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{base}/health")

@@ -1,0 +1,41 @@
+"""Flags, variables and defaults."""
+
+import argparse
+
+import pytest
+
+from trainyard_serving.settings import GenerateSettings, SettingsError, add_flags, read_settings
+
+
+def read(argv: list[str], env: dict[str, str] | None = None) -> GenerateSettings:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, GenerateSettings)
+    return read_settings(GenerateSettings, parser.parse_args(argv), env or {})
+
+
+def test_flags_win_over_variables_and_variables_over_defaults() -> None:
+    env = {"TRAINYARD_SERVING_PORT": "1", "TRAINYARD_SERVING_MAX_QUEUE": "5"}
+    settings = read(["--run-dir", "r", "--port", "2"], env)
+    assert (settings.port, settings.max_queue, settings.max_prompts) == (2, 5, 16)
+
+
+def test_a_flag_for_the_model_replaces_a_variable_for_the_run() -> None:
+    settings = read(["--model", "m"], {"TRAINYARD_SERVING_RUN_DIR": "r"})
+    assert settings.run_dir is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give exactly one of --run-dir and --model"),
+        (["--run-dir", "a", "--model", "b"], "give exactly one of --run-dir and --model"),
+        (["--model", "m", "--port", "99999"], "--port: "),
+        (["--model", "m", "--max-queue", "0"], "--max-queue: "),
+        (["--model", "m", "--device", "tpu"], "--device: "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_the_flag(argv: list[str], message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        read(argv)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
