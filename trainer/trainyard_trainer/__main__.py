@@ -1,0 +1,42 @@
+"""`python -m trainyard_trainer`: one rank of a training run, under torchrun or alone."""
+
+import os
+import sys
+
+from trainyard_trainer.errors import exit_with
+from trainyard_trainer.jobs import read_job
+from trainyard_trainer.recipes import check_recipe
+from trainyard_trainer.report import Reporter
+
+
+def main() -> int:
+    """Train; the process's exit status (78 for a mistake in the manifest)."""
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    reporter = None
+    try:
+        job = read_job(sys.argv[1:])
+        check_recipe(job.recipe)
+        if rank == 0:
+            # Before torch is even imported: whoever asks, hears that the run is joining.
+            reporter = Reporter(job, world_size)
+            reporter.serve(job.report_port)
+        from trainyard_trainer.worker import work
+
+        work(job, reporter, rank)
+    except Exception as error:
+        if reporter:
+            reporter.update(phase="failed", message=str(error))
+        status = exit_with(error, rank)
+        # Not sys.exit: a checkpoint thread may be waiting for ranks that will never answer.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if reporter:
+        reporter.write_result()
+        reporter.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

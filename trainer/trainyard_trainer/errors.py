@@ -1,0 +1,91 @@
+"""Errors a user can cause: one line that says what to change; and how a rank ends with one."""
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from trainyard_api.job import EXIT_CONFIG
+
+# torchrun tells each worker where to leave its last words.
+ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
+# The file becomes the pod's termination message, of which Kubernetes keeps 4096 bytes.
+MAX_ERROR_BYTES = 3500
+
+
+class UserError(Exception):
+    """Base: the message is one line, shown without a traceback."""
+
+    exit_code = 1
+    # Whether every rank raises it together: then rank 0 speaks for all.
+    on_every_rank = False
+
+
+class ConfigError(UserError):
+    """The manifest or its surroundings must change; retrying cannot help."""
+
+    exit_code = EXIT_CONFIG
+    on_every_rank = True
+
+
+class CheckpointError(UserError):
+    """No checkpoint could be used, or the last one could not be written."""
+
+    on_every_rank = True
+
+
+class NonFiniteLossError(UserError):
+    """The loss became nan or infinite."""
+
+    on_every_rank = True
+
+
+class SupersededError(UserError):
+    """A newer attempt of this run exists: this one must not write any more."""
+
+    on_every_rank = True
+
+
+def one_line(error: BaseException) -> str:
+    """`ConfigError: config.n_layrs: unknown key; did you mean n_layer?`"""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def write_error_file(error: BaseException) -> None:
+    """Leave torchelastic's error JSON where torchrun looks for it; small enough for a pod."""
+    path = os.environ.get(ERROR_FILE_ENV)
+    if not path:
+        return
+    stack = ""
+    if not isinstance(error, UserError):
+        stack = "".join(traceback.format_exception(error))[-2000:]
+    message = one_line(error)[:1200]
+    extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
+    text = json.dumps({"message": {"message": message, "extraInfo": extra}})
+    if len(text) > MAX_ERROR_BYTES:
+        extra["py_callstack"] = stack[-500:]
+        text = json.dumps({"message": {"message": message[:500], "extraInfo": extra}})
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    except OSError as problem:
+        print(f"warning: {path}: cannot be written: {problem.strerror}", file=sys.stderr)
+
+
+def exit_with(error: BaseException, rank: int) -> int:
+    """Say what went wrong, once for all ranks, and give the exit status."""
+    write_error_file(error)
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        return 1
+    if rank == 0:
+        print(one_line(error), file=sys.stderr, flush=True)
+    elif error.on_every_rank:
+        # torchrun ends every worker when the first one exits: let rank 0 speak before that.
+        time.sleep(5)
+    else:
+        print(f"rank {rank}: {one_line(error)}", file=sys.stderr, flush=True)
+    return error.exit_code

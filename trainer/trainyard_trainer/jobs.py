@@ -1,0 +1,84 @@
+"""Where a job comes from: the operator's TRAINYARD_JOB, or a TrainingRun manifest given by hand."""
+
+import argparse
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainyard_api.base import one_line
+from trainyard_api.checkpoint import ATTEMPT_FILE
+from trainyard_api.job import JOB_ENV, TrainerJob
+from trainyard_api.progress import REPORT_PORT
+from trainyard_trainer.errors import ConfigError
+
+USAGE = """\
+Under torchrun or alone:  python -m trainyard_trainer MANIFEST.yaml [--run-dir DIR]
+The operator passes the job in the environment variable TRAINYARD_JOB instead."""
+
+
+def read_job(arguments: list[str]) -> TrainerJob:
+    """The job of this process; every rank of a run reads the same one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainyard_trainer",
+        description="Train a TrainingRun's recipe in this process group.",
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("manifest", nargs="?", type=Path, help="a TrainingRun with a recipe")
+    parser.add_argument("--run-dir", type=Path, help="where the run lives (runs/NAME)")
+    parser.add_argument("--report-port", type=int, default=REPORT_PORT, help="%(default)s")
+    options = parser.parse_args(arguments)
+    if options.manifest:
+        return from_manifest(options.manifest, options.run_dir, options.report_port)
+    text = os.environ.get(JOB_ENV)
+    if not text:
+        raise ConfigError(f"neither a manifest nor {JOB_ENV} was given; see --help")
+    try:
+        return TrainerJob.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{JOB_ENV}: {one_line(error)}") from None
+
+
+def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> TrainerJob:
+    """The next attempt of the run that a YAML file describes."""
+    import yaml
+
+    from trainyard_api.run import TrainingRun
+
+    try:
+        run = TrainingRun.model_validate(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from None
+    if not run.spec.recipe:
+        raise ConfigError(f"{path}: spec.command runs your own script; run that with torchrun")
+    directory = run_dir or Path("runs") / run.name
+    return TrainerJob(
+        run=run.name,
+        namespace=run.namespace,
+        # Every rank reads this before rank 0, once all have joined, writes it.
+        attempt=last_attempt(directory) + 1,
+        recipe=run.spec.recipe,
+        config=run.spec.config or {},
+        strategy=run.spec.strategy,
+        precision=run.spec.precision,
+        seed=run.spec.seed,
+        checkpoint=run.spec.checkpoint,
+        run_dir=str(directory),
+        report_port=report_port,
+        require_gpu=run.gpus_per_node > 0,
+    )
+
+
+def last_attempt(run_dir: Path) -> int:
+    """The newest attempt's number, 0 before the first."""
+    try:
+        return int((run_dir / ATTEMPT_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run_dir / ATTEMPT_FILE}: no attempt number: {error}") from None

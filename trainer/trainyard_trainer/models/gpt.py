@@ -1,0 +1,120 @@
+"""GPT-2's architecture, with GPT-2's parameter names, so that exporting is a matter of copying.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. Shapes in comments:
+B sequences, T positions, V tokens in the vocabulary, C = n_embd channels, H heads.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPTShape:
+    """The sizes that define the model."""
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.n_head = shape.n_head
+        self.dropout = shape.dropout
+        self.c_attn = nn.Linear(shape.n_embd, 3 * shape.n_embd)  # query, key and value at once
+        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward network, four times as wide inside."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.dropout = shape.dropout
+        self.c_fc = nn.Linear(shape.n_embd, 4 * shape.n_embd)
+        self.c_proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on a normalised input and added to the residual."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.n_embd)
+        self.attn = Attention(shape)
+        self.ln_2 = nn.LayerNorm(shape.n_embd)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + cast(Tensor, self.mlp(self.ln_2(x)))
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer; the output layer shares the token embedding's weights."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)  # token embeddings
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)  # position embeddings
+        self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.ln_f = nn.LayerNorm(shape.n_embd)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """N(0, 0.02), the residual projections smaller so that depth doesn't grow the variance."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                std = 0.02
+                if name.endswith("c_proj.weight"):
+                    std /= (2 * self.shape.n_layer) ** 0.5
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> logits of the next token (B, T, V)."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.wte(ids) + self.wpe(positions)
+        x = F.dropout(x, self.shape.dropout, self.training)
+        for block in self.h:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+    @torch.no_grad()
+    def generate(
+        self, ids: Tensor, num_tokens: int, generator: torch.Generator, temperature: float = 0.8
+    ) -> Tensor:
+        """`ids` (B, T) continued by `num_tokens` sampled ones; the generator is on the CPU."""
+        for _ in range(num_tokens):
+            logits = self(ids[:, -self.shape.block_size :])[:, -1].float().cpu()
+            probabilities = F.softmax(logits / temperature, dim=-1)
+            chosen = torch.multinomial(probabilities, 1, generator=generator)
+            ids = torch.cat([ids, chosen.to(ids.device)], dim=1)
+        return ids

@@ -1,0 +1,41 @@
+"""The optimizer and its learning-rate schedule, a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from trainyard_trainer.config import TrainConfig
+
+
+def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019); biases, norms and other vectors don't decay."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of optimizer step `step` (from 0): linear warm-up, then a cosine, then constant."""
+    assert config.min_learning_rate is not None
+    assert config.lr_decay_steps is not None
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    span = max(1, config.lr_decay_steps - config.warmup_steps)
+    progress = min(1.0, (step - config.warmup_steps) / span)
+    height = config.learning_rate - config.min_learning_rate
+    return config.min_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use `rate` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

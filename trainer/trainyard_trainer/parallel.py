@@ -1,0 +1,139 @@
+"""DDP and FSDP2, number formats, and the operations that depend on them.
+
+DDP keeps the whole model on every rank and averages gradients while the backward pass runs.
+FSDP2 (fully_shard) keeps a slice of every parameter, gradient and optimizer state per rank and
+gathers a block's parameters just before they are used.
+"""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from trainyard_api.run import Precision, Strategy
+from trainyard_trainer.group import Group
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LossScaler:
+    """Keeps fp16 gradients out of the underflow; in other formats it does nothing.
+
+    The usual dynamic scale (Micikevicius et al., 2018), decided on the global gradient norm, which
+    every rank knows alike: so that one rank's overflow skips the step on all, under FSDP as well.
+    """
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = 2.0**16 if enabled else 1.0
+        self.good_steps = 0
+
+    def finite(self, norm: torch.Tensor) -> bool:
+        """Whether to take the step; adapts the scale."""
+        if not self.enabled:
+            return True
+        if not bool(torch.isfinite(norm)):
+            self.scale, self.good_steps = self.scale / 2, 0
+            return False
+        self.good_steps += 1
+        if self.good_steps == self.GROWTH_STEPS:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return True
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.scale, self.good_steps = state["scale"], int(state["good_steps"])
+
+
+class Parallel:
+    """One model, spread over the ranks of `group`.
+
+    Attributes:
+        module: the bare model, for evaluation, checkpoints and export.
+        model: what training calls; the same module, or DDP around it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Iterable[nn.Module],
+        group: Group,
+        strategy: Strategy,
+        precision: Precision,
+    ) -> None:
+        self.group = group
+        self.strategy = strategy
+        self.dtype = COMPUTE_DTYPE[precision]
+        self.scaler = LossScaler(enabled=precision == "fp16")
+        self.module = module.to(group.device)
+        self.model: nn.Module = self.module
+        if strategy == "fsdp":
+            self._shard(blocks)
+        elif group.world_size > 1:
+            self.model = nn.parallel.DistributedDataParallel(
+                self.module,
+                device_ids=[group.device] if group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+
+    def _shard(self, blocks: Iterable[nn.Module]) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(self.group.device.type, (self.group.world_size,))
+        # Gradients are summed in fp32 whatever the compute format: rounding must not grow with
+        # the number of ranks.
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if self.dtype == torch.float32 else self.dtype,
+            reduce_dtype=torch.float32,
+        )
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(self.module, mesh=mesh, mp_policy=policy)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in the run's format; FSDP casts parameters itself."""
+        if self.dtype == torch.float32 or self.strategy == "fsdp":
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.type, dtype=self.dtype)
+
+    @contextlib.contextmanager
+    def accumulate(self, last: bool) -> Any:
+        """Exchange gradients only in the last micro-batch of a step."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+            return
+        if self.strategy == "fsdp":
+            cast(Any, self.model).set_requires_gradient_sync(last)
+        yield
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Undo the loss scale and clip; the global gradient norm before clipping, a 0-d tensor."""
+        from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        gradients = [cast(torch.Tensor, p.grad) for p in parameters]
+        if self.scaler.scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.scaler.scale)
+        norm = get_total_norm(gradients)
+        if self.strategy == "fsdp":
+            norm = cast(Any, norm).full_tensor()
+        if max_norm > 0:
+            clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
+    def full_weights(self) -> dict[str, torch.Tensor]:
+        """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
+        weights = {}
+        for name, value in self.module.state_dict().items():
+            whole = value.full_tensor() if self.strategy == "fsdp" else value
+            if self.group.is_main:
+                weights[name] = whole.cpu()
+        return weights

@@ -1,0 +1,118 @@
+"""One rank's life: join the others, agree on where to go on, train, export, leave."""
+
+from pathlib import Path
+
+import torch
+
+from trainyard_api.job import TrainerJob
+from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, load, seed_rank
+from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
+from trainyard_trainer.console import Console
+from trainyard_trainer.deferred_dynamo import defer_dynamo
+from trainyard_trainer.export import export_model
+from trainyard_trainer.group import join, leave, pick_device
+from trainyard_trainer.history import History
+from trainyard_trainer.loop import Listeners, Loop
+from trainyard_trainer.optim import build_optimizer
+from trainyard_trainer.parallel import Parallel
+from trainyard_trainer.publish import prepare_run_dir
+from trainyard_trainer.recipes import find_recipe
+from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.report import Reporter
+
+
+def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
+    """Run this process's part of the job; `reporter` on rank 0 only.
+
+    Raises UserError for what a user can change; on every rank where the others would else wait.
+    """
+    defer_dynamo()
+    run_dir = Path(job.run_dir)
+    console = Console(speaks=rank == 0)
+    out = Listeners(console, reporter, None)
+    config = parse_config(find_recipe(job.recipe).Config, job.config)
+
+    def waiting(text: str) -> None:
+        print(f"rank {rank}: {text}", flush=True)
+        out.report(message=text)
+
+    group = join(pick_device(job.require_gpu), waiting)
+    out.report(phase="loading", ranks_joined=group.world_size, message="")
+    if reporter:
+        reporter.metrics.world_size.set(group.world_size)
+        reporter.metrics.total_steps.set(config.max_steps)
+    console.say(
+        f"{job.run}, attempt {job.attempt}: {job.recipe} on {group.world_size} process(es),"
+        f" {job.strategy}, {job.precision}, {group.device.type}"
+    )
+    check_batch_size(config, group.world_size)
+    fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
+    resume = group.broadcast(
+        group.together(lambda: find_resume(run_dir) if group.is_main else None)
+    )
+    recipe = group.together(lambda: _load_recipe(job, config, resume))
+    console.say(f"data: {recipe.describe()}")
+
+    torch.manual_seed(job.seed)  # the same weights on every rank
+    module = recipe.build()
+    count = sum(parameter.numel() for parameter in module.parameters())
+    console.say(f"model: {count / 1e6:,.2f} million parameters")
+    parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision)
+    optimizer = build_optimizer(parallel.module, config)
+    seed_rank(job.seed, 0, group.rank)
+    start = _go_on(resume, parallel, optimizer, job, console) if resume else 0
+    if group.is_main:
+        out.history = History(run_dir, job.run, start if resume else None, job.attempt)
+        out.report(resumed_from_step=start if resume else None)
+
+    settings = config.model_dump(mode="json")
+    header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
+    checkpointer = Checkpointer(job, group, fence, header)
+    loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start)
+    loop.run()
+
+    out.report(phase="exporting")
+    metrics = loop.metrics or (resume.manifest.metrics if resume else {})
+    model = export_model(job, recipe, parallel, fence, loop.step, settings, metrics)
+    if model:
+        console.say(f"model exported to {run_dir / model.path}")
+    if out.history:
+        out.history.draw(wait=True)
+    checkpointer.close()
+    out.report(phase="finished", step=loop.step, model=model, eta_seconds=0)
+    group.together(lambda: None)  # nobody leaves while another still needs the group
+    leave()
+
+
+def _load_recipe(job: TrainerJob, config: TrainConfig, resume: Resume | None) -> Recipe:
+    recipe = find_recipe(job.recipe)
+    if resume is None:
+        return recipe(config, None)
+    step = resume.manifest.step
+    check_unchanged(resume.state["spec"], _spec(job), frozenset(), "spec", step)
+    settings = config.model_dump(mode="json")
+    check_unchanged(resume.state["config"], settings, config.free, "config", step)
+    return recipe(config, resume.state["recipe"])
+
+
+def _spec(job: TrainerJob) -> dict[str, object]:
+    """The part of the manifest's spec that defines the numbers of a step."""
+    return {"recipe": job.recipe, "seed": job.seed, "precision": job.precision}
+
+
+def _go_on(
+    resume: Resume,
+    parallel: Parallel,
+    optimizer: torch.optim.Optimizer,
+    job: TrainerJob,
+    console: Console,
+) -> int:
+    for reason in resume.skipped:
+        console.warn(f"checkpoint skipped: {reason}")
+    load(resume, parallel, optimizer, job.seed)
+    step = resume.manifest.step
+    note = ""
+    if resume.manifest.world_size != parallel.group.world_size:
+        note = f"; saved by {resume.manifest.world_size} process(es)"
+    console.say(f"resuming from step {step} ({resume.directory.name}{note})")
+    return step
