@@ -70,7 +70,7 @@ class Namespace:
         text = self.kubectl("get", kind, name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
-    def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         args = ("--selector", selector) if selector else ()
         items: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, *args, "-o", "json"))[
             "items"
@@ -82,7 +82,7 @@ class Namespace:
         selector = f"trainyard.dev/run={run_name}"
         if attempt is not None:
             selector += f",trainyard.dev/attempt={attempt}"
-        return sorted(self.list("pods", selector), key=lambda pod: pod["metadata"]["name"])
+        return sorted(self.items("pods", selector), key=lambda pod: pod["metadata"]["name"])
 
     def status(self, run_name: str) -> dict[str, Any]:
         found = self.get("trainingrun", run_name)

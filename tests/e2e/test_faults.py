@@ -126,7 +126,7 @@ def test_deadline_and_ttl(space: Namespace) -> None:
     status = wait_failed(space, "late")
     assert status["reason"] == "DeadlineExceeded"
     wait_until("the run is deleted", lambda: space.get("trainingrun", "late") is None, 60)
-    wait_until("its claim is gone", lambda: not space.list("persistentvolumeclaims"), 60)
+    wait_until("its claim is gone", lambda: not space.items("persistentvolumeclaims"), 60)
 
 
 def test_pods_get_no_api_token(space: Namespace) -> None:

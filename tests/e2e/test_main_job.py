@@ -102,7 +102,7 @@ def serves(space: Namespace, forward: Forwarder, image: str) -> None:
     )
     text = run("helm", "test", "bard", "--namespace", space.name, "--logs", "--timeout", "120s")
     assert "Succeeded" in text
-    services = [item["metadata"]["name"] for item in space.list("services")]
+    services = [item["metadata"]["name"] for item in space.items("services")]
     name = next(name for name in services if name != RUN)
     url = forward.url(f"service/{name}", 80)
     answer = httpx.post(

@@ -49,7 +49,7 @@ def test_a_run_that_ends_while_the_operator_is_away_is_told_right(
 
 def kill_operator(operator: Namespace) -> None:
     """Delete the operator's pod without grace, and see the next one take over."""
-    old = {pod["metadata"]["uid"] for pod in operator.list("pods")}
+    old = {pod["metadata"]["uid"] for pod in operator.items("pods")}
     operator.kubectl("delete", "pods", "--all", "--grace-period=0", "--force")
 
     def ready() -> bool:
@@ -59,7 +59,7 @@ def kill_operator(operator: Namespace) -> None:
                 c["type"] == "Ready" and c["status"] == "True"
                 for c in pod["status"].get("conditions", [])
             )
-            for pod in operator.list("pods")
+            for pod in operator.items("pods")
         )
 
     wait_until("a new operator pod is ready", ready, 120)
@@ -78,7 +78,7 @@ def test_a_lost_node_does_not_hold_up_the_run(
         "a checkpoint",
         lambda s: s.get("phase") == "Running" and "lastCheckpoint" in s,
     )
-    home = operator.list("pods")[0]["spec"]["nodeName"]
+    home = operator.items("pods")[0]["spec"]["nodeName"]
     lost = "node2" if home != "node2" else "node1"
     saved = space.status("survivor")["lastCheckpoint"]["step"]
     victims = [
