@@ -58,7 +58,7 @@ class Executor:
             try:
                 await self._create(run, plan)
             except Rejected as rejected:
-                await self._write_rejection(raw, plan.status, str(rejected))
+                await self._write_rejection(run, raw, plan.status, str(rejected))
                 raise
         if plan.delete_run:
             await self._kube.delete(
@@ -86,11 +86,16 @@ class Executor:
             return raw
         return await self._replace_status(raw, new)
 
-    async def _write_rejection(self, raw: Object, status: TrainingRunStatus, message: str) -> None:
+    async def _write_rejection(
+        self, run: TrainingRun, raw: Object, status: TrainingRunStatus, message: str
+    ) -> None:
         rejected = status.model_copy(
             update={"phase": "Pending", "reason": "Rejected", "message": message}
         )
-        await self._write_status(raw, rejected)
+        if (status.reason, status.message) != (rejected.reason, rejected.message):
+            key = f"{status.attempt}-rejected"
+            await self._event(run, RunEvent("Warning", "Rejected", message, key))
+            await self._write_status(raw, rejected)
 
     async def _replace_status(self, raw: Object, status: Object) -> Object:
         metadata = raw["metadata"]

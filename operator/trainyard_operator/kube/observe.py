@@ -20,7 +20,7 @@ from trainyard_operator.observed import Observed, Worker
 
 LOG_LINES = 200
 LOG_BYTES = 32 * 1024
-WARNING_AFTER_SECONDS = 3.0
+SETTLE_SECONDS = 3.0
 MAX_ASKED = 4  # pods whose events or logs are read at once: a gang mostly fails for one reason
 NODES_SECONDS = 5.0
 FORBIDDEN_SECONDS = 300.0
@@ -103,8 +103,9 @@ class Observer:
                 worker,
                 log_tail=tail.get(worker.name, ""),
                 warning=warned.get(worker.name, ""),
+                unschedulable="" if _is_young(pod, now) else worker.unschedulable,
             )
-            for _, worker in pods
+            for pod, worker in pods
         )
 
     async def _log_tail(self, pod: Object) -> str:
@@ -213,8 +214,13 @@ def _is_stuck(pod: Object, worker: Worker, now: datetime) -> bool:
         return False
     if worker.waiting_reason not in ("", "ContainerCreating", "PodInitializing"):
         return False
+    return not _is_young(pod, now)
+
+
+def _is_young(pod: Object, now: datetime) -> bool:
+    """Too young to worry: a new claim is bound, and a pod placed, at the second try."""
     created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
-    return (now - created).total_seconds() > WARNING_AFTER_SECONDS
+    return (now - created).total_seconds() <= SETTLE_SECONDS
 
 
 def _known_status(status: Object, error: ValidationError) -> Object:
