@@ -1,0 +1,1 @@
+"""The container images: what is in them, and how they are built."""
