@@ -92,8 +92,9 @@ class LocalBackend:
         return True
 
     def _remember_loss(self, run: TrainingRun) -> None:
+        """Add the newest loss; between two logged steps it is the same one still."""
         step, loss = run.status.step, run.status.loss
-        if step is None or loss is None or (self.losses and self.losses[-1].step == step):
+        if step is None or loss is None or (self.losses and self.losses[-1].loss == loss):
             return
         append_json_line(self.dir.history_file, {"step": step, "loss": loss})
         _extend(self.losses, LossPoint(step, loss))

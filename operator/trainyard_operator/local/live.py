@@ -124,4 +124,6 @@ def _numbers(view: View) -> RenderableType | None:
 
 def _sample(sample: str) -> RenderableType:
     lines = sample.strip("\n").splitlines()[:SAMPLE_LINES]
-    return Text("\n".join(f"│ {line}" for line in lines), style="cyan", no_wrap=True)
+    return Text(
+        "\n".join(f"│ {line}" for line in lines), style="cyan", no_wrap=True, overflow="ellipsis"
+    )

@@ -1,5 +1,7 @@
 """`trainyard serve`: starts the serving part on a run's model, as a program of its own."""
 
+import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -16,6 +18,7 @@ from trainyard_operator.local.store import RunDir, UserError
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 START_SECONDS = 300
+_PR_SET_PDEATHSIG = 1
 
 
 def serve(run_dir: RunDir, port: int) -> int:
@@ -55,10 +58,14 @@ def complete(run_dir: RunDir, prompt: str, port: int | None, max_tokens: int) ->
 
 def _check_model(run_dir: RunDir) -> None:
     """Refuse early what the server would wait for. Raises UserError."""
+    from trainyard_api.checkpoint import MODELS, newest_valid
+
     run = run_dir.read()
-    models = run_dir.data(run) / "models"
-    if any(models.glob("step-*/manifest.json")):
+    model, _, refused = newest_valid(run_dir.data(run) / MODELS)
+    if model is not None:
         return
+    if refused:
+        raise UserError(f"{run_dir.name} has no model that verifies: {refused[0]}")
     status = run.get("status", {})
     where = f", step {status['progress']}" if status.get("progress") else ""
     raise UserError(
@@ -81,6 +88,7 @@ def _check_port(port: int) -> int:
 
 
 def _server(run_dir: RunDir, port: int, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
     data = run_dir.data(run_dir.read())
     command = [sys.executable, "-m", "trainyard_serving", "generate"]
     command += ["--run-dir", str(data), "--host", HOST, "--port", str(port)]
@@ -90,8 +98,15 @@ def _server(run_dir: RunDir, port: int, log: IO[bytes] | None) -> subprocess.Pop
         stdout=subprocess.DEVNULL if log is None else log,
         stderr=log,
         start_new_session=True,  # Ctrl-C is ours to pass on
+        preexec_fn=_end_with_parent,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
+
+
+def _end_with_parent() -> None:
+    """Have Linux end the server should this command be killed without a chance to do so."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _wait_until_ready(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
 from trainyard_operator import cli
 from trainyard_operator.local.store import HOME_ENV
 
@@ -162,15 +163,38 @@ def test_unknown_names_list_the_known_ones(here: Path, capsys: pytest.CaptureFix
     assert "known has no model to serve yet (phase Running)" in capsys.readouterr().err
 
 
-def test_serve_says_that_the_port_is_taken(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = here / "home" / "runs" / "done" / "data" / "models" / "step-00000001"
+@pytest.fixture
+def model(here: Path) -> Path:
+    """The model directory of a run named done; it verifies."""
+    run = here / "home" / "runs" / "done"
+    model = run / "data" / "models" / "step-00000001"
     model.mkdir(parents=True)
-    (model / "manifest.json").write_text("{}")
-    (here / "home" / "runs" / "done" / "run.json").write_text(json.dumps({"spec": {}}))
+    (model / "config.json").write_text("{}")
+    manifest = Manifest(
+        kind="model",
+        run="done",
+        attempt=1,
+        recipe="char-gpt",
+        step=1,
+        created=datetime.now(UTC),
+        files=describe_files(model),
+    )
+    (model / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (run / "run.json").write_text(json.dumps({"spec": {}}))
+    return model
+
+
+def test_serve_says_that_the_port_is_taken(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert cli.main(["serve", "done", "--port", port]) == cli.EXIT_REFUSED
         assert f"port {port} can't be used" in capsys.readouterr().err
+
+
+def test_serve_refuses_a_damaged_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "config.json").write_text("[]")
+    assert cli.main(["serve", "done"]) == cli.EXIT_REFUSED
+    assert "config.json: sha256 differs" in capsys.readouterr().err
 
 
 def test_a_home_that_is_no_directory_is_one_line(
