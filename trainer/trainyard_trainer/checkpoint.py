@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import shutil
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -71,12 +70,6 @@ def find_resume(run_dir: Path) -> Resume | None:
         return None
     state = json.loads((directory / STATE_FILE).read_text())
     return Resume(directory, manifest, state, skipped)
-
-
-def preload() -> None:
-    """Import torch's checkpoint package in the background, before the first save needs it."""
-    name = "torch.distributed.checkpoint.staging"
-    threading.Thread(target=importlib.import_module, args=(name,), daemon=True).start()
 
 
 def training_state(parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -162,8 +155,14 @@ class Checkpointer:
         self.header = header
         self.parent = Path(job.run_dir) / CHECKPOINTS
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._imports: Future[Any] | None = None
         self._pending: Future[Saved] | None = None
         self._stager: Any = None
+
+    def preload(self) -> None:
+        """Import torch's checkpoint package in the background, ahead of the first save."""
+        name = "torch.distributed.checkpoint"
+        self._imports = self._writer.submit(importlib.import_module, name)
 
     def save(
         self,
@@ -177,6 +176,8 @@ class Checkpointer:
 
         The one before must have ended: call `wait` first.
         """
+        if self._imports is not None:
+            self._imports.result()  # two threads must not import the same package at once
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
         from torch.distributed.checkpoint.state_dict_saver import async_save

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint import Checkpointer, Saved, preload
+from trainyard_trainer.checkpoint import Checkpointer, Saved
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.console import Console
 from trainyard_trainer.data import Batch, Ids, Samples, global_batch, rank_share
@@ -81,7 +81,7 @@ class Loop:
             norm = self._train_step()
             if self.step == self.start + 1:
                 self.out.console.say(f"first step done after {_since_start():.1f} s")
-                preload()
+                self.checkpointer.preload()
             done = self.step == last
             if self.step % config.log_steps == 0 or done:
                 rate = (time.perf_counter() - began) / (self.step - self.start)
