@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from trainyard_api import __version__
 
+from trainyard_api import __version__
 from trainyard_serving.completions import Completions
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.middleware import BodyLimit, Observe

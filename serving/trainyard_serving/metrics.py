@@ -8,6 +8,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
 from trainyard_api import metrics as names
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for

@@ -14,7 +14,6 @@ from trainyard_api.checkpoint import (
     steps,
     verify,
 )
-
 from trainyard_serving.settings import Source
 
 
