@@ -1,0 +1,162 @@
+"""charts/operator: rights word for word, the Lease, the environment, probes."""
+
+import ast
+import re
+from typing import Any
+
+import pytest
+
+from trainyard_operator.kube.settings import Settings
+
+from .conftest import CHARTS, Refusal, Render
+
+RULES: set[tuple[str, str, str]] = {
+    *(("trainyard.dev", "trainingruns", verb) for verb in ("get", "list", "watch", "delete")),
+    ("trainyard.dev", "trainingruns/status", "update"),
+    *(("", "pods", verb) for verb in ("list", "watch", "create", "delete")),
+    ("", "pods/log", "get"),
+    *(("", "services", verb) for verb in ("get", "create", "patch")),
+    *(("", "persistentvolumeclaims", verb) for verb in ("get", "create")),
+    *(("", "events", verb) for verb in ("list", "create")),
+    *(
+        (group, "podgroups", verb)
+        for group in ("scheduling.volcano.sh", "scheduling.x-k8s.io")
+        for verb in ("get", "create", "patch")
+    ),
+}
+NODES = ("", "nodes", "list")
+
+
+def rules(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_rights_in_all_namespaces_are_exactly_these(render: Render) -> None:
+    rendered = render("operator")
+    role = rendered.one("ClusterRole", "operator")
+    assert rules(role) == RULES | {NODES}
+    binding = rendered.one("ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    account = rendered.one("ServiceAccount")
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "ml"}
+    ]
+    pod = rendered.one("Deployment")["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_rights_in_one_namespace_stay_in_it(render: Render) -> None:
+    rendered = render("operator", "watchNamespace=team", "rbac.aggregate=false")
+    assert not rendered.all("ClusterRole")
+    assert not rendered.all("ClusterRoleBinding")
+    role = rendered.one("Role", "operator")
+    assert role["metadata"]["namespace"] == "team"
+    assert rules(role) == RULES
+    binding = rendered.one("RoleBinding", "operator")
+    assert binding["metadata"]["namespace"] == "team"
+    assert binding["subjects"][0]["namespace"] == "ml"
+    assert environment(rendered.one("Deployment"))["TRAINYARD_NAMESPACE"] == "team"
+
+
+def test_only_its_own_lease_can_be_changed(render: Render) -> None:
+    from trainyard_operator.kube.app import LEASE
+
+    role = render("operator").one("Role", "-lease")
+    assert role["metadata"]["namespace"] == "ml"
+    create, change = role["rules"]
+    assert create["verbs"] == ["create"]
+    assert change["verbs"] == ["get", "update"]
+    assert change["resourceNames"] == [LEASE]
+
+
+def test_every_object_the_code_touches_has_a_rule() -> None:
+    """The plural of every API path in the operator's code is among the rules above."""
+    kube = CHARTS.parent / "operator" / "trainyard_operator" / "kube"
+    named = {resource.split("/")[0] for _, resource, _ in RULES | {NODES}} | {"leases"}
+    used: set[str] = set()
+    for file in kube.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "path_of":
+                used |= {arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+    assert used
+    assert used <= named
+
+
+def test_people_get_rights_through_the_usual_roles(render: Render) -> None:
+    view = render("operator").one("ClusterRole", "-view")
+    edit = render("operator").one("ClusterRole", "-edit")
+    assert view["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    assert {verb for _, _, verb in rules(view)} == {"get", "list", "watch"}
+    assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert ("trainyard.dev", "trainingruns", "create") in rules(edit)
+    assert not {resource for _, resource, _ in rules(edit)} & {"trainingruns/status"}
+    assert not render("operator", "rbac.aggregate=false").all("ClusterRole", "-view")
+
+
+def test_no_rights_are_made_when_told_so(render: Render) -> None:
+    rendered = render(
+        "operator", "rbac.create=false", "serviceAccount.create=false", "serviceAccount.name=mine"
+    )
+    for kind in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount"):
+        assert not rendered.all(kind)
+    pod = rendered.one("Deployment")["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "mine"
+
+
+def test_an_account_to_use_must_be_named(refusal: Refusal) -> None:
+    assert "serviceAccount.name: name the account" in refusal(
+        "operator", "serviceAccount.create=false"
+    )
+
+
+def environment(deployment: dict[str, Any]) -> dict[str, Any]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
+
+
+def test_the_environment_is_what_the_operator_reads(render: Render) -> None:
+    values = ("trainerImage.repository=r/t", "trainerImage.tag=v9", "workers=3", "logFormat=text")
+    given = environment(render("operator", *values).one("Deployment"))
+    assert given.pop("POD_NAME") == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert given.pop("POD_NAMESPACE") == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    settings = Settings.from_env(given)
+    assert settings.trainer_image == "r/t:v9"
+    assert settings.workers == 3
+    assert settings.log_format == "text"
+    assert settings.namespace == ""
+
+
+def test_the_port_is_the_operators_everywhere(render: Render) -> None:
+    rendered = render("operator")
+    (container,) = rendered.one("Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": Settings.port}]
+    service = rendered.one("Service")
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    assert service["metadata"]["annotations"]["prometheus.io/port"] == str(Settings.port)
+    for probe, path in (
+        ("startupProbe", "/healthz"),
+        ("livenessProbe", "/healthz"),
+        ("readinessProbe", "/readyz"),
+    ):
+        assert container[probe]["httpGet"] == {"path": path, "port": "http"}
+
+
+@pytest.mark.parametrize(("replicas", "budgets"), [(1, 0), (2, 1)])
+def test_a_disruption_budget_comes_with_replicas(
+    render: Render, replicas: int, budgets: int
+) -> None:
+    found = render("operator", f"replicas={replicas}").all("PodDisruptionBudget")
+    assert len(found) == budgets
+
+
+def test_the_crd_is_in_the_chart_and_how_to_upgrade_it_is_said(render: Render) -> None:
+    (crd,) = (CHARTS / "operator" / "crds").glob("*.yaml")
+    assert crd.name == "trainingruns.trainyard.dev.yaml"
+    told = (CHARTS / "operator" / "templates" / "NOTES.txt").read_text()
+    assert re.search(r"kubectl apply --server-side -f charts/operator/crds/", told)
