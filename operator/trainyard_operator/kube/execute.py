@@ -52,7 +52,7 @@ class Executor:
         for event in plan.events:
             await self._event(run, event)
         raw = await self._write_status(raw, plan.status)
-        grace = FAILED_GRACE_SECONDS if _has_failed(plan.status) else None
+        grace = grace_seconds(plan.status)
         await self._each(self._delete_pod(run, name, grace) for name in plan.delete)
         if plan.create:
             try:
@@ -218,8 +218,10 @@ def event_object(run: TrainingRun, event: RunEvent, now: datetime) -> Object:
     }
 
 
-def _has_failed(status: TrainingRunStatus) -> bool:
-    return bool(status.attempts) and status.attempts[-1].outcome == "Failed"
+def grace_seconds(status: TrainingRunStatus) -> int | None:
+    """Time for pods to end; None: what the pod itself says, enough for a last checkpoint."""
+    failed = bool(status.attempts) and status.attempts[-1].outcome == "Failed"
+    return FAILED_GRACE_SECONDS if failed else None
 
 
 def _finite(value: Any) -> Any:

@@ -66,12 +66,16 @@ class Lease:
 
     async def release(self) -> None:
         """Give the Lease back, so that a successor needn't wait for it to expire."""
-        if not self.held or self._seen is None:
+        if not self.held:
             return
         self.held = False
-        spec = {**self._seen["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
         try:
-            await self._kube.replace(self._path(), {**self._seen, "spec": spec})
+            # Read afresh: a renewal may have been cut off after the API server had taken it.
+            lease = await self._kube.find(self._path())
+            if lease is None or lease["spec"].get("holderIdentity") != self._identity:
+                return
+            spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+            await self._kube.replace(self._path(), {**lease, "spec": spec})
         except ApiError as error:
             logger.warning("lease not released: %s", error)
 

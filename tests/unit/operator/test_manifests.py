@@ -1,0 +1,257 @@
+"""The objects made for a run."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.builders import make_run
+from trainyard_operator.kube import manifests
+from trainyard_operator.kube.errors import Rejected
+
+
+def pod(node: int = 0, attempt: int = 1, nodes: int = 2, **spec: Any) -> dict[str, Any]:
+    return manifests.pod(make_run(**spec), attempt, node, nodes, trainer_image="ours:1")
+
+
+def trainer(built: dict[str, Any]) -> dict[str, Any]:
+    return next(item for item in built["spec"]["containers"] if item["name"] == "trainer")
+
+
+def env(built: dict[str, Any]) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in trainer(built)["env"]}
+
+
+def mounts(built: dict[str, Any]) -> dict[str, str]:
+    names = {volume["name"] for volume in built["spec"]["volumes"]}
+    found = {item["mountPath"]: item["name"] for item in trainer(built)["volumeMounts"]}
+    assert set(found.values()) <= names
+    return found
+
+
+def test_pod_is_named_after_attempt_and_node_and_findable_by_that_name() -> None:
+    built = pod(node=1, attempt=3)
+    assert built["metadata"]["name"] == built["spec"]["hostname"] == "r-3-1"
+    assert built["spec"]["subdomain"] == manifests.service(make_run())["metadata"]["name"] == "r"
+    assert built["metadata"]["namespace"] == "ns"
+    assert built["metadata"]["labels"] == {
+        "trainyard.dev/run": "r",
+        "trainyard.dev/attempt": "3",
+        "trainyard.dev/node": "1",
+        "app.kubernetes.io/managed-by": "trainyard",
+    }
+    assert env(built)["PET_RDZV_ENDPOINT"] == "r-3-0.r:29400"
+    assert env(built)["PET_LOCAL_ADDR"] == "r-3-1.r"
+
+
+def test_everything_goes_with_the_run() -> None:
+    claim = manifests.claim(make_run())
+    assert claim
+    for item in (pod(), manifests.service(make_run()), claim):
+        [owner] = item["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"]) == ("TrainingRun", "r", "u")
+        assert owner["controller"] is True
+
+
+def test_service_is_headless_and_names_pods_that_are_not_ready() -> None:
+    spec = manifests.service(make_run())["spec"]
+    assert spec["clusterIP"] == "None"
+    assert spec["publishNotReadyAddresses"] is True
+    assert spec["selector"].items() <= pod()["metadata"]["labels"].items()
+
+
+def test_pod_meets_the_restricted_standard() -> None:
+    spec = pod(image="mine:1")["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] != 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    security = spec["containers"][0]["securityContext"]
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["restartPolicy"] == "Never"
+    assert all(set(volume) & {"persistentVolumeClaim", "emptyDir"} for volume in spec["volumes"])
+
+
+def test_our_image_has_a_read_only_root_and_a_place_to_write() -> None:
+    built = pod()
+    assert trainer(built)["image"] == "ours:1"
+    assert trainer(built)["securityContext"]["readOnlyRootFilesystem"] is True
+    assert mounts(built)["/tmp"] == "tmp"
+    theirs = pod(image="mine:1")
+    assert trainer(theirs)["image"] == "mine:1"
+    assert trainer(theirs)["securityContext"]["readOnlyRootFilesystem"] is False
+    assert "/tmp" not in mounts(theirs)
+
+
+def test_torchrun_has_time_to_end_its_workers() -> None:
+    built = pod()
+    grace = built["spec"]["terminationGracePeriodSeconds"]
+    assert grace > int(env(built)["PET_SHUTDOWN_TIMEOUT"])
+
+
+def test_last_words_are_read_from_the_log_when_nothing_else_was_said() -> None:
+    container = trainer(pod())
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert container["terminationMessagePath"] == env(pod())["TRAINYARD_RESULT_FILE"]
+    # torchrun removes this file before it writes it, and a mount point can't be removed.
+    assert "TORCHELASTIC_ERROR_FILE" not in env(pod())
+
+
+def test_a_lost_node_is_noticed_soon() -> None:
+    found = {item["key"]: item for item in pod()["spec"]["tolerations"]}
+    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        assert found[key]["effect"] == "NoExecute"
+        assert found[key]["tolerationSeconds"] == 15
+
+
+def test_gpus() -> None:
+    built = pod(resourcesPerNode={"limits": {"nvidia.com/gpu": 4, "memory": "8Gi"}})
+    assert trainer(built)["resources"] == {
+        "limits": {"nvidia.com/gpu": "4", "memory": "8Gi"},
+        "requests": {},
+    }
+    assert env(built)["PET_NPROC_PER_NODE"] == "4"
+    assert mounts(built)["/dev/shm"] == "shm"
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in built["spec"]["volumes"]
+    assert any(item["key"] == "nvidia.com/gpu" for item in built["spec"]["tolerations"])
+
+
+def test_shared_memory_only_where_processes_share() -> None:
+    assert "/dev/shm" not in mounts(pod())
+    assert "/dev/shm" in mounts(pod(numProcPerNode=2))
+
+
+@pytest.mark.parametrize(
+    ("limit", "nproc", "threads"),
+    [
+        ("4", 1, "4"),
+        ("4", 2, "2"),
+        ("500m", 1, "1"),
+        ("3", 2, "1"),
+        (None, 1, None),
+        ("0", 1, None),
+    ],
+)
+def test_threads_follow_the_cpu_limit(limit: str | None, nproc: int, threads: str | None) -> None:
+    spec: dict[str, Any] = {"numProcPerNode": nproc}
+    if limit is not None:
+        spec["resourcesPerNode"] = {"limits": {"cpu": limit}}
+    assert env(pod(**spec)).get("OMP_NUM_THREADS") == threads
+
+
+def test_dollar_signs_mean_themselves() -> None:
+    built = pod(command=["sh", "-c", "echo $(date) $HOME"], image="mine:1")
+    assert trainer(built)["command"][-1] == "echo $$(date) $HOME"
+    built = pod(config={"prompt": "$(HOME)"})
+    assert '"prompt":"$$(HOME)"' in env(built)["TRAINYARD_JOB"]
+
+
+def test_claim_defaults() -> None:
+    claim = manifests.claim(make_run(numNodes=1))
+    assert claim
+    assert claim["metadata"]["name"] == "r"
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "10Gi"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "mode"),
+    [
+        ({"numNodes": 1}, "ReadWriteOnce"),
+        ({"numNodes": 2}, "ReadWriteMany"),
+        ({"numNodes": 1, "elastic": {"minNodes": 1, "maxNodes": 2}}, "ReadWriteMany"),
+        ({"numNodes": 2, "storage": {"accessMode": "ReadWriteOnce"}}, "ReadWriteOnce"),
+    ],
+)
+def test_claim_access_mode(spec: dict[str, Any], mode: str) -> None:
+    claim = manifests.claim(make_run(**spec))
+    assert claim
+    assert claim["spec"]["accessModes"] == [mode]
+
+
+def test_claim_as_asked() -> None:
+    storage = {"size": "1Ti", "storageClassName": "fast", "whenDeleted": "Retain"}
+    claim = manifests.claim(make_run(storage=storage))
+    assert claim
+    assert claim["spec"]["storageClassName"] == "fast"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Ti"
+    assert "ownerReferences" not in claim["metadata"], "a retained claim outlives its run"
+
+
+def test_users_own_claim() -> None:
+    storage = {"claimName": "mine"}
+    assert manifests.claim(make_run(storage=storage)) is None
+    [volume] = [v for v in pod(storage=storage)["spec"]["volumes"] if v["name"] == "storage"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "mine"}
+
+
+def test_template_overrides_but_a_worker_stays_a_worker() -> None:
+    built = pod(
+        podTemplate={
+            "metadata": {"labels": {"team": "a", "trainyard.dev/run": "other"}},
+            "spec": {
+                "nodeSelector": {"disk": "ssd"},
+                "restartPolicy": "Always",
+                "hostname": "other",
+                "containers": [
+                    {"name": "trainer", "env": [{"name": "WANDB_MODE", "value": "offline"}]},
+                    {"name": "sidecar", "image": "s:1"},
+                ],
+            },
+        }
+    )
+    assert built["metadata"]["labels"]["team"] == "a"
+    assert built["metadata"]["labels"]["trainyard.dev/run"] == "r"
+    spec = built["spec"]
+    assert spec["nodeSelector"] == {"disk": "ssd"}
+    assert (spec["restartPolicy"], spec["hostname"]) == ("Never", "r-1-0")
+    assert env(built)["WANDB_MODE"] == "offline"
+    assert env(built)["PET_NNODES"] == "2"
+    assert [container["name"] for container in spec["containers"]] == ["trainer", "sidecar"]
+
+
+def test_host_network_still_finds_its_peers() -> None:
+    assert pod(podTemplate={"spec": {"hostNetwork": True}})["spec"]["dnsPolicy"] == (
+        "ClusterFirstWithHostNet"
+    )
+
+
+def test_bad_template_is_rejected_in_one_line() -> None:
+    with pytest.raises(Rejected, match=r"podTemplate.spec.containers\[trainer\].env"):
+        pod(podTemplate={"spec": {"containers": [{"name": "trainer", "env": ["A=1"]}]}})
+
+
+def test_kueue() -> None:
+    metadata = pod(queue={"name": "q"}, attempt=2)["metadata"]
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+    assert metadata["labels"]["kueue.x-k8s.io/pod-group-name"] == "r-2"
+    assert metadata["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "2"
+    assert manifests.pod_group(make_run(queue={"name": "q"}), 2, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("system", "api", "scheduler"),
+    [
+        ("volcano", "scheduling.volcano.sh/v1beta1", "volcano"),
+        ("coscheduling", "scheduling.x-k8s.io/v1alpha1", "scheduler-plugins-scheduler"),
+    ],
+)
+def test_pod_groups(system: str, api: str, scheduler: str) -> None:
+    queue = {"name": "q", "system": system}
+    built = pod(queue=queue, attempt=2)
+    metadata = built["metadata"]
+    marks = {**metadata["labels"], **metadata.get("annotations", {})}
+    assert "r-2" in marks.values()
+    assert built["spec"]["schedulerName"] == scheduler
+    group = manifests.pod_group(make_run(queue=queue), 2, 2)
+    assert group
+    assert (group["apiVersion"], group["metadata"]["name"]) == (api, "r-2")
+    assert group["spec"]["minMember"] == 2
+
+
+def test_no_queue_no_group() -> None:
+    assert manifests.pod_group(make_run(), 1, 2) is None
+    assert "schedulerName" not in pod()["spec"]
