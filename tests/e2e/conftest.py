@@ -26,19 +26,14 @@ def image_values(request: pytest.FixtureRequest) -> dict[str, str]:
     """Part -> helm's `--set` text for its image."""
     prefix, tag = request.config.getoption("--images"), request.config.getoption("--tag")
     return {
-        part: f"image.repository={prefix}/{part},image.tag={tag}"
-        for part in ("operator", "trainer", "serving")
+        "operator": f"image.repository={prefix}/operator,image.tag={tag}",
+        "serving": f"image.repository={prefix}/serving,image.tag={tag}",
+        "trainer": f"trainerImage.repository={prefix}/trainer,trainerImage.tag={tag}",
     }
 
 
-@pytest.fixture(scope="session")
-def trainer_image(request: pytest.FixtureRequest) -> str:
-    prefix, tag = request.config.getoption("--images"), request.config.getoption("--tag")
-    return f"{prefix}/trainer:{tag}"
-
-
 @pytest.fixture(scope="session", autouse=True)
-def operator(image_values: dict[str, str], trainer_image: str) -> Iterator[Namespace]:
+def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
     """The operator, from its chart, in its own namespace under the restricted standard."""
     try:
         run("kubectl", "get", "nodes")
@@ -56,7 +51,7 @@ def operator(image_values: dict[str, str], trainer_image: str) -> Iterator[Names
         "--set",
         image_values["operator"],
         "--set",
-        f"trainer.image={trainer_image}",
+        image_values["trainer"],
         "--wait",
         "--timeout",
         "180s",
