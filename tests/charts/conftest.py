@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
     """`render(chart, "key=value", ..., release="trainyard")`."""
 
+    @cache  # many tests look at the same manifests
     def run(chart: str, *values: str, release: str = "trainyard", files: str = "") -> Rendered:
         flags = [flag for value in values for flag in ("--set", value)]
         flags += ["--values", files] if files else []

@@ -83,7 +83,7 @@ def test_every_object_the_code_touches_has_a_rule() -> None:
     for file in kube.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "path_of":
-                used |= {arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
+                used |= {str(arg.value) for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
     assert used
     assert used <= named
 
