@@ -139,7 +139,7 @@ def test_a_terminal_gets_the_live_panel(box: Any, until: Callable[..., None]) ->
     reader.start()
     until(lambda: b"1 process" in shown and b"Ctrl-C stops the run" in shown)
     command.send_signal(signal.SIGINT)
-    assert command.wait(timeout=60) == 130
+    assert command.wait(timeout=120) == 130
     reader.join()
     assert b"tty is suspended" in shown
 
