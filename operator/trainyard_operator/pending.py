@@ -34,11 +34,11 @@ def waiting_for(workers: Sequence[Worker], wanted: int) -> Waiting:
     """The most telling reason among the workers that aren't running."""
     reasons = [_of(worker) for worker in workers if worker.phase == "Pending"]
     if not reasons:
-        return Waiting("Creating", f"creating pods: {len(workers)} of {wanted} there")
+        return Waiting("Creating", f"creating workers: {len(workers)} of {wanted} there")
     worst = min(reasons, key=lambda waiting: _URGENCY.index(waiting.reason))
     running = sum(worker.phase != "Pending" for worker in workers)
     if wanted > 1:
-        text = f"{worst.message} ({running} of {wanted} pods run)"
+        text = f"{worst.message} ({running} of {wanted} workers run)"
         return Waiting(worst.reason, text, worst.hopeless, worst.give_back)
     return worst
 

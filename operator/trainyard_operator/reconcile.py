@@ -13,7 +13,7 @@ from trainyard_operator.failures import Failure, explain, gone, root_cause
 from trainyard_operator.observed import Observed, Worker
 from trainyard_operator.pending import Waiting, waiting_for
 from trainyard_operator.plan import Plan, RunEvent, WorkerKey, worker_name
-from trainyard_operator.status import apply_report, current_attempt, set_condition
+from trainyard_operator.status import apply_report, counted, current_attempt, set_condition
 from trainyard_operator.transitions import (
     POLL_STARTING,
     active_seconds,
@@ -171,7 +171,7 @@ def _running(observed: Observed, status: TrainingRunStatus) -> Plan:
     """Every container runs: Starting until every rank has joined, then Running."""
     run, now = observed.run, observed.now
     ranks = status.nodes * run.nproc
-    set_condition(status, "Scheduled", True, "Scheduled", "every pod has its node", now)
+    set_condition(status, "Scheduled", True, "Scheduled", "every worker has its node", now)
     report = observed.report if _is_current(observed, status) else None
     joined = report.ranks_joined if report else 0
     if run.spec.command:
@@ -194,7 +194,9 @@ def _running(observed: Observed, status: TrainingRunStatus) -> Plan:
 
 
 def _is_running(observed: Observed, status: TrainingRunStatus, reason: str, message: str) -> Plan:
-    text = f"attempt {status.attempt} trains on {status.nodes * observed.run.nproc} ranks"
+    text = (
+        f"attempt {status.attempt} trains on {counted(status.nodes * observed.run.nproc, 'rank')}"
+    )
     set_condition(status, "Running", True, "Running", text, observed.now)
     events = _phase(observed, status, "Running", reason, message, text)
     return Plan(status, events, delete=stale(observed, status), requeue_after=POLL_RUNNING)

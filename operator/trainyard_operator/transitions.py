@@ -15,6 +15,7 @@ from trainyard_operator.plan import Plan, RunEvent, WorkerKey
 from trainyard_operator.status import (
     add_attempt,
     apply_report,
+    counted,
     current_attempt,
     duration_text,
     set_condition,
@@ -39,9 +40,9 @@ def begin(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
         Attempt(number=number, start_time=now, nodes=nodes, wanted_nodes=run.spec.num_nodes),
     )
     set_condition(status, "Running", False, "Starting", f"attempt {number} is starting", now)
-    set_condition(status, "Suspended", False, "Resumed", "", now)
-    plural = "" if nodes == 1 else "s"
-    message = f"attempt {number}: creating {nodes} pod{plural}"
+    if any(condition.type == "Suspended" for condition in status.conditions):
+        set_condition(status, "Suspended", False, "Resumed", "", now)
+    message = f"attempt {number}: creating {counted(nodes, 'worker')}"
     status.phase, status.reason, status.message = "Pending", "Creating", message
     return Plan(
         status,
@@ -118,7 +119,7 @@ def succeed(observed: Observed, status: TrainingRunStatus, gang: list[Worker]) -
     end_attempt(status, now, "Succeeded", "Succeeded", "")
     status.completion_time = now
     took = duration_text((now - (status.start_time or now)).total_seconds())
-    restarts = f", {status.restarts} restarts" if status.restarts else ""
+    restarts = f", {counted(status.restarts, 'restart')}" if status.restarts else ""
     message = f"finished in {took}{restarts}"
     set_condition(status, "Succeeded", True, "Succeeded", message, now)
     set_condition(status, "Running", False, "Succeeded", message, now)

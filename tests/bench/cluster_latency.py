@@ -1,4 +1,4 @@
-"""How long from `kubectl apply` to the first step, and from kill -9 to the next one, and where it goes.
+"""Seconds from `kubectl apply` to the first step and from kill -9 to the next, and where they go.
 
     .venv/bin/python -m tests.bench.cluster_latency [repetitions]
 

@@ -86,7 +86,7 @@ def test_pending_says_why(fields: dict[str, Any], reason: str, text: str) -> Non
     plan = story.see(make_worker(0), make_worker(1, phase="Pending", **fields))
     assert (plan.status.phase, plan.status.reason) == ("Pending", reason)
     assert text in plan.status.message
-    assert "1 of 2 pods run" in plan.status.message
+    assert "1 of 2 workers run" in plan.status.message
 
 
 def test_a_retryable_failure_waits_and_begins_the_next_attempt() -> None:
