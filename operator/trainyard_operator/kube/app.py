@@ -48,6 +48,7 @@ class App:
         self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
         self._heard = time.monotonic()
         self._watched: dict[Key, str] = {}  # resourceVersion of each run, as the watch told it
+        self._wanted: dict[Key, tuple[Any, ...]] = {}  # what a user may change, likewise
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve, wait for the Lease, then look after runs until `stop`.
@@ -55,9 +56,10 @@ class App:
         Raises StoppedError when the Lease is lost or the watch has died, and ApiError when the
         TrainingRun resource isn't there.
         """
-        app = server.application(self._wrong, self._not_ready, self._instruments.registry)
+        app = server.application(self.wrong, self.wrong, self._instruments.registry)
         async with server.serve(app, self._settings.host, self._settings.port):
             if not await _unless(stop, self._lease.acquire()):
+                await self._lease.release()
                 return
             self._instruments.leader.set(1)
             try:
@@ -118,6 +120,27 @@ class App:
                     raise StoppedError(f"the watch has died: it never told of {key}")
             before = listed
 
+    def run_changed(self, body: Any, *, deleted: bool) -> None:
+        """A run was made, changed or deleted."""
+        self._heard = time.monotonic()
+        key, meta = key_of(body), body["metadata"]
+        self._instruments.seen(key, None if deleted else phase_of(body))
+        wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"))
+        # Our own status comes back as an event too: answering it would never end.
+        if deleted or wanted != self._wanted.get(key):
+            self._queue.add(key)
+        if deleted:
+            self._watched.pop(key, None)
+            self._wanted.pop(key, None)
+        else:
+            self._watched[key], self._wanted[key] = meta["resourceVersion"], wanted
+
+    def pod_changed(self, body: Any) -> None:
+        """A pod of a run was made, changed or deleted."""
+        self._heard = time.monotonic()
+        meta = body["metadata"]
+        self._queue.add(Key(meta["namespace"], meta["labels"][labels.RUN]), POD_EVENT_DELAY)
+
     async def _watch(self, stop: asyncio.Event) -> None:
         """kopf's part: watch runs and their pods, and put what changed into the queue.
 
@@ -130,22 +153,12 @@ class App:
             return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
         @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-        async def run_changed(event: Any, body: Any, **_: Any) -> None:
-            self._heard = time.monotonic()
-            key = key_of(body)
-            deleted = event["type"] == "DELETED"
-            if deleted:
-                self._watched.pop(key, None)
-            else:
-                self._watched[key] = body["metadata"]["resourceVersion"]
-            self._instruments.seen(key, None if deleted else phase_of(body))
-            self._queue.add(key)
+        async def run_event(event: Any, body: Any, **_: Any) -> None:
+            self.run_changed(body, deleted=event["type"] == "DELETED")
 
         @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
-        async def pod_changed(meta: Any, **_: Any) -> None:
-            self._heard = time.monotonic()
-            run = Key(meta["namespace"], meta["labels"][labels.RUN])
-            self._queue.add(run, POD_EVENT_DELAY)
+        async def pod_event(body: Any, **_: Any) -> None:
+            self.pod_changed(body)
 
         namespace = self._settings.namespace
         started = asyncio.Event()
@@ -161,8 +174,11 @@ class App:
         )
         signals.cancel()
 
-    def _wrong(self) -> str:
-        """What is wrong with this process, for /healthz."""
+    def wrong(self) -> str:
+        """What is wrong with this process, in one line; empty when nothing is.
+
+        A standby is healthy and ready: it serves, and it waits for the Lease.
+        """
         if not self._lease.held:
             return ""
         if self._queue.stalled():
@@ -170,9 +186,6 @@ class App:
         if time.monotonic() - self._heard > SILENT_SECONDS:
             return "nothing was heard from the API server for too long"
         return ""
-
-    def _not_ready(self) -> str:
-        return self._wrong()
 
 
 def _kopf_settings() -> kopf.OperatorSettings:

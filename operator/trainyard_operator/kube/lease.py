@@ -65,12 +65,10 @@ class Lease:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def release(self) -> None:
-        """Give the Lease back, so that a successor needn't wait for it to expire."""
-        if not self.held:
-            return
+        """Give the Lease back if it is ours, so that a successor needn't wait for its end."""
         self.held = False
         try:
-            # Read afresh: a renewal may have been cut off after the API server had taken it.
+            # Read afresh: our last write may have been cut off after the API server had taken it.
             lease = await self._kube.find(self._path())
             if lease is None or lease["spec"].get("holderIdentity") != self._identity:
                 return

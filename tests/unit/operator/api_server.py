@@ -77,8 +77,8 @@ class ApiServer:
             case "PUT":
                 return self._replace(path, body)
             case "PATCH":
-                uid = {"uid": self.objects.get(path, {}).get("metadata", {}).get("uid", "new")}
-                return web.json_response(self.put(path, _with_metadata(body, uid)))
+                kept = {"uid": self.objects.get(path, {}).get("metadata", {}).get("uid", "new")}
+                return web.json_response(self.put(path, _with_metadata(body, kept)))
             case "DELETE" if path in self.objects:
                 uid = (body.get("preconditions") or {}).get("uid")
                 if uid and uid != self.objects[path]["metadata"]["uid"]:

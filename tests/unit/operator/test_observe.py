@@ -118,7 +118,7 @@ async def test_warnings_of_pods_that_dont_start() -> None:
 
 
 async def test_a_young_pod_worries_nobody() -> None:
-    unschedulable = {
+    unschedulable: dict[str, Any] = {
         "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]
     }
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -168,7 +168,7 @@ def test_lost_hosts(nodes: list[dict[str, Any]], lost: set[str]) -> None:
 
 
 def test_newest_warning() -> None:
-    events = [
+    events: list[dict[str, Any]] = [
         {"reason": "FailedMount", "message": "old", "lastTimestamp": "2026-01-01T00:00:00Z"},
         {
             "reason": "FailedCreatePodSandBox",

@@ -1,0 +1,163 @@
+"""The operator process around the queue: leading, stopping, noticing a watch that has died.
+
+kopf's watches are the end-to-end tests' part; here a test says what was watched.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.api_server import ApiServer, api_server, until
+from tests.unit.operator.builders import make_run
+from trainyard_operator.kube import app as app_module
+from trainyard_operator.kube import lease as lease_module
+from trainyard_operator.kube import reports
+from trainyard_operator.kube.app import App, StoppedError
+from trainyard_operator.kube.client import Kube
+from trainyard_operator.kube.observe import Observer
+from trainyard_operator.kube.settings import Settings
+
+RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"
+POD = "/api/v1/namespaces/ns/pods/r-1-0"
+LIST = ("GET", "/apis/trainyard.dev/v1alpha1/trainingruns")
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/trainyard-operator"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(app_module, "RESYNC_SECONDS", 0.05)
+
+    async def watch(self: App, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+    monkeypatch.setattr(App, "_watch", watch)
+
+
+def put_run(state: ApiServer, **metadata: Any) -> dict[str, Any]:
+    wire = make_run(numNodes=1).to_wire()
+    wire["metadata"] = {"name": "r", "uid": "u", "generation": 1, **metadata}
+    wire.pop("status")
+    return state.put(RUN, wire)
+
+
+@asynccontextmanager
+async def operator(
+    kube: Kube, identity: str = "a"
+) -> AsyncIterator[tuple[App, Any, asyncio.Event]]:
+    """An App at work, its task, and the event that stops it."""
+    settings = Settings(own_namespace="ops", identity=identity, host="127.0.0.1", port=0)
+    async with reports.session() as http:
+        app, stop = App(settings, kube, Observer(kube, http)), asyncio.Event()
+        task = asyncio.create_task(app.run(stop))
+        try:
+            yield app, task, stop
+        finally:
+            stop.set()
+            await asyncio.wait({task}, timeout=10)
+            assert task.done(), "the operator didn't stop"
+
+
+def watched(app: App, state: ApiServer) -> None:
+    app.run_changed(state.objects[RUN], deleted=False)
+
+
+async def test_runs_that_were_there_before_are_found_and_the_lease_is_given_back() -> None:
+    async with api_server() as (state, kube):
+        put_run(state)
+        async with operator(kube) as (_, task, stop):
+            await until(lambda: POD in state.objects)
+            assert state.objects[LEASE]["spec"]["holderIdentity"] == "a"
+            stop.set()
+            await asyncio.wait_for(task, 10)
+        assert state.objects[LEASE]["spec"]["holderIdentity"] == ""
+
+
+async def test_only_the_leader_acts() -> None:
+    async with api_server() as (state, kube), operator(kube) as (_, _task, stop):
+        await until(lambda: LEASE in state.objects)
+        async with operator(kube, "b") as (second, _, _):
+            assert second.wrong() == "", "a standby is ready to take over"
+            stop.set()
+            await until(lambda: state.objects[LEASE]["spec"]["holderIdentity"] == "b")
+            put_run(state)
+            await until(lambda: POD in state.objects)
+
+
+async def test_a_lost_lease_ends_the_process() -> None:
+    async with api_server() as (state, kube), operator(kube) as (_, task, _):
+        await until(lambda: LEASE in state.objects)
+        lease = state.objects[LEASE]
+        state.put(LEASE, {**lease, "spec": {**lease["spec"], "holderIdentity": "thief"}})
+        with pytest.raises(StoppedError, match="lease was lost"):
+            await asyncio.wait_for(task, 10)
+        assert state.objects[LEASE]["spec"]["holderIdentity"] == "thief"
+
+
+async def test_a_watch_that_has_died_ends_the_process() -> None:
+    async with api_server() as (state, kube), operator(kube) as (_, task, _):
+        await until(lambda: LEASE in state.objects)
+        put_run(state)
+        with pytest.raises(StoppedError, match="the watch has died: it never told of ns/r"):
+            await asyncio.wait_for(task, 10)
+
+
+async def listed_again(state: ApiServer) -> None:
+    count = state.requests.count(LIST)
+    await until(lambda: state.requests.count(LIST) > count)
+
+
+async def test_a_watch_that_tells_is_alive() -> None:
+    async with api_server() as (state, kube), operator(kube) as (app, task, _):
+        put_run(state)
+        for _ in range(5):
+            watched(app, state)
+            await listed_again(state)
+        assert not task.done()
+
+
+async def test_our_own_status_is_no_news() -> None:
+    def reconciles(state: ApiServer) -> int:
+        return state.requests.count(("GET", RUN))
+
+    async with api_server() as (state, kube), operator(kube) as (app, _, _):
+        await until(lambda: LEASE in state.objects)
+        run = put_run(state, deletionTimestamp="2026-01-01T00:00:00Z")  # nothing to do: no polling
+        watched(app, state)
+        await until(lambda: reconciles(state) == 1)
+        lists = state.requests.count(LIST)
+        for version in range(100, 110):
+            metadata = {**run["metadata"], "resourceVersion": str(version)}
+            app.run_changed({**run, "metadata": metadata, "status": {"step": 1}}, deleted=False)
+        metadata = {**run["metadata"], "generation": 2}
+        app.run_changed({**run, "metadata": metadata}, deleted=False)
+        await until(lambda: reconciles(state) >= 2)
+        assert reconciles(state) <= 2 + state.requests.count(LIST) - lists
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"TRAINYARD_PORT": "many"}, "TRAINYARD_PORT: a whole number"),
+        ({"TRAINYARD_WORKERS": "0"}, "TRAINYARD_WORKERS: a whole number from 1 on"),
+        ({"TRAINYARD_LOG_FORMAT": "xml"}, "TRAINYARD_LOG_FORMAT: json or text"),
+    ],
+)
+def test_settings_that_make_no_sense(env: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Settings.from_env(env)
+
+
+def test_settings() -> None:
+    settings = Settings.from_env(
+        {"TRAINYARD_NAMESPACE": "team", "POD_NAME": "pod-1", "POD_NAMESPACE": "ops"}
+    )
+    assert (settings.namespace, settings.identity, settings.own_namespace) == (
+        "team",
+        "pod-1",
+        "ops",
+    )
+    assert Settings.from_env({}).identity != ""
