@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .errors import ClusterError
+
 KUBERNETES = "v1.36.3"
 GO_NEEDED = (1, 26)
 
@@ -56,6 +58,13 @@ def _cache() -> Path:
     return Path(base) / "trainyard"
 
 
+def _port() -> int:
+    said = os.environ.get("TRAINYARD_REGISTRY_PORT", "5051")
+    if not said.isdigit() or not 0 < int(said) < 65536:
+        raise ClusterError(f"TRAINYARD_REGISTRY_PORT is {said!r}, which is no port number")
+    return int(said)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Where things are kept, as the environment says; the defaults suit one cluster per machine."""
@@ -66,9 +75,7 @@ class Settings:
         )
     )
     cache: Path = field(default_factory=_cache)
-    registry_port: int = field(
-        default_factory=lambda: int(os.environ.get("TRAINYARD_REGISTRY_PORT", "5051"))
-    )
+    registry_port: int = field(default_factory=_port)
     checkout: Path = REPO / ".cluster"
 
     @property

@@ -56,11 +56,8 @@ def _make_debian(tool: str) -> None:
         tree = Path(folder) / "base.tar"
         # The image knows no package mirror: nothing is installed from one later.
         forget = 'rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
-        run(
-            ["mmdebstrap", "--quiet", "--variant=minbase"]
-            + [f"--include={_PACKAGES}"]
-            + [f"--customize-hook={forget}", "bookworm", str(tree)]
-        )
+        options = f"--quiet --variant=minbase --include={_PACKAGES}".split()
+        run(["mmdebstrap", *options, f"--customize-hook={forget}", "bookworm", str(tree)])
         if tool == "docker":
             run(["docker", "import", str(tree), DEBIAN])
             return
