@@ -1,0 +1,236 @@
+"""Real trainer processes for the tests: as many gloo ranks as asked for, ended as torchrun would."""
+
+import argparse
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, TrainerJob
+
+DEADLINE = 60.0  # seconds any one run may take on a busy machine
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+class RankServer:
+    """See rank_server.py."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("rank_server.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(timeout=10)
+
+
+@dataclass
+class Run:
+    """Ranks of one attempt."""
+
+    server: RankServer
+    job: TrainerJob
+    folder: Path
+    pids: list[int]
+    codes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.job.run_dir)
+
+    @property
+    def out(self) -> str:
+        return self._read("out")
+
+    @property
+    def err(self) -> str:
+        return self._read("err")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What rank 0 left as its last words after a good end."""
+        value: dict[str, Any] = json.loads((self.folder / "result.json").read_bytes())
+        return value
+
+    def error_message(self, rank: int = 0) -> str:
+        """The message in a rank's torchelastic error file."""
+        record = json.loads((self.folder / f"error-{rank}.json").read_bytes())
+        return str(record["message"]["message"])
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def losses(self) -> dict[int, float]:
+        """Step -> training loss."""
+        return {line["step"]: line["loss"] for line in self.history() if "loss" in line}
+
+    def kill(self) -> None:
+        """SIGKILL every rank."""
+        for pid in self.pids:
+            if pid not in self.codes:
+                os.kill(pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> list[int]:
+        """Exit codes of all ranks; when one fails the others get SIGTERM, as from torchrun."""
+        until(self._all_ended, "the ranks end", lambda: self.out + self.err)
+        return [self.codes[pid] for pid in self.pids]
+
+    def _all_ended(self) -> bool:
+        running = [pid for pid in self.pids if pid not in self.codes]
+        for pid, code in self.server.ask({"poll": running}).items():
+            if code is not None:
+                self.codes[int(pid)] = code
+        if any(self.codes.values()):
+            for pid in running:
+                if pid not in self.codes:
+                    os.kill(pid, signal.SIGTERM)
+        return len(self.codes) == len(self.pids)
+
+    def _read(self, kind: str) -> str:
+        paths = sorted(self.folder.glob(f"{kind}-*"))
+        return "".join(path.read_text() for path in paths)
+
+
+def until(condition: Callable[[], bool], what: str, context: Callable[[], str] = str) -> None:
+    """Poll until `condition` holds; fail, with `context`, when it doesn't in time."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {DEADLINE} s in vain until {what}\n{context()}")
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def rank_server() -> Iterator[RankServer]:
+    server = RankServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 20,000 characters."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text(inspect.getsource(argparse)[:20_000])
+    return path
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, corpus: Path) -> Callable[..., TrainerJob]:
+    """Builds a job of a tiny char-gpt; keyword arguments go into its config, `job` beside it."""
+
+    def make(job: dict[str, Any] | None = None, **config: Any) -> TrainerJob:
+        settings = {
+            "corpus": str(corpus),
+            "max_steps": 12,
+            "batch_size": 8,
+            "block_size": 16,
+            "n_layer": 2,
+            "n_head": 2,
+            "n_embd": 32,
+            "dropout": 0.1,
+            "learning_rate": 1e-2,
+            "eval_steps": 4,
+            "eval_batches": 2,
+            "log_steps": 1,
+            "sample_tokens": 20,
+        }
+        values: dict[str, Any] = {
+            "run": "tiny",
+            "recipe": "char-gpt",
+            "config": settings | config,
+            "seed": 7,
+            "checkpoint": {"everySteps": 4, "keepLast": 3},
+            "run_dir": str(tmp_path / "run"),
+            "report_port": free_port(),
+        }
+        return TrainerJob(**(values | (job or {})))
+
+    return make
+
+
+@pytest.fixture
+def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts the ranks of a job and returns at once; what still runs at the end is killed."""
+    runs: list[Run] = []
+
+    def start(
+        job: TrainerJob,
+        ranks: int = 1,
+        env: dict[str, str] | None = None,
+        max_file_bytes: int | None = None,
+    ) -> Run:
+        folder = tmp_path / f"attempt-{len(runs)}"
+        folder.mkdir()
+        shared = {
+            JOB_ENV: job.model_dump_json(by_alias=True),
+            RESULT_FILE_ENV: str(folder / "result.json"),
+        }
+        if ranks > 1:
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+            shared |= {"WORLD_SIZE": str(ranks)}
+        run = Run(rank_server, job, folder, [])
+        runs.append(run)
+        for rank in range(ranks):
+            own = {"TORCHELASTIC_ERROR_FILE": str(folder / f"error-{rank}.json")}
+            if ranks > 1:
+                own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            request = {
+                "argv": [],
+                "env": shared | own | (env or {}),
+                "out": str(folder / f"out-{rank}"),
+                "err": str(folder / f"err-{rank}"),
+                "max_file_bytes": max_file_bytes,
+            }
+            run.pids.append(rank_server.ask({"start": request})["pid"])
+        return run
+
+    yield start
+    for run in runs:
+        run.kill()
+
+
+@pytest.fixture
+def train(launch: Callable[..., Run]) -> Callable[..., Run]:
+    """Runs a job to its end and expects that all ranks succeed."""
+
+    def go(job: TrainerJob, ranks: int = 1, **options: Any) -> Run:
+        run = launch(job, ranks, **options)
+        codes = run.wait()
+        assert not any(codes), f"exit codes {codes}\n{run.out}\n{run.err}"
+        return run
+
+    return go

@@ -1,0 +1,52 @@
+"""Starts trainer ranks by forking a process that has torch loaded: real processes, without the
+seconds each would spend importing.
+
+One JSON request a line on stdin, one JSON answer a line on stdout:
+{"start": {"argv", "env", "out", "err", "max_file_bytes"}} -> {"pid"};
+{"poll": [PIDS]} -> {"PID": exit status or null}.
+"""
+
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+import torch.distributed.checkpoint  # noqa: F401
+
+import trainyard_trainer.recipes.char_gpt
+import trainyard_trainer.worker
+from trainyard_trainer.__main__ import main
+
+
+def start(request: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setsid()
+        for path, number in ((os.devnull, 0), (request["out"], 1), (request["err"], 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), number)
+        os.environ.update(request["env"])
+        if limit := request.get("max_file_bytes"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.argv[1:] = request["argv"]
+        status = main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+for line in sys.stdin:
+    message = json.loads(line)
+    answer: dict[str, Any] = {}
+    if "start" in message:
+        answer["pid"] = start(message["start"])
+    for pid in message.get("poll", ()):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        answer[str(pid)] = os.waitstatus_to_exitcode(status) if done else None
+    print(json.dumps(answer), flush=True)

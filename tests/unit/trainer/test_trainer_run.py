@@ -1,0 +1,156 @@
+"""Whole runs in real processes: what they leave behind, and that nothing depends on luck."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard_api.checkpoint import CHECKPOINTS, MODELS, file_sha256, verify
+from trainyard_api.job import TrainerJob
+from trainyard_api.progress import ProgressReport
+
+MakeJob = Callable[..., TrainerJob]
+
+
+def weights_digest(run_dir: Path, step: int) -> str:
+    return file_sha256(run_dir / MODELS / f"step-{step:08d}" / "model.safetensors")
+
+
+def test_two_ranks_train_checkpoint_and_export(make_job: MakeJob, train: Any) -> None:
+    run = train(make_job(), ranks=2)
+    losses = run.losses()
+    assert sorted(losses) == list(range(1, 13))
+    assert losses[12] < losses[1] - 0.5
+
+    steps = sorted(path.name for path in (run.run_dir / CHECKPOINTS).iterdir())
+    assert steps == ["step-00000004", "step-00000008", "step-00000012"]
+    manifest = verify(run.run_dir / CHECKPOINTS / "step-00000012")
+    assert (manifest.step, manifest.world_size, manifest.recipe) == (12, 2, "char-gpt")
+    assert manifest.metrics["eval_loss"] < math.log(90)
+    assert manifest.config["learning_rate"] == 1e-2
+
+    model = verify(run.run_dir / MODELS / "step-00000012")
+    assert model.kind == "model"
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= model.files.keys()
+    assert (run.run_dir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run.run_dir / "attempt").read_text() == "1\n"
+
+    report = ProgressReport.model_validate(run.result)
+    assert (report.phase, report.step, report.total_steps) == ("finished", 12, 12)
+    assert report.ranks_joined == report.world_size == 2
+    assert report.model
+    assert report.model.path == "models/step-00000012"
+    assert report.last_checkpoint
+    assert report.last_checkpoint.step == 12
+    assert report.sample
+    assert "step 12/12  loss" in run.out
+
+
+def test_one_process_needs_no_torchrun(make_job: MakeJob, train: Any) -> None:
+    run = train(make_job(max_steps=3))
+    assert run.result["worldSize"] == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_run_resumes_bitwise(
+    make_job: MakeJob, launch: Any, train: Any, tmp_path: Path, strategy: str
+) -> None:
+    whole = train(make_job({"strategy": strategy, "run_dir": str(tmp_path / "whole")}), ranks=2)
+
+    job = {"strategy": strategy, "run_dir": str(tmp_path / "killed")}
+    first = train(make_job(job, max_steps=6, lr_decay_steps=12), ranks=2)
+    # As a kill after step 6 leaves it: no checkpoint of the last step, the history further on.
+    for path in (first.run_dir / CHECKPOINTS / "step-00000006").iterdir():
+        path.unlink()
+    assert max(first.losses()) == 6
+    second = train(make_job({**job, "attempt": 2}), ranks=2)
+
+    assert second.result["resumedFromStep"] == 4
+    assert "checkpoint skipped: " in second.err
+    assert weights_digest(second.run_dir, 12) == weights_digest(whole.run_dir, 12)
+    assert second.losses() == whole.losses()
+    assert tensors(second.run_dir, 12) == tensors(whole.run_dir, 12)
+    resumed = [line for line in second.history() if line.get("event") == "resumed"]
+    assert resumed == [{"step": 4, "event": "resumed", "attempt": 2}]
+
+
+def tensors(run_dir: Path, step: int) -> dict[str, bytes]:
+    """Every tensor of a checkpoint, random states and optimizer included, as bytes."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state: dict[str, Any] = {}
+    _load_state_dict(
+        state,
+        storage_reader=FileSystemReader(run_dir / CHECKPOINTS / f"step-{step:08d}"),
+        planner=_EmptyStateDictLoadPlanner(),
+        no_dist=True,
+    )
+    flat: dict[str, bytes] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}/{key}", inner)
+        else:
+            flat[prefix] = value.numpy().tobytes()
+
+    walk("", state)
+    assert {"/rng/0/cpu", "/rng/1/cpu", "/optimizer/wte.weight/exp_avg"} <= flat.keys()
+    return flat
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_number_of_ranks_may_change(
+    make_job: MakeJob, train: Any, tmp_path: Path, strategy: str
+) -> None:
+    same = {"dropout": 0.0, "lr_decay_steps": 12}
+    whole = train(make_job({"run_dir": str(tmp_path / "whole")}, **same), ranks=1)
+    for attempt, (ranks, steps) in enumerate([(1, 3), (2, 6), (1, 9), (4, 12)], start=1):
+        job = {"strategy": strategy, "attempt": attempt, "run_dir": str(tmp_path / "elastic")}
+        run = train(make_job(job, max_steps=steps, **same), ranks=ranks)
+    assert run.losses() == pytest.approx(whole.losses(), abs=2e-4)
+
+
+def test_accumulation_changes_nothing_but_rounding(
+    make_job: MakeJob, train: Any, tmp_path: Path
+) -> None:
+    runs = [
+        train(
+            make_job(
+                {"run_dir": str(tmp_path / name), "strategy": strategy},
+                dropout=0.0,
+                gradient_accumulation_steps=accumulation,
+            ),
+            ranks=2,
+        )
+        for name, strategy, accumulation in (("a", "ddp", 1), ("b", "ddp", 4), ("c", "fsdp", 2))
+    ]
+    assert runs[1].losses() == pytest.approx(runs[0].losses(), abs=2e-4)
+    assert runs[2].losses() == pytest.approx(runs[0].losses(), abs=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_half_precision_learns(
+    make_job: MakeJob, train: Any, strategy: str, precision: str
+) -> None:
+    run = train(make_job({"strategy": strategy, "precision": precision}), ranks=2)
+    losses = run.losses()
+    assert losses[12] < losses[1] - 0.5
+    exported = json.loads((run.run_dir / "models/step-00000012/config.json").read_text())
+    assert exported["dtype"] == "float32"
+
+
+def test_retention_keeps_the_newest_and_the_best(make_job: MakeJob, train: Any) -> None:
+    # A rate that spoils the model after a good start: the best is an early one.
+    job = {"checkpoint": {"everySteps": 2, "keepLast": 1}}
+    run = train(make_job(job, eval_steps=2, learning_rate=1e-2, max_steps=8))
+    kept = {path.name for path in (run.run_dir / CHECKPOINTS).iterdir()}
+    evaluated = {line["step"]: line["eval_loss"] for line in run.history() if "eval_loss" in line}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert kept == {"step-00000008", f"step-{best:08d}"}
