@@ -58,14 +58,13 @@ class App:
         """
         app = server.application(self.wrong, self.wrong, self._instruments.registry)
         async with server.serve(app, self._settings.host, self._settings.port):
-            if not await _unless(stop, self._lease.acquire()):
-                await self._lease.release()
-                return
-            self._instruments.leader.set(1)
             try:
-                await _unless(stop, self._lead(stop))
+                if await _unless(stop, self._lease.acquire()):
+                    self._instruments.leader.set(1)
+                    await _unless(stop, self._lead(stop))
             finally:
                 self._instruments.leader.set(0)
+                await self._lease.release()
 
     async def _lead(self, stop: asyncio.Event) -> None:
         listed = await self._list()
