@@ -17,6 +17,8 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if run := getattr(record, "run", None):
+            line["run"] = run
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -52,6 +54,10 @@ async def _main() -> int:
     except ApiError as error:
         hint = ": is the chart's CRD installed?" if error.status == 404 else ""
         logging.error("%s%s", error, hint)
+        return 1
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        logging.error("can't serve on %s (TRAINYARD_PORT): %s", where, error.strerror)
         return 1
     return 0
 

@@ -32,12 +32,19 @@ class Kube:
 
     @classmethod
     async def connect(cls) -> "Kube":
-        """The cluster this pod runs in, else the one of KUBECONFIG or ~/.kube/config."""
+        """The cluster this pod runs in, else the one of KUBECONFIG or ~/.kube/config.
+
+        Raises ApiError when neither says where to find a cluster.
+        """
         settings = Configuration()
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-        else:
-            await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        try:
+            if "KUBERNETES_SERVICE_HOST" in os.environ:
+                config.load_incluster_config(settings)  # type: ignore[no-untyped-call]
+            else:
+                await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
+        except config.ConfigException as error:
+            text = f"no cluster to talk to (KUBECONFIG): {error}"
+            raise ApiError(0, "NoCluster", text) from None
         settings.connection_pool_maxsize = 64
         return cls(ApiClient(settings))
 

@@ -69,9 +69,9 @@ class Controller:
         before = observed.run.status
         self._instruments.failed_attempts(before, plan.status)
         if before.phase != plan.status.phase:
-            logger.info(
-                "%s: %s -> %s: %s", key, before.phase, plan.status.phase, plan.status.message
-            )
+            after = plan.status
+            moved = f"{before.phase or 'new'} -> {after.phase}"
+            logger.info("%s: %s: %s", key, moved, after.message, extra={"run": str(key)})
         return "ok", plan.requeue_after
 
 

@@ -84,7 +84,9 @@ class Queue(Generic[K]):
             delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (count - 1))
             text = f"{type(error).__name__}: {error}".removesuffix(": ")
             trace = None if isinstance(error, ExpectedError) else error
-            logger.warning("%s: %s; again in %.3g s", key, text, delay, exc_info=trace)
+            logger.warning(
+                "%s: %s; again in %.3g s", key, text, delay, exc_info=trace, extra={"run": str(key)}
+            )
             self.add(key, delay)
         else:
             self._failures.pop(key, None)
