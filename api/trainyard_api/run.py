@@ -233,8 +233,8 @@ def _check_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
 class PodMetadata(Model):
     """Added to every pod's metadata."""
 
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
+    annotations: dict[str, str] = Field(default_factory=dict, max_length=64)
 
 
 class PodTemplate(BaseModel):

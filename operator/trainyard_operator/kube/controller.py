@@ -10,7 +10,8 @@ from trainyard_operator.kube.client import Kube, path_of
 from trainyard_operator.kube.errors import ApiError, Rejected
 from trainyard_operator.kube.execute import Executor
 from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import InvalidRun, Key, Observer
+from trainyard_operator.kube.observe import Key, Observer
+from trainyard_operator.kube.stored import InvalidRun
 from trainyard_operator.reconcile import reconcile
 
 logger = logging.getLogger(__name__)

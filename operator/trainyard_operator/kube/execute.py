@@ -18,7 +18,8 @@ from trainyard_api.status import FINISHED, TrainingRunStatus
 from trainyard_operator.kube import manifests
 from trainyard_operator.kube.client import Kube, Object, path_of
 from trainyard_operator.kube.errors import ApiError, Rejected
-from trainyard_operator.kube.observe import InvalidRun, owned_by
+from trainyard_operator.kube.observe import owned_by
+from trainyard_operator.kube.stored import InvalidRun
 from trainyard_operator.observed import Observed
 from trainyard_operator.plan import Plan, RunEvent
 

@@ -37,7 +37,7 @@ class Lease:
         """Wait until we are the leader."""
         told = False
         while not await self._try():
-            if not told:
+            if self._holder() and not told:
                 logger.info("waiting for the lease held by %s", self._holder())
                 told = True
             await asyncio.sleep(RETRY_SECONDS)

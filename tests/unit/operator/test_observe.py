@@ -9,14 +9,9 @@ from aiohttp import web
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_report, make_run
 from trainyard_operator.kube import reports, server
-from trainyard_operator.kube.observe import (
-    InvalidRun,
-    Key,
-    Observer,
-    lost_hosts,
-    newest_warning,
-    parse_run,
-)
+from trainyard_operator.kube.nodes import lost_hosts
+from trainyard_operator.kube.observe import Key, Observer, newest_warning
+from trainyard_operator.kube.stored import InvalidRun, parse_run
 from trainyard_operator.observed import Observed
 
 KEY = Key("ns", "r")
