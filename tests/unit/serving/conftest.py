@@ -61,9 +61,10 @@ def export_char_gpt(directory: Path, eos_token_id: int | None = None) -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", model_max_length=CONTEXT
-    ).save_pretrained(directory)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, unk_token="<unk>", model_max_length=CONTEXT).save_pretrained(
+        directory
+    )
     torch.manual_seed(7)
     config = GPT2Config(
         vocab_size=80,  # padded beyond the tokenizer's, as trainers do
@@ -83,7 +84,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")
