@@ -1,7 +1,10 @@
 # Every target is one line that names the real tool.
 PYTHON ?= python3
 BIN := .venv/bin
-TAG ?= dev
+# A tag names one state of the code: nodes keep images by tag and never ask again.
+ifndef TAG
+TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S) 2>/dev/null || echo dev)
+endif
 STARTED := $(shell date +%s)
 
 .PHONY: demo test e2e lint format cluster cluster-down images crd lock bench clean
@@ -24,7 +27,7 @@ test: .venv/ready ## all tests that need neither a cluster nor root
 	$(BIN)/python -m pytest
 
 e2e: cluster images ## the end-to-end tests on a real Kubernetes
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest tests/e2e --tag $(TAG)
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -38,8 +41,8 @@ cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use tha
 cluster-down: .venv/ready ## remove every trace of it
 	$(BIN)/python -m cluster down
 
-images: .venv/ready ## build the images with docker, podman or buildah
-	$(BIN)/python -m images build --tag $(TAG)
+images: .venv/ready ## build the images with docker, podman or buildah, and load them into the cluster
+	$(BIN)/python -m images build --tag $(TAG) --load
 
 crd: .venv/ready ## write the CRD from the models
 	$(BIN)/python -m trainyard_api.crd

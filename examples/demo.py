@@ -1,4 +1,4 @@
-"""`make demo`: train the quickstart on this machine, serve the model, ask it, and time each phase."""
+"""`make demo`: train the quickstart on this machine, serve it, ask it, and time each phase."""
 
 import subprocess
 import sys

@@ -71,7 +71,7 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
     ):
         value = getattr(report, name)
         if value is not None:
-            setattr(status, name, value)
+            setattr(status, name, _rounded(value) if isinstance(value, float) else value)
     attempt = current_attempt(status)
     if attempt and report.resumed_from_step is not None:
         attempt.resumed_from_step = report.resumed_from_step
@@ -101,6 +101,11 @@ def duration_text(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 restart`, `2 restarts`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _rounded(value: float) -> float:
+    """Five significant digits: `kubectl get` shows the status's numbers as they are."""
+    return float(f"{value:.5g}")
 
 
 def _short(value: float) -> str:

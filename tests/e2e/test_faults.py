@@ -103,7 +103,7 @@ def test_a_pod_that_the_cluster_rejects_says_why(space: Namespace) -> None:
 def test_suspend_and_resume_goes_on_from_the_checkpoint(
     space: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("nap", corpus, {"max_steps": 600}, numNodes=1))
+    space.apply(char_gpt("nap", corpus, {"max_steps": 300}, numNodes=1))
     space.wait_status("nap", "a checkpoint", lambda s: "lastCheckpoint" in s)
     space.kubectl("patch", "trun", "nap", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     space.wait_phase("nap", "Suspended")

@@ -10,7 +10,7 @@ from tests.e2e.kube import REPO, Namespace, kill_rank, run, wait_until
 from tests.e2e.runs import char_gpt
 
 RUN = "shakespeare"
-STEPS = 1500
+STEPS = 600
 
 
 def test_train_kill_resume_serve(

@@ -15,7 +15,7 @@ from tests.e2e.runs import char_gpt
 def test_the_operator_killed_in_the_middle_changes_nothing(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("steady", corpus, {"max_steps": 1200}))
+    space.apply(char_gpt("steady", corpus, {"max_steps": 500}))
     space.wait_phase("steady", "Running")
     before = space.pods("steady")
     kill_operator(operator)
@@ -30,7 +30,7 @@ def test_the_operator_killed_in_the_middle_changes_nothing(
 def test_a_run_that_ends_while_the_operator_is_away_is_told_right(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("alone", corpus, {"max_steps": 300}))
+    space.apply(char_gpt("alone", corpus, {"max_steps": 250}))
     space.wait_phase("alone", "Running")
     operator.kubectl("scale", "deployment", "--all", "--replicas", "0")
     try:
@@ -43,8 +43,8 @@ def test_a_run_that_ends_while_the_operator_is_away_is_told_right(
     finally:
         operator.kubectl("scale", "deployment", "--all", "--replicas", "1")
     status = space.wait_phase("alone", "Succeeded")
-    assert status["progress"] == "300/300"
-    assert status["lastCheckpoint"]["step"] == 300
+    assert status["progress"] == "250/250"
+    assert status["lastCheckpoint"]["step"] == 250
 
 
 def kill_operator(operator: Namespace) -> None:
@@ -72,7 +72,7 @@ def test_a_lost_node_does_not_hold_up_the_run(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
     """The lost node's pod stays Terminating for ever; the run goes on elsewhere."""
-    space.apply(char_gpt("survivor", corpus, {"max_steps": 3000}, numNodes=2))
+    space.apply(char_gpt("survivor", corpus, {"max_steps": 800}))
     space.wait_status(
         "survivor",
         "a checkpoint",

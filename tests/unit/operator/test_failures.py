@@ -8,12 +8,14 @@ import pytest
 
 from tests.unit.operator.builders import make_worker
 from trainyard_operator.failures import explain, root_cause
+from trainyard_operator.observed import Worker
 
 LOGS = Path(__file__).parent / "torchrun_logs"
 
 
-def failed(**fields: Any) -> Any:
-    return make_worker(**({"phase": "Failed", "exit_code": 1} | fields))
+def failed(**fields: Any) -> Worker:
+    defaults: dict[str, Any] = {"phase": "Failed", "exit_code": 1}
+    return make_worker(**(defaults | fields))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_running_only_once_every_rank_has_joined() -> None:
     assert story.see(*pair()).status.phase == "Starting"
     assert story.see(*pair(), report=make_report(joined=0)).status.phase == "Starting"
     assert story.see(*pair(), report=make_report(joined=1)).status.phase == "Starting"
-    plan = story.see(*pair(), report=make_report(joined=2, step=7, total_steps=50, loss=3.2))
+    plan = story.see(*pair(), report=make_report(joined=2, step=7, total_steps=50, loss=3.20000004))
     assert plan.status.phase == "Running"
     assert (plan.status.progress, plan.status.loss, plan.status.world_size) == ("7/50", 3.2, 2)
     assert story.see(*pair()).status.phase == "Running"  # one unanswered poll changes nothing
