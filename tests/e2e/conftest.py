@@ -40,6 +40,10 @@ def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
     except (CommandError, FileNotFoundError) as error:
         pytest.exit(f"no cluster to test on: run `make cluster` first ({error})", returncode=1)
     space = make_namespace(SYSTEM)
+    # As docs/operations.md says for an upgrade: an older one may be there, and helm never changes it.
+    crds = str(REPO / "charts" / "operator" / "crds")
+    apply = ("kubectl", "apply", "--server-side", "--force-conflicts", "--field-manager=helm")
+    run(*apply, "-f", crds)
     run(
         "helm",
         "upgrade",
@@ -56,7 +60,6 @@ def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
         "--timeout",
         "180s",
     )
-    run("kubectl", "apply", "--server-side", "-f", str(REPO / "charts" / "operator" / "crds"))
     yield space
     run("helm", "uninstall", "trainyard", "--namespace", SYSTEM, "--wait")
     delete_namespace(SYSTEM)
