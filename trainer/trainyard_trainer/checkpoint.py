@@ -97,6 +97,7 @@ def load(resume: Resume, parallel: Parallel, optimizer: torch.optim.Optimizer, s
     With as many ranks as before the next step is bitwise the one the saved run would have taken.
     With another number every rank gets a new random state of its own, from the seed and the step.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
@@ -109,7 +110,7 @@ def load(resume: Resume, parallel: Parallel, optimizer: torch.optim.Optimizer, s
         if not same_ranks:
             del state["rng"]
         load_state(state, storage_reader=reader, process_group=group.background)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{resume.directory}: cannot be loaded: {reason}") from error
     parallel.scaler.load_state_dict(resume.state["scaler"])
@@ -194,7 +195,6 @@ class Checkpointer:
             storage_writer=FileSystemWriter(temporary, sync_files=True),
             process_group=self.group.background,
             async_stager=self._stager,
-            no_dist=self.group.world_size == 1,
         )
         manifest = Manifest(
             kind="checkpoint",
@@ -255,7 +255,7 @@ class Checkpointer:
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        except Exception as error:
+        except BaseException as error:  # torch's CheckpointException is no Exception
             if self.fence is None:
                 return Saved(step, time.perf_counter() - began, error=str(error))
             message = f"{self.parent / step_name(step)}: {_reason(error)}{_space(self.parent)}"

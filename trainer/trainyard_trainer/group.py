@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from trainyard_trainer.errors import ConfigError, UserError
 
@@ -104,7 +103,8 @@ def join(device: torch.device, on_wait: Callable[[str], None]) -> Group:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return Group(0, 1, device, None)
-    store, rank, world_size = next(iter(rendezvous("env://", timeout=JOIN_TIMEOUT)))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _store(rank, world_size)
     keys = [f"joined/{other}" for other in range(world_size)]
     store.set(keys[rank], "1")
     deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
@@ -129,6 +129,27 @@ def join(device: torch.device, on_wait: Callable[[str], None]) -> Group:
     background = dist.new_group(backend="gloo")
     assert isinstance(background, dist.ProcessGroup)  # every rank is a member
     return Group(rank, world_size, device, background)
+
+
+def _store(rank: int, world_size: int) -> Any:
+    """The key-value store the ranks meet in.
+
+    torch's own env:// rendezvous makes the same one, but blocks in it without a word until all
+    are there.
+    """
+    # torchrun's agent serves it; without an agent rank 0 does.
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0 and not by_agent,
+        timeout=JOIN_TIMEOUT,
+        wait_for_workers=False,
+    )
+    # Workers that torchrun restarts meet anew.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"trainyard/{attempt}", store)  # type: ignore[attr-defined]
 
 
 def leave() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 HISTORY_FILE = "metrics.jsonl"
 PICTURE_FILE = "loss.png"
 PICTURE_EVERY = 30.0  # seconds between redrawings while training
+DRAWING_TIMEOUT = 60.0  # seconds
 
 
 class History:
@@ -39,26 +40,32 @@ class History:
         except OSError as error:
             self._warn(error)
 
-    def draw(self, wait: bool = False) -> None:
+    def draw(self, last: bool = False) -> None:
         """Redraw the picture in another process of lowest priority: the steps don't notice.
 
-        With `wait` (at the end) it is there when this returns, else it is skipped when the last one
-        is recent or still being drawn.
+        Skipped when the last one is recent or still being drawn, unless it is the `last` one.
         """
-        if self._drawing is not None and (wait or self._drawing.poll() is not None):
-            self._drawing.wait()
-            self._drawing = None
+        drawing = self._drawing is not None and self._drawing.poll() is None
         recent = time.monotonic() - self._drawn < PICTURE_EVERY
-        if not wait and (self._drawing is not None or recent):
+        if not last and (drawing or recent):
             return
+        self.finish_drawing()
         self._drawn = time.monotonic()
         command = [sys.executable, "-m", "trainyard_trainer.plot", str(self.run_dir), self.run]
-        if not wait:
+        if not last:
             command.append("--nice")
         with contextlib.suppress(OSError):
             self._drawing = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            if wait:
+
+    def finish_drawing(self) -> None:
+        """Wait for the picture; a picture that takes too long is given up."""
+        if self._drawing is not None:
+            try:
+                self._drawing.wait(timeout=DRAWING_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._drawing.kill()
                 self._drawing.wait()
+            self._drawing = None
 
     def _cut(self, step: int) -> None:
         """Forget what an earlier attempt logged beyond the step this one goes on from."""

@@ -264,6 +264,8 @@ class Loop:
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; unlike earlier ones it must succeed."""
+        if self.out.history:
+            self.out.history.draw(last=True)
         self.out.report(phase="saving")
         saved = self.checkpointer.wait()
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from trainyard_trainer.history import HISTORY_FILE, PICTURE_FILE, read_history
@@ -53,6 +54,8 @@ def draw(run_dir: Path, name: str) -> Path:
 
 def main() -> None:
     """Draw, or say in one line why not: a picture is never worth a run."""
+    if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
+        os.environ["MPLCONFIGDIR"] = tempfile.gettempdir()  # else matplotlib says that it does so
     if "--nice" in sys.argv:
         os.nice(19)
     try:

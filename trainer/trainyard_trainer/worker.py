@@ -77,7 +77,7 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     if model:
         console.say(f"model exported to {run_dir / model.path}")
     if out.history:
-        out.history.draw(wait=True)
+        out.history.finish_drawing()
     checkpointer.close()
     out.report(phase="finished", step=loop.step, model=model, eta_seconds=0)
     group.together(lambda: None)  # nobody leaves while another still needs the group

@@ -1,4 +1,4 @@
-"""Real trainer processes for the tests: as many gloo ranks as asked for, ended as torchrun would."""
+"""Real trainer processes for the tests: as many gloo ranks as asked for."""
 
 import argparse
 import inspect
@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, TrainerJob
+from trainyard_api.progress import ProgressReport
 
 DEADLINE = 60.0  # seconds any one run may take on a busy machine
 
@@ -96,6 +98,31 @@ class Run:
         """Step -> training loss."""
         return {line["step"]: line["loss"] for line in self.history() if "loss" in line}
 
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Poll until `condition` holds while the run goes on."""
+        until(condition, what, lambda: self.out + self.err)
+
+    def wait_for_report(self, condition: Callable[[ProgressReport], bool]) -> ProgressReport:
+        """The first report for which `condition` holds."""
+        found: list[ProgressReport] = []
+
+        def ask() -> bool:
+            url = f"http://127.0.0.1:{self.job.report_port}/progress"
+            try:
+                with urllib.request.urlopen(url, timeout=10) as response:
+                    report = ProgressReport.model_validate_json(response.read())
+            except OSError:
+                return False
+            found[:] = [report] if condition(report) else []
+            return bool(found)
+
+        self.wait_until(ask, "the report says so")
+        return found[0]
+
+    def wait_for_step(self, step: int) -> ProgressReport:
+        """The first report that has logged this step or a later one."""
+        return self.wait_for_report(lambda r: (r.step or 0) >= step and r.loss is not None)
+
     def kill(self) -> None:
         """SIGKILL every rank."""
         for pid in self.pids:
@@ -114,9 +141,9 @@ class Run:
             if code is not None:
                 self.codes[int(pid)] = code
         if any(self.codes.values()):
-            for pid in running:
-                if pid not in self.codes:
-                    os.kill(pid, signal.SIGTERM)
+            for other in running:
+                if other not in self.codes:
+                    os.kill(other, signal.SIGTERM)
         return len(self.codes) == len(self.pids)
 
     def _read(self, kind: str) -> str:
@@ -190,7 +217,9 @@ def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Ru
     def start(
         job: TrainerJob,
         ranks: int = 1,
+        only: Sequence[int] | None = None,  # start just these of the ranks
         env: dict[str, str] | None = None,
+        picture: bool = False,  # drawing takes longer than most of these runs
         max_file_bytes: int | None = None,
     ) -> Run:
         folder = tmp_path / f"attempt-{len(runs)}"
@@ -204,7 +233,7 @@ def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Ru
             shared |= {"WORLD_SIZE": str(ranks)}
         run = Run(rank_server, job, folder, [])
         runs.append(run)
-        for rank in range(ranks):
+        for rank in only or range(ranks):
             own = {"TORCHELASTIC_ERROR_FILE": str(folder / f"error-{rank}.json")}
             if ranks > 1:
                 own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -213,6 +242,7 @@ def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Ru
                 "env": shared | own | (env or {}),
                 "out": str(folder / f"out-{rank}"),
                 "err": str(folder / f"err-{rank}"),
+                "picture": picture,
                 "max_file_bytes": max_file_bytes,
             }
             run.pids.append(rank_server.ask({"start": request})["pid"])

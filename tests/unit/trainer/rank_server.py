@@ -2,7 +2,7 @@
 seconds each would spend importing.
 
 One JSON request a line on stdin, one JSON answer a line on stdout:
-{"start": {"argv", "env", "out", "err", "max_file_bytes"}} -> {"pid"};
+{"start": {"argv", "env", "out", "err", "picture", "max_file_bytes"}} -> {"pid"};
 {"poll": [PIDS]} -> {"PID": exit status or null}.
 """
 
@@ -10,13 +10,15 @@ import json
 import os
 import resource
 import sys
+import traceback
 from typing import Any
 
 import torch.distributed.checkpoint  # noqa: F401
 
 import trainyard_trainer.recipes.char_gpt
-import trainyard_trainer.worker
+import trainyard_trainer.worker  # noqa: F401
 from trainyard_trainer.__main__ import main
+from trainyard_trainer.history import History
 
 
 def start(request: dict[str, Any]) -> int:
@@ -31,10 +33,14 @@ def start(request: dict[str, Any]) -> int:
         os.environ.update(request["env"])
         if limit := request.get("max_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        if not request["picture"]:
+            History.draw = lambda *_, **__: None  # type: ignore[method-assign]
         sys.argv[1:] = request["argv"]
         status = main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -20,7 +20,7 @@ def weights_digest(run_dir: Path, step: int) -> str:
 
 
 def test_two_ranks_train_checkpoint_and_export(make_job: MakeJob, train: Any) -> None:
-    run = train(make_job(), ranks=2)
+    run = train(make_job(), ranks=2, picture=True)
     losses = run.losses()
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < losses[1] - 0.5
@@ -79,15 +79,15 @@ def test_a_killed_run_resumes_bitwise(
 
 def tensors(run_dir: Path, step: int) -> dict[str, bytes]:
     """Every tensor of a checkpoint, random states and optimizer included, as bytes."""
-    from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     state: dict[str, Any] = {}
     _load_state_dict(
         state,
         storage_reader=FileSystemReader(run_dir / CHECKPOINTS / f"step-{step:08d}"),
-        planner=_EmptyStateDictLoadPlanner(),
+        planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
         no_dist=True,
     )
     flat: dict[str, bytes] = {}

@@ -1,0 +1,222 @@
+"""What goes wrong around a run costs one clear line, and nothing that was good."""
+
+import os
+import shutil
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard_api import metrics as names
+from trainyard_api.checkpoint import CHECKPOINTS, verify
+from trainyard_api.job import EXIT_CONFIG, TrainerJob
+from trainyard_api.progress import ProgressReport
+
+MakeJob = Callable[..., TrainerJob]
+
+
+def refused(run: Any, code: int = EXIT_CONFIG) -> str:
+    """The one line a failed run printed, after checking that it is one and alone."""
+    codes = run.wait()
+    assert codes[0] == code, run.err
+    (line,) = run.err.splitlines()
+    assert run.error_message().startswith(line[:1000])
+    return str(line)
+
+
+def steps_in(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / CHECKPOINTS).glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n_layrs": 3}, "ConfigError: config.n_layrs: unknown key; did you mean n_layer?"),
+        ({"maxSteps": 3}, "ConfigError: config.maxSteps: unknown key; did you mean max_steps?"),
+        ({"max_steps": 0}, "config.max_steps: input should be greater than or equal to 1 (got 0)"),
+        ({"learning_rate": "fast"}, "config.learning_rate: input should be a valid number"),
+        ({"n_head": 5}, "n_head (5) must divide n_embd (32)"),
+        ({"batch_size": 9}, "can't be shared evenly by 2 processes x 1 accumulation steps"),
+        ({"corpus": "/nowhere.txt"}, "config.corpus: /nowhere.txt does not exist here"),
+        ({"block_size": 4096}, "too few for block_size 4096"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    make_job: MakeJob, launch: Any, config: dict[str, Any], message: str
+) -> None:
+    line = refused(launch(make_job(**config), ranks=2))
+    assert line.startswith("ConfigError: ")
+    assert message in line
+
+
+def test_an_unknown_recipe_names_the_known_ones(make_job: MakeJob, launch: Any) -> None:
+    line = refused(launch(make_job({"recipe": "chat-gpt"})))
+    assert line == "ConfigError: recipe: chat-gpt: unknown; known recipes: char-gpt"
+
+
+def test_a_hub_data_set_that_cannot_be_had(make_job: MakeJob, launch: Any) -> None:
+    job = make_job(corpus="hub:nobody/nothing")
+    line = refused(launch(job, env={"HF_HUB_OFFLINE": "1"}))
+    assert line.startswith("ConfigError: config.corpus: hub:nobody/nothing could not be loaded: ")
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there(make_job: MakeJob, launch: Any) -> None:
+    line = refused(launch(make_job({"require_gpu": True}), ranks=2))
+    assert "asks for nvidia.com/gpu, but PyTorch finds no GPU" in line
+
+
+def test_a_run_directory_that_cannot_be_written(
+    make_job: MakeJob, launch: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(launch(make_job({"run_dir": str(tmp_path / "file" / "run")}), ranks=2))
+    assert "cannot be written: Not a directory" in line
+
+
+def test_what_breaks_exact_resume_is_refused(make_job: MakeJob, launch: Any, train: Any) -> None:
+    train(make_job(max_steps=4))
+    again = {"attempt": 2}
+    line = refused(launch(make_job(again, max_steps=4, batch_size=16)))
+    assert "config.batch_size: 16, but the checkpoint of step 4 was trained with 8" in line
+    line = refused(launch(make_job(again, max_steps=8)))
+    assert "config.lr_decay_steps: 8, but the checkpoint of step 4 was trained with 4" in line
+    line = refused(launch(make_job(again | {"seed": 8}, max_steps=4)))
+    assert "spec.seed: 8, but" in line
+    # Longer, with the schedule named, is the same run.
+    assert train(make_job(again, max_steps=6, lr_decay_steps=4)).result["step"] == 6
+
+
+def test_another_text_under_the_same_name_is_refused(
+    make_job: MakeJob, launch: Any, train: Any, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be\n" * 100)
+    train(make_job(max_steps=2, corpus=str(text)))
+    text.write_text("to be or not to be!\n" * 100)
+    line = refused(launch(make_job({"attempt": 2}, max_steps=2, corpus=str(text))))
+    assert "is not the text the checkpoint was trained on" in line
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said(make_job: MakeJob, train: Any) -> None:
+    run = train(make_job(max_steps=8, lr_decay_steps=12))
+    newest = run.run_dir / CHECKPOINTS / "step-00000008"
+    data = newest / "__0_0.distcp"
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    again = train(make_job({"attempt": 2}))
+    assert "step-00000008/__0_0.distcp: sha256 differs" in again.err
+    assert again.result["resumedFromStep"] == 4
+    verify(newest)  # written again, this time whole
+
+
+def test_only_damaged_checkpoints_are_not_a_fresh_start(
+    make_job: MakeJob, launch: Any, train: Any
+) -> None:
+    run = train(make_job(max_steps=4))
+    (run.run_dir / CHECKPOINTS / "step-00000004" / "manifest.json").write_text("{")
+    line = refused(launch(make_job({"attempt": 2}), ranks=2), code=1)
+    assert line.startswith("CheckpointError: none of the 1 checkpoints in ")
+    assert "remove that folder to start from step 0" in line
+
+
+def test_a_loss_that_explodes_stops_the_run(make_job: MakeJob, launch: Any) -> None:
+    job = make_job(
+        {"checkpoint": {"everySteps": 1}},
+        learning_rate=1e18,
+        max_grad_norm=0,
+        log_steps=5,
+        warmup_steps=0,
+    )
+    run = launch(job, ranks=2)
+    run.wait()
+    assert "NonFiniteLossError: the loss of step " in run.err
+    assert "Traceback" not in run.err
+    for name in steps_in(run.run_dir):
+        verify(run.run_dir / CHECKPOINTS / name)
+    assert run.error_message().startswith("NonFiniteLossError: the loss of step ")
+
+
+def test_a_disk_that_fills_up_costs_a_warning(make_job: MakeJob, launch: Any) -> None:
+    # A limit on file size stands in for the full disk: the same writes fail in the same places.
+    run = launch(make_job(max_steps=6), ranks=2, max_file_bytes=60_000)
+    codes = run.wait()
+    assert "warning: checkpoint not saved: " in run.err
+    assert "step-00000004: File too large (" in run.err
+    assert " MiB free); training goes on" in run.err
+    assert "step 6/6" in run.out
+    assert "CheckpointError: the last checkpoint could not be saved: " in run.err
+    assert codes[0] == 1
+    assert steps_in(run.run_dir) == []
+
+
+def test_a_port_in_use_costs_a_warning(make_job: MakeJob, train: Any) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        run = train(make_job({"report_port": port}, max_steps=2))
+    (line,) = run.err.splitlines()
+    assert line.startswith(f"warning: port {port}: Address already in use; training goes on")
+
+
+def test_an_older_attempt_stops_when_a_newer_one_has_started(
+    make_job: MakeJob, launch: Any, train: Any
+) -> None:
+    train(make_job({"attempt": 3}, max_steps=2))
+    line = refused(launch(make_job({"attempt": 2}), ranks=2), code=1)
+    assert line.startswith("SupersededError: attempt 2 stops: attempt 3 of this run has started")
+
+
+def test_an_older_attempt_does_not_publish(make_job: MakeJob, launch: Any) -> None:
+    run = launch(make_job(max_steps=100_000, eval_steps=0, log_steps=100), ranks=2)
+    run.wait_until(lambda: (run.run_dir / CHECKPOINTS / "step-00000004").exists(), "it has saved")
+    (run.run_dir / "attempt").write_text("2\n")
+    run.wait()
+    assert "SupersededError: attempt 1 stops: attempt 2 of this run has started" in run.err
+    for name in steps_in(run.run_dir):
+        verify(run.run_dir / CHECKPOINTS / name)
+
+
+def test_a_failing_rank_takes_the_others_along(make_job: MakeJob, launch: Any) -> None:
+    run = launch(make_job(max_steps=100_000), ranks=2)
+    run.wait_for_step(5)
+    os.kill(run.pids[1], signal.SIGKILL)
+    codes = run.wait()
+    assert codes[1] == -9
+    assert codes[0] != 0
+
+
+def test_the_report_is_there_before_the_others_are(make_job: MakeJob, launch: Any) -> None:
+    run = launch(make_job(), ranks=2, only=[0])
+    report = run.wait_for_report(lambda report: "waiting" in report.message)
+    assert (report.phase, report.ranks_joined, report.world_size) == ("joining", 0, 2)
+    assert report.message == "waiting for 1 of 2 ranks to join: 1"
+    assert report.step is None
+
+
+def test_report_and_metrics_while_training(make_job: MakeJob, launch: Any) -> None:
+    run = launch(make_job(max_steps=100_000, sample_steps=4), ranks=2)
+    report: ProgressReport = run.wait_for_step(9)  # so that step 8 is in the metrics
+    assert report.ranks_joined == 2
+    assert report.total_steps == 100_000
+    assert report.loss
+    assert report.tokens_per_second
+    assert report.samples_per_second == pytest.approx(report.tokens_per_second / 16)
+    assert report.eta_seconds
+    url = f"http://127.0.0.1:{run.job.report_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text = response.read().decode()
+    served = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    known = {metric.name for metric in vars(names).values() if isinstance(metric, names.Metric)}
+    assert {name for name in served if not name.endswith("_created")} <= known
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['trainyard_step{run="tiny"}']) >= 8
+    assert float(values['trainyard_world_size{run="tiny"}']) == 2
+    assert float(values['trainyard_tokens_total{run="tiny"}']) >= 8 * 8 * 16
+    assert float(values['trainyard_step_seconds_count{run="tiny"}']) >= 8
