@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from .processes import Identity, end
-from .settings import CGROUP, Node
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -23,11 +22,11 @@ def hierarchies() -> list[Path]:
     return sorted({path.resolve() for path in ROOT.iterdir() if path.is_dir()})
 
 
-def create(node: Node) -> None:
-    """Make the node's folder in every hierarchy."""
+def create(group: str) -> None:
+    """Make a node's folder in every hierarchy."""
     for root in hierarchies():
         folder = root
-        for part in node.cgroup.strip("/").split("/"):
+        for part in group.strip("/").split("/"):
             parent, folder = folder, folder / part
             if version() == 2:
                 _delegate(parent)
@@ -39,11 +38,11 @@ def create(node: Node) -> None:
                     mine.write_text(above.read_text())
 
 
-def processes(node: Node) -> list[Identity]:
-    """Every process of the node's containers."""
+def processes(group: str) -> list[Identity]:
+    """Every process of a node's containers."""
     found: dict[int, Identity] = {}
     for root in hierarchies():
-        folder = root / node.cgroup.strip("/")
+        folder = root / group.strip("/")
         for tasks in folder.rglob("cgroup.procs"):
             try:
                 pids = [int(line) for line in tasks.read_text().split()]
@@ -56,16 +55,16 @@ def processes(node: Node) -> list[Identity]:
     return list(found.values())
 
 
-def kill(node: Node) -> None:
-    """End every process of the node's containers at once."""
-    while remaining := processes(node):
+def kill(group: str) -> None:
+    """End every process of a node's containers at once."""
+    while remaining := processes(group):
         end(remaining, grace=0)
 
 
-def remove() -> None:
-    """Remove our folders, deepest first."""
+def remove(group: str) -> None:
+    """Remove a folder and all below it from every hierarchy, deepest first."""
     for root in hierarchies():
-        top = root / CGROUP
+        top = root / group.strip("/")
         if not top.is_dir():
             continue
         for folder, _, _ in os.walk(top, topdown=False):

@@ -101,7 +101,7 @@ class Native:
             with phases.phase("network, mounts, files"):
                 network.remove(settings)
                 mounts.undo(settings.state)
-                cgroups.remove()
+                cgroups.remove(settings.cgroup)
                 traces.remove(settings)
                 shutil.rmtree(settings.state, ignore_errors=True)
                 checkout.remove(settings)

@@ -11,7 +11,7 @@ from . import cgroups, mounts
 from .errors import ClusterError
 from .processes import Identity, Processes, end
 from .settings import DNS_SERVICE_IP, DOMAIN, NODES, Node, Settings
-from .shell import run
+from .shell import DIRECT, run
 from .wait import until
 
 CNI_PLUGINS = Path("/usr/lib/cni")
@@ -35,12 +35,17 @@ def ensure(settings: Settings, processes: Processes, programs: Path, node: Node,
     config = _write_files(settings, node)
     if not processes.alive(runtime_name(node)) and not _remains(settings, node):
         _switch_off(settings, node)
-    cgroups.create(node)
+    cgroups.create(settings.node_cgroup(node))
     _start_runtime(settings, processes, programs, node, config)
     if new:
         remove_pods(settings, programs, node)
     processes.ensure(
         kubelet_name(node), _kubelet(settings, programs, node), _kubelet_config(settings, node)
+    )
+    until(
+        lambda: _healthy(node),
+        60,
+        lambda: f"{kubelet_name(node)} is not well: {processes.last_words(kubelet_name(node))}",
     )
 
 
@@ -48,7 +53,7 @@ def lose(settings: Settings, processes: Processes, node: Node) -> None:
     """End everything of the node at once, its network included: nobody says goodbye."""
     processes.kill([kubelet_name(node), runtime_name(node)])
     end(_shims(settings, node), grace=0)
-    cgroups.kill(node)
+    cgroups.kill(settings.node_cgroup(node))
     _switch_off(settings, node)
 
 
@@ -62,7 +67,7 @@ def stop(settings: Settings, processes: Processes, programs: Path, node: Node) -
             print(f"  {node.name}: pods did not stop by themselves: {error}", flush=True)
     processes.stop([runtime_name(node)])
     end(_shims(settings, node), grace=0)
-    cgroups.kill(node)
+    cgroups.kill(settings.node_cgroup(node))
     mounts.undo(settings.node_dir(node))
     mounts.undo(settings.runtime_root(node))
 
@@ -101,9 +106,18 @@ def _remains(settings: Settings, node: Node) -> bool:
     return bool(_shims(settings, node))
 
 
+def _healthy(node: Node) -> bool:
+    """Whether the node's kubelet says that it is well."""
+    try:
+        with DIRECT.open(f"http://{node.ip}:10248/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 def _switch_off(settings: Settings, node: Node) -> None:
     """What a machine forgets when it is switched off: mounts, sockets, pod networks, leases."""
-    cgroups.kill(node)
+    cgroups.kill(settings.node_cgroup(node))
     mounts.undo(settings.node_dir(node))
     mounts.undo(settings.runtime_root(node))
     folder = settings.node_dir(node)
@@ -219,7 +233,7 @@ def _kubelet_config(settings: Settings, node: Node) -> str:
         "resolvConf": str(folder / "resolv.conf"),
         "containerRuntimeEndpoint": f"unix://{settings.runtime_socket(node)}",
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": node.cgroup,
+        "cgroupRoot": settings.node_cgroup(node),
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,

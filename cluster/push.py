@@ -25,12 +25,10 @@ def push(image: str, target: str) -> None:
     """Push the image from whichever store has it; layers that are there already stay."""
     for tool in ("buildah", "podman"):
         if shutil.which(tool) and _has(tool, image):
-            # Uncompressed: the way is short, and packing 5 GB of libraries takes minutes.
-            command = [tool, "push", "--quiet", "--tls-verify=false", "--disable-compression"]
-            if tool == "podman":
-                command.remove("--disable-compression")
-                command.append("--compression-level=1")
-            run([*command, image, f"docker://{target}"], env=direct_env(), timeout=1800)
+            # zstd packs 6 GB of libraries in half the time of gzip, and unpacks faster too.
+            command = [tool, "push", "--quiet", "--tls-verify=false", "--compression-format=zstd"]
+            command += ["--compression-level=1", image, f"docker://{target}"]
+            run(command, env=direct_env(), timeout=1800)
             return
     if shutil.which("docker") and _has("docker", image):
         if image != target:

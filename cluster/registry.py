@@ -15,11 +15,11 @@ from pathlib import Path
 from .errors import ClusterError
 from .processes import Processes
 from .settings import PAUSE_VERSION, Settings
+from .shell import DIRECT
 from .wait import until
 
 NAME = "registry"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
@@ -137,7 +137,7 @@ def _call(
     if kind:
         request.add_header("Content-Type", kind)
     try:
-        with _OPENER.open(request, timeout=30) as answer:
+        with DIRECT.open(request, timeout=30) as answer:
             return dict(answer.headers)
     except (urllib.error.URLError, OSError) as error:
         raise ClusterError(f"registry {method} {path}: {error}") from None

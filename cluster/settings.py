@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ API_SERVICE_IP = "10.96.0.1"
 DNS_SERVICE_IP = "10.96.0.10"
 DOMAIN = "cluster.local"
 API_URL = f"https://{HOST_IP}:6443"
-CGROUP = "trainyard"
+DEFAULT_STATE = "/var/lib/trainyard-cluster"
 PAUSE_VERSION = "1"
 
 
@@ -44,10 +45,6 @@ class Node:
     @property
     def pod_cidr(self) -> str:
         return f"10.244.{self.number}.0/24"
-
-    @property
-    def cgroup(self) -> str:
-        return f"/{CGROUP}/{self.name}"
 
 
 NODES = (Node(1), Node(2))
@@ -70,9 +67,7 @@ class Settings:
     """Where things are kept, as the environment says; the defaults suit one cluster per machine."""
 
     state: Path = field(
-        default_factory=lambda: Path(
-            os.environ.get("TRAINYARD_CLUSTER_DIR", "/var/lib/trainyard-cluster")
-        )
+        default_factory=lambda: Path(os.environ.get("TRAINYARD_CLUSTER_DIR", DEFAULT_STATE))
     )
     cache: Path = field(default_factory=_cache)
     registry_port: int = field(default_factory=_port)
@@ -98,6 +93,17 @@ class Settings:
     @property
     def volumes(self) -> Path:
         return self.state / "volumes"
+
+    @property
+    def cgroup(self) -> str:
+        """The control group above all nodes; another state folder means another one."""
+        if str(self.state) == DEFAULT_STATE:
+            return "trainyard"
+        return "trainyard-" + hashlib.sha256(str(self.state).encode()).hexdigest()[:8]
+
+    def node_cgroup(self, node: Node) -> str:
+        """The node's own control group, as a path from the root of each hierarchy."""
+        return f"/{self.cgroup}/{node.name}"
 
     def user_config(self, name: str) -> Path:
         """The kubeconfig of one component, or of "admin"."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import ClusterError
+
+# Requests to the cluster's own addresses never go through a proxy.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
