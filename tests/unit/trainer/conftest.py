@@ -160,6 +160,12 @@ def until(condition: Callable[[], bool], what: str, context: Callable[[], str] =
         time.sleep(0.01)
 
 
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port nobody listens on."""
+    return free_port()
+
+
 @pytest.fixture(scope="session")
 def rank_server() -> Iterator[RankServer]:
     server = RankServer()

@@ -1,0 +1,116 @@
+"""The yardstick: a plain training loop in one file, as nanoGPT writes one.
+
+The same GPT, batch, optimizer, schedule and clipping as recipe char-gpt, and nothing else: no
+resuming, no reports, no checkpoints. Prints one JSON line: steps, seconds and tokens per second
+after the warm-up steps, and the last loss.
+"""
+
+import argparse
+import json
+import math
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=200)
+parser.add_argument("--warmup", type=int, default=40, help="steps that aren't timed")
+parser.add_argument("--batch-size", type=int, default=32)
+parser.add_argument("--block-size", type=int, default=128)
+parser.add_argument("--n-layer", type=int, default=4)
+parser.add_argument("--n-head", type=int, default=4)
+parser.add_argument("--n-embd", type=int, default=128)
+args = parser.parse_args()
+torch.manual_seed(1337)
+
+# Data: source files of the standard library, one id per character.
+text = ""
+for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    text += path.read_text(encoding="utf-8")
+    if len(text) > 4_000_000:
+        break
+text = "".join(c for c in text if c.isascii())
+chars = sorted(set(text))
+lookup = {c: i for i, c in enumerate(chars)}
+data = torch.tensor([lookup[c] for c in text])
+
+
+def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    starts = torch.randint(len(data) - args.block_size, (args.batch_size,))
+    x = torch.stack([data[i : i + args.block_size] for i in starts])
+    y = torch.stack([data[i + 1 : i + 1 + args.block_size] for i in starts])
+    return x, y
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        n = args.n_embd
+        self.ln_1, self.ln_2 = nn.LayerNorm(n), nn.LayerNorm(n)
+        self.qkv, self.proj = nn.Linear(n, 3 * n), nn.Linear(n, n)
+        self.up, self.down = nn.Linear(n, 4 * n), nn.Linear(4 * n, n)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(self.ln_1(x)).split(C, dim=2)
+        q, k, v = (t.view(B, T, args.n_head, -1).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).contiguous().view(B, T, C))
+        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(len(chars) + 1, args.n_embd)
+        self.wpe = nn.Embedding(args.block_size, args.n_embd)
+        self.blocks = nn.ModuleList(Block() for _ in range(args.n_layer))
+        self.ln_f = nn.LayerNorm(args.n_embd)
+        for p in self.parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
+        for block in self.blocks:
+            h = block(h)
+        logits = F.linear(self.ln_f(h), self.wte.weight)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+
+
+model = GPT()
+groups = [
+    {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+    {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+]
+optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99), fused=True)
+loss = torch.zeros(())
+began = time.time()
+for step in range(args.steps):
+    if step == args.warmup:
+        began = time.time()
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-4 + 2.7e-3 * (1 + math.cos(math.pi * step / args.steps)) / 2
+    loss = model(*get_batch())
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if step % 10 == 0:
+        loss.item()
+seconds = time.time() - began
+tokens = (args.steps - args.warmup) * args.batch_size * args.block_size
+print(
+    json.dumps(
+        {
+            "steps": args.steps,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "loss": loss.item(),
+        }
+    )
+)

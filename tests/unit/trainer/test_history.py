@@ -1,0 +1,57 @@
+"""metrics.jsonl across restarts, and the picture drawn from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainyard_trainer.history import HISTORY_FILE, PICTURE_FILE, History, read_history
+from trainyard_trainer.plot import draw
+
+
+def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
+    first = History(tmp_path, "r", None, 1)
+    for step in (10, 20, 30):
+        first.add(step=step, loss=1.0 / step)
+    with (tmp_path / HISTORY_FILE).open("a") as file:
+        file.write('{"step": 40, "lo')  # killed while writing
+    second = History(tmp_path, "r", 20, 2)
+    first.add(step=50, loss=0.0)  # the old attempt, still alive somewhere
+    second.add(step=30, loss=0.5)
+    records = read_history(tmp_path / HISTORY_FILE)
+    assert [(r["step"], r.get("loss"), r.get("event")) for r in records] == [
+        (10, 0.1, None),
+        (20, 0.05, None),
+        (20, None, "resumed"),
+        (50, 0.0, None),
+        (30, 0.5, None),
+    ]
+
+
+def test_a_fresh_start_begins_anew(tmp_path: Path) -> None:
+    History(tmp_path, "r", None, 1).add(step=10, loss=1.0)
+    History(tmp_path, "r", None, 2).add(step=1, loss=2.0)
+    assert [r["step"] for r in read_history(tmp_path / HISTORY_FILE)] == [1]
+
+
+def test_a_history_that_cannot_be_written_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / HISTORY_FILE).mkdir()
+    history = History(tmp_path, "r", None, 1)
+    history.add(step=1)
+    history.add(step=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "training goes on without it" in lines[0]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_picture(tmp_path: Path, empty: bool) -> None:
+    records = [{"step": s, "loss": 5.0 / s} for s in range(1, 50)] if not empty else []
+    if not empty:
+        records += [{"step": 25, "eval_loss": 0.4}, {"step": 20, "event": "resumed"}]
+    (tmp_path / HISTORY_FILE).write_text("".join(json.dumps(r) + "\n" for r in records))
+    draw(tmp_path, "r")
+    assert (tmp_path / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [PICTURE_FILE, HISTORY_FILE]

@@ -1,0 +1,124 @@
+"""Settings and the learning-rate schedule they describe."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainyard_api.job import TrainerJob
+from trainyard_api.run import TrainingRun
+from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.jobs import from_manifest, read_job
+from trainyard_trainer.optim import learning_rate
+from trainyard_trainer.recipes import RECIPES, find_recipe
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def test_every_setting_is_described() -> None:
+    for recipe in RECIPES:
+        for name, field in find_recipe(recipe).Config.model_fields.items():
+            assert field.description, f"{recipe}: {name}"
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(TrainConfig, {"max_step": 1, "batch_size": -1, "zzz": 1})
+    message = str(caught.value)
+    assert "config.max_step: unknown key; did you mean max_steps?" in message
+    assert "config.batch_size: input should be greater than or equal to 1 (got -1)" in message
+    assert "config.zzz: unknown key (known: max_steps, batch_size, " in message
+    assert "\n" not in message
+
+
+def test_exponents_as_yaml_reads_them() -> None:
+    # YAML 1.1 takes 1e-3 for a string.
+    raw = yaml.safe_load("learning_rate: 1e-3")
+    assert parse_config(TrainConfig, raw).learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "use"), [(33, "use 32 or 36"), (3, "use 4"), (5, "use 4 or 8"), (8, None)]
+)
+def test_batches_that_cannot_be_shared(size: int, use: str | None) -> None:
+    config = TrainConfig(batch_size=size, gradient_accumulation_steps=2)
+    if use is None:
+        check_batch_size(config, 2)
+    else:
+        with pytest.raises(ConfigError, match=re.escape(use)):
+            check_batch_size(config, 2)
+
+
+def test_settings_that_define_the_run_must_stay() -> None:
+    old = TrainConfig(max_steps=100).model_dump()
+    free = TrainConfig.free
+    check_unchanged(old, TrainConfig(max_steps=200, lr_decay_steps=100).model_dump(), free, "c", 5)
+    check_unchanged(old, TrainConfig(max_steps=100, log_steps=1).model_dump(), free, "c", 5)
+    with pytest.raises(ConfigError, match=r"c\.lr_decay_steps: 200, .* trained with 100"):
+        check_unchanged(old, TrainConfig(max_steps=200).model_dump(), free, "c", 5)
+    with pytest.raises(ConfigError, match=r"c\.learning_rate: 0\.1, .* trained with 0\.001"):
+        check_unchanged(
+            old, TrainConfig(max_steps=100, learning_rate=0.1).model_dump(), free, "c", 5
+        )
+
+
+def test_warm_up_cosine_and_floor() -> None:
+    config = TrainConfig(
+        max_steps=300, learning_rate=1.0, min_learning_rate=0.2, warmup_steps=10, lr_decay_steps=110
+    )
+    rates = [learning_rate(config, step) for step in range(300)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.6)
+    assert rates[110] == rates[299] == pytest.approx(0.2)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "shakespeare"])
+def test_the_examples_are_jobs(name: str, tmp_path: Path) -> None:
+    job = from_manifest(EXAMPLES / f"{name}.yaml", tmp_path, 0)
+    run = TrainingRun.model_validate(yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text()))
+    config = parse_config(find_recipe(job.recipe).Config, job.config)
+    check_batch_size(config, run.spec.num_nodes * run.nproc)
+    # Each checkpoint then knows its evaluation loss, by which the best one is kept.
+    assert job.checkpoint.every_steps % config.eval_steps == 0
+
+
+def test_a_manifest_counts_its_attempts(tmp_path: Path) -> None:
+    path = str(EXAMPLES / "quickstart.yaml")
+    (tmp_path / "attempt").write_text("4\n")
+    job = read_job([path, "--run-dir", str(tmp_path)])
+    assert job.attempt == 5
+    (tmp_path / "attempt").write_text("four")
+    with pytest.raises(ConfigError, match="no attempt number"):
+        read_job([path, "--run-dir", str(tmp_path)])
+
+
+def test_the_job_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = TrainerJob(run="r", recipe="char-gpt", run_dir="/x", report_port=1)
+    monkeypatch.setenv("TRAINYARD_JOB", job.model_dump_json(by_alias=True))
+    assert read_job([]) == job
+    monkeypatch.setenv("TRAINYARD_JOB", '{"run": "r"}')
+    with pytest.raises(ConfigError, match="TRAINYARD_JOB: recipe: Field required"):
+        read_job([])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (": :", "not YAML"),
+        ("kind: Pod", "kind: Input should be 'TrainingRun'"),
+        (
+            "{apiVersion: trainyard.dev/v1alpha1, kind: TrainingRun, metadata: {name: a},"
+            " spec: {command: [train.py]}}",
+            "spec.command runs your own script; run that with torchrun",
+        ),
+    ],
+)
+def test_manifests_that_cannot_be_run(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_manifest(path, None, 0)
