@@ -32,6 +32,9 @@ def main() -> int:
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        print(f"cluster: {error.filename} belongs to root: use sudo", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("cluster: interrupted; run the same command again to finish", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def write(settings: Settings, kubeconfig: str, programs: Path | None, registry: 
     if registry:
         lines.append(f"export TRAINYARD_REGISTRY={registry}/trainyard")
     (folder / "env").write_text("\n".join(lines) + "\n")
+    owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if all(number.isdigit() for number in owner):  # made with sudo, used without
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, int(owner[0]), int(owner[1]), follow_symlinks=False)
 
 
 def remove(settings: Settings) -> None:

@@ -18,9 +18,9 @@ class Kubectl:
     ) -> None:
         self._base: list[str | Path] = [program, "--request-timeout=15s"]
         if kubeconfig is not None:
-            self._base += ["--kubeconfig", kubeconfig]
+            self._base.append(f"--kubeconfig={kubeconfig}")
         if context:
-            self._base += ["--context", context]
+            self._base.append(f"--context={context}")
         # With a context the user's own kubeconfig and proxies count; without, neither does.
         self._env = None if context else direct_env()
 

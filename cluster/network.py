@@ -50,13 +50,15 @@ def ensure(settings: Settings) -> None:
     for node in NODES:
         # An address without a pod is silence, as on a real network, and never leaves the machine.
         run(["ip", "route", "replace", "blackhole", node.pod_cidr])
+    # Service addresses need some route to be rewritten on, also on a machine that has no default one.
+    run(["ip", "route", "replace", SERVICE_NETWORK, "dev", BRIDGE])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     run(["nft", "-f", "-"], text_in=_MASQUERADE)
 
 
 def exists() -> bool:
     """Whether the bridge is there."""
-    return Path(f"/sys/class/net/{BRIDGE}").exists()
+    return run(["ip", "link", "show", BRIDGE], check=False).returncode == 0
 
 
 def remove(settings: Settings) -> None:

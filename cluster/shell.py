@@ -42,12 +42,18 @@ def run(
     except FileNotFoundError:
         raise ClusterError(f"{words[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"{' '.join(words[:3])} gave no answer in {timeout:.0f} s") from None
+        raise ClusterError(f"{_name(words)} gave no answer in {timeout:.0f} s") from None
     if check and done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         why = said[-1] if said else f"exit status {done.returncode}"
-        raise ClusterError(f"{' '.join(words[:3])}: {why}")
+        raise ClusterError(f"{_name(words)}: {why}")
     return done
+
+
+def _name(words: Sequence[str]) -> str:
+    """A command as people speak of it: the program and what it was to do."""
+    verbs = [word for word in words[1:] if not word.startswith("-")]
+    return " ".join([Path(words[0]).name, *verbs[:1]])
 
 
 def direct_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
