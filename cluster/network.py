@@ -50,7 +50,7 @@ def ensure(settings: Settings) -> None:
     for node in NODES:
         # An address without a pod is silence, as on a real network, and never leaves the machine.
         run(["ip", "route", "replace", "blackhole", node.pod_cidr])
-    # Service addresses need some route to be rewritten on, also on a machine that has no default one.
+    # A Service address needs some route before it is rewritten, also where there is no default one.
     run(["ip", "route", "replace", SERVICE_NETWORK, "dev", BRIDGE])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     run(["nft", "-f", "-"], text_in=_MASQUERADE)
