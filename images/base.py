@@ -54,8 +54,9 @@ def _make_debian(tool: str) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "base.tar"
-        # The image knows no package mirror: nothing is installed from one later.
-        forget = 'rm -rf "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d'
+        # The image knows no package mirror, and nothing of the machine that made it.
+        names = ["apt/sources.list", "apt/sources.list.d", "resolv.conf", "hostname"]
+        forget = "rm -rf " + " ".join(f'"$1"/etc/{name}' for name in names)
         options = f"--quiet --variant=minbase --include={_PACKAGES}".split()
         run(["mmdebstrap", *options, f"--customize-hook={forget}", "bookworm", str(tree)])
         if tool == "docker":

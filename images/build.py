@@ -65,11 +65,7 @@ def build(job: Job) -> list[str]:
             _step("torch", began)
         wheel = _wheel(context)
         for name in job.names:
-            arguments = [
-                f"FROM_IMAGE={lower[_LOWER[name]]}",
-                f"WHEEL={wheel}",
-                f"VERSION={job.tag}",
-            ]
+            arguments = [f"FROM_IMAGE={lower[_LOWER[name]]}", f"WHEEL={wheel}"]
             _build(job, name, job.image(name), arguments, context, secrets)
             _step(job.image(name), began)
     return [job.image(name) for name in job.names]
@@ -106,6 +102,8 @@ def _build(
         env.setdefault("BUILDAH_ISOLATION", "chroot" if os.geteuid() == 0 else "rootless")
     for argument in arguments:
         command += ["--build-arg", argument]
+    # Not in the recipe: buildah's layer cache would keep the label of an earlier tag.
+    command += ["--label", f"org.opencontainers.image.version={job.tag}"] if name in IMAGES else []
     recipe = context / "images" / f"{name}.Containerfile"
     run([*command, *secrets, "--tag", image, "--file", str(recipe), str(context)], env)
 
