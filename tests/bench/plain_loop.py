@@ -79,7 +79,8 @@ class GPT(nn.Module):
         for block in self.blocks:
             h = block(h)
         logits = F.linear(self.ln_f(h), self.wte.weight)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+        loss: torch.Tensor = F.cross_entropy(logits.view(-1, logits.shape[-1]), y.view(-1))
+        return loss
 
 
 model = GPT()

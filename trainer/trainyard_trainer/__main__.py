@@ -34,7 +34,6 @@ def main() -> int:
         os._exit(status)
     if reporter:
         reporter.write_result()
-        reporter.close()
     return 0
 
 
