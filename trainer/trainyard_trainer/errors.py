@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -46,6 +47,23 @@ class SupersededError(UserError):
     """A newer attempt of this run exists: this one must not write any more."""
 
     on_every_rank = True
+
+
+class RankLostError(UserError):
+    """Another rank went away: a consequence, whose cause that rank (or its node) knows."""
+
+
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
+)
+
+
+def as_rank_lost(error: Exception, step: int) -> Exception:
+    """`error` as a RankLostError if it is how torch tells that a peer is gone, else itself."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not _LOST.search(text):
+        return error
+    return RankLostError(f"lost another rank in step {step + 1}: {text[:300]}")
 
 
 def one_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, load
 from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
 from trainyard_trainer.console import Console
 from trainyard_trainer.deferred_dynamo import defer_dynamo
+from trainyard_trainer.errors import as_rank_lost
 from trainyard_trainer.export import export_model
 from trainyard_trainer.group import join, leave, pick_device
 from trainyard_trainer.history import History
@@ -69,7 +70,10 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, group, fence, header)
     loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start)
-    loop.run()
+    try:
+        loop.run()
+    except Exception as error:
+        raise as_rank_lost(error, loop.step) from error
 
     out.report(phase="exporting")
     metrics = loop.metrics or (resume.manifest.metrics if resume else {})

@@ -48,7 +48,9 @@ def test_a_history_that_cannot_be_written_is_said_once(
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_the_picture(tmp_path: Path, empty: bool) -> None:
-    records: list[dict[str, object]] = [{"step": s, "loss": 5.0 / s} for s in range(1, 50)] if not empty else []
+    records: list[dict[str, object]] = (
+        [{"step": s, "loss": 5.0 / s} for s in range(1, 50)] if not empty else []
+    )
     if not empty:
         records += [{"step": 25, "eval_loss": 0.4}, {"step": 20, "event": "resumed"}]
     (tmp_path / HISTORY_FILE).write_text("".join(json.dumps(r) + "\n" for r in records))

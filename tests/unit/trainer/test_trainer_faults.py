@@ -1,6 +1,7 @@
 """What goes wrong around a run costs one clear line, and nothing that was good."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -188,8 +189,11 @@ def test_a_failing_rank_takes_the_others_along(make_job: MakeJob, launch: Any) -
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGKILL)
     codes = run.wait()
-    assert codes[1] == -9
-    assert codes[0] != 0
+    assert codes == [1, -signal.SIGKILL]
+    # One line, and with the words of the network, by which it is known for a consequence.
+    (line,) = run.err.splitlines()
+    assert re.fullmatch(r"RankLostError: lost another rank in step \d+: .*[Cc]onnection .*", line)
+    assert run.error_message().startswith("RankLostError: ")
 
 
 def test_the_report_is_there_before_the_others_are(make_job: MakeJob, launch: Any) -> None:
