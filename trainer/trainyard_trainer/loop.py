@@ -11,6 +11,7 @@ import torch
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint import Checkpointer, Saved
 from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.clock import since_start
 from trainyard_trainer.console import Console
 from trainyard_trainer.data import Batch, Ids, Samples, global_batch, rank_share
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError
@@ -80,7 +81,7 @@ class Loop:
         while self.step < last:
             norm = self._train_step()
             if self.step == self.start + 1:
-                self.out.console.say(f"first step done after {_since_start():.1f} s")
+                self.out.console.say(f"first step done after {since_start():.1f} s")
                 self.checkpointer.preload()
             done = self.step == last
             if self.step % config.log_steps == 0 or done:
@@ -279,12 +280,3 @@ class Loop:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _since_start() -> float:
-    """Seconds since this process was started, imports included."""
-    with open("/proc/self/stat", "rb") as file:
-        ticks = int(file.read().rsplit(b")", 1)[1].split()[19])
-    import os
-
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
