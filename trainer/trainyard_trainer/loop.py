@@ -10,8 +10,8 @@ import torch
 
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint import Checkpointer, Saved
-from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.clock import since_start
+from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.console import Console
 from trainyard_trainer.data import Batch, Ids, Samples, global_batch, rank_share
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError

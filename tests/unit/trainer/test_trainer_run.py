@@ -154,3 +154,15 @@ def test_retention_keeps_the_newest_and_the_best(make_job: MakeJob, train: Any) 
     evaluated = {line["step"]: line["eval_loss"] for line in run.history() if "eval_loss" in line}
     best = min(evaluated, key=lambda step: evaluated[step])
     assert kept == {"step-00000008", f"step-{best:08d}"}
+
+
+def test_a_finished_run_started_again_only_exports(make_job: MakeJob, train: Any) -> None:
+    first = train(make_job(max_steps=4))
+    digest = weights_digest(first.run_dir, 4)
+    again = train(make_job({"attempt": 2}, max_steps=4))
+    assert weights_digest(again.run_dir, 4) == digest
+    assert again.result["resumedFromStep"] == again.result["step"] == 4
+    assert "loss" not in again.out
+    manifest = verify(again.run_dir / MODELS / "step-00000004")
+    assert manifest.attempt == 2
+    assert manifest.metrics.keys() == {"loss", "eval_loss"}
