@@ -7,7 +7,7 @@ TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S)
 endif
 STARTED := $(shell date +%s)
 
-.PHONY: demo test e2e lint format cluster cluster-down images crd lock bench clean
+.PHONY: help demo test e2e lint format cluster cluster-down cluster-status images lock crd clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -26,7 +26,8 @@ demo: .venv/ready ## train on this machine, serve the model, ask it for a comple
 test: .venv/ready ## all tests that need neither a cluster nor root
 	$(BIN)/python -m pytest
 
-e2e: cluster images ## the end-to-end tests on a real Kubernetes
+e2e: cluster ## the end-to-end tests on a real Kubernetes
+	$(BIN)/python -m images build --tag $(TAG) --load
 	$(BIN)/python -m pytest tests/e2e --tag $(TAG)
 
 lint: .venv/ready ## ruff and mypy
@@ -41,8 +42,14 @@ cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use tha
 cluster-down: .venv/ready ## remove every trace of it
 	$(BIN)/python -m cluster down
 
-images: .venv/ready ## build the images with docker, podman or buildah, and load them into the cluster
-	$(BIN)/python -m images build --tag $(TAG) --load
+cluster-status: .venv/ready ## what of it runs
+	@$(BIN)/python -m cluster status
+
+images: .venv/ready ## build the images with docker, podman or buildah (LOAD=1: for the cluster too)
+	$(BIN)/python -m images build --tag $(TAG) $(if $(LOAD),--load)
+
+lock: .venv/ready ## write the images' locked requirements anew
+	$(BIN)/python -m images lock
 
 crd: .venv/ready ## write the CRD from the models
 	$(BIN)/python -m trainyard_api.crd
