@@ -40,7 +40,7 @@ def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
     except (CommandError, FileNotFoundError) as error:
         pytest.exit(f"no cluster to test on: run `make cluster` first ({error})", returncode=1)
     space = make_namespace(SYSTEM)
-    # As docs/operations.md says for an upgrade: an older one may be there, and helm never changes it.
+    # As docs/operations.md says for an upgrade: helm never changes a CRD that is there.
     crds = str(REPO / "charts" / "operator" / "crds")
     apply = ("kubectl", "apply", "--server-side", "--force-conflicts", "--field-manager=helm")
     run(*apply, "-f", crds)
