@@ -36,6 +36,8 @@ def char_gpt(
             "checkpoint": {"everySteps": 50},
             "backoff": {"initialSeconds": 1, "maxSeconds": 5},
             "storage": {"size": "1Gi"},
+            # Both nodes of the local cluster are this machine: one thread per rank, no more.
+            "resourcesPerNode": {"requests": {"cpu": 1}},
             "podTemplate": template,
         }
         | spec,

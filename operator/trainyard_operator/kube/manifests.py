@@ -204,10 +204,10 @@ def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
 def _threads(run: TrainingRun) -> dict[str, str]:
     """PyTorch counts the machine's cores, not the container's: tell it its share."""
     resources = run.spec.resources_per_node
-    limit = resources.limits.get("cpu") if resources else None
-    if limit is None:
+    share = (resources.limits.get("cpu") or resources.requests.get("cpu")) if resources else None
+    if share is None:
         return {}
-    cores = Decimal(limit[:-1]) / 1000 if limit.endswith("m") else _decimal(limit)
+    cores = Decimal(share[:-1]) / 1000 if share.endswith("m") else _decimal(share)
     return {"OMP_NUM_THREADS": str(max(1, int(cores / run.nproc)))} if cores else {}
 
 

@@ -114,6 +114,10 @@ class Workers:
             log_dir=str(directory / "torchelastic"),
             error_file=str(directory / ERROR_FILE),
         )
+        if nodes > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Nodes share this machine; PyTorch would give each of them all of its cores.
+            cores = (os.cpu_count() or 1) // (nodes * run.nproc)
+            variables["OMP_NUM_THREADS"] = str(max(1, cores))
         variables |= {
             entry["name"]: str(entry["value"])
             for entry in preflight.template_env(run)

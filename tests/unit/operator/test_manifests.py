@@ -140,6 +140,13 @@ def test_threads_follow_the_cpu_limit(limit: str | None, nproc: int, threads: st
     assert env(pod(**spec)).get("OMP_NUM_THREADS") == threads
 
 
+def test_threads_follow_the_cpu_request_where_there_is_no_limit() -> None:
+    resources: dict[str, Any] = {"requests": {"cpu": 2}}
+    assert env(pod(resourcesPerNode=resources))["OMP_NUM_THREADS"] == "2"
+    resources["limits"] = {"cpu": 4}
+    assert env(pod(resourcesPerNode=resources))["OMP_NUM_THREADS"] == "4"
+
+
 def test_dollar_signs_mean_themselves() -> None:
     built = pod(command=["sh", "-c", "echo $(date) $HOME"], image="mine:1")
     assert trainer(built)["command"][-1] == "echo $$(date) $HOME"
