@@ -249,9 +249,10 @@ class Checkpointer:
             if self.fence is None:
                 return Saved(step, time.perf_counter() - began)
             (temporary / STATE_FILE).write_text(json.dumps(described, indent=1) + "\n")
-            name = publish(temporary, self.parent / step_name(step), manifest, self.fence)
+            final = self.parent / step_name(step)
+            name = publish(temporary, final, manifest, self.fence)
             keep = self.job.checkpoint
-            prune(self.parent, keep.keep_last, keep.keep_best)
+            prune(self.parent, final, keep.keep_last, keep.keep_best)
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

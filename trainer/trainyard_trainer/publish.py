@@ -105,14 +105,15 @@ def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> s
     return name
 
 
-def prune(parent: Path, keep_last: int, keep_best: bool) -> list[Path]:
-    """Remove checkpoints beyond the newest `keep_last` complete ones and the best; what went.
+def prune(parent: Path, newest: Path, keep_last: int, keep_best: bool) -> list[Path]:
+    """Remove checkpoints beyond the last `keep_last` complete ones and the best; what went.
 
-    Directories without a readable manifest don't count as kept. Called only after a newer complete
-    checkpoint was published, so the last good one is never removed.
+    `newest` was just published and is always kept. What claims to be of a later step was found
+    damaged when this attempt chose where to go on; like a directory without a readable manifest it
+    doesn't count, so that it can't push out the last good one.
     """
     complete: dict[Path, Manifest] = {}
-    for directory in steps(parent):
+    for directory in (path for path in steps(parent) if path.name <= newest.name):
         with contextlib.suppress(InvalidCheckpointError):
             complete[directory] = read_manifest(directory)
     keep = set(list(complete)[:keep_last])

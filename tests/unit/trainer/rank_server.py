@@ -13,7 +13,8 @@ import sys
 import traceback
 from typing import Any
 
-import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.checkpoint
+import torch.distributed.fsdp  # noqa: F401
 
 import trainyard_trainer.recipes.char_gpt
 import trainyard_trainer.worker  # noqa: F401

@@ -81,16 +81,25 @@ def test_retention(tmp_path: Path) -> None:
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
         put(tmp_path, fence, step, eval_loss=loss)
     parent = tmp_path / "checkpoints"
-    prune(parent, keep_last=2, keep_best=True)
+    prune(parent, parent / step_name(4), keep_last=2, keep_best=True)
     assert names(tmp_path) == [step_name(2), step_name(3), step_name(4)]
-    prune(parent, keep_last=2, keep_best=False)
+    prune(parent, parent / step_name(4), keep_last=2, keep_best=False)
     assert names(tmp_path) == [step_name(3), step_name(4)]
 
 
-def test_retention_does_not_count_what_has_no_manifest(tmp_path: Path) -> None:
+def test_retention_counts_only_what_is_complete(tmp_path: Path) -> None:
     fence = prepare_run_dir(tmp_path, 1)
-    good = put(tmp_path, fence, 3)
-    for step in (4, 5):
-        (tmp_path / "checkpoints" / step_name(step)).mkdir()
-    prune(tmp_path / "checkpoints", keep_last=1, keep_best=True)
+    older = put(tmp_path, fence, 3, eval_loss=1.0)
+    good = put(tmp_path, fence, 5)
+    (tmp_path / "checkpoints" / step_name(4)).mkdir()
+    prune(good.parent, good, keep_last=2, keep_best=False)
+    assert names(tmp_path) == [older.name, good.name]
+
+
+def test_a_damaged_later_step_does_not_push_out_the_good_one(tmp_path: Path) -> None:
+    fence = prepare_run_dir(tmp_path, 1)
+    damaged = put(tmp_path, fence, 8, eval_loss=0.1)
+    (damaged / "deep" / "data").write_bytes(b"\0" * 1000)
+    good = put(tmp_path, fence, 5, eval_loss=1.0)  # of the attempt that skipped step 8
+    prune(good.parent, good, keep_last=1, keep_best=True)
     assert names(tmp_path) == [good.name]
