@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainyard_trainer.console import processes
 from trainyard_trainer.errors import ConfigError
 
 
@@ -116,7 +117,7 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
         use = f"{below} or {below + shares}" if below else str(shares)
         raise ConfigError(
             f"config.batch_size: {config.batch_size} samples can't be shared evenly by"
-            f" {world_size} processes x {accumulation} accumulation steps; use {use}"
+            f" {processes(world_size)} x {accumulation} accumulation steps; use {use}"
         )
 
 

@@ -40,6 +40,11 @@ class Console:
         return f"\033[2m{text}\033[0m" if self._styled else text
 
 
+def processes(count: int) -> str:
+    """1 process, 2 processes."""
+    return "1 process" if count == 1 else f"{count} processes"
+
+
 def clock(seconds: float) -> str:
     """0:42, 12:05, 3:07:12."""
     minutes, secs = divmod(round(seconds), 60)

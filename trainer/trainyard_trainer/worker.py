@@ -7,7 +7,7 @@ import torch
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, load, seed_rank
 from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
-from trainyard_trainer.console import Console
+from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.errors import as_rank_lost
 from trainyard_trainer.export import export_model
@@ -43,7 +43,7 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
         reporter.metrics.world_size.set(group.world_size)
         reporter.metrics.total_steps.set(config.max_steps)
     console.say(
-        f"{job.run}, attempt {job.attempt}: {job.recipe} on {group.world_size} process(es),"
+        f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
         f" {job.strategy}, {job.precision}, {group.device.type}"
     )
     check_batch_size(config, group.world_size)
@@ -117,6 +117,6 @@ def _go_on(
     step = resume.manifest.step
     note = ""
     if resume.manifest.world_size != parallel.group.world_size:
-        note = f"; saved by {resume.manifest.world_size} process(es)"
+        note = f"; saved by {processes(resume.manifest.world_size)}"
     console.say(f"resuming from step {step} ({resume.directory.name}{note})")
     return step
