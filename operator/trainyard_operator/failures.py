@@ -54,8 +54,8 @@ _DISRUPTIONS = {
 
 # What a rank says when a peer vanished or the network failed: a consequence, worth another try.
 _PEER_LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|dist(backend|network|store)error|nccl error"
-    r"|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout|store.*timed? ?out"
+    r"^ranklosterror|connection (closed|reset|refused)|broken pipe|dist(backend|network|store)error"
+    r"|nccl error|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout|store.*timed? ?out"
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
@@ -63,6 +63,7 @@ _PEER_LOST = re.compile(
 _LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
 _PREFIX = re.compile(r"^(?:\[[a-z_-]+\d+\]: ?)+")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::.*)?$")
+_ONE_LINE = re.compile(r"^(?:rank \d+: )?([A-Za-z_]\w*(?:Error|Exception): .+)$")
 _TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
 _MAX_MESSAGE = 500
@@ -105,26 +106,21 @@ def root_cause(failures: Iterable[Failure]) -> Failure | None:
 
 
 def _from_words(worker: Worker) -> Failure | None:
-    error = _elastic_error(worker.last_words)
-    if error:
-        return _exception(error, worker)
+    """What the last words, torchrun's table and the log say; a cause before its consequences."""
+    told = _elastic_error(worker.last_words)
     text = worker.log_tail or worker.last_words
     streams = _by_local_rank(text)
-    every = [error for lines in streams.values() for error in _tracebacks(lines)]
-    causes = [error for error in every if not _PEER_LOST.search(error)]
     first = _first_in_table(text)
-    if first is None:
-        return _exception((causes or every)[0], worker) if every else None
-    if first.exit_code < 0:
+    if first and first.exit_code < 0:
         message = f"rank {first.rank}: {_signal_name(-first.exit_code)}"
         return _failure("Signal", worker, message, exit_code=128 - first.exit_code)
-    lines = streams.get(first.local_rank, [])
-    own = _tracebacks(lines)
-    if own and own[-1] not in causes and causes:
-        return _exception(causes[0], worker)  # the table saw the consequence first
-    if own:
-        return _exception(own[-1], worker)
-    return _exited(worker, first.exit_code, f"rank {first.rank}: ", lines)
+    lines = streams.get(first.local_rank, []) if first else []
+    errors = ([told] if told else []) + _errors(lines)[-1:]
+    if first and not errors:
+        return _exited(worker, first.exit_code, f"rank {first.rank}: ", lines)
+    errors += [error for stream in streams.values() for error in _errors(stream)]
+    causes = [error for error in errors if not _PEER_LOST.search(error)]
+    return _exception((causes or errors)[0], worker) if errors else None
 
 
 def _from_exit_code(worker: Worker) -> Failure:
@@ -140,8 +136,7 @@ def _exited(worker: Worker, code: int, who: str, lines: list[str]) -> Failure:
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     said = f": {last}" if last and "====" not in last else ""
     if code == EXIT_CONFIG:
-        told = [line for line in lines if line.startswith("ConfigError: ")]
-        return _exception(told[0] if told else f"ConfigError: {last}", worker)
+        return _exception(f"ConfigError: {last}", worker)
     # 128 and more is a shell's way to say that a signal ended its child.
     reason = "Signal" if code >= 128 else "ExitCode"
     return _failure(reason, worker, f"{who}exit code {code}{said}", exit_code=code)
@@ -189,6 +184,12 @@ def _by_local_rank(text: str) -> dict[int | None, list[str]]:
         rank = int(match.group(1)) if match else None
         streams.setdefault(rank, []).append(_PREFIX.sub("", line))
     return streams
+
+
+def _errors(lines: list[str]) -> list[str]:
+    """What ended a rank: its tracebacks' exceptions, else errors in one line (our trainer's)."""
+    told = (_ONE_LINE.match(line) for line in lines)
+    return _tracebacks(lines) or [match[1] for match in told if match]
 
 
 def _tracebacks(lines: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from trainyard_api.job import EXIT_CONFIG
+from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
 
 # torchrun tells each worker where to leave its last words.
 ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
@@ -72,11 +72,27 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def write_error_file(error: BaseException) -> None:
-    """Leave torchelastic's error JSON where torchrun looks for it; small enough for a pod."""
-    path = os.environ.get(ERROR_FILE_ENV)
-    if not path:
-        return
+def write_last_words(error: BaseException) -> None:
+    """Leave torchelastic's error JSON for torchrun and for whoever started the job.
+
+    The latter's file is shared by the ranks of a pod: the first one that fails has the word.
+    """
+    text = _error_json(error)
+    for variable in (ERROR_FILE_ENV, RESULT_FILE_ENV):
+        name = os.environ.get(variable)
+        if not name:
+            continue
+        path = Path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if variable == ERROR_FILE_ENV or not path.exists() or path.stat().st_size == 0:
+                path.write_text(text)
+        except OSError as problem:
+            print(f"warning: {path}: cannot be written: {problem.strerror}", file=sys.stderr)
+
+
+def _error_json(error: BaseException) -> str:
+    """What torchelastic's own handler writes; small enough for a pod's termination message."""
     stack = ""
     if not isinstance(error, UserError):
         stack = "".join(traceback.format_exception(error))[-2000:]
@@ -86,16 +102,12 @@ def write_error_file(error: BaseException) -> None:
     if len(text) > MAX_ERROR_BYTES:
         extra["py_callstack"] = stack[-500:]
         text = json.dumps({"message": {"message": message[:500], "extraInfo": extra}})
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
-    except OSError as problem:
-        print(f"warning: {path}: cannot be written: {problem.strerror}", file=sys.stderr)
+    return text
 
 
 def exit_with(error: BaseException, rank: int) -> int:
     """Say what went wrong, once for all ranks, and give the exit status."""
-    write_error_file(error)
+    write_last_words(error)
     if not isinstance(error, UserError):
         traceback.print_exception(error)
         return 1

@@ -81,6 +81,32 @@ def test_the_trainers_configuration_error_is_found_in_the_log() -> None:
     assert (failure.reason, failure.message) == ("ConfigError", "r-1-0: cannot open license file")
 
 
+@pytest.mark.parametrize(
+    ("line", "reason", "retryable"),
+    [
+        ("rank 1: RankLostError: lost another rank in step 136: gone", "PeerLost", True),
+        ("CheckpointError: none of the 2 checkpoints is valid", "UserException", False),
+        ("NonFiniteLossError: the loss of step 7 is nan", "UserException", False),
+    ],
+)
+def test_the_trainers_one_line_errors_need_no_traceback(
+    line: str, reason: str, retryable: bool
+) -> None:
+    log = (LOGS / "exit.log").read_text().replace("cannot open license file", line)
+    failure = explain(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 1")))
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert line.removeprefix("rank 1: ") in failure.message
+
+
+def test_a_rank_that_lost_its_peer_does_not_hide_the_signal_beside_it() -> None:
+    words = elastic("RankLostError: lost another rank in step 3")
+    log = (LOGS / "kill.log").read_text()
+    failure = explain(failed(log_tail=log, last_words=words))
+    assert failure is not None
+    assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
+
+
 def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
     failure = explain(make_worker(phase="Running"), host_lost=True)
     assert failure is not None
