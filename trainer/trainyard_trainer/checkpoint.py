@@ -1,10 +1,9 @@
-"""Checkpoints: everything a step depends on, saved while training goes on, and read back."""
+"""Checkpoints: saved while training goes on, published by rank 0, found by the next attempt."""
 
 import contextlib
-import errno
-import importlib
 import json
 import os
+import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,21 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainyard_api.checkpoint import (
-    CHECKPOINTS,
-    Manifest,
-    newest_valid,
-    step_name,
-    steps,
-)
+from trainyard_api.checkpoint import CHECKPOINTS, Manifest, newest_valid, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import CheckpointRef
 from trainyard_trainer.errors import CheckpointError, SupersededError
-from trainyard_trainer.group import Group
 from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.publish import TEMPORARY, Fence, prune, publish
+from trainyard_trainer.state import StateFiles
 
-STATE_FILE = "trainer.json"  # settings and the recipe's state, beside torch's own files
+DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Resume:
 
     directory: Path
     manifest: Manifest
-    state: dict[str, Any]
+    description: dict[str, Any]
     skipped: list[str]
 
 
@@ -68,73 +61,27 @@ def find_resume(run_dir: Path) -> Resume | None:
                 " restore one from a backup, or remove that folder to start from step 0"
             )
         return None
-    state = json.loads((directory / STATE_FILE).read_text())
-    return Resume(directory, manifest, state, skipped)
+    description = json.loads((directory / DESCRIPTION_FILE).read_text())
+    return Resume(directory, manifest, description, skipped)
 
 
-def training_state(parallel: Parallel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds, as torch.distributed.checkpoint saves it.
-
-    Parameters and optimizer state go by the parameter's name, so that they find their place again
-    however many ranks there are.
-    """
-    random = {"cpu": torch.get_rng_state()}
-    if parallel.group.device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(parallel.group.device)
-    return {
-        "model": parallel.module.state_dict(),
-        "optimizer": {
-            name: dict(optimizer.state[parameter])
-            for name, parameter in parallel.module.named_parameters()
-        },
-        "rng": {str(parallel.group.rank): random},
-    }
-
-
-def load(resume: Resume, parallel: Parallel, optimizer: torch.optim.Optimizer, seed: int) -> None:
-    """Put a checkpoint's state into the model, optimizer, scaler and random generators.
+def restore(resume: Resume, files: StateFiles, seed: int) -> None:
+    """Put a checkpoint's state into the model, optimizer, loss scale and random generators.
 
     With as many ranks as before the next step is bitwise the one the saved run would have taken.
     With another number every rank gets a new random state of its own, from the seed and the step.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load as load_state
-
-    group = parallel.group
-    reader = FileSystemReader(resume.directory)
+    group = files.group
     same_ranks = resume.manifest.world_size == group.world_size
     try:
-        _make_room(optimizer, parallel, reader.read_metadata().state_dict_metadata)
-        state = training_state(parallel, optimizer)
-        if not same_ranks:
-            del state["rng"]
-        load_state(state, storage_reader=reader, process_group=group.background)
-    except (Exception, CheckpointException) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{resume.directory}: cannot be loaded: {reason}") from error
-    parallel.scaler.load_state_dict(resume.state["scaler"])
-    if same_ranks:
-        random = state["rng"][str(group.rank)]
-        torch.set_rng_state(random["cpu"])
-        if group.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], group.device)
-    else:
+        files.read(resume.directory, same_ranks)
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise CheckpointError(f"{resume.directory}: cannot be loaded: {_reason(error)}") from error
+    files.parallel.scaler.load_state_dict(resume.description["scaler"])
+    if not same_ranks:
         seed_rank(seed, resume.manifest.step, group.rank)
-
-
-def _make_room(optimizer: torch.optim.Optimizer, parallel: Parallel, saved: dict[str, Any]) -> None:
-    """Give a fresh optimizer the state tensors that the checkpoint has, to be filled by loading."""
-    for name, parameter in parallel.module.named_parameters():
-        prefix = f"optimizer.{name}."
-        for key in (key for key in saved if key.startswith(prefix)):
-            size, dtype = saved[key].size, saved[key].properties.dtype
-            alike = size == parameter.shape
-            optimizer.state[parameter][key.removeprefix(prefix)] = (
-                torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-                if alike
-                else torch.zeros(size, dtype=dtype)
-            )
 
 
 def seed_rank(seed: int, step: int, rank: int) -> None:
@@ -147,55 +94,27 @@ class Checkpointer:
     """Saves in the background, one checkpoint at a time; rank 0 publishes."""
 
     def __init__(
-        self, job: TrainerJob, group: Group, fence: Fence | None, header: dict[str, Any]
+        self, job: TrainerJob, files: StateFiles, fence: Fence | None, header: dict[str, Any]
     ) -> None:
-        """`fence` on rank 0 only; `header`: what STATE_FILE says of the run."""
+        """`fence` on rank 0 only; `header`: what DESCRIPTION_FILE says of the run."""
         self.job = job
-        self.group = group
+        self.files = files
         self.fence = fence
         self.header = header
         self.parent = Path(job.run_dir) / CHECKPOINTS
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._imports: Future[Any] | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
-        self._stager: Any = None
 
     def preload(self) -> None:
-        """Import torch's checkpoint package in the background, ahead of the first save."""
-        name = "torch.distributed.checkpoint"
-        self._imports = self._writer.submit(importlib.import_module, name)
+        """Get ready for the first save while training goes on."""
+        self.files.preload(self._background)
 
-    def save(
-        self,
-        step: int,
-        total_steps: int,
-        parallel: Parallel,
-        optimizer: torch.optim.Optimizer,
-        metrics: dict[str, float],
-    ) -> float:
-        """Copy the state and start writing it; the seconds training had to wait.
-
-        The one before must have ended: call `wait` first.
-        """
-        if self._imports is not None:
-            self._imports.result()  # two threads must not import the same package at once
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
-        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-        from torch.distributed.checkpoint.state_dict_saver import async_save
-
+    def save(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        """Copy the state and start writing it. The save before must have ended: see `wait`."""
         assert self._pending is None, "a checkpoint is still being written"
         began = time.perf_counter()
-        if self._stager is None:
-            self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        # The attempt is in the name: two attempts' writers never share a directory.
-        temporary = self.parent / f"{TEMPORARY}{step_name(step)}-attempt-{self.job.attempt}"
-        state = training_state(parallel, optimizer)
-        writing = async_save(
-            state,
-            storage_writer=FileSystemWriter(temporary, sync_files=True),
-            process_group=self.group.background,
-            async_stager=self._stager,
-        )
+        parallel: Parallel = self.files.parallel
+        write = self.files.stage()
         manifest = Manifest(
             kind="checkpoint",
             run=self.job.run,
@@ -203,17 +122,19 @@ class Checkpointer:
             recipe=self.job.recipe,
             step=step,
             total_steps=total_steps,
-            world_size=self.group.world_size,
+            world_size=parallel.group.world_size,
             created=datetime.now(UTC),
             config=self.header["config"],
             metrics=metrics,
             files={},
         )
-        described = self.header | {"step": step, "scaler": parallel.scaler.state_dict()}
-        self._pending = self._writer.submit(
-            self._finish, writing, temporary, manifest, described, began
-        )
-        return time.perf_counter() - began
+        description = self.header | {"step": step, "scaler": parallel.scaler.state_dict()}
+
+        def finish() -> Saved:
+            ref, error = self._write(write, manifest, description)
+            return Saved(step, time.perf_counter() - began, ref, error)
+
+        self._pending = self._background.submit(finish)
 
     def poll(self) -> Saved | None:
         """How the running save ended, once; None while it runs."""
@@ -229,65 +150,52 @@ class Checkpointer:
         return pending.result()
 
     def close(self) -> None:
-        """Give up the threads."""
-        self._writer.shutdown()
-        if self._stager is not None:
-            self._stager.close()
+        """Give up the thread."""
+        self._background.shutdown()
+        self.files.close()
 
-    def _finish(
-        self,
-        writing: Any,
-        temporary: Path,
-        manifest: Manifest,
-        described: dict[str, Any],
-        began: float,
-    ) -> Saved:
-        """In the background: wait for every rank's files, then publish them (rank 0)."""
-        step = manifest.step
+    def _write(
+        self, write: Any, manifest: Manifest, description: dict[str, Any]
+    ) -> tuple[CheckpointRef | None, str]:
+        """In the background: write this rank's files; on rank 0 publish everybody's."""
+        name = step_name(manifest.step)
+        # The attempt is in the name: two attempts' writers never share a directory.
+        temporary = self.parent / f"{TEMPORARY}{name}-attempt-{self.job.attempt}"
+        final = self.parent / name
         try:
-            writing.result()
+            write(temporary)
             if self.fence is None:
-                return Saved(step, time.perf_counter() - began)
-            (temporary / STATE_FILE).write_text(json.dumps(described, indent=1) + "\n")
-            final = self.parent / step_name(step)
-            name = publish(temporary, final, manifest, self.fence)
+                return None, ""
+            (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+            digest = publish(temporary, final, manifest, self.fence)
             keep = self.job.checkpoint
             prune(self.parent, final, keep.keep_last, keep.keep_best)
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is no Exception
-            if self.fence is None:
-                return Saved(step, time.perf_counter() - began, error=str(error))
-            message = f"{self.parent / step_name(step)}: {_reason(error)}{_space(self.parent)}"
-            shutil.rmtree(temporary, ignore_errors=True)
-            return Saved(step, time.perf_counter() - began, error=message)
-        ref = CheckpointRef(step=step, digest=name, time=manifest.created)
-        return Saved(step, time.perf_counter() - began, ref=ref)
-
-
-def has_checkpoints(run_dir: Path) -> bool:
-    """Whether any step directory exists, valid or not."""
-    return next(steps(run_dir / CHECKPOINTS), None) is not None
+            message = f"{final}: {_reason(error)}{_space(self.parent)}"
+            if self.fence is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return None, message
+        return CheckpointRef(step=manifest.step, digest=digest, time=manifest.created), ""
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's words for it, however deep torch has wrapped them."""
+    """The operating system's words for it, however deep they are wrapped."""
     pending = [error]
     while pending:
         cause = pending.pop()
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
-        for wrapped in getattr(cause, "failures", {}).values():
-            pending.append(wrapped[0])
+        if code := re.search(r"\(os error (\d+)\)", str(cause)):  # as safetensors words it
+            return os.strerror(int(code[1]))
+        pending.extend(wrapped[0] for wrapped in getattr(cause, "failures", {}).values())
         pending.extend(e for e in (cause.__cause__, cause.__context__) if e is not None)
-    text = " ".join(str(error).split())
-    full = os.strerror(errno.ENOSPC)
-    # torch's own writer reports a failed write as a RuntimeError of its zip code.
-    return full if full in text else text[:300]
+    return " ".join(str(error).split())[:300]
 
 
 def _space(path: Path) -> str:
     with contextlib.suppress(OSError):
-        return f" ({shutil.disk_usage(path).free / 2**20:,.0f} MiB free)"
+        return f" ({shutil.disk_usage(path).free / 2**20:,.1f} MiB free)"
     return ""

@@ -241,9 +241,7 @@ class Loop:
         self._read_losses()
         began = time.perf_counter()
         self._hear(self.checkpointer.wait())
-        self.checkpointer.save(
-            self.step, self.config.max_steps, self.parallel, self.optimizer, self.metrics
-        )
+        self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
         if self.out.reporter:
             blocked = time.perf_counter() - began
             self.out.reporter.metrics.checkpoint_block.observe(blocked)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, load, seed_rank
+from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, restore, seed_rank
 from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
 from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
@@ -20,6 +20,7 @@ from trainyard_trainer.publish import prepare_run_dir
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
+from trainyard_trainer.state import StateFiles, state_files
 
 
 def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
@@ -60,15 +61,16 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     console.say(f"model: {count / 1e6:,.2f} million parameters")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision)
     optimizer = build_optimizer(parallel.module, config)
+    files = state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
-    start = _go_on(resume, parallel, optimizer, job, console) if resume else 0
+    start = _go_on(resume, files, job, console) if resume else 0
     if group.is_main:
         out.history = History(run_dir, job.run, start if resume else None, job.attempt)
         out.report(resumed_from_step=start if resume else None)
 
     settings = config.model_dump(mode="json")
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
-    checkpointer = Checkpointer(job, group, fence, header)
+    checkpointer = Checkpointer(job, files, fence, header)
     loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start)
     try:
         loop.run()
@@ -93,30 +95,34 @@ def _load_recipe(job: TrainerJob, config: TrainConfig, resume: Resume | None) ->
     if resume is None:
         return recipe(config, None)
     step = resume.manifest.step
-    check_unchanged(resume.state["spec"], _spec(job), frozenset(), "spec", step)
+    check_unchanged(resume.description["spec"], _spec(job), frozenset(), "spec", step)
     settings = config.model_dump(mode="json")
-    check_unchanged(resume.state["config"], settings, config.free, "config", step)
-    return recipe(config, resume.state["recipe"])
+    check_unchanged(resume.description["config"], settings, config.free, "config", step)
+    return recipe(config, resume.description["recipe"])
 
 
 def _spec(job: TrainerJob) -> dict[str, object]:
-    """The part of the manifest's spec that defines the numbers of a step."""
-    return {"recipe": job.recipe, "seed": job.seed, "precision": job.precision}
+    """The part of the manifest's spec that must stay: it defines the numbers of a step."""
+    return {
+        "recipe": job.recipe,
+        "seed": job.seed,
+        "strategy": job.strategy,
+        "precision": job.precision,
+    }
 
 
 def _go_on(
     resume: Resume,
-    parallel: Parallel,
-    optimizer: torch.optim.Optimizer,
+    files: StateFiles,
     job: TrainerJob,
     console: Console,
 ) -> int:
     for reason in resume.skipped:
         console.warn(f"checkpoint skipped: {reason}")
-    load(resume, parallel, optimizer, job.seed)
+    restore(resume, files, job.seed)
     step = resume.manifest.step
     note = ""
-    if resume.manifest.world_size != parallel.group.world_size:
+    if resume.manifest.world_size != files.group.world_size:
         note = f"; saved by {processes(resume.manifest.world_size)}"
     console.say(f"resuming from step {step} ({resume.directory.name}{note})")
     return step

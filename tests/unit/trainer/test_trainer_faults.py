@@ -106,12 +106,12 @@ def test_another_text_under_the_same_name_is_refused(
 def test_a_damaged_checkpoint_is_skipped_and_said(make_job: MakeJob, train: Any) -> None:
     run = train(make_job(max_steps=8, lr_decay_steps=12))
     newest = run.run_dir / CHECKPOINTS / "step-00000008"
-    data = newest / "__0_0.distcp"
+    data = newest / "state.safetensors"
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     again = train(make_job({"attempt": 2}))
-    assert "step-00000008/__0_0.distcp: sha256 differs" in again.err
+    assert "step-00000008/state.safetensors: sha256 differs" in again.err
     assert again.result["resumedFromStep"] == 4
     verify(newest)  # written again, this time whole
 

@@ -1,0 +1,185 @@
+"""What a checkpoint holds, and its two forms on disk.
+
+DDP: every rank has the whole state, so rank 0 writes it into one safetensors file that any tool can
+read. FSDP: every rank has a part, so each writes its own, as torch.distributed.checkpoint does it,
+which also knows how to share the parts out again among another number of ranks. (It could write the
+first kind, too, but importing it takes as long as importing torch: a restarted run would wait.)
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard_trainer.parallel import Parallel
+
+STATE_TENSORS = "state.safetensors"
+Optimizer = torch.optim.Optimizer
+Write = Callable[[Path], None]
+
+
+def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Parameters and optimizer state, by names that mean the same on any number of ranks."""
+    tensors = {f"model.{name}": tensor for name, tensor in parallel.module.state_dict().items()}
+    for name, parameter in parallel.module.named_parameters():
+        for key, tensor in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = tensor
+    return tensors
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The random generators dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StateFiles(ABC):
+    """Writes and reads the state of one run's ranks."""
+
+    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
+        self.parallel = parallel
+        self.optimizer = optimizer
+        self.group = parallel.group
+
+    def preload(self, _background: ThreadPoolExecutor) -> None:
+        """Get ready for the first save while training goes on."""
+        return
+
+    @abstractmethod
+    def stage(self) -> Write:
+        """Copy the state; the function returned writes the copy, in the background.
+
+        Both are called on every rank; the directory may not exist yet.
+        """
+
+    @abstractmethod
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        """Put a saved state in place; random states only where the ranks are the same."""
+
+    def close(self) -> None:
+        """Give up what writing needed."""
+        return
+
+    def _make_room(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
+        """Give a fresh optimizer the state tensor `optimizer.PARAMETER.KEY`, to be filled."""
+        path, _, key = name.removeprefix("optimizer.").rpartition(".")
+        parameter = self.parallel.module.get_parameter(path)
+        self.optimizer.state[parameter][key] = (
+            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            if size == parameter.shape
+            else torch.zeros(size, dtype=dtype)
+        )
+
+
+class WholeState(StateFiles):
+    """One file, written by rank 0."""
+
+    def stage(self) -> Write:
+        random = self.group.gather(random_state(self.group.device))
+        if not self.group.is_main:
+            return lambda _: None
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in state_of(self.parallel, self.optimizer).items()
+        }
+        for rank, state in enumerate(random):
+            tensors |= {f"rng.{rank}.{device}": tensor for device, tensor in state.items()}
+
+        def write(directory: Path) -> None:
+            from safetensors.torch import save_file
+
+            directory.mkdir(exist_ok=True)
+            save_file(tensors, directory / STATE_TENSORS)
+
+        return write
+
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        from safetensors.torch import load_file
+
+        saved = load_file(directory / STATE_TENSORS)
+        for name, tensor in saved.items():
+            if name.startswith("optimizer."):
+                self._make_room(name, tensor.shape, tensor.dtype)
+        with torch.no_grad():
+            for name, tensor in state_of(self.parallel, self.optimizer).items():
+                tensor.copy_(saved[name])
+        if same_ranks:
+            prefix = f"rng.{self.group.rank}."
+            own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+            set_random_state(own, self.group.device)
+
+
+class ShardedState(StateFiles):
+    """One file per rank, in the format of torch.distributed.checkpoint."""
+
+    _imports: Future[Any] | None = None
+    _stager: Any = None
+
+    def preload(self, background: ThreadPoolExecutor) -> None:
+        self._imports = background.submit(
+            importlib.import_module, "torch.distributed.checkpoint.state_dict_saver"
+        )
+
+    def stage(self) -> Write:
+        if self._imports is not None:
+            self._imports.result()  # two threads must not import the same package at once
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        if self._stager is None:
+            self._stager = DefaultStager(StagingOptions(False, False, False, False))
+        staged = self._stager.stage(self._with_random_state())
+
+        def write(directory: Path) -> None:
+            writer = FileSystemWriter(directory)
+            save(staged, storage_writer=writer, process_group=self.group.background)
+
+        return write
+
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = FileSystemReader(directory)
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if name.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
+                self._make_room(name, entry.size, entry.properties.dtype)
+        state = self._with_random_state()
+        if not same_ranks:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
+        load(state, storage_reader=reader, process_group=self.group.background)
+        if same_ranks:
+            prefix = f"rng.{self.group.rank}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            set_random_state(own, self.group.device)
+
+    def close(self) -> None:
+        if self._stager is not None:
+            self._stager.close()
+
+    def _with_random_state(self) -> dict[str, Tensor]:
+        random = random_state(self.group.device)
+        own = {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
+        return state_of(self.parallel, self.optimizer) | own
+
+
+def state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
+    """The form that fits the strategy."""
+    form = ShardedState if parallel.strategy == "fsdp" else WholeState
+    return form(parallel, optimizer)
