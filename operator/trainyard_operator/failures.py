@@ -55,7 +55,8 @@ _DISRUPTIONS = {
 # What a rank says when a peer vanished or the network failed: a consequence, worth another try.
 _PEER_LOST = re.compile(
     r"^ranklosterror|connection (closed|reset|refused)|broken pipe|dist(backend|network|store)error"
-    r"|nccl error|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout|store.*timed? ?out"
+    r"|nccl error|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout"
+    r"|store.*timed? ?out"
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )

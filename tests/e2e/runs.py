@@ -37,7 +37,7 @@ def char_gpt(
             "backoff": {"initialSeconds": 1, "maxSeconds": 5},
             "storage": {"size": "1Gi"},
             # Both nodes of the local cluster are this machine: one thread per rank, no more.
-            "resourcesPerNode": {"requests": {"cpu": 1}},
+            "resourcesPerNode": {"requests": {"cpu": "500m"}},
             "podTemplate": template,
         }
         | spec,
