@@ -60,7 +60,8 @@ class Block(nn.Module):
         q, k, v = (t.view(B, T, args.n_head, -1).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).contiguous().view(B, T, C))
-        return x + self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+        y = self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh"))
+        return torch.add(x, y)
 
 
 class GPT(nn.Module):
