@@ -13,6 +13,7 @@ import sys
 import traceback
 from typing import Any
 
+import torch._dynamo  # FSDP needs it; test_deferred_dynamo.py and torchrun start without
 import torch.distributed.checkpoint
 import torch.distributed.fsdp  # noqa: F401
 

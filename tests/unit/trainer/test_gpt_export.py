@@ -16,6 +16,7 @@ TEXT = "def f(x):\n\treturn x  # ü, 日本, 🚂\r\n    'two  spaces '\n"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GPT, CharTokenizer]:
+    torch.set_num_threads(1)  # the model is too small for more
     tokenizer = CharTokenizer.of(TEXT)
     shape = GPTShape(
         vocab_size=tokenizer.vocab_size, block_size=64, n_layer=3, n_head=4, n_embd=32, dropout=0.1
