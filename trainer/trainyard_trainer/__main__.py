@@ -24,7 +24,7 @@ def main() -> int:
         from trainyard_trainer.worker import work
 
         work(job, reporter, rank)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if reporter:
             reporter.update(phase="failed", message=str(error))
         status = exit_with(error, rank)

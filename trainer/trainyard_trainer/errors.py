@@ -107,6 +107,10 @@ def _error_json(error: BaseException) -> str:
 
 def exit_with(error: BaseException, rank: int) -> int:
     """Say what went wrong, once for all ranks, and give the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        if rank == 0:
+            print("interrupted; start it again to go on from the newest checkpoint")
+        return 130  # as a shell reports SIGINT
     write_last_words(error)
     if not isinstance(error, UserError):
         traceback.print_exception(error)

@@ -196,6 +196,15 @@ def test_a_failing_rank_takes_the_others_along(make_job: MakeJob, launch: Any) -
     assert run.error_message().startswith("RankLostError: ")
 
 
+def test_an_interrupted_run_says_how_to_go_on(make_job: MakeJob, launch: Any) -> None:
+    run = launch(make_job(max_steps=100_000))
+    run.wait_for_step(2)
+    os.kill(run.pids[0], signal.SIGINT)
+    assert run.wait() == [130]
+    assert run.err == ""
+    assert run.out.splitlines()[-1].startswith("interrupted; start it again to go on from")
+
+
 def test_the_report_is_there_before_the_others_are(make_job: MakeJob, launch: Any) -> None:
     run = launch(make_job(), ranks=2, only=[0])
     report = run.wait_for_report(lambda report: "waiting" in report.message)
