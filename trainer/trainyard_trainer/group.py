@@ -41,6 +41,11 @@ class Group:
         dist.broadcast_object_list(box, src=0, group=self.background)
         return box[0]
 
+    def broadcast_tensor(self, tensor: torch.Tensor) -> None:
+        """Fill a CPU tensor with rank 0's values."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0, group=self.background)
+
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
         if self.world_size == 1:

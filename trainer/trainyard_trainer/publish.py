@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,20 @@ def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
             " and its permissions"
         ) from None
     return fence
+
+
+def check_shared(run_dir: Path, attempt: int) -> None:
+    """Raise ConfigError unless this rank sees the run directory that rank 0 has claimed."""
+    try:
+        seen = (run_dir / ATTEMPT_FILE).read_text()
+    except OSError:
+        seen = ""
+    if seen != f"{attempt}\n":
+        raise ConfigError(
+            f"strategy fsdp: the node {socket.gethostname()} does not see rank 0's run directory"
+            f" {run_dir}; every rank writes its part there, so mount one volume on all nodes"
+            " (storage.accessMode ReadWriteMany), or use strategy ddp"
+        )
 
 
 def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> str:

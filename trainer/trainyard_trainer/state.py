@@ -86,7 +86,7 @@ class StateFiles(ABC):
 
 
 class WholeState(StateFiles):
-    """One file, written by rank 0."""
+    """One file, written and read by rank 0: the other nodes need no access to it."""
 
     def stage(self) -> Write:
         random = self.group.gather(random_state(self.group.device))
@@ -108,9 +108,7 @@ class WholeState(StateFiles):
         return write
 
     def read(self, directory: Path, same_ranks: bool) -> None:
-        from safetensors.torch import load_file
-
-        saved = load_file(directory / STATE_TENSORS)
+        saved = self._load(directory / STATE_TENSORS)
         for name, tensor in saved.items():
             if name.startswith("optimizer."):
                 self._make_room(name, tensor.shape, tensor.dtype)
@@ -121,6 +119,17 @@ class WholeState(StateFiles):
             prefix = f"rng.{self.group.rank}."
             own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
             set_random_state(own, self.group.device)
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """The file's tensors, on every rank."""
+        from safetensors.torch import load_file
+
+        saved = load_file(path) if self.group.is_main else {}
+        shapes = self.group.broadcast({name: (t.shape, t.dtype) for name, t in saved.items()})
+        for name, (shape, dtype) in shapes.items():
+            tensor = saved.setdefault(name, torch.empty(shape, dtype=dtype))
+            self.group.broadcast_tensor(tensor)
+        return saved
 
 
 class ShardedState(StateFiles):

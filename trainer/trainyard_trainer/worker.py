@@ -16,7 +16,7 @@ from trainyard_trainer.history import History
 from trainyard_trainer.loop import Listeners, Loop
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.parallel import Parallel
-from trainyard_trainer.publish import prepare_run_dir
+from trainyard_trainer.publish import check_shared, prepare_run_dir
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
@@ -49,6 +49,8 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     )
     check_batch_size(config, group.world_size)
     fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
+    if job.strategy == "fsdp":
+        group.together(lambda: check_shared(run_dir, job.attempt))
     resume = group.broadcast(
         group.together(lambda: find_resume(run_dir) if group.is_main else None)
     )

@@ -23,11 +23,18 @@ from trainyard_api.progress import ProgressReport
 DEADLINE = 60.0  # seconds any one run may take on a busy machine
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A TCP port nobody listens on, and never the same one twice."""
+    while True:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = int(server.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 class RankServer:
@@ -221,26 +228,25 @@ def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Ru
     runs: list[Run] = []
 
     def start(
-        job: TrainerJob,
+        job: TrainerJob | Sequence[TrainerJob],  # one for all ranks, or one for each
         ranks: int = 1,
         only: Sequence[int] | None = None,  # start just these of the ranks
         env: dict[str, str] | None = None,
         picture: bool = False,  # drawing takes longer than most of these runs
         max_file_bytes: int | None = None,
     ) -> Run:
+        jobs = [job] * ranks if isinstance(job, TrainerJob) else job
         folder = tmp_path / f"attempt-{len(runs)}"
         folder.mkdir()
-        shared = {
-            JOB_ENV: job.model_dump_json(by_alias=True),
-            RESULT_FILE_ENV: str(folder / "result.json"),
-        }
+        shared = {RESULT_FILE_ENV: str(folder / "result.json")}
         if ranks > 1:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
             shared |= {"WORLD_SIZE": str(ranks)}
-        run = Run(rank_server, job, folder, [])
+        run = Run(rank_server, jobs[0], folder, [])
         runs.append(run)
         for rank in only or range(ranks):
             own = {"TORCHELASTIC_ERROR_FILE": str(folder / f"error-{rank}.json")}
+            own |= {JOB_ENV: jobs[rank].model_dump_json(by_alias=True)}
             if ranks > 1:
                 own |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             request = {
@@ -263,7 +269,7 @@ def launch(rank_server: RankServer, tmp_path: Path) -> Iterator[Callable[..., Ru
 def train(launch: Callable[..., Run]) -> Callable[..., Run]:
     """Runs a job to its end and expects that all ranks succeed."""
 
-    def go(job: TrainerJob, ranks: int = 1, **options: Any) -> Run:
+    def go(job: TrainerJob | Sequence[TrainerJob], ranks: int = 1, **options: Any) -> Run:
         run = launch(job, ranks, **options)
         codes = run.wait()
         assert not any(codes), f"exit codes {codes}\n{run.out}\n{run.err}"

@@ -79,6 +79,21 @@ def test_a_run_directory_that_cannot_be_written(
     assert "cannot be written: Not a directory" in line
 
 
+def test_nodes_that_share_no_volume(
+    make_job: MakeJob, launch: Any, train: Any, tmp_path: Path
+) -> None:
+    """DDP needs only rank 0's disk, to resume as well; FSDP says what it needs."""
+    jobs = [make_job({"run_dir": str(tmp_path / name)}, max_steps=4) for name in ("one", "two")]
+    train(jobs, ranks=2)
+    again = [job.model_copy(update={"attempt": 2}) for job in jobs]
+    assert train(again, ranks=2).result["resumedFromStep"] == 4
+    assert not (tmp_path / "two").exists()
+    fsdp = [job.model_copy(update={"attempt": 3, "strategy": "fsdp"}) for job in jobs]
+    line = refused(launch(fsdp, ranks=2))
+    assert "does not see rank 0's run directory" in line
+    assert "ReadWriteMany" in line
+
+
 def test_what_breaks_exact_resume_is_refused(make_job: MakeJob, launch: Any, train: Any) -> None:
     train(make_job(max_steps=4))
     again = {"attempt": 2}

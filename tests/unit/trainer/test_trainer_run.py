@@ -134,6 +134,13 @@ def test_accumulation_changes_nothing_but_rounding(
     ]
     assert runs[1].losses() == pytest.approx(runs[0].losses(), abs=2e-4)
     assert runs[2].losses() == pytest.approx(runs[0].losses(), abs=2e-4)
+    weights = [
+        safetensors.torch.load_file(run.run_dir / "models/step-00000012/model.safetensors")
+        for run in runs
+    ]
+    assert weights[0].keys() == weights[2].keys()  # DDP and FSDP export the same form
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[2][name], tensor, rtol=0, atol=5e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
