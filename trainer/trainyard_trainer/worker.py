@@ -11,12 +11,12 @@ from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.errors import as_rank_lost
 from trainyard_trainer.export import export_model
-from trainyard_trainer.group import join, leave, pick_device
+from trainyard_trainer.group import Group, join, leave, pick_device
 from trainyard_trainer.history import History
 from trainyard_trainer.loop import Listeners, Loop
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.parallel import Parallel
-from trainyard_trainer.publish import check_shared, prepare_run_dir
+from trainyard_trainer.publish import Fence, check_shared, prepare_run_dir
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
@@ -29,46 +29,25 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     Raises UserError for what a user can change; on every rank where the others would else wait.
     """
     defer_dynamo()
-    run_dir = Path(job.run_dir)
-    console = Console(speaks=rank == 0)
-    out = Listeners(console, reporter, None)
+    out = Listeners(Console(speaks=rank == 0), reporter, None)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
-
-    def waiting(text: str) -> None:
-        print(f"rank {rank}: {text}", flush=True)
-        out.report(message=text)
-
-    group = join(pick_device(job.require_gpu), waiting)
-    out.report(phase="loading", ranks_joined=group.world_size, message="")
-    if reporter:
-        reporter.metrics.world_size.set(group.world_size)
-        reporter.metrics.total_steps.set(config.max_steps)
-    console.say(
-        f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
-        f" {job.strategy}, {job.precision}, {group.device.type}"
-    )
-    check_batch_size(config, group.world_size)
-    fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
-    if job.strategy == "fsdp":
-        group.together(lambda: check_shared(run_dir, job.attempt))
-    resume = group.broadcast(
-        group.together(lambda: find_resume(run_dir) if group.is_main else None)
-    )
-    recipe = group.together(lambda: _load_recipe(job, config, resume))
-    console.say(f"data: {recipe.describe()}")
+    group = _join(job, config, out, rank)
+    fence, resume, recipe = _agree(job, config, group)
+    out.console.say(f"data: {recipe.describe()}")
 
     torch.manual_seed(job.seed)  # the same weights on every rank
     module = recipe.build()
     count = sum(parameter.numel() for parameter in module.parameters())
-    console.say(f"model: {count / 1e6:,.2f} million parameters")
+    out.console.say(f"model: {count / 1e6:,.2f} million parameters")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision)
     optimizer = build_optimizer(parallel.module, config)
     files = state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
-    start = _go_on(resume, files, job, console) if resume else 0
+    start = _go_on(resume, files, job, out.console) if resume else 0
     if group.is_main:
-        out.history = History(run_dir, job.run, start if resume else None, job.attempt)
-        out.report(resumed_from_step=start if resume else None)
+        came_from = start if resume else None
+        out.history = History(Path(job.run_dir), job.run, came_from, job.attempt)
+        out.report(resumed_from_step=came_from)
 
     settings = config.model_dump(mode="json")
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
@@ -83,13 +62,46 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     metrics = loop.metrics or (resume.manifest.metrics if resume else {})
     model = export_model(job, recipe, parallel, fence, loop.step, settings, metrics)
     if model:
-        console.say(f"model exported to {run_dir / model.path}")
+        out.console.say(f"model exported to {Path(job.run_dir) / model.path}")
     if out.history:
         out.history.finish_drawing()
     checkpointer.close()
     out.report(phase="finished", step=loop.step, model=model, eta_seconds=0)
     group.together(lambda: None)  # nobody leaves while another still needs the group
     leave()
+
+
+def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Group:
+    """Meet the other ranks, saying whom this one waits for."""
+
+    def waiting(text: str) -> None:
+        print(f"rank {rank}: {text}", flush=True)
+        out.report(message=text)
+
+    group = join(pick_device(job.require_gpu), waiting)
+    out.report(phase="loading", ranks_joined=group.world_size, message="")
+    if out.reporter:
+        out.reporter.metrics.world_size.set(group.world_size)
+        out.reporter.metrics.total_steps.set(config.max_steps)
+    out.console.say(
+        f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
+        f" {job.strategy}, {job.precision}, {group.device.type}"
+    )
+    check_batch_size(config, group.world_size)
+    return group
+
+
+def _agree(
+    job: TrainerJob, config: TrainConfig, group: Group
+) -> tuple[Fence | None, Resume | None, Recipe]:
+    """Claim the run's directory, find the checkpoint to go on from, and load the data for it."""
+    run_dir = Path(job.run_dir)
+    fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
+    if job.strategy == "fsdp":
+        group.together(lambda: check_shared(run_dir, job.attempt))
+    found = group.together(lambda: find_resume(run_dir) if group.is_main else None)
+    resume = group.broadcast(found)
+    return fence, resume, group.together(lambda: _load_recipe(job, config, resume))
 
 
 def _load_recipe(job: TrainerJob, config: TrainConfig, resume: Resume | None) -> Recipe:
