@@ -95,7 +95,8 @@ def _start_runtime(
     def answers() -> bool:
         if not processes.alive(name):
             raise ClusterError(f"{name} ended: {processes.last_words(name)}")
-        probe: list[str | Path] = ["ctr", "--address", settings.runtime_socket(node), "version"]
+        # With many images in store the CRI plugin is ready some seconds after containerd itself.
+        probe = [*_cri(settings, programs, node), "ready"]
         return run(probe, check=False, timeout=20).returncode == 0
 
     until(answers, 60, lambda: f"{name} does not answer: {processes.last_words(name)}")

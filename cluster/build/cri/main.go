@@ -1,4 +1,4 @@
-// Command cri asks a node's container runtime for the two things that kubectl can't: pull an image now, remove all pods.
+// Command cri asks a node's container runtime for what kubectl can't: whether it is ready, to pull an image now, to remove all pods.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 	"k8s.io/cri-client/pkg"
 )
 
-const usage = "usage: cri --endpoint unix:///run/containerd.sock pull IMAGE | remove-pods"
+const usage = "usage: cri --endpoint unix:///run/containerd.sock ready | pull IMAGE | remove-pods"
 
 func main() {
 	endpoint := flag.String("endpoint", "", "socket `address` of the container runtime")
@@ -29,6 +29,9 @@ func main() {
 		err = errors.New(usage)
 	case flag.NArg() == 2 && flag.Arg(0) == "pull":
 		err = pull(ctx, *endpoint, *timeout, flag.Arg(1))
+	case flag.NArg() == 1 && flag.Arg(0) == "ready":
+		// Connecting asks for the runtime's version, which it refuses until it has found its pods again.
+		_, err = cri.NewRemoteRuntimeService(ctx, *endpoint, *timeout, noop.NewTracerProvider(), false)
 	case flag.NArg() == 1 && flag.Arg(0) == "remove-pods":
 		err = removePods(ctx, *endpoint, *timeout)
 	default:
