@@ -7,6 +7,9 @@ TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S)
 endif
 STARTED := $(shell date +%s)
 
+# Without .pyc files every process compiles torch anew: some seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test e2e lint format cluster cluster-down cluster-status images lock crd clean
 .DEFAULT_GOAL := help
 
