@@ -55,7 +55,7 @@ lock: .venv/ready ## write the images' locked requirements anew
 	$(BIN)/python -m images lock
 
 crd: .venv/ready ## write the CRD from the models
-	$(BIN)/python -m trainyard_api.crd
+	$(BIN)/python -m trainyard_api.crd > .crd && mv .crd charts/operator/crds/trainingruns.trainyard.dev.yaml
 
 clean: ## remove the virtual environment
 	rm -rf .venv

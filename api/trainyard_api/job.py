@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.run import CheckpointPolicy, Precision, Strategy
+from trainyard_api.spec import CheckpointPolicy, Precision, Strategy
 
 JOB_ENV = "TRAINYARD_JOB"
 # Where the trainer leaves its last words: a final ProgressReport when it ends well, torchelastic's

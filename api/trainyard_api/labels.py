@@ -1,6 +1,7 @@
 """Labels and annotations on every object a run owns."""
 
-from trainyard_api.run import CONTAINER, GROUP
+from trainyard_api.run import GROUP
+from trainyard_api.spec import CONTAINER
 
 __all__ = ["ATTEMPT", "CONTAINER", "MANAGED_BY", "MANAGER", "NODE", "RUN"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trainyard_api.run import Precision, Strategy
+from trainyard_api.spec import Precision, Strategy
 from trainyard_trainer.group import Group
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,7 +6,8 @@ from typing import Any
 from trainyard_api import labels
 from trainyard_api.job import MOUNT_PATH
 from trainyard_api.progress import REPORT_PORT
-from trainyard_api.run import API_VERSION, GPU, KIND, TrainingRun
+from trainyard_api.run import API_VERSION, KIND, TrainingRun
+from trainyard_api.spec import GPU
 from trainyard_operator import launch
 from trainyard_operator.kube import gang
 from trainyard_operator.kube.merge import merge

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from trainyard_api.run import TrainingRun, immutable_changes
+from trainyard_api.run import TrainingRun
+from trainyard_api.spec import immutable_changes
 from trainyard_api.status import FINISHED
 from trainyard_operator.local import manifest, preflight
 from trainyard_operator.local.backend import LocalBackend

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from trainyard_api import crd
-from trainyard_api.run import TrainingRunSpec
+from trainyard_api.spec import TrainingRunSpec
 
 COMMITTED = Path(__file__).parents[3] / "charts/operator/crds/trainingruns.trainyard.dev.yaml"
 

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from tests.manifests.refused import CHANGED, REFUSED, Refused, manifest
 from trainyard_api.base import one_line
-from trainyard_api.run import TrainingRun, TrainingRunSpec, immutable_changes
+from trainyard_api.run import TrainingRun
+from trainyard_api.spec import TrainingRunSpec, immutable_changes
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.case)
