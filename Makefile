@@ -7,6 +7,10 @@ TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S)
 endif
 STARTED := $(shell date +%s)
 
+ifdef CONTEXT
+export TRAINYARD_CONTEXT := $(CONTEXT)
+endif
+
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -40,7 +44,7 @@ format: .venv/ready ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
-	$(BIN)/python -m cluster up $(if $(CONTEXT),--context $(CONTEXT))
+	$(BIN)/python -m cluster up
 
 cluster-down: .venv/ready ## remove every trace of it
 	$(BIN)/python -m cluster down

@@ -42,28 +42,33 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python3 -m cluster", description="A real Kubernetes on this machine."
-    )
-    parser.add_argument(
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument(
         "--context",
         default=os.environ.get("TRAINYARD_CONTEXT", ""),
         help="use the cluster of this kubectl context instead (TRAINYARD_CONTEXT)",
     )
-    parser.add_argument(
+    which.add_argument(
         "--backend",
         choices=("kind", "native"),
         default=os.environ.get("TRAINYARD_CLUSTER", ""),
         help="default: kind where a Docker engine answers, otherwise native (TRAINYARD_CLUSTER)",
     )
+    parser = argparse.ArgumentParser(
+        prog="python3 -m cluster", description="A real Kubernetes on this machine."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("up", help="start the cluster, or repair it")
-    commands.add_parser("down", help="remove the cluster; what was built stays cached")
-    commands.add_parser("purge", help="remove the cluster and the cache")
-    commands.add_parser("status", help="what runs; exits 0 when all of it does")
-    load = commands.add_parser("load", help="make local images known to every node")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[which])
+
+    command("up", "start the cluster, or repair it")
+    command("down", "remove the cluster; what was built stays cached")
+    command("purge", "remove the cluster and the cache")
+    command("status", "what runs; exits 0 when all of it does")
+    load = command("load", "make local images known to every node")
     load.add_argument("image", nargs="+", metavar="IMAGE")
-    lost = commands.add_parser("node-lost", help="switch a node off, as a power cut would")
+    lost = command("node-lost", "switch a node off, as a power cut would")
     lost.add_argument("node", metavar="NODE")
     return parser
 

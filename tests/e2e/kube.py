@@ -19,10 +19,12 @@ class CommandError(Exception):
 
 
 def environment() -> dict[str, str]:
-    """The cluster's kubeconfig, and the kubectl and helm that `make cluster` built, if it did."""
-    kubeconfig = os.environ.get("KUBECONFIG", str(CLUSTER / "kubeconfig"))
+    """The cluster that `make cluster` last named, and the kubectl and helm it came with, if any.
+
+    KUBECONFIG is not asked: tests must never run on whatever cluster a shell happens to know.
+    """
     path = f"{CLUSTER / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"KUBECONFIG": kubeconfig, "PATH": path}
+    return os.environ | {"KUBECONFIG": str(CLUSTER / "kubeconfig"), "PATH": path}
 
 
 def run(*command: str, stdin: str | None = None, timeout: float = 300) -> str:
