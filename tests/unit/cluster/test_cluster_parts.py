@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -111,12 +112,23 @@ def test_a_port_that_is_not_a_number_is_one_clear_line() -> None:
 
 def test_status_without_a_cluster_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "--backend", "native", "status"],
+        [sys.executable, "-m", "cluster", "status", "--backend", "native"],
         cwd=REPO, env={"TRAINYARD_CLUSTER_DIR": str(tmp_path / "none"), "HOME": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == "no cluster is up on this machine: make cluster\n"
+
+
+def test_a_context_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", "up", "--context", "nowhere"],
+        cwd=REPO, env=os.environ | {"KUBECONFIG": str(tmp_path / "none")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("cluster: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
