@@ -137,17 +137,20 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
         self.wait()
 
-    def wait(self) -> list[int]:
-        """Exit codes of all ranks; when one fails the others get SIGTERM, as from torchrun."""
-        until(self._all_ended, "the ranks end", lambda: self.out + self.err)
+    def wait(self, *, terminate: bool = True) -> list[int]:
+        """Exit codes of all ranks; when one fails the others get SIGTERM, as from torchrun.
+
+        Without `terminate` they are left to find out by themselves.
+        """
+        until(lambda: self._all_ended(terminate), "the ranks end", lambda: self.out + self.err)
         return [self.codes[pid] for pid in self.pids]
 
-    def _all_ended(self) -> bool:
+    def _all_ended(self, terminate: bool) -> bool:
         running = [pid for pid in self.pids if pid not in self.codes]
         for pid, code in self.server.ask({"poll": running}).items():
             if code is not None:
                 self.codes[int(pid)] = code
-        if any(self.codes.values()):
+        if terminate and any(self.codes.values()):
             for other in running:
                 if other not in self.codes:
                     os.kill(other, signal.SIGTERM)

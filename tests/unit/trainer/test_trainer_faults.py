@@ -203,7 +203,7 @@ def test_a_failing_rank_takes_the_others_along(make_job: MakeJob, launch: Any) -
     run = launch(make_job(max_steps=100_000), ranks=2)
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGKILL)
-    codes = run.wait()
+    codes = run.wait(terminate=False)
     assert codes == [1, -signal.SIGKILL]
     # One line, and with the words of the network, by which it is known for a consequence.
     (line,) = run.err.splitlines()
