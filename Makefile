@@ -35,7 +35,7 @@ test: .venv/ready ## all tests that need neither a cluster nor root
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m images build --tag $(TAG) --load
-	$(BIN)/python -m pytest tests/e2e --tag $(TAG)
+	$(BIN)/python -m pytest tests/charts tests/e2e --tag $(TAG)
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -9,6 +9,7 @@ One JSON request a line on stdin, one JSON answer a line on stdout:
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from typing import Any
@@ -30,6 +31,8 @@ def start(request: dict[str, Any]) -> int:
     status = 1
     try:
         os.setsid()
+        # Ignored, and inherited so, where the tests were started in a shell's background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for path, number in ((os.devnull, 0), (request["out"], 1), (request["err"], 2)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644), number)
         os.environ.update(request["env"])
