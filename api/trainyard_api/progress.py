@@ -15,6 +15,14 @@ TrainerPhase = Literal[
 ]
 
 
+class StepSeconds(Model):
+    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt."""
+
+    mean: float
+    p50: float
+    p99: float
+
+
 class ProgressReport(Model):
     """The state of a run as its rank 0 sees it. Unknown values are absent, never invented."""
 
@@ -27,6 +35,13 @@ class ProgressReport(Model):
     total_steps: int | None = None
     loss: float | None = Field(default=None, description="Training loss of the newest logged step.")
     eval_loss: float | None = None
+    evaluation: dict[str, float] = Field(
+        default_factory=dict, description="Every metric of the newest evaluation, by name."
+    )
+    step_seconds: StepSeconds | None = None
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Most memory any rank has used: of its GPU, else of the process."
+    )
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: int | None = None

@@ -1,7 +1,8 @@
 """TrainConfig: the settings every recipe has, and how a manifest's `config` becomes one."""
 
 import difflib
-from typing import Any, ClassVar, Self, TypeVar
+import math
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,7 +19,11 @@ class TrainConfig(BaseModel):
     free: ClassVar[frozenset[str]] = frozenset(
         {
             "max_steps",  # lr_decay_steps is what shapes the schedule
+            "num_epochs",
             "gradient_accumulation_steps",  # the same samples, summed in another order
+            "activation_checkpointing",  # the same numbers, computed twice
+            "sharding_strategy",
+            "dataloader_num_workers",
             "eval_steps",
             "eval_batches",
             "log_steps",
@@ -29,6 +34,10 @@ class TrainConfig(BaseModel):
     max_steps: int = Field(default=500, ge=1)
     """Optimizer steps of the whole run."""
 
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training samples, instead of max_steps. Each pass ends with an evaluation and
+    a checkpoint."""
+
     batch_size: int = Field(default=32, ge=1)
     """Samples of one optimizer step, all ranks and accumulation steps together."""
 
@@ -38,17 +47,26 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(default=1e-3, ge=0)
     """Highest learning rate, reached after the warm-up."""
 
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
     min_learning_rate: float | None = Field(default=None, ge=0)
-    """Where the cosine ends. Default: a tenth of learning_rate."""
+    """Where the schedule ends. Default: a tenth of learning_rate."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
 
     lr_decay_steps: int | None = Field(default=None, ge=1)
-    """Step at which the cosine reaches min_learning_rate. Default: max_steps."""
+    """Step at which the schedule reaches min_learning_rate. Default: max_steps."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov momentum."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """SGD's momentum."""
 
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's decoupled weight decay, on matrices only."""
+    """Weight decay, on matrices only (decoupled in AdamW)."""
 
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's mean of the gradient."""
@@ -59,11 +77,27 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm; 0 switches clipping off."""
 
-    eval_steps: int = Field(default=100, ge=0)
-    """Steps between evaluations; 0 evaluates only at the end."""
+    compile: bool = False
+    """torch.compile the model's blocks: faster steps after a slow first one."""
 
-    eval_batches: int = Field(default=16, ge=1)
-    """Global batches of held-out data in one evaluation, always the same ones."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+
+    sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD"
+    """With strategy fsdp: free a block's gathered parameters after its forward pass, or keep them
+    until its backward pass (more memory, less traffic)."""
+
+    dataloader_num_workers: int = Field(default=0, ge=0, le=64)
+    """Processes per rank that prepare batches ahead; 0 prepares each when it is needed."""
+
+    eval_steps: int = Field(default=100, ge=0)
+    """Steps between evaluations; 0 evaluates only at the end (and after each epoch)."""
+
+    eval_batches: int | None = Field(default=16, ge=1)
+    """Global batches of held-out data in one evaluation, always the same ones; null for all."""
+
+    eval_on_start: bool = False
+    """Evaluate the model before the first step too, for comparison."""
 
     log_steps: int = Field(default=10, ge=1)
     """Steps between two lines of progress (and reads from the device)."""
@@ -73,12 +107,29 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:
-        # Resolved once, here, so that the checkpoint records the values that were used.
+        # Resolved once, so that the checkpoint records the values that were used.
         if self.min_learning_rate is None:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
-        if self.lr_decay_steps is None:
-            object.__setattr__(self, "lr_decay_steps", self.max_steps)
+        if self.num_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("set num_epochs or max_steps, not both")
         return self
+
+    def for_samples(self, num_samples: int) -> Self:
+        """These settings with the lengths that depend on the number of training samples.
+
+        Raises ConfigError if one step's batch would need a sample twice.
+        """
+        if num_samples < self.batch_size:
+            raise ConfigError(
+                f"config.batch_size: {self.batch_size} samples make a step, but there are only"
+                f" {num_samples} to train on; lower it, or give more data"
+            )
+        steps = self.max_steps
+        if self.num_epochs is not None:
+            steps = math.ceil(self.num_epochs * num_samples / self.batch_size)
+        return self.model_copy(
+            update={"max_steps": steps, "lr_decay_steps": self.lr_decay_steps or steps}
+        )
 
 
 C = TypeVar("C", bound=TrainConfig)

@@ -5,14 +5,16 @@ with exactly the samples it would have had: none lost, none repeated. There is n
 restore either: the step is the position.
 """
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Ids = npt.NDArray[np.int64]
+Noise = npt.NDArray[np.uint64]
 Batch = dict[str, torch.Tensor]
+Number = TypeVar("Number", bound=np.generic)
 
 _ROUNDS = 6
 
@@ -22,8 +24,11 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, ids: Ids) -> Batch:
-        """The samples with these ids, stacked along dimension 0, on the CPU."""
+    def fetch(self, ids: Ids, noise: Noise) -> Batch:
+        """The samples with these ids, stacked along dimension 0, on the CPU.
+
+        `noise` holds 64 random bits per sample, all that augmentation may draw from.
+        """
         ...
 
 
@@ -41,10 +46,24 @@ def global_batch(seed: int, step: int, batch_size: int, num_samples: int) -> Ids
     return ids
 
 
-def rank_share(ids: Ids, rank: int, world_size: int, micro: int, accumulation: int) -> Ids:
-    """The part of a global batch that `rank` uses in micro-batch `micro`."""
-    share: Ids = ids.reshape(accumulation, world_size, -1)[micro, rank]
+def rank_share(
+    ids: npt.NDArray[Number], rank: int, world_size: int, micro: int, accumulation: int
+) -> npt.NDArray[Number]:
+    """The part of a global batch (ids, or one number for each) that `rank` uses in `micro`."""
+    share: npt.NDArray[Number] = ids.reshape(accumulation, world_size, -1)[micro, rank]
     return share
+
+
+def sample_noise(seed: int, step: int, ids: Ids) -> Noise:
+    """64 random bits for each sample of a step, whichever rank or process prepares it."""
+    key = _mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(step)
+    return _mix(_mix(ids.astype(np.uint64)) ^ _mix(key))
+
+
+def epoch_ended(step: int, batch_size: int, num_samples: int) -> int | None:
+    """The number of epochs done, if optimizer step `step` (from 1) was the last of one."""
+    done = step * batch_size // num_samples
+    return done if done > (step - 1) * batch_size // num_samples else None
 
 
 def permute(indices: Ids, n: int, seed: int, epoch: int) -> Ids:

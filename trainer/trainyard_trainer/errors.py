@@ -53,17 +53,32 @@ class RankLostError(UserError):
     """Another rank went away: a consequence, whose cause that rank (or its node) knows."""
 
 
+class OutOfMemoryError(UserError):
+    """A step's activations don't fit."""
+
+
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
 )
 
 
-def as_rank_lost(error: Exception, step: int) -> Exception:
-    """`error` as a RankLostError if it is how torch tells that a peer is gone, else itself."""
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
+
+
+def explained(error: Exception, step: int) -> Exception:
+    """`error` as a UserError where it is torch's way to say that a peer or memory is gone."""
     text = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or not _LOST.search(text):
+    if not isinstance(error, RuntimeError):
         return error
-    return RankLostError(f"lost another rank in step {step + 1}: {text[:300]}")
+    if _NO_MEMORY.search(text):
+        return OutOfMemoryError(
+            f"the batch of step {step + 1} doesn't fit into memory: lower config.batch_size, raise"
+            " gradient_accumulation_steps or set activation_checkpointing"
+            f" ({text.partition('. ')[0][:200]})"
+        )
+    if _LOST.search(text):
+        return RankLostError(f"lost another rank in step {step + 1}: {text[:300]}")
+    return error
 
 
 def one_line(error: BaseException) -> str:

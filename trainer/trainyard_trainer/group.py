@@ -54,12 +54,15 @@ class Group:
         dist.all_gather_object(values, value, group=self.background)
         return values
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` averaged over the ranks, in place."""
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` added up over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
-            values /= self.world_size
         return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` averaged over the ranks, in place."""
+        return self.sum(values).div_(self.world_size)
 
     def together(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; if it fails for the user on one, it fails so on all.

@@ -2,44 +2,26 @@
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint import Checkpointer, Saved
 from trainyard_trainer.clock import since_start
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.console import Console
-from trainyard_trainer.data import Batch, Ids, Samples, global_batch, rank_share
+from trainyard_trainer.data import epoch_ended, global_batch, rank_share
+from trainyard_trainer.epoch_file import write_epoch_file
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError
+from trainyard_trainer.evaluate import evaluate
 from trainyard_trainer.group import Group
-from trainyard_trainer.history import History
+from trainyard_trainer.listeners import Listeners
+from trainyard_trainer.loader import Loader, Shares
+from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import learning_rate, set_learning_rate
 from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.report import Reporter
-
-
-@dataclass
-class Listeners:
-    """Who hears of the training on this rank; the reporter and history are rank 0's."""
-
-    console: Console
-    reporter: Reporter | None
-    history: History | None
-
-    def report(self, **values: Any) -> None:
-        """Set fields of the progress report."""
-        if self.reporter:
-            self.reporter.update(**values)
-
-    def record(self, **record: Any) -> None:
-        """Add a line to the history."""
-        if self.history:
-            self.history.add(**record)
+from trainyard_trainer.throughput import Throughput
 
 
 class Loop:
@@ -55,7 +37,9 @@ class Loop:
         checkpointer: Checkpointer,
         listeners: Listeners,
         start: int,
+        metrics: dict[str, float],
     ) -> None:
+        """`metrics`: of the checkpoint of step `start`; later the newest logged or evaluated."""
         self.job = job
         self.config = config
         self.recipe = recipe
@@ -66,32 +50,41 @@ class Loop:
         self.out = listeners
         self.start = start
         self.step = start  # optimizer steps done: also the position in the data
-        self.metrics: dict[str, float] = {}  # of the newest step that was logged or evaluated
+        self.metrics = metrics
+        shares = Shares(config, job.seed, len(recipe.train), self.group, start)
+        self.loader = Loader(recipe.train, shares)
+        self.throughput = Throughput(config.batch_size, recipe.tokens_per_sample)
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
         self._unread = 0  # losses still on the device
         self._window: list[float] = []  # losses read since the last line of progress
-        self._window_seconds = 0.0  # spent in those steps
         self._data_seconds = 0.0
 
     def run(self) -> None:
         """Train to max_steps, evaluating, logging and saving on the way."""
         config, last = self.config, self.config.max_steps
-        began = time.perf_counter()
         self.out.report(phase="training", step=self.step, total_steps=last)
+        if self.step == 0 and config.eval_on_start:
+            self._evaluate(prefix="base_")
+        began = time.perf_counter()
         while self.step < last:
             norm = self._train_step()
             if self.step == self.start + 1:
                 self.out.console.say(f"first step done after {since_start():.1f} s")
                 self.checkpointer.preload()
             done = self.step == last
-            if self.step % config.log_steps == 0 or done:
+            epoch = None
+            if config.num_epochs is not None:
+                epoch = epoch_ended(self.step, config.batch_size, len(self.recipe.train))
+            if self.step % config.log_steps == 0 or done or epoch:
                 rate = (time.perf_counter() - began) / (self.step - self.start)
                 self._log(norm, eta=rate * (last - self.step))
-            if done or _due(self.step, config.eval_steps):
+            if done or epoch or _due(self.step, config.eval_steps):
                 self._evaluate()
             if done or _due(self.step, config.sample_steps):
                 self._sample()
-            if done or self.step % self.job.checkpoint.every_steps == 0:
+            if epoch:
+                self._keep_epoch(epoch)
+            if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
             self._hear(self.checkpointer.poll())
         self._finish_saving()
@@ -100,17 +93,15 @@ class Loop:
         """One optimizer step; the gradient norm, still on the device."""
         config, parallel = self.config, self.parallel
         began = time.perf_counter()
-        rate = learning_rate(config, self.step)
-        set_learning_rate(self.optimizer, rate)
-        accumulation = config.gradient_accumulation_steps
-        ids = global_batch(self.job.seed, self.step, config.batch_size, len(self.recipe.train))
-        for micro in range(accumulation):
-            batch = self._fetch(self.recipe.train, ids, micro)
-            with parallel.accumulate(last=micro == accumulation - 1):
+        set_learning_rate(self.optimizer, learning_rate(config, self.step))
+        factors = self._factors()
+        for micro, factor in enumerate(factors):
+            batch = self._next_batch()
+            with parallel.accumulate(last=micro == len(factors) - 1):
                 with parallel.autocast():
                     loss = self.recipe.loss(parallel.model, batch)
-                torch.autograd.backward(loss * (parallel.scaler.scale / accumulation))
-            self._losses[self._unread] += loss.detach() / accumulation
+                torch.autograd.backward(loss * (parallel.scaler.scale * factor))
+            self._losses[self._unread] += loss.detach() * factor
         norm = parallel.clip_gradients(config.max_grad_norm)
         if parallel.scaler.finite(norm):
             self.optimizer.step()
@@ -118,21 +109,30 @@ class Loop:
         self.step += 1
         self._unread += 1
         seconds = time.perf_counter() - began
-        self._window_seconds += seconds
-        if self.out.reporter:
-            self.out.reporter.update(step=self.step)
-            self.out.reporter.metrics.step_seconds.observe(seconds)
+        self.throughput.add(seconds)
+        self.out.stepped(self.step, seconds)
         return norm
 
-    def _fetch(self, samples: Samples, ids: Ids, micro: int) -> Batch:
-        """This rank's part of a global batch, on its device."""
-        began = time.perf_counter()
-        group = self.group
+    def _factors(self) -> list[float]:
+        """What each of this rank's micro-batch losses counts in the step's loss.
+
+        The mean over the ranks of the sum of loss x factor is the mean over the global batch.
+        """
         accumulation = self.config.gradient_accumulation_steps
-        share = rank_share(ids, group.rank, group.world_size, micro, accumulation)
-        batch = samples.fetch(share)
-        if group.device.type != "cpu":
-            batch = {k: v.to(group.device, non_blocking=True) for k, v in batch.items()}
+        ids = global_batch(self.job.seed, self.step, self.config.batch_size, len(self.recipe.train))
+        weights = self.recipe.weights(ids)
+        if weights is None:
+            return [1 / accumulation] * accumulation
+        rank, world_size = self.group.rank, self.group.world_size
+        per_weight = world_size / weights.sum()
+        return [
+            float(per_weight * rank_share(weights, rank, world_size, micro, accumulation).sum())
+            for micro in range(accumulation)
+        ]
+
+    def _next_batch(self) -> dict[str, torch.Tensor]:
+        began = time.perf_counter()
+        batch = next(self.loader)
         self._data_seconds += time.perf_counter() - began
         return batch
 
@@ -162,29 +162,33 @@ class Loop:
         self._read_losses()
         steps = len(self._window)
         loss = sum(self._window) / steps
-        samples_per_second = steps * self.config.batch_size / self._window_seconds
-        tokens = self.recipe.tokens_per_sample
-        tokens_per_second = samples_per_second * tokens or None
+        samples_per_second, tokens_per_second = self.throughput.rates()
         rate = learning_rate(self.config, self.step - 1)
-        self.metrics = {"loss": loss}
+        # An evaluation says nothing of later steps; the untrained model's stays for comparison.
+        base = {name: value for name, value in self.metrics.items() if name.startswith("base_")}
+        self.metrics = {"loss": loss} | base
         self.out.report(
             loss=loss,
             samples_per_second=samples_per_second,
             tokens_per_second=tokens_per_second,
             eta_seconds=round(eta),
+            step_seconds=self.throughput.step_seconds(),
+            peak_memory_bytes=peak_memory_bytes(self.group.device),
         )
         self.out.record(
             step=self.step,
             loss=loss,
             learning_rate=rate,
+            grad_norm=float(norm),
             tokens_per_second=tokens_per_second,
             samples_per_second=samples_per_second,
             attempt=self.job.attempt,
             time=time.time(),
         )
-        speed, unit = (tokens_per_second, "tokens") if tokens else (samples_per_second, "samples")
-        assert speed is not None
-        self.out.console.step(self.step, self.config.max_steps, loss, rate, speed, unit, eta)
+        speed = (samples_per_second, "samples")
+        if tokens_per_second:
+            speed = (tokens_per_second, "tokens")
+        self.out.console.step(self.step, self.config.max_steps, loss, rate, *speed, eta)
         if self.out.reporter:
             metrics = self.out.reporter.metrics
             metrics.step.set(self.step)
@@ -193,38 +197,41 @@ class Loop:
             metrics.grad_norm.set(float(norm))
             metrics.samples_per_second.set(samples_per_second)
             metrics.tokens_per_second.set(tokens_per_second or 0)
-            metrics.samples.inc(steps * self.config.batch_size)
-            metrics.tokens.inc(steps * self.config.batch_size * tokens)
+            samples = steps * self.config.batch_size
+            metrics.samples.inc(samples)
+            metrics.tokens.inc(samples * self.recipe.tokens_per_sample)
             metrics.data_wait.inc(self._data_seconds)
             if self.group.device.type == "cuda":
                 metrics.gpu_memory.set(torch.cuda.max_memory_allocated())
-        self._window, self._window_seconds, self._data_seconds = [], 0.0, 0.0
+        self._window, self._data_seconds = [], 0.0
 
-    @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Mean loss over the same held-out samples every time."""
+    def _evaluate(self, prefix: str = "") -> None:
+        """Measure the model on the held-out samples; `prefix` marks the untrained one's metrics."""
         self.out.report(phase="evaluating")
-        parallel, samples, config = self.parallel, self.recipe.held_out, self.config
-        count = config.eval_batches * config.batch_size
-        ids = np.linspace(0, len(samples) - 1, count).astype(np.int64)
-        total = torch.zeros((), device=self.group.device)
-        data_seconds = self._data_seconds
-        parallel.module.eval()
-        for batch_ids in ids.reshape(config.eval_batches, -1):
-            for micro in range(config.gradient_accumulation_steps):
-                batch = self._fetch(samples, batch_ids, micro)
-                with parallel.autocast():
-                    total += self.recipe.loss(parallel.module, batch)
-        parallel.module.train()
-        self._data_seconds = data_seconds
-        total /= config.eval_batches * config.gradient_accumulation_steps
-        loss = float(self.group.mean(total))
-        self.metrics["eval_loss"] = loss
-        self.out.console.say(f"step {self.step}: held-out loss {loss:.4f}")
-        self.out.report(phase="training", eval_loss=loss)
-        self.out.record(step=self.step, eval_loss=loss, attempt=self.job.attempt)
-        if self.out.reporter:
-            self.out.reporter.metrics.eval_loss.set(loss)
+        sums = evaluate(self.recipe, self.parallel, self.config, self.out.beat)
+        results = self.recipe.summarise(sums)
+        self.metrics |= {prefix + name: value for name, value in results.items()}
+        shown = ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in results.items())
+        self.out.console.say(f"step {self.step}: {shown.replace('eval loss', 'held-out loss')}")
+        if table := self.recipe.table(sums):
+            self.out.console.say(table)
+        self.out.evaluated(self.step, results, self.job.attempt)
+
+    def _keep_epoch(self, epoch: int) -> None:
+        """Write the epoch's own file; before its checkpoint, from which it is never made again."""
+        name = self.recipe.epoch_file(epoch)
+        if name is None:
+            return
+        self._read_losses()
+        run_dir, settings = Path(self.job.run_dir), self.config.model_dump(mode="json")
+        try:
+            path = write_epoch_file(
+                run_dir, name, epoch, self.parallel, self.optimizer, self.metrics, settings
+            )
+        except OSError as error:
+            self.out.console.warn(f"{name} not written: {error.strerror}; training goes on")
+            return
+        self.out.console.say(f"epoch {epoch} kept in {path}")
 
     @torch.no_grad()
     def _sample(self) -> None:

@@ -18,6 +18,12 @@ class TrainerMetrics:
         self.total_steps = self._gauge(names.TOTAL_STEPS)
         self.loss = self._gauge(names.LOSS)
         self.eval_loss = self._gauge(names.EVAL_LOSS)
+        self._evaluation = Gauge(
+            names.EVALUATION.name,
+            names.EVALUATION.help,
+            names.EVALUATION.labels,
+            registry=self._registry,
+        )
         self.learning_rate = self._gauge(names.LEARNING_RATE)
         self.grad_norm = self._gauge(names.GRAD_NORM)
         self.step_seconds = self._histogram(names.STEP_SECONDS).labels(run)
@@ -32,6 +38,13 @@ class TrainerMetrics:
         self.checkpoint_step = self._gauge(names.CHECKPOINT_STEP)
         self.gpu_memory = self._gauge(names.GPU_MEMORY_BYTES)
         self.world_size = self._gauge(names.WORLD_SIZE)
+
+    def evaluated(self, results: dict[str, float]) -> None:
+        """Set the metrics of an evaluation; a recipe has a handful of them."""
+        if "eval_loss" in results:
+            self.eval_loss.set(results["eval_loss"])
+        for name, value in results.items():
+            self._evaluation.labels(self._run, name).set(value)
 
     def text(self) -> bytes:
         """The exposition format."""

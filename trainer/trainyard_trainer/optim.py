@@ -9,12 +9,20 @@ from trainyard_trainer.config import TrainConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019); biases, norms and other vectors don't decay."""
+    """The optimizer of `config`; biases, norms and other vectors don't decay."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
     return torch.optim.AdamW(
         groups,
         lr=config.learning_rate,
@@ -24,15 +32,19 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of optimizer step `step` (from 0): linear warm-up, then a cosine, then constant."""
+    """Rate of optimizer step `step` (from 0): linear warm-up, the schedule, then constant."""
     assert config.min_learning_rate is not None
     assert config.lr_decay_steps is not None
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.lr_scheduler_type == "constant":
+        return config.learning_rate
     span = max(1, config.lr_decay_steps - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)
-    height = config.learning_rate - config.min_learning_rate
-    return config.min_learning_rate + height * (1 + math.cos(math.pi * progress)) / 2
+    left = 1 - progress
+    if config.lr_scheduler_type == "cosine":
+        left = (1 + math.cos(math.pi * progress)) / 2
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * left
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -6,6 +6,7 @@ gathers a block's parameters just before they are used.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from trainyard_api.spec import Precision, Strategy
+from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.group import Group
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,6 +68,7 @@ class Parallel:
         group: Group,
         strategy: Strategy,
         precision: Precision,
+        config: TrainConfig,
     ) -> None:
         self.group = group
         self.strategy = strategy
@@ -73,8 +76,16 @@ class Parallel:
         self.scaler = LossScaler(enabled=precision == "fp16")
         self.module = module.to(group.device)
         self.model: nn.Module = self.module
+        blocks = list(blocks)
+        for block in blocks:
+            if config.activation_checkpointing:
+                _recompute(block)
+            if config.compile:
+                block.compile()  # in place: parameter names stay what they are
+        if config.compile and not blocks:
+            self.module.compile()
         if strategy == "fsdp":
-            self._shard(blocks)
+            self._shard(blocks, free_early=config.sharding_strategy == "FULL_SHARD")
         elif group.world_size > 1:
             self.model = nn.parallel.DistributedDataParallel(
                 self.module,
@@ -82,7 +93,7 @@ class Parallel:
                 gradient_as_bucket_view=True,
             )
 
-    def _shard(self, blocks: Iterable[nn.Module]) -> None:
+    def _shard(self, blocks: Iterable[nn.Module], free_early: bool) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -94,8 +105,8 @@ class Parallel:
             reduce_dtype=torch.float32,
         )
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.module, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
+        fully_shard(self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Compute in the run's format; FSDP casts parameters itself."""
@@ -133,7 +144,23 @@ class Parallel:
         """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
         weights = {}
         for name, value in self.module.state_dict().items():
-            whole = value.full_tensor() if self.strategy == "fsdp" else value
+            full = whole(value)
             if self.group.is_main:
-                weights[name] = whole.cpu()
+                weights[name] = full.cpu()
         return weights
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP may have sharded; every rank must ask."""
+    full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def _recompute(block: nn.Module) -> None:
+    """Let a block keep only its inputs for the backward pass (Chen et al., 2016).
+
+    The random state is restored for the second forward pass, so dropout drops the same values.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

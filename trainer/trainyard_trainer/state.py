@@ -27,8 +27,9 @@ def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
     """Parameters and optimizer state, by names that mean the same on any number of ranks."""
     tensors = {f"model.{name}": tensor for name, tensor in parallel.module.state_dict().items()}
     for name, parameter in parallel.module.named_parameters():
-        for key, tensor in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = tensor
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            if isinstance(tensor, Tensor):  # SGD without momentum keeps a None
+                tensors[f"optimizer.{name}.{key}"] = tensor
     return tensors
 
 

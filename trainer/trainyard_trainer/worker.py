@@ -9,11 +9,13 @@ from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, rest
 from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
 from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
-from trainyard_trainer.errors import as_rank_lost
+from trainyard_trainer.errors import explained, one_line
 from trainyard_trainer.export import export_model
 from trainyard_trainer.group import Group, join, leave, pick_device
 from trainyard_trainer.history import History
-from trainyard_trainer.loop import Listeners, Loop
+from trainyard_trainer.listeners import Listeners
+from trainyard_trainer.loop import Loop
+from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.publish import Fence, check_shared, prepare_run_dir
@@ -28,18 +30,21 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
 
     Raises UserError for what a user can change; on every rank where the others would else wait.
     """
-    defer_dynamo()
     out = Listeners(Console(speaks=rank == 0), reporter, None)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
+    if not config.compile:
+        defer_dynamo()
     group = _join(job, config, out, rank)
-    fence, resume, recipe = _agree(job, config, group)
+    fence, resume, recipe, config = _agree(job, config, group)
     out.console.say(f"data: {recipe.describe()}")
+    if out.reporter:
+        out.reporter.metrics.total_steps.set(config.max_steps)
 
     torch.manual_seed(job.seed)  # the same weights on every rank
-    module = recipe.build()
+    module = group.together(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
     out.console.say(f"model: {count / 1e6:,.2f} million parameters")
-    parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision)
+    parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
     files = state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
@@ -52,23 +57,37 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     settings = config.model_dump(mode="json")
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header)
-    loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start)
+    metrics = resume.manifest.metrics if resume else {}
+    loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start, metrics)
     try:
         loop.run()
     except Exception as error:
-        raise as_rank_lost(error, loop.step) from error
+        raise explained(error, loop.step) from error
 
     out.report(phase="exporting")
-    metrics = loop.metrics or (resume.manifest.metrics if resume else {})
-    model = export_model(job, recipe, parallel, fence, loop.step, settings, metrics)
+    model = export_model(job, recipe, parallel, fence, loop.step, settings, loop.metrics)
     if model:
-        out.console.say(f"model exported to {Path(job.run_dir) / model.path}")
+        directory = Path(job.run_dir) / model.path
+        out.console.say(f"model exported to {directory}")
+        _upload(recipe, directory, out.console)
     if out.history:
         out.history.finish_drawing()
     checkpointer.close()
-    out.report(phase="finished", step=loop.step, model=model, eta_seconds=0)
+    peak = max(group.gather(peak_memory_bytes(group.device)))
+    out.report(phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak)
     group.together(lambda: None)  # nobody leaves while another still needs the group
     leave()
+
+
+def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
+    """Let the recipe send the model out; the run keeps it whatever becomes of that."""
+    try:
+        said = recipe.upload(directory)
+    except Exception as error:
+        console.warn(f"upload failed: {one_line(error)[:300]}; the model stays in {directory}")
+        return
+    if said:
+        console.say(said)
 
 
 def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Group:
@@ -82,7 +101,6 @@ def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Gr
     out.report(phase="loading", ranks_joined=group.world_size, message="")
     if out.reporter:
         out.reporter.metrics.world_size.set(group.world_size)
-        out.reporter.metrics.total_steps.set(config.max_steps)
     out.console.say(
         f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
         f" {job.strategy}, {job.precision}, {group.device.type}"
@@ -93,26 +111,40 @@ def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Gr
 
 def _agree(
     job: TrainerJob, config: TrainConfig, group: Group
-) -> tuple[Fence | None, Resume | None, Recipe]:
-    """Claim the run's directory, find the checkpoint to go on from, and load the data for it."""
+) -> tuple[Fence | None, Resume | None, Recipe, TrainConfig]:
+    """Claim the run's directory, find the checkpoint to go on from, and load the data for it.
+
+    The settings come back with the lengths that follow from the data.
+    """
     run_dir = Path(job.run_dir)
     fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
     if job.strategy == "fsdp":
         group.together(lambda: check_shared(run_dir, job.attempt))
     found = group.together(lambda: find_resume(run_dir) if group.is_main else None)
     resume = group.broadcast(found)
-    return fence, resume, group.together(lambda: _load_recipe(job, config, resume))
+    recipe, config = group.together(lambda: _load_recipe(job, config, resume))
+    return fence, resume, recipe, config
 
 
-def _load_recipe(job: TrainerJob, config: TrainConfig, resume: Resume | None) -> Recipe:
-    recipe = find_recipe(job.recipe)
-    if resume is None:
-        return recipe(config, None)
-    step = resume.manifest.step
-    check_unchanged(resume.description["spec"], _spec(job), frozenset(), "spec", step)
-    settings = config.model_dump(mode="json")
-    check_unchanged(resume.description["config"], settings, config.free, "config", step)
-    return recipe(config, resume.description["recipe"])
+def _load_recipe(
+    job: TrainerJob, config: TrainConfig, resume: Resume | None
+) -> tuple[Recipe, TrainConfig]:
+    saved = None
+    if resume is not None:
+        step, saved = resume.manifest.step, resume.description["recipe"]
+        check_unchanged(resume.description["spec"], _spec(job), frozenset(), "spec", step)
+        # First what doesn't depend on the data: a changed path is told as one.
+        lengths = frozenset({"lr_decay_steps"})
+        settings = config.model_dump(mode="json")
+        check_unchanged(
+            resume.description["config"], settings, config.free | lengths, "config", step
+        )
+    recipe = find_recipe(job.recipe)(config, saved)
+    config = config.for_samples(len(recipe.train))
+    if resume is not None:
+        settings = config.model_dump(mode="json")
+        check_unchanged(resume.description["config"], settings, config.free, "config", step)
+    return recipe, config
 
 
 def _spec(job: TrainerJob) -> dict[str, object]:

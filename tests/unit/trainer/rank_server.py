@@ -3,9 +3,11 @@ seconds each would spend importing.
 
 One JSON request a line on stdin, one JSON answer a line on stdout:
 {"start": {"argv", "env", "out", "err", "picture", "max_file_bytes"}} -> {"pid"};
+{"import": [MODULES]} -> {}: loads what later runs would each load;
 {"poll": [PIDS]} -> {"PID": exit status or null}.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -55,6 +57,8 @@ def start(request: dict[str, Any]) -> int:
 for line in sys.stdin:
     message = json.loads(line)
     answer: dict[str, Any] = {}
+    for name in message.get("import", ()):
+        importlib.import_module(name)
     if "start" in message:
         answer["pid"] = start(message["start"])
     for pid in message.get("poll", ()):

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,7 +30,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     message = str(caught.value)
     assert "config.max_step: unknown key; did you mean max_steps?" in message
     assert "config.batch_size: input should be greater than or equal to 1 (got -1)" in message
-    assert "config.zzz: unknown key (known: max_steps, batch_size, " in message
+    assert "config.zzz: unknown key (known: max_steps, num_epochs, batch_size, " in message
     assert "\n" not in message
 
 
@@ -51,17 +52,29 @@ def test_batches_that_cannot_be_shared(size: int, use: str | None) -> None:
             check_batch_size(config, 2)
 
 
+def settings(**values: Any) -> dict[str, Any]:
+    """What a checkpoint records of a run on 1,000 samples."""
+    return TrainConfig(**values).for_samples(1000).model_dump()
+
+
 def test_settings_that_define_the_run_must_stay() -> None:
-    old = TrainConfig(max_steps=100).model_dump()
+    old = settings(max_steps=100)
     free = TrainConfig.free
-    check_unchanged(old, TrainConfig(max_steps=200, lr_decay_steps=100).model_dump(), free, "c", 5)
-    check_unchanged(old, TrainConfig(max_steps=100, log_steps=1).model_dump(), free, "c", 5)
+    check_unchanged(old, settings(max_steps=200, lr_decay_steps=100), free, "c", 5)
+    check_unchanged(old, settings(max_steps=100, log_steps=1), free, "c", 5)
     with pytest.raises(ConfigError, match=r"c\.lr_decay_steps: 200, .* trained with 100"):
-        check_unchanged(old, TrainConfig(max_steps=200).model_dump(), free, "c", 5)
+        check_unchanged(old, settings(max_steps=200), free, "c", 5)
     with pytest.raises(ConfigError, match=r"c\.learning_rate: 0\.1, .* trained with 0\.001"):
-        check_unchanged(
-            old, TrainConfig(max_steps=100, learning_rate=0.1).model_dump(), free, "c", 5
-        )
+        check_unchanged(old, settings(max_steps=100, learning_rate=0.1), free, "c", 5)
+
+
+def test_epochs_become_steps() -> None:
+    config = TrainConfig(num_epochs=3, batch_size=32).for_samples(1000)
+    assert (config.max_steps, config.lr_decay_steps) == (94, 94)  # 3000 samples, the last 8 again
+    with pytest.raises(ConfigError, match="set num_epochs or max_steps, not both"):
+        parse_config(TrainConfig, {"num_epochs": 1, "max_steps": 1})
+    with pytest.raises(ConfigError, match="32 samples make a step, but there are only 31"):
+        TrainConfig(batch_size=32).for_samples(31)
 
 
 def test_warm_up_cosine_and_floor() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from trainyard_trainer.char_tokenizer import CharTokenizer
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.corpus import load_text
-from trainyard_trainer.data import Batch, Ids
+from trainyard_trainer.data import Batch, Ids, Noise
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.models.gpt_export import write_gpt2
@@ -71,7 +71,7 @@ class Windows:
     def __len__(self) -> int:
         return len(self.tokens) - len(self._offsets) + 1
 
-    def fetch(self, ids: Ids) -> Batch:
+    def fetch(self, ids: Ids, _noise: Noise) -> Batch:
         """Inputs and targets, each (len(ids), block_size)."""
         windows = torch.from_numpy(self.tokens[ids[:, None] + self._offsets]).long()
         return {"ids": windows[:, :-1], "targets": windows[:, 1:]}

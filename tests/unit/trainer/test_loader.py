@@ -1,0 +1,90 @@
+"""Batches are the same whoever prepares them, and from wherever a run goes on."""
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data import Batch, Ids, Noise, epoch_ended
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.group import Group
+from trainyard_trainer.loader import Loader, Shares
+
+
+class Numbers:
+    """Samples that are their own ids and noise."""
+
+    def __init__(self, broken: int = -1) -> None:
+        self.broken = broken
+
+    def __len__(self) -> int:
+        return 100
+
+    def fetch(self, ids: Ids, noise: Noise) -> Batch:
+        if self.broken in ids:
+            raise ConfigError(f"sample {self.broken} can't be read")
+        return {"ids": torch.from_numpy(ids), "noise": torch.from_numpy(noise.view("int64"))}
+
+
+def batches(
+    rank: int = 0, world_size: int = 1, start: int = 0, samples: Any = None, **config: Any
+) -> list[Batch]:
+    settings = TrainConfig(max_steps=12, batch_size=12, **config)
+    group = Group(rank, world_size, torch.device("cpu"), None)
+    loader = Loader(samples or Numbers(), Shares(settings, 5, 100, group, start))
+    count = (12 - start) * settings.gradient_accumulation_steps
+    return [next(loader) for _ in range(count)]
+
+
+def stacked(found: list[Batch], key: str) -> list[list[int]]:
+    return [batch[key].tolist() for batch in found]
+
+
+@pytest.mark.parametrize("key", ["ids", "noise"])
+def test_workers_and_restarts_change_nothing(key: str) -> None:
+    state = torch.get_rng_state()
+    whole = stacked(batches(), key)
+    assert stacked(batches(dataloader_num_workers=2), key) == whole
+    assert stacked(batches(dataloader_num_workers=2, start=7), key) == whole[7:]
+    assert stacked(batches(start=7), key) == whole[7:]
+    # The loader must not draw from the generator that dropout uses.
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ranks_and_accumulation_share_the_samples_and_their_noise() -> None:
+    whole = batches()
+    parts = [
+        iter(batches(rank, 2, gradient_accumulation_steps=3, dataloader_num_workers=rank))
+        for rank in range(2)
+    ]
+    for batch in whole:
+        mine = [part for rank in parts for part in islice(rank, 3)]
+        pairs = {
+            (i, n)
+            for b in mine
+            for i, n in zip(b["ids"].tolist(), b["noise"].tolist(), strict=True)
+        }
+        assert pairs == set(zip(batch["ids"].tolist(), batch["noise"].tolist(), strict=True))
+
+
+def test_noise_differs_by_epoch() -> None:
+    found = batches()
+    noise: dict[int, set[int]] = {}
+    for batch in found:
+        for i, n in zip(batch["ids"].tolist(), batch["noise"].tolist(), strict=True):
+            noise.setdefault(i, set()).add(n)
+    assert sum(len(values) for values in noise.values()) == 144
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_that_cannot_be_read_is_one_line(workers: int) -> None:
+    with pytest.raises(ConfigError, match=r"^sample 7 can't be read$"):
+        batches(samples=Numbers(broken=7), dataloader_num_workers=workers)
+
+
+def test_epochs_end_once() -> None:
+    ended = [epoch_ended(step, 12, 100) for step in range(1, 26)]
+    assert [step for step, epoch in enumerate(ended, start=1) if epoch] == [9, 17, 25]
+    assert [epoch for epoch in ended if epoch] == [1, 2, 3]

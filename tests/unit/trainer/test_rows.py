@@ -1,0 +1,52 @@
+"""Rows come from the files people have; what's missing is named."""
+
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pytest
+from pyarrow import parquet
+
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.rows import load_rows
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    table = pa.table({"text": ["a", "b\nc", "d"], "label": [0, 1, 2]})
+    parquet.write_table(table.slice(0, 2), tmp_path / "train-00000-of-00002.parquet")
+    parquet.write_table(table.slice(2), tmp_path / "train-00001-of-00002.parquet")
+    (tmp_path / "test.csv").write_text('text,label\n"e\nf",3\n')
+    (tmp_path / "more.jsonl").write_text('{"text": "g", "label": 4}\n')
+    return tmp_path
+
+
+def test_every_form_is_read(folder: Path) -> None:
+    def texts(source: Path, split: str = "train") -> list[str]:
+        rows = load_rows("dataset", str(source), split, ["text"])
+        assert rows.column_names == ["text"]
+        return list(rows["text"].to_pylist())
+
+    assert texts(folder) == ["a", "b\nc", "d"]
+    assert texts(folder, "test") == ["e\nf"]
+    assert texts(folder / "more.jsonl") == ["g"]
+
+
+def test_what_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: str, split: str = "train", column: str = "text") -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_rows("dataset", source, split, [column])
+        return str(caught.value).replace(str(folder), "DIR")
+
+    assert refused(str(folder), column="body") == (
+        "config.dataset: DIR has no column body; it has text, label"
+    )
+    assert refused(str(folder), "validation") == (
+        "config.dataset: DIR has no validation.parquet, validation.csv or validation.jsonl"
+    )
+    assert "does not exist here" in refused(str(folder / "none"))
+    (folder / "cut.parquet").write_bytes(b"PAR1")
+    assert refused(str(folder / "cut.parquet")).startswith("config.dataset: DIR/cut.parquet cannot")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refused("hub:nobody/nothing").startswith(
+        "config.dataset: hub:nobody/nothing could not be loaded: "
+    )

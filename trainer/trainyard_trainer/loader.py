@@ -1,0 +1,106 @@
+"""Batches in the order of the steps, prepared when needed or ahead by worker processes.
+
+What a batch holds depends on the seed, the step and the sample ids alone, so neither the number of
+workers nor a restart changes it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data import (
+    Batch,
+    Ids,
+    Noise,
+    Samples,
+    global_batch,
+    rank_share,
+    sample_noise,
+)
+from trainyard_trainer.errors import UserError
+from trainyard_trainer.group import Group
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank trains on in one micro-batch."""
+
+    ids: Ids
+    noise: Noise
+
+
+class Shares:
+    """Every share of one rank from step `start` (from 0) to the last, in order."""
+
+    def __init__(
+        self, config: TrainConfig, seed: int, num_samples: int, group: Group, start: int
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.num_samples = num_samples
+        self.group = group
+        self.start = start
+
+    def __iter__(self) -> Iterator[Share]:
+        config, group = self.config, self.group
+        accumulation = config.gradient_accumulation_steps
+        for step in range(self.start, config.max_steps):
+            batch = global_batch(self.seed, step, config.batch_size, self.num_samples)
+            for micro in range(accumulation):
+                ids = rank_share(batch, group.rank, group.world_size, micro, accumulation)
+                yield Share(ids, sample_noise(self.seed, step, ids))
+
+
+class _Fetcher:
+    """The data set as torch's DataLoader wants it: indexed by shares.
+
+    A UserError travels back as a value; the loader would wrap it in a worker's traceback.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, share: Share) -> Batch | UserError:
+        try:
+            return self.samples.fetch(share.ids, share.noise)
+        except UserError as error:
+            return error
+
+
+class Loader:
+    """An iterator over this rank's batches, on its device."""
+
+    def __init__(self, samples: Samples, shares: Shares) -> None:
+        self.device = shares.group.device
+        fetcher = _Fetcher(samples)
+        self._batches: Iterator[Any]
+        if workers := shares.config.dataloader_num_workers:
+            loader: Any = torch.utils.data.DataLoader(
+                fetcher,  # type: ignore[arg-type]
+                sampler=shares,
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context="fork",
+                pin_memory=self.device.type == "cuda",
+                # Its own generator: the loader must not draw from the one dropout uses.
+                generator=torch.Generator(),
+            )
+            self._batches = iter(loader)
+        else:
+            self._batches = map(fetcher.__getitem__, shares)
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        if isinstance(batch, UserError):
+            raise batch
+        return on_device(batch, self.device)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors, moved while the device goes on computing."""
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,91 @@
+"""Rows to train on: a table of named columns from local files or from the Hugging Face Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainyard_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+HUB = "hub:"
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.Table":
+    """The split's `columns`, in file order. Raises ConfigError with what to change.
+
+    `source`: a parquet, csv or jsonl file (then it is its only split); a directory with files named
+    SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME or
+    hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name. Images stay
+    what the file holds, a struct of `bytes` and `path`.
+    """
+    where = f"config.{key}: {source}"
+    table = (
+        _from_hub(where, source, split)
+        if source.startswith(HUB)
+        else _from_files(where, Path(source), split)
+    )
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ConfigError(
+            f"{where} has no column {missing[0]}; it has {', '.join(table.column_names)}"
+        )
+    if table.num_rows == 0:
+        raise ConfigError(f"{where} has no rows in {split}")
+    return table.select(list(columns))
+
+
+def _from_files(where: str, path: Path, split: str) -> "pa.Table":
+    import pyarrow as pa
+
+    if path.is_dir():
+        files = sorted(
+            file
+            for suffix in _SUFFIXES
+            for file in (*path.glob(f"{split}{suffix}"), *path.glob(f"{split}-*{suffix}"))
+        )
+        if not files:
+            raise ConfigError(f"{where} has no {split}.parquet, {split}.csv or {split}.jsonl")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ConfigError(
+            f"{where} does not exist here; give a parquet, csv or jsonl file, a directory with"
+            f" {split}.parquet, or hub:OWNER/NAME"
+        )
+    try:
+        tables = [_read(file) for file in files]
+        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}") from None
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+
+
+def _read(file: Path) -> "pa.Table":
+    if file.suffix == ".csv":
+        from pyarrow import csv
+
+        # Texts may hold line breaks.
+        return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+    if file.suffix == ".jsonl":
+        from pyarrow import json
+
+        return json.read_json(file)
+    from pyarrow import parquet
+
+    return parquet.read_table(file)
+
+
+def _from_hub(where: str, source: str, split: str) -> "pa.Table":
+    import datasets  # type: ignore[import-untyped]
+
+    name, _, config = source.removeprefix(HUB).partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split)
+        # Plain arrow, with pictures as the bytes they are stored as.
+        return rows.with_format("arrow")[:]
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{where} could not be loaded: {reason}") from None
