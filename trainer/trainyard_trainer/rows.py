@@ -1,5 +1,6 @@
 """Rows to train on: a table of named columns from local files or from the Hugging Face Hub."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.
     `source`: a parquet, csv or jsonl file (then it is its only split); a directory with files named
     SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME or
     hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name. Images stay
-    what the file holds, a struct of `bytes` and `path`.
+    what the file holds, a struct of `bytes` and `path`. What `datasets` notes about the columns
+    stays in the table's schema: see label_names.
     """
     where = f"config.{key}: {source}"
     table = (
@@ -34,6 +36,19 @@ def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.
     if table.num_rows == 0:
         raise ConfigError(f"{where} has no rows in {split}")
     return table.select(list(columns))
+
+
+def label_names(table: "pa.Table", column: str) -> list[str] | None:
+    """The names of the classes 0, 1, ... of `column`, where the data says them.
+
+    They stand where `datasets` puts a column's ClassLabel: in the schema's `huggingface` metadata.
+    """
+    note = (table.schema.metadata or {}).get(b"huggingface")
+    try:
+        names = json.loads(note or b"{}")["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names]
 
 
 def _from_files(where: str, path: Path, split: str) -> "pa.Table":
@@ -56,7 +71,8 @@ def _from_files(where: str, path: Path, split: str) -> "pa.Table":
         )
     try:
         tables = [_read(file) for file in files]
-        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+        bare = [table.replace_schema_metadata(None) for table in tables]
+        return pa.concat_tables(bare).replace_schema_metadata(tables[0].schema.metadata)
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
     except pa.ArrowInvalid as error:

@@ -1,5 +1,6 @@
 """Rows come from the files people have; what's missing is named."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -7,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.rows import load_rows
+from trainyard_trainer.rows import label_names, load_rows
 
 
 @pytest.fixture
@@ -29,6 +30,21 @@ def test_every_form_is_read(folder: Path) -> None:
     assert texts(folder) == ["a", "b\nc", "d"]
     assert texts(folder, "test") == ["e\nf"]
     assert texts(folder / "more.jsonl") == ["g"]
+
+
+def test_the_classes_have_the_names_the_data_gives_them(folder: Path) -> None:
+    rows = load_rows("dataset", str(folder), "train", ["text", "label"])
+    assert label_names(rows, "label") is None
+    features = {
+        "label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+        "text": {"_type": "Value"},
+    }
+    note = {"huggingface": json.dumps({"info": {"features": features}})}
+    for file in folder.glob("train-*"):
+        parquet.write_table(parquet.read_table(file).replace_schema_metadata(note), file)
+    rows = load_rows("dataset", str(folder), "train", ["label"])
+    assert label_names(rows, "label") == ["no", "yes"]
+    assert label_names(rows, "text") is None
 
 
 def test_what_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
