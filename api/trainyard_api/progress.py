@@ -16,7 +16,10 @@ TrainerPhase = Literal[
 
 
 class StepSeconds(Model):
-    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt."""
+    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt.
+
+    The first ones (config.timing_warmup_steps) are left out.
+    """
 
     mean: float
     p50: float
@@ -37,6 +40,9 @@ class ProgressReport(Model):
     eval_loss: float | None = None
     evaluation: dict[str, float] = Field(
         default_factory=dict, description="Every metric of the newest evaluation, by name."
+    )
+    batch_size: int | None = Field(
+        default=None, description="Samples of one optimizer step, all ranks together."
     )
     step_seconds: StepSeconds | None = None
     peak_memory_bytes: int | None = Field(

@@ -28,6 +28,7 @@ class TrainConfig(BaseModel):
             "eval_batches",
             "log_steps",
             "sample_steps",
+            "timing_warmup_steps",
         }
     )
 
@@ -104,6 +105,9 @@ class TrainConfig(BaseModel):
 
     sample_steps: int = Field(default=0, ge=0)
     """Steps between samples of what the model makes; 0 for only one, at the end."""
+
+    timing_warmup_steps: int = Field(default=1, ge=0)
+    """Steps at the start of an attempt that the statistics of step times leave out."""
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:

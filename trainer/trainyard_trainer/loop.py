@@ -53,7 +53,9 @@ class Loop:
         self.metrics = metrics
         shares = Shares(config, job.seed, len(recipe.train), self.group, start)
         self.loader = Loader(recipe.train, shares)
-        self.throughput = Throughput(config.batch_size, recipe.tokens_per_sample)
+        self.throughput = Throughput(
+            config.batch_size, recipe.tokens_per_sample, config.timing_warmup_steps
+        )
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
         self._unread = 0  # losses still on the device
         self._window: list[float] = []  # losses read since the last line of progress
@@ -62,7 +64,9 @@ class Loop:
     def run(self) -> None:
         """Train to max_steps, evaluating, logging and saving on the way."""
         config, last = self.config, self.config.max_steps
-        self.out.report(phase="training", step=self.step, total_steps=last)
+        self.out.report(
+            phase="training", step=self.step, total_steps=last, batch_size=config.batch_size
+        )
         if self.step == 0 and config.eval_on_start:
             self._evaluate(prefix="base_")
         began = time.perf_counter()

@@ -12,20 +12,22 @@ _REMEMBERED = 10_000  # steps
 class Throughput:
     """Times the optimizer steps themselves: evaluation and checkpoints are not in them."""
 
-    def __init__(self, batch_size: int, tokens_per_sample: float) -> None:
+    def __init__(self, batch_size: int, tokens_per_sample: float, warmup_steps: int = 1) -> None:
+        """`warmup_steps`: this attempt's first steps warm up kernels and allocators, or compile:
+        no measure of the rest, so that `step_seconds` leaves them out."""
         self.batch_size = batch_size
         self.tokens_per_sample = tokens_per_sample
         self._window = 0.0
         self._steps = 0
         self._times: deque[float] = deque(maxlen=_REMEMBERED)
-        self._first = True
+        self._warmup_left = warmup_steps
 
     def add(self, seconds: float) -> None:
         """Another step is done."""
         self._window += seconds
         self._steps += 1
-        if self._first:  # warms up kernels and allocators, or compiles: no measure of the rest
-            self._first = False
+        if self._warmup_left > 0:
+            self._warmup_left -= 1
         else:
             self._times.append(seconds)
 
@@ -36,7 +38,7 @@ class Throughput:
         return samples, samples * self.tokens_per_sample or None
 
     def step_seconds(self) -> StepSeconds | None:
-        """Statistics of this attempt's steps but the first."""
+        """Statistics of this attempt's steps after the warm-up."""
         if not self._times:
             return None
         times = np.fromiter(self._times, float)
