@@ -1,109 +1,24 @@
 """Reads a TrainingRun manifest; a bad one is refused with FILE:LINE and what to change."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from trainyard_api.base import problems
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
+from trainyard_operator.local.document import Document, read
 from trainyard_operator.local.store import UserError
-
-Location = tuple[str | int, ...]
 
 
 def load(path: Path) -> TrainingRun:
     """The run that the file asks for. Raises UserError, one line per problem."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file (UTF-8 YAML is expected)") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    node = _single_document(path, text)
-    lines = dict(_lines(node))
-    _refuse_duplicates(path, node)
-    data = yaml.safe_load(text)
-    _refuse_other_kinds(path, data)
-    try:
-        # From JSON and strictly: as the API server, a quoted number is no number.
-        return TrainingRun.model_validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        found = sorted(
-            (_nearest(lines, item["loc"]), problem)
-            for item, problem in zip(error.errors(), problems(error), strict=True)
-        )
-        raise UserError("\n".join(f"{path}:{line}: {problem}" for line, problem in found)) from None
+    return read_manifest(path).parse(TrainingRun)
 
 
-def _single_document(path: Path, text: str) -> yaml.Node:
-    try:
-        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        raise UserError(f"{where}: not valid YAML: {what}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    documents = [node for node in documents if node is not None]
-    if len(documents) > 1:
-        line = documents[1].start_mark.line + 1
-        raise UserError(
-            f"{path}:{line}: a second document begins here: `trainyard run` takes one TrainingRun"
-        )
-    if not documents:
-        raise UserError(f"{path}: the file is empty: a TrainingRun is expected")
-    return documents[0]
-
-
-def _refuse_other_kinds(path: Path, data: Any) -> None:
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: a TrainingRun is expected, not a {type(data).__name__}")
-    got = (data.get("apiVersion"), data.get("kind"))
+def read_manifest(path: Path) -> Document:
+    """The file's document, if it says that it is a TrainingRun. Raises UserError."""
+    document = read(path, KIND)
+    got = (document.data.get("apiVersion"), document.data.get("kind"))
     if got != (API_VERSION, KIND):
         shown = f"apiVersion: {got[0]} and kind: {got[1]}"
         raise UserError(
             f"{path}: apiVersion: {API_VERSION} and kind: {KIND} are expected, not {shown}"
         )
-
-
-def _lines(node: yaml.Node, location: Location = ()) -> Iterator[tuple[Location, int]]:
-    """(location, line) of every key and item below `node`; lines count from 1."""
-    yield location, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            below = (*location, str(key.value))
-            yield from _lines(value, below)
-            yield below, key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _lines(value, (*location, index))
-
-
-def _nearest(lines: dict[Location, int], location: Location) -> int:
-    """Line of `location`, or of the closest thing around it that the file has."""
-    while location and location not in lines:
-        location = location[:-1]
-    return lines.get(location, 1)
-
-
-def _refuse_duplicates(path: Path, node: yaml.Node) -> None:
-    """YAML forbids a key twice in a mapping, yet parsers keep the last one without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise UserError(f"{path}:{line}: {key.value} is given twice")
-                seen.add(key.value)
-            _refuse_duplicates(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(path, value)
+    return document
