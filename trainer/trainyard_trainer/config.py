@@ -115,7 +115,9 @@ class TrainConfig(BaseModel):
         if self.min_learning_rate is None:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
         if self.num_epochs is not None and "max_steps" in self.model_fields_set:
-            raise ValueError("set num_epochs or max_steps, not both")
+            if "num_epochs" in self.model_fields_set:
+                raise ValueError("set num_epochs or max_steps, not both")
+            object.__setattr__(self, "num_epochs", None)  # a recipe's default
         return self
 
     def for_samples(self, num_samples: int) -> Self:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HISTORY_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
 PICTURE_FILE = "loss.png"
 PICTURE_EVERY = 30.0  # seconds between redrawings while training
 DRAWING_TIMEOUT = 60.0  # seconds
@@ -37,6 +38,16 @@ class History:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            self._warn(error)
+
+    def keep_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Write all that is known of the newest evaluation to a file of its own."""
+        path = self.run_dir / EVALUATION_FILE
+        temporary = path.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
         except OSError as error:
             self._warn(error)
 

@@ -35,9 +35,13 @@ class Listeners:
             self.reporter.update(step=step)
             self.reporter.metrics.step_seconds.observe(seconds)
 
-    def evaluated(self, step: int, results: dict[str, float], attempt: int) -> None:
+    def evaluated(
+        self, step: int, results: dict[str, float], details: dict[str, Any] | None, attempt: int
+    ) -> None:
         """The model was measured."""
         self.report(phase="training", eval_loss=results.get("eval_loss"), evaluation=results)
         self.record(step=step, **results, attempt=attempt)
+        if self.history and details is not None:
+            self.history.keep_evaluation({"step": step} | results | details)
         if self.reporter:
             self.reporter.metrics.evaluated(results)

@@ -219,7 +219,7 @@ class Loop:
         self.out.console.say(f"step {self.step}: {shown.replace('eval loss', 'held-out loss')}")
         if table := self.recipe.table(sums):
             self.out.console.say(table)
-        self.out.evaluated(self.step, results, self.job.attempt)
+        self.out.evaluated(self.step, results, self.recipe.details(sums), self.job.attempt)
 
     def _keep_epoch(self, epoch: int) -> None:
         """Write the epoch's own file; before its checkpoint, from which it is never made again."""

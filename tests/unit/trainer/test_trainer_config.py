@@ -73,6 +73,12 @@ def test_epochs_become_steps() -> None:
     assert (config.max_steps, config.lr_decay_steps) == (94, 94)  # 3000 samples, the last 8 again
     with pytest.raises(ConfigError, match="set num_epochs or max_steps, not both"):
         parse_config(TrainConfig, {"num_epochs": 1, "max_steps": 1})
+
+    class Epochs(TrainConfig):
+        num_epochs: float | None = 3
+
+    assert Epochs().num_epochs == 3
+    assert Epochs(max_steps=5).for_samples(1000).max_steps == 5  # what is set beats a default
     with pytest.raises(ConfigError, match="32 samples make a step, but there are only 31"):
         TrainConfig(batch_size=32).for_samples(31)
 

@@ -82,6 +82,10 @@ class Recipe(ABC):
         """More of an evaluation for people to read, such as a confusion matrix."""
         return None
 
+    def details(self, sums: list[float]) -> dict[str, Any] | None:
+        """The same for programs (JSON): evaluation.json in the run's directory has it."""
+        return None
+
     def sample(self, model: "nn.Module", step: int) -> str | None:
         """Something a person can judge the model by; same on every rank, no global RNG used."""
         return None
