@@ -110,7 +110,10 @@ class Checkpointer:
         self.files.preload(self._background)
 
     def save(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        """Copy the state and start writing it. The save before must have ended: see `wait`."""
+        """Start copying and writing the state. The save before must have ended: see `wait`.
+
+        The optimizer must not take its next step before `wait_copied`.
+        """
         assert self._pending is None, "a checkpoint is still being written"
         began = time.perf_counter()
         parallel: Parallel = self.files.parallel
@@ -131,10 +134,17 @@ class Checkpointer:
         description = self.header | {"step": step, "scaler": parallel.scaler.state_dict()}
 
         def finish() -> Saved:
-            ref, error = self._write(write, manifest, description)
+            try:
+                ref, error = self._write(write, manifest, description)
+            finally:
+                self.files.copied.set()  # whatever became of it: training waits for this
             return Saved(step, time.perf_counter() - began, ref, error)
 
         self._pending = self._background.submit(finish)
+
+    def wait_copied(self) -> None:
+        """Wait until the running save, if there is one, has its own copy of the state."""
+        self.files.copied.wait()
 
     def poll(self) -> Saved | None:
         """How the running save ended, once; None while it runs."""

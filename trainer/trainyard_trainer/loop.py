@@ -60,6 +60,7 @@ class Loop:
         self._unread = 0  # losses still on the device
         self._window: list[float] = []  # losses read since the last line of progress
         self._data_seconds = 0.0
+        self._blocked: float | None = None  # seconds that the newest save has cost training
 
     def run(self) -> None:
         """Train to max_steps, evaluating, logging and saving on the way."""
@@ -107,6 +108,7 @@ class Loop:
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
         norm = parallel.clip_gradients(config.max_grad_norm)
+        self._wait_for_copy()
         if parallel.scaler.finite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -253,9 +255,18 @@ class Loop:
         began = time.perf_counter()
         self._hear(self.checkpointer.wait())
         self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
+        self._blocked = time.perf_counter() - began
+
+    def _wait_for_copy(self) -> None:
+        """Let a save that has just begun finish copying what the optimizer is about to change."""
+        if self._blocked is None:
+            return
+        began = time.perf_counter()
+        self.checkpointer.wait_copied()
+        self._blocked += time.perf_counter() - began
         if self.out.reporter:
-            blocked = time.perf_counter() - began
-            self.out.reporter.metrics.checkpoint_block.observe(blocked)
+            self.out.reporter.metrics.checkpoint_block.observe(self._blocked)
+        self._blocked = None
 
     def _hear(self, saved: Saved | None) -> None:
         """Say how a save ended (rank 0)."""
@@ -277,6 +288,7 @@ class Loop:
         if self.out.history:
             self.out.history.draw(last=True)
         self.out.report(phase="saving")
+        self._wait_for_copy()
         saved = self.checkpointer.wait()
 
         def check() -> None:

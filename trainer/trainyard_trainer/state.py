@@ -7,6 +7,7 @@ first kind, too, but importing it takes as long as importing torch: a restarted 
 """
 
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,9 @@ class StateFiles(ABC):
         self.parallel = parallel
         self.optimizer = optimizer
         self.group = parallel.group
+        # Set when nothing that an optimizer step changes is still to be copied.
+        self.copied = threading.Event()
+        self.copied.set()
 
     def preload(self, _background: ThreadPoolExecutor) -> None:
         """Get ready for the first save while training goes on."""
@@ -62,10 +66,21 @@ class StateFiles(ABC):
 
     @abstractmethod
     def stage(self) -> Write:
-        """Copy the state; the function returned writes the copy, in the background.
+        """Freeze the state; the function returned copies and writes it, in the background.
 
-        Both are called on every rank; the directory may not exist yet.
+        Both are called on every rank; the directory may not exist yet. The next step's forward and
+        backward passes leave parameters and optimizer state alone, so they hide the copying: only
+        the optimizer must wait until it has `copied`. What a forward pass may change (buffers,
+        random states) is copied at once.
         """
+
+    def _state(self) -> dict[str, Tensor]:
+        """As `state_of`, with the buffers copied."""
+        tensors = state_of(self.parallel, self.optimizer)
+        for name, _ in self.parallel.module.named_buffers():
+            if (key := f"model.{name}") in tensors:  # buffers that aren't persistent are in no file
+                tensors[key] = tensors[key].clone()
+        return tensors
 
     @abstractmethod
     def read(self, directory: Path, same_ranks: bool) -> None:
@@ -82,31 +97,58 @@ class StateFiles(ABC):
         self.optimizer.state[parameter][key] = (
             torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
             if size == parameter.shape
-            else torch.zeros(size, dtype=dtype)
+            else torch.zeros(size, dtype=dtype, device=parameter.device)  # as the fused ones do
         )
 
 
 class WholeState(StateFiles):
     """One file, written and read by rank 0: the other nodes need no access to it."""
 
+    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
+        super().__init__(parallel, optimizer)
+        self._copies: dict[str, Tensor] = {}
+
     def stage(self) -> Write:
         random = self.group.gather(random_state(self.group.device))
         if not self.group.is_main:
             return lambda _: None
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True)
-            for name, tensor in state_of(self.parallel, self.optimizer).items()
-        }
-        for rank, state in enumerate(random):
-            tensors |= {f"rng.{rank}.{device}": tensor for device, tensor in state.items()}
+        state = self._state()
+        self.copied.clear()
+        on_gpu = self.group.device.type == "cuda"
+        ready = torch.cuda.current_stream().record_event() if on_gpu else None
 
         def write(directory: Path) -> None:
             from safetensors.torch import save_file
 
+            tensors = self._copy(state, ready)
+            self.copied.set()
+            for rank, states in enumerate(random):
+                tensors |= {f"rng.{rank}.{device}": tensor for device, tensor in states.items()}
             directory.mkdir(exist_ok=True)
             save_file(tensors, directory / STATE_TENSORS)
 
         return write
+
+    @torch.no_grad()
+    def _copy(self, state: dict[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
+        """The state on the CPU, in memory kept from save to save: fresh memory costs more than the
+        copying. From a GPU beside the computing, once the work before `ready` is done."""
+        for name, tensor in state.items():
+            if name not in self._copies:
+                self._copies[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=ready is not None
+                )
+        if ready is None:
+            for name, tensor in state.items():
+                self._copies[name].copy_(tensor)
+        else:
+            stream = torch.cuda.Stream(self.group.device)  # type: ignore[no-untyped-call]
+            stream.wait_event(ready)
+            with torch.cuda.stream(stream):
+                for name, tensor in state.items():
+                    self._copies[name].copy_(tensor, non_blocking=True)
+            stream.synchronize()
+        return dict(self._copies)
 
     def read(self, directory: Path, same_ranks: bool) -> None:
         saved = self._load(directory / STATE_TENSORS)
@@ -153,9 +195,12 @@ class ShardedState(StateFiles):
 
         if self._stager is None:
             self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        staged = self._stager.stage(self._with_random_state())
+        state = self._state() | self._random_state()
+        self.copied.clear()
 
         def write(directory: Path) -> None:
+            staged = self._stager.stage(state)
+            self.copied.set()
             writer = FileSystemWriter(directory)
             save(staged, storage_writer=writer, process_group=self.group.background)
 
@@ -170,9 +215,9 @@ class ShardedState(StateFiles):
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if name.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
                 self._make_room(name, entry.size, entry.properties.dtype)
-        state = self._with_random_state()
-        if not same_ranks:
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
+        state = state_of(self.parallel, self.optimizer)
+        if same_ranks:
+            state |= self._random_state()
         load(state, storage_reader=reader, process_group=self.group.background)
         if same_ranks:
             prefix = f"rng.{self.group.rank}."
@@ -183,10 +228,9 @@ class ShardedState(StateFiles):
         if self._stager is not None:
             self._stager.close()
 
-    def _with_random_state(self) -> dict[str, Tensor]:
+    def _random_state(self) -> dict[str, Tensor]:
         random = random_state(self.group.device)
-        own = {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
-        return state_of(self.parallel, self.optimizer) | own
+        return {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
 
 
 def state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:

@@ -1,0 +1,62 @@
+"""A save copies the state while training goes on, and still holds the state of its own step."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from trainyard_api.job import TrainerJob
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.group import Group
+from trainyard_trainer.history import History
+from trainyard_trainer.optim import build_optimizer
+from trainyard_trainer.parallel import Parallel
+from trainyard_trainer.state import STATE_TENSORS, WholeState
+from trainyard_trainer.worker import work
+
+ALONE = Group(0, 1, torch.device("cpu"), None)
+
+
+def test_the_optimizer_waits_for_the_copy(
+    make_job: Callable[..., TrainerJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(History, "draw", lambda *_, **__: None)
+
+    def checkpoint(name: str) -> dict[str, torch.Tensor]:
+        run_dir = tmp_path / name
+        work(make_job({"run_dir": str(run_dir)}, max_steps=5, eval_steps=0), None, 0)
+        return load_file(run_dir / "checkpoints/step-00000004" / STATE_TENSORS)
+
+    plain = checkpoint("plain")
+    copy = WholeState._copy
+
+    def slow_copy(self: WholeState, *args: object) -> dict[str, torch.Tensor]:
+        time.sleep(0.3)  # much longer than a step takes
+        return copy(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WholeState, "_copy", slow_copy)
+    slow = checkpoint("slow")
+    assert slow.keys() == plain.keys()
+    assert all(torch.equal(slow[name], tensor) for name, tensor in plain.items())
+
+
+def test_a_forward_pass_may_change_buffers_at_once(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    config = TrainConfig()
+    parallel = Parallel(module, [], ALONE, "ddp", "fp32", config)
+    files = WholeState(parallel, build_optimizer(module, config))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    write = files.stage()
+    assert not files.copied.is_set()
+    module(torch.randn(8, 3))  # batch norm's running statistics move
+    write(tmp_path)
+    assert files.copied.is_set()
+
+    saved = load_file(tmp_path / STATE_TENSORS)
+    assert all(torch.equal(saved[f"model.{name}"], tensor) for name, tensor in before.items())
+    assert not torch.equal(module.state_dict()["1.running_mean"], before["1.running_mean"])
