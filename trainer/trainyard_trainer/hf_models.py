@@ -1,0 +1,145 @@
+"""Models and tokenizers of Hugging Face form, from the Hub or a directory.
+
+Code that comes with a model is never run, and pickled weights are never opened.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainyard_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_tokenizer(key: str, name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a model. Raises ConfigError, naming the setting `key`, with the reason."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _load(key, name, AutoTokenizer)
+    if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
+        # A config.json alone is enough for transformers to make a tokenizer without a vocabulary.
+        raise ConfigError(
+            f"config.{key}: {name} holds no tokenizer (tokenizer.json, or vocab.json and"
+            " merges.txt); set config.tokenizer to one that the model was trained with"
+        )
+    return tokenizer
+
+
+def load_config(key: str, name: str) -> "PreTrainedConfig":
+    """The config.json of a model. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    config: PreTrainedConfig = _load(key, name, AutoConfig)
+    return config
+
+
+def check_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", max_length: int
+) -> None:
+    """Raise ConfigError unless the model knows every token and `max_length` positions."""
+    shape = config.get_text_config()
+    embeddings = shape.vocab_size
+    if len(tokenizer) > embeddings:
+        raise ConfigError(
+            f"config.tokenizer: {tokenizer.name_or_path} has {len(tokenizer):,} tokens, but the"
+            f" model {config.name_or_path} has embeddings for {embeddings:,}: use the tokenizer"
+            " that belongs to it"
+        )
+    context = getattr(shape, "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        raise ConfigError(
+            f"config.max_length: {max_length} tokens, but {config.name_or_path} was made for"
+            f" {context}; lower it"
+        )
+
+
+def load_pretrained(key: str, name: str, auto: Any) -> "PreTrainedModel":
+    """A pretrained model in fp32; `auto` is the transformers class for its task.
+
+    Raises ConfigError, also where transformers would fill missing weights with random ones.
+    """
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in WEIGHTS):
+        raise ConfigError(
+            f"config.{key}: {name} holds no weights ({WEIGHTS[0]}); set config.from_scratch: true"
+            " to train a random model of its config.json"
+        )
+    model: PreTrainedModel
+    model, info = _load(
+        key, name, auto, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ConfigError(
+            f"config.{key}: the weights of {name} lack {missing[0]}{more}: it is no pretrained"
+            f" {type(model).__name__}"
+        )
+    return model
+
+
+def random_model(config: "PreTrainedConfig", auto: Any) -> "PreTrainedModel":
+    """A freshly initialised model of that shape, in fp32."""
+    model: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
+    return model
+
+
+def empty_model(config: "PreTrainedConfig", auto: Any) -> "PreTrainedModel":
+    """The model without memory for its weights, to be filled by `fill`."""
+    with torch.device("meta"):
+        return random_model(config, auto)
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give an empty model its weights, without copying them."""
+    model.load_state_dict(weights, assign=True)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The transformer's layers: the module list with the most parameters in it."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in lists]
+    return list(lists[sizes.index(max(sizes))]) if lists else []
+
+
+def continued(
+    model: nn.Module, ids: list[int], num_tokens: int, generator: torch.Generator
+) -> list[int]:
+    """`num_tokens` sampled after `ids` with the CPU `generator`; temperature 0.8.
+
+    Without a cache, which not every model keeps in the same form, and without stopping early: under
+    FSDP all ranks must make the same number of forward passes.
+    """
+    device = next(model.parameters()).device
+    sequence = torch.tensor([ids], device=device)
+    for _ in range(num_tokens):
+        logits = model(sequence, use_cache=False).logits[:, -1].float().cpu()
+        chosen = torch.multinomial(torch.softmax(logits / 0.8, -1), 1, generator=generator)
+        sequence = torch.cat([sequence, chosen.to(device)], dim=1)
+    written: list[int] = sequence[0, len(ids) :].tolist()
+    return written
+
+
+def _load(key: str, name: str, auto: Any, **options: Any) -> Any:
+    """`auto.from_pretrained`, with what goes wrong in one line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    where = f"config.{key}: {name}"
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ConfigError(
+            f"{where} is no directory here; give one, or a Hub id such as Qwen/Qwen2-0.5B-Instruct"
+        )
+    try:
+        return auto.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in str(error):
+            reason = "it needs code of its own, which is never run; choose a model without"
+        place = "" if Path(name).is_dir() else " from the Hub (and is no directory here)"
+        raise ConfigError(f"{where} could not be loaded{place}: {reason}") from None

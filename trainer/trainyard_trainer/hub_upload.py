@@ -1,0 +1,33 @@
+"""Sending an exported model to the Hugging Face Hub."""
+
+from pathlib import Path
+
+from trainyard_trainer.errors import UserError
+
+
+class UploadError(UserError):
+    """The model could not be sent; the run keeps it."""
+
+
+def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
+    """Send every file of `directory` in one commit; the URL of the repository.
+
+    The repository is made if need be. The token is HF_TOKEN's, or the one `hf auth login` keeps.
+    Raises UploadError.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise UploadError(
+            f"config.hub_model_id: no token to write to {hub_model_id} with: set HF_TOKEN"
+        )
+    api = HfApi()
+    try:
+        url = api.create_repo(hub_model_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=directory, commit_message=f"Trained: {directory.name}"
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UploadError(f"config.hub_model_id: {hub_model_id}: {reason}") from None
+    return str(url)

@@ -1,0 +1,99 @@
+"""Low-rank adaptation (Hu et al., 2021) through peft: a few small matrices are trained instead of
+the model's own."""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from trainyard_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PREFIX = "base_model.model."  # what peft puts before the model's own names
+
+
+class LoraSettings(BaseModel):
+    """The `lora` setting. Names are those of peft's LoraConfig."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    r: int = Field(default=8, ge=1)
+    """Rank of the added matrices."""
+
+    alpha: int = Field(default=16, ge=1)
+    """What they add is scaled by alpha / r."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of their inputs dropped in training."""
+
+    target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
+    """Names of the layers that get them, such as [q_proj, v_proj], or all-linear. Default: what
+    peft uses for the architecture."""
+
+
+def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> None:
+    """Add the matrices in place and freeze everything else. Raises ConfigError."""
+    from peft import inject_adapter_in_model
+
+    linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if _is_linear(m)})
+    known = f"{type(model).__name__} has {', '.join(linear)}"
+    if isinstance(settings.target_modules, tuple):
+        names = {part for name, _ in model.named_modules() for part in (name, _last(name))}
+        if absent := [name for name in settings.target_modules if name not in names]:
+            raise ConfigError(f"config.lora.target_modules: there is no {absent[0]}; {known}")
+    try:
+        with warnings.catch_warnings():  # peft asks for things transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            inject_adapter_in_model(_peft_config(settings, ""), model)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"config.lora.target_modules: {reason} ({known})") from None
+
+
+def merged(
+    model: "PreTrainedModel",
+    settings: LoraSettings,
+    weights: dict[str, Tensor],
+    base: str,
+    adapter_directory: Path,
+) -> "PreTrainedModel":
+    """`model` (empty) with `weights`, the added matrices multiplied into its own.
+
+    They are written to `adapter_directory` as well, as an adapter of the model named `base`.
+    """
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped: Any = get_peft_model(model, _peft_config(settings, base))
+    prefixed = {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()}
+    wrapped.load_state_dict(prefixed, assign=True)
+    wrapped.save_pretrained(adapter_directory)
+    result: PreTrainedModel = wrapped.merge_and_unload()
+    return result
+
+
+def _peft_config(settings: LoraSettings, base: str) -> Any:
+    from peft import LoraConfig
+
+    modules = settings.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(modules) if isinstance(modules, tuple) else modules,
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

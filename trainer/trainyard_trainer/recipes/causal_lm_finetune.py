@@ -1,0 +1,310 @@
+"""causal-lm-finetune: a causal language model from the Hub, or a directory, learns your texts."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data import Batch, Ids
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.hf_models import (
+    blocks_of,
+    check_tokenizer,
+    continued,
+    empty_model,
+    fill,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    random_model,
+)
+from trainyard_trainer.hub_upload import upload_model
+from trainyard_trainer.lora import LoraSettings, add_lora, merged
+from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.rows import load_rows
+from trainyard_trainer.token_samples import IGNORED, TokenSamples, encode
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+OPENING_TOKENS = 16  # of a held-out text, for the model to go on from in samples
+
+
+class Slice(BaseModel):
+    """The `slice` setting: rows start, start + 1, ..., end - 1."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    start: int = Field(default=0, ge=0)
+    """First row, counted from 0."""
+
+    end: int = Field(ge=1)
+    """The row after the last one."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Slice":
+        if self.start >= self.end:
+            raise ValueError(f"start ({self.start}) must be less than end ({self.end})")
+        return self
+
+
+class CausalLMFinetuneConfig(TrainConfig):
+    """Settings of causal-lm-finetune."""
+
+    # The texts themselves are compared, wherever they come from.
+    free = TrainConfig.free | {
+        "dataset",
+        "sample_tokens",
+        "checkpoint_prefix",
+        "hub_model_id",
+        "hub_private_repo",
+    }
+
+    model: str = Field(default="Qwen/Qwen2-0.5B-Instruct", min_length=1)
+    """The model to start from: a Hub id, or a directory with config.json and safetensors."""
+
+    from_scratch: bool = False
+    """Start from random weights: of `model` only config.json (and the tokenizer) is used."""
+
+    tokenizer: str | None = Field(default=None, min_length=1)
+    """Where the tokenizer is, if not with the model."""
+
+    dataset: str = Field(default="hub:CShorten/ML-ArXiv-Papers", min_length=1)
+    """hub:OWNER/NAME, a parquet, csv or jsonl file, or a directory with SPLIT.parquet."""
+
+    split: str = Field(default="train", min_length=1)
+    """Which split of the data set."""
+
+    text_column: str = Field(default="abstract", min_length=1)
+    """The column with the texts to learn."""
+
+    prompt: str | None = None
+    """What the model is asked for each text, with columns in braces: for example "Write the
+    abstract of a paper titled {title}." Its tokens are given, not learnt; the tokenizer's chat
+    template, if there is one, makes a conversation of both. Default: just the texts."""
+
+    slice: Slice | None = None
+    """Rows to train on, {start, end}. Default: all but the held-out ones."""
+
+    eval_samples: int = Field(default=500, ge=1)
+    """Rows held out: the data set's last ones, whatever the slice, so that runs on different
+    slices can be compared."""
+
+    max_length: int = Field(default=512, ge=2)
+    """Tokens of one sample; longer ones are cut off there."""
+
+    lora: LoraSettings | None = None
+    """Train small matrices beside the model's own: {r, alpha, dropout, target_modules}, or {}."""
+
+    sample_tokens: int = Field(default=48, ge=1)
+    """Tokens of each sample the model writes on the way."""
+
+    checkpoint_prefix: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    """Each epoch is kept as epochs/PREFIX_{start}-{end}-epoch-{n}.pt as well. Default: the model's
+    name, qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct."""
+
+    hub_model_id: str | None = Field(default=None, min_length=1)
+    """OWNER/NAME on the Hub that the finished model is sent to, with the token in HF_TOKEN."""
+
+    hub_private_repo: bool = True
+    """Whether a repository made for it is private."""
+
+    num_epochs: float | None = Field(default=3, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=2e-5, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    eval_on_start: bool = True
+    eval_steps: int = Field(default=0, ge=0)
+    eval_batches: int | None = Field(default=None, ge=1)
+
+    @field_validator("prompt")
+    @classmethod
+    def _names_columns(cls, prompt: str | None) -> str | None:
+        if prompt is not None and not all(name.isidentifier() for name in columns_in(prompt)):
+            raise ValueError("write columns in braces, {title}, and a brace itself twice")
+        return prompt
+
+
+class CausalLMFinetune(Recipe):
+    """A pretrained causal language model and the texts of a data set."""
+
+    Config = CausalLMFinetuneConfig
+
+    train: TokenSamples
+    held_out: TokenSamples
+
+    def __init__(self, config: CausalLMFinetuneConfig, saved: dict[str, Any] | None) -> None:
+        self.config = config
+        self.tokenizer = load_tokenizer("tokenizer", config.tokenizer or config.model)
+        self.model_config = load_config("model", config.model)
+        check_tokenizer(self.tokenizer, self.model_config, config.max_length)
+        columns = [config.text_column, *columns_in(config.prompt or "")]
+        rows = load_rows("dataset", config.dataset, config.split, columns)
+        self.slice = self._check_slice(rows.num_rows)
+        start, end = self.slice.start, self.slice.end
+        self.left_out = 0
+        self.train = self._samples(rows.slice(start, end - start), "in the slice")
+        self.held_out = self._samples(rows.slice(rows.num_rows - config.eval_samples), "held out")
+        self.tokens_per_sample = len(self.train.tokens) / len(self.train)
+        self.fingerprint = self._fingerprint()
+        if saved and saved["texts_sha256"] != self.fingerprint:
+            raise ConfigError(
+                f"config.dataset: the texts of {config.dataset} are not those the checkpoint was"
+                " trained on; bring them back, or start a run under another name"
+            )
+
+    def _check_slice(self, num_rows: int) -> Slice:
+        available = num_rows - self.config.eval_samples
+        if available < 1:
+            raise ConfigError(
+                f"config.eval_samples: {self.config.eval_samples:,} rows are held out, but"
+                f" {self.config.dataset} has only {num_rows:,}; lower it"
+            )
+        chosen = self.config.slice or Slice(end=available)
+        if chosen.end > available:
+            raise ConfigError(
+                f"config.slice: rows {chosen.start} to {chosen.end} of {self.config.dataset}, which"
+                f" has {num_rows:,} and the last {self.config.eval_samples:,} held out"
+                f" (eval_samples): end can be at most {available}"
+            )
+        return chosen
+
+    def _samples(self, rows: "pa.Table", which: str) -> TokenSamples:
+        """Tokens of the rows; those without a text, or without room for one, are left out."""
+        config, column = self.config, self.config.text_column
+        kind = rows.schema.field(column).type
+        if str(kind) not in ("string", "large_string"):
+            raise ConfigError(f"config.text_column: {column} holds {kind}, not text")
+        found = [row for row in rows.to_pylist() if (row[column] or "").strip()]
+        texts = [row[column] for row in found]
+        prompts = [config.prompt.format(**row) for row in found] if config.prompt else None
+        encoded = encode(self.tokenizer, texts, prompts, config.max_length)
+        kept = [(tokens, given) for tokens, given in encoded if len(tokens) > max(1, given)]
+        if not found:
+            raise ConfigError(f"config.text_column: every {column} {which} is empty")
+        if not kept:
+            raise ConfigError(
+                f"config.max_length: {config.max_length} tokens leave nothing to learn of any text"
+                f" {which} after its prompt; raise it, or shorten the prompt"
+            )
+        self.left_out += rows.num_rows - len(kept)
+        # torch.compile specialises on lengths: one for all batches.
+        return TokenSamples(kept, pad_to=config.max_length if config.compile else None)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for samples in (self.train, self.held_out):
+            samples.update(digest)
+        return digest.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        return {"texts_sha256": self.fingerprint}
+
+    def describe(self) -> str:
+        start, end = self.slice.start, self.slice.end
+        text = (
+            f"{self.config.dataset}, rows {start} to {end}: {len(self.train):,} texts,"
+            f" {len(self.train.tokens):,} tokens; {len(self.held_out):,} texts held out"
+        )
+        if self.left_out:
+            text += f"; {self.left_out:,} left out, empty or all prompt"
+        return text
+
+    def build(self) -> nn.Module:
+        from transformers import AutoModelForCausalLM as Auto
+
+        if self.config.from_scratch:
+            model = random_model(self.model_config, Auto)
+        else:
+            model = load_pretrained("model", self.config.model, Auto)
+        self.generation_config = model.generation_config
+        if self.config.lora:
+            add_lora(model, self.config.lora)
+        return model
+
+    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
+        return blocks_of(model)
+
+    def weights(self, ids: Ids) -> npt.NDArray[Any]:
+        """Target tokens: the loss is a mean over all of a step's, however they are shared out."""
+        counts: npt.NDArray[Any] = self.train.num_targets[ids]
+        return counts
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy in nats per target token."""
+        return self._loss(model, batch, "mean")
+
+    def _loss(self, model: nn.Module, batch: Batch, reduction: str) -> Tensor:
+        logits = model(batch["ids"], use_cache=False).logits.float()
+        targets = batch["targets"]
+        return F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+        )
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss summed over target tokens, and their number."""
+        loss = self._loss(model, batch, "sum")
+        return torch.stack([loss, (batch["targets"] != IGNORED).sum()])
+
+    def summarise(self, sums: list[float]) -> dict[str, float]:
+        loss = sums[0] / sums[1]
+        return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700))}  # e^710 overflows
+
+    def sample(self, model: nn.Module, step: int) -> str:
+        """How the model goes on from the first held-out text's opening, or its prompt."""
+        ids, given = self.held_out[0], int(self.held_out.num_given[0])
+        opening = ids[: given if self.config.prompt else OPENING_TOKENS].tolist()
+        generator = torch.Generator().manual_seed(step)
+        written = continued(model, opening, self.config.sample_tokens, generator)
+        end = self.tokenizer.eos_token_id
+        written = written[: written.index(end)] if end in written else written
+        text = self.tokenizer.decode(opening + written, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def epoch_file(self, epoch: int) -> str:
+        prefix = self.config.checkpoint_prefix or short_name(self.config.model)
+        return f"{prefix}_{self.slice.start}-{self.slice.end}-epoch-{epoch}.pt"
+
+    def export(self, weights: dict[str, Tensor], directory: Path) -> None:
+        """The model (with LoRA: merged, and the adapter in adapter/) and its tokenizer."""
+        from transformers import AutoModelForCausalLM as Auto
+
+        model, lora = empty_model(self.model_config, Auto), self.config.lora
+        if lora:
+            model = merged(model, lora, weights, self.config.model, directory / "adapter")
+        else:
+            fill(model, weights)
+        model.generation_config = self.generation_config
+        model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def upload(self, directory: Path) -> str | None:
+        if self.config.hub_model_id is None:
+            return None
+        url = upload_model(directory, self.config.hub_model_id, self.config.hub_private_repo)
+        return f"model sent to {url}"
+
+
+def columns_in(prompt: str) -> list[str]:
+    """The names in braces."""
+    return [name for _, name, _, _ in Formatter().parse(prompt) if name is not None]
+
+
+def short_name(model: str) -> str:
+    """qwen2_0.5B of Qwen/Qwen2-0.5B-Instruct: family, then what tells its members apart."""
+    family, *rest = Path(model).name.removesuffix("-Instruct").split("-")
+    return "_".join([family.lower(), *rest])
+
+
+RECIPE = CausalLMFinetune
