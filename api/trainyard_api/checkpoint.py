@@ -7,12 +7,14 @@ Layout of a run's directory::
     attempt                      the newest attempt's number: older writers must not publish
 
 A directory without a valid manifest.json does not exist for anybody. Writers fill a `.tmp-*`
-directory beside it, write the manifest last, sync, and rename.
+directory beside it, write the manifest last, sync, and rename. The manifest holds the sha256 of
+every file, and of itself: no byte of a checkpoint can change unnoticed.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +29,8 @@ FORMAT = 1
 CHECKPOINTS = "checkpoints"
 MODELS = "models"
 ATTEMPT_FILE = "attempt"
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+_OWN_SHA256 = "sha256"  # the manifest's own, in its JSON
 
 
 class FileEntry(Model):
@@ -57,6 +61,10 @@ class InvalidCheckpointError(Exception):
     """The directory is no valid checkpoint; the message is one line that says why."""
 
 
+class UnreadableCheckpointError(InvalidCheckpointError):
+    """The disk or the network failed: nobody knows whether the directory is valid."""
+
+
 def step_name(step: int) -> str:
     """Directory name of a step: sorts as the steps do."""
     return f"step-{step:08d}"
@@ -80,8 +88,20 @@ def describe_files(directory: Path) -> dict[str, FileEntry]:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as written: stable JSON, so that its sha256 names the checkpoint."""
-    return json.dumps(manifest.to_wire(), indent=1, sort_keys=True).encode() + b"\n"
+    """The manifest as written: stable JSON with its own sha256, by which it can be checked.
+
+    The sha256 of these bytes names the checkpoint.
+    """
+    content = manifest.to_wire()
+    return _stable_json(content | {_OWN_SHA256: _sha256(content)})
+
+
+def _stable_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_stable_json(content)).hexdigest()
 
 
 def digest(directory: Path) -> str:
@@ -96,13 +116,18 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if content.pop(_OWN_SHA256) != _sha256(content):
+            raise InvalidCheckpointError(f"{path}: altered: its own sha256 differs")
+        return Manifest.model_validate(content)
     except FileNotFoundError:
         raise InvalidCheckpointError(f"{directory}: no {MANIFEST}") from None
     except OSError as error:
-        raise InvalidCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UnreadableCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise InvalidCheckpointError(f"{path}: {one_line(error)}") from None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        raise InvalidCheckpointError(f"{path}: not a manifest") from None
 
 
 def verify(directory: Path) -> Manifest:
@@ -126,15 +151,25 @@ def verify(directory: Path) -> Manifest:
         except FileNotFoundError:
             raise InvalidCheckpointError(f"{path}: missing") from None
         except OSError as error:
-            raise InvalidCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+            raise UnreadableCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     return manifest
 
 
 def steps(parent: Path) -> Iterator[Path]:
-    """Step directories below `parent` (`checkpoints` or `models`), newest first, unverified."""
+    """Step directories below `parent` (`checkpoints` or `models`), newest first, unverified.
+
+    Only names that `step_name` makes: what a user has put beside them is left alone.
+    """
     if parent.is_dir():
-        names = (name for name in os.listdir(parent) if name.startswith("step-"))
-        yield from (parent / name for name in sorted(names, reverse=True))
+        found = [parent / name for name in os.listdir(parent) if _STEP_NAME.fullmatch(name)]
+        yield from sorted(found, key=step_of, reverse=True)
+
+
+def step_of(directory: Path) -> int:
+    """The inverse of `step_name`."""
+    match = _STEP_NAME.fullmatch(directory.name)
+    assert match, directory
+    return int(match[1])
 
 
 def newest_valid(parent: Path) -> tuple[Path, Manifest, list[str]] | tuple[None, None, list[str]]:

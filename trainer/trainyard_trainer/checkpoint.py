@@ -20,7 +20,8 @@ from trainyard_api.job import TrainerJob
 from trainyard_api.status import CheckpointRef
 from trainyard_trainer.errors import CheckpointError, SupersededError
 from trainyard_trainer.parallel import Parallel
-from trainyard_trainer.publish import TEMPORARY, Fence, prune, publish
+from trainyard_trainer.publish import TEMPORARY, Fence, publish
+from trainyard_trainer.retention import Retention
 from trainyard_trainer.state import StateFiles
 
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
@@ -94,7 +95,12 @@ class Checkpointer:
     """Saves in the background, one checkpoint at a time; rank 0 publishes."""
 
     def __init__(
-        self, job: TrainerJob, files: StateFiles, fence: Fence | None, header: dict[str, Any]
+        self,
+        job: TrainerJob,
+        files: StateFiles,
+        fence: Fence | None,
+        header: dict[str, Any],
+        resume: Resume | None,
     ) -> None:
         """`fence` on rank 0 only; `header`: what DESCRIPTION_FILE says of the run."""
         self.job = job
@@ -102,6 +108,13 @@ class Checkpointer:
         self.fence = fence
         self.header = header
         self.parent = Path(job.run_dir) / CHECKPOINTS
+        self.writer = files.group.broadcast(fence.writer if fence else "")
+        self.retention: Retention | None = None
+        if fence is not None:
+            keep = job.checkpoint
+            self.retention = Retention(self.parent, keep.keep_last, keep.keep_best, fence)
+            if resume is not None:
+                self.retention.trust(resume.directory, resume.manifest)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
 
@@ -169,17 +182,14 @@ class Checkpointer:
     ) -> tuple[CheckpointRef | None, str]:
         """In the background: write this rank's files; on rank 0 publish everybody's."""
         name = step_name(manifest.step)
-        # The attempt is in the name: two attempts' writers never share a directory.
-        temporary = self.parent / f"{TEMPORARY}{name}-attempt-{self.job.attempt}"
+        temporary = self.parent / f"{TEMPORARY}{name}-{self.writer}"
         final = self.parent / name
         try:
             write(temporary)
-            if self.fence is None:
+            if self.fence is None or self.retention is None:
                 return None, ""
             (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
             digest = publish(temporary, final, manifest, self.fence)
-            keep = self.job.checkpoint
-            prune(self.parent, final, keep.keep_last, keep.keep_best)
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -188,6 +198,9 @@ class Checkpointer:
             if self.fence is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             return None, message
+        self.retention.trust(final, manifest)
+        with contextlib.suppress(OSError):  # then it keeps more than it should
+            self.retention.prune(final)
         return CheckpointRef(step=manifest.step, digest=digest, time=manifest.created), ""
 
 

@@ -34,7 +34,7 @@ def export_model(
         if fence is None:
             return None
         parent = Path(job.run_dir) / MODELS
-        temporary = parent / f"{TEMPORARY}{step_name(step)}-attempt-{job.attempt}"
+        temporary = parent / f"{TEMPORARY}{step_name(step)}-{fence.writer}"
         manifest = Manifest(
             kind="model",
             run=job.run,

@@ -77,7 +77,9 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
 def last_attempt(run_dir: Path) -> int:
     """The newest attempt's number, 0 before the first."""
     try:
-        return int((run_dir / ATTEMPT_FILE).read_text())
+        # The number's line is the first; a full disk may have left none.
+        number, _, _ = (run_dir / ATTEMPT_FILE).read_text().partition("\n")
+        return int(number or 0)
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except (OSError, ValueError) as error:

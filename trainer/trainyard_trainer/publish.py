@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,54 +15,97 @@ from trainyard_api.checkpoint import (
     CHECKPOINTS,
     MANIFEST,
     MODELS,
-    InvalidCheckpointError,
     Manifest,
     describe_files,
     digest,
     manifest_bytes,
-    read_manifest,
-    steps,
 )
 from trainyard_trainer.errors import ConfigError, SupersededError
 
 TEMPORARY = ".tmp-"
+_REPLACED = f"{TEMPORARY}replaced-"
+LOCK_TIMEOUT = 30.0  # seconds; nobody keeps the lock for more than some renames
 
 
 class Fence:
     """Keeps an older attempt, still alive on a lost node, from publishing beside a newer one.
 
-    The newest attempt's number stands in the run directory; it is read, under the same lock that
-    guards its writing, right before anything gets its final name.
+    The newest attempt's number and its writer's name stand in the run directory; they are read,
+    under the same lock that guards their writing, right before anything gets or loses its name.
+
+    Attributes:
+        writer: names what this process writes, so that no two, not even of the same attempt (run
+            twice by mistake), ever write into the same directory.
     """
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self.path = run_dir / ATTEMPT_FILE
         self.attempt = attempt
+        self.writer = f"attempt-{attempt}-{secrets.token_hex(4)}"
 
     def claim(self) -> None:
         """Make this the newest attempt. Raises SupersededError if there is a newer one."""
-        with self.held() as file:
+        with self._locked() as file:
+            newest, _ = self._read(file)
+            if newest > self.attempt:
+                raise self._superseded(newest)
             # One write, never shorter than what it replaces: no moment without a number.
-            os.pwrite(file, f"{self.attempt}\n".encode(), 0)
+            os.pwrite(file, f"{self.attempt}\n{self.writer}\n".encode(), 0)
             os.fsync(file)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[int]:
-        """The lock, held by the newest attempt; yields the file's descriptor."""
+    def held(self) -> Iterator[None]:
+        """The lock, held by the newest attempt. Raises SupersededError if this is another."""
+        with self._locked() as file:
+            newest, writer = self._read(file)
+            if newest > self.attempt or (newest == self.attempt and writer != self.writer):
+                raise self._superseded(newest)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The lock; yields the file's descriptor."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # Some network file systems have no locks; the check below still stands there.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            newest = int(os.pread(file, 32, 0) or b"0")
-            if newest > self.attempt:
-                raise SupersededError(
-                    f"attempt {self.attempt} stops: attempt {newest} of this run has started"
-                    f" ({self.path}); nothing was published"
-                )
+            # Some network file systems have no locks, and a stopped process may never give its
+            # lock back: the number still stands there.
+            deadline = time.monotonic() + LOCK_TIMEOUT
+            while not _try_lock(file) and time.monotonic() < deadline:
+                time.sleep(0.01)
             yield file
         finally:
             os.close(file)
+
+    def _read(self, file: int) -> tuple[int, str]:
+        text = os.pread(file, 200, 0).decode(errors="replace")
+        number, _, rest = text.partition("\n")
+        if not number:
+            return 0, ""
+        if not number.isdecimal():
+            raise ConfigError(
+                f"{self.path}: {number[:40]!r} is no attempt number; if no other attempt of this"
+                " run is alive, remove the file"
+            )
+        return int(number), rest.partition("\n")[0]
+
+    def _superseded(self, newest: int) -> SupersededError:
+        started = f"attempt {newest} of this run has started"
+        if newest == self.attempt:
+            started = "the same attempt was started a second time"
+        return SupersededError(
+            f"attempt {self.attempt} stops: {started} ({self.path}); nothing was published"
+        )
+
+
+def _try_lock(file: int) -> bool:
+    """Whether the lock was taken, or there are no locks here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
@@ -71,8 +116,7 @@ def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
         fence = Fence(run_dir, attempt)
         fence.claim()
         for name in (CHECKPOINTS, MODELS):
-            for leftover in (run_dir / name).glob(f"{TEMPORARY}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            _clear(run_dir / name)
     except OSError as error:
         raise ConfigError(
             f"the run directory {run_dir} cannot be written: {error.strerror}; check the volume"
@@ -81,13 +125,23 @@ def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
     return fence
 
 
-def check_shared(run_dir: Path, attempt: int) -> None:
-    """Raise ConfigError unless this rank sees the run directory that rank 0 has claimed."""
+def _clear(parent: Path) -> None:
+    """Remove what a kill left half-done; what it left half-replaced gets its name back."""
+    for leftover in parent.glob(f"{TEMPORARY}*"):
+        final = parent / leftover.name.removeprefix(_REPLACED)
+        if leftover.name.startswith(_REPLACED) and not final.exists():
+            leftover.rename(final)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_shared(run_dir: Path, writer: str) -> None:
+    """Raise ConfigError unless this rank sees the run directory that rank 0 claimed as `writer`."""
     try:
-        seen = (run_dir / ATTEMPT_FILE).read_text()
+        seen = (run_dir / ATTEMPT_FILE).read_text().splitlines()
     except OSError:
-        seen = ""
-    if seen != f"{attempt}\n":
+        seen = []
+    if writer not in seen:
         raise ConfigError(
             f"strategy fsdp: the node {socket.gethostname()} does not see rank 0's run directory"
             f" {run_dir}; every rank writes its part there, so mount one volume on all nodes"
@@ -109,7 +163,7 @@ def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> s
     name = digest(temporary)
     with fence.held():
         if final.exists():  # an invalid one, or the same step of an attempt that then died
-            replaced = final.with_name(f"{TEMPORARY}replaced-{final.name}")
+            replaced = final.with_name(_REPLACED + final.name)
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
             temporary.rename(final)
@@ -118,31 +172,6 @@ def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> s
             temporary.rename(final)
     _sync(final.parent)
     return name
-
-
-def prune(parent: Path, newest: Path, keep_last: int, keep_best: bool) -> list[Path]:
-    """Remove checkpoints beyond the last `keep_last` complete ones and the best; what went.
-
-    `newest` was just published and is always kept. What claims to be of a later step was found
-    damaged when this attempt chose where to go on; like a directory without a readable manifest it
-    doesn't count, so that it can't push out the last good one.
-    """
-    complete: dict[Path, Manifest] = {}
-    for directory in (path for path in steps(parent) if path.name <= newest.name):
-        with contextlib.suppress(InvalidCheckpointError):
-            complete[directory] = read_manifest(directory)
-    keep = set(list(complete)[:keep_last])
-    losses = {d: m.metrics["eval_loss"] for d, m in complete.items() if "eval_loss" in m.metrics}
-    if keep_best and losses:
-        keep.add(min(losses, key=lambda directory: losses[directory]))
-    removed = [directory for directory in steps(parent) if directory not in keep]
-    for directory in removed:
-        # Renamed first: half a checkpoint must not be found under a checkpoint's name.
-        doomed = directory.with_name(f"{TEMPORARY}pruned-{directory.name}")
-        with contextlib.suppress(OSError):
-            directory.rename(doomed)
-            shutil.rmtree(doomed)
-    return removed
 
 
 def _sync(path: Path) -> None:

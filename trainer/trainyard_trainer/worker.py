@@ -56,7 +56,7 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
 
     settings = config.model_dump(mode="json")
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
-    checkpointer = Checkpointer(job, files, fence, header)
+    checkpointer = Checkpointer(job, files, fence, header, resume)
     metrics = resume.manifest.metrics if resume else {}
     loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start, metrics)
     try:
@@ -119,7 +119,8 @@ def _agree(
     run_dir = Path(job.run_dir)
     fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
     if job.strategy == "fsdp":
-        group.together(lambda: check_shared(run_dir, job.attempt))
+        writer = group.broadcast(fence.writer if fence else "")
+        group.together(lambda: check_shared(run_dir, writer))
     found = group.together(lambda: find_resume(run_dir) if group.is_main else None)
     resume = group.broadcast(found)
     recipe, config = group.together(lambda: _load_recipe(job, config, resume))

@@ -1,13 +1,26 @@
-"""Publishing, fencing and retention of directories, without any training."""
+"""Publishing and fencing of directories, without any training."""
 
+import itertools
+import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from trainyard_api.checkpoint import Manifest, digest, newest_valid, step_name, verify
-from trainyard_trainer.errors import SupersededError
-from trainyard_trainer.publish import Fence, prepare_run_dir, prune, publish
+import trainyard_trainer.publish as publishing
+from tests.unit.trainer.crash import killed_before
+from trainyard_api.checkpoint import (
+    InvalidCheckpointError,
+    Manifest,
+    digest,
+    newest_valid,
+    read_manifest,
+    step_name,
+    verify,
+)
+from trainyard_trainer.errors import ConfigError, SupersededError
+from trainyard_trainer.publish import Fence, prepare_run_dir, publish
 
 
 def manifest(step: int, **metrics: float) -> Manifest:
@@ -53,7 +66,7 @@ def test_a_newer_attempt_fences_off_the_older(tmp_path: Path) -> None:
     old = prepare_run_dir(tmp_path, 1)
     put(tmp_path, old, 1)
     prepare_run_dir(tmp_path, 10)
-    assert (tmp_path / "attempt").read_text() == "10\n"
+    assert (tmp_path / "attempt").read_text().startswith("10\n")
     with pytest.raises(SupersededError, match="attempt 1 stops: attempt 10 of this run"):
         put(tmp_path, old, 2)
     with pytest.raises(SupersededError):
@@ -63,43 +76,102 @@ def test_a_newer_attempt_fences_off_the_older(tmp_path: Path) -> None:
     assert found.name == "step-00000001"
 
 
-def test_the_same_attempt_may_claim_again(tmp_path: Path) -> None:
-    prepare_run_dir(tmp_path, 2)
-    prepare_run_dir(tmp_path, 2)
+def test_the_same_attempt_started_twice(tmp_path: Path) -> None:
+    """The later one goes on; they never write into the same directory."""
+    first, second = prepare_run_dir(tmp_path, 2), prepare_run_dir(tmp_path, 2)
+    assert first.writer != second.writer
+    put(tmp_path, second, 1)
+    with pytest.raises(SupersededError, match="attempt 2 stops: the same attempt was started a"):
+        put(tmp_path, first, 2)
 
 
-def test_leftovers_are_cleared_at_the_start(tmp_path: Path) -> None:
-    leftover = tmp_path / "checkpoints" / ".tmp-step-00000003-attempt-1"
-    leftover.mkdir(parents=True)
-    (leftover / "half").write_text("x")
-    prepare_run_dir(tmp_path, 2)
-    assert names(tmp_path) == []
+def test_an_attempt_file_that_says_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "attempt"
+    file.write_text("")  # a full disk
+    prepare_run_dir(tmp_path, 1)
+    file.write_text("x\n")
+    with pytest.raises(ConfigError, match="attempt: 'x' is no attempt number"):
+        prepare_run_dir(tmp_path, 2)
 
 
-def test_retention(tmp_path: Path) -> None:
+def test_a_stopped_process_does_not_keep_the_lock_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "LOCK_TIMEOUT", 0.02)
+    old = prepare_run_dir(tmp_path, 1)
+    with old.held():
+        prepare_run_dir(tmp_path, 2)
+    with pytest.raises(SupersededError):
+        put(tmp_path, old, 1)
+
+
+@pytest.mark.parametrize("old", ["none", "good", "damaged"])
+def test_a_kill_at_any_point_leaves_all_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    """Killed before each file operation in turn, publishing over nothing, or over another one."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill leaves the page cache as it is
+    run_dir = tmp_path / "run"
+    for point in itertools.count():
+        shutil.rmtree(run_dir, ignore_errors=True)
+        fence = prepare_run_dir(run_dir, 1)
+        put(run_dir, fence, 1)
+        if old != "none":
+            put(run_dir, fence, 2, eval_loss=1.0)
+        if old == "damaged":
+            (run_dir / "checkpoints" / step_name(2) / "deep" / "data").write_bytes(b"")
+
+        def again(fence: Fence = fence) -> Path:
+            return put(run_dir, fence, 2, eval_loss=2.0)
+
+        killed = killed_before(point, str(run_dir), again)
+        prepare_run_dir(run_dir, 2)
+        _, found, _ = newest_valid(run_dir / "checkpoints")
+        assert found
+        was = {"none": (1, None), "good": (2, 1.0), "damaged": (1, None)}[old]
+        now = found.step, found.metrics.get("eval_loss")
+        assert now in {was, (2, 2.0)}, point
+        assert set(names(run_dir)) <= {step_name(1), step_name(2)}
+        if not killed:
+            assert now == (2, 2.0)
+            assert point > 20  # there were that many chances to go wrong
+            break
+
+
+def test_everything_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fence = prepare_run_dir(tmp_path, 1)
-    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
-        put(tmp_path, fence, step, eval_loss=loss)
+    order: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(file: int) -> None:
+        order.append(os.readlink(f"/proc/self/fd/{file}"))
+        fsync(file)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        order.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    put(tmp_path, fence, 1)
     parent = tmp_path / "checkpoints"
-    prune(parent, parent / step_name(4), keep_last=2, keep_best=True)
-    assert names(tmp_path) == [step_name(2), step_name(3), step_name(4)]
-    prune(parent, parent / step_name(4), keep_last=2, keep_best=False)
-    assert names(tmp_path) == [step_name(3), step_name(4)]
+    inside = {parent / ".tmp-1" / name for name in ("", "deep", "deep/data", "manifest.json")}
+    assert {Path(name) for name in order[: order.index("rename")]} == inside
+    assert order[-1] == str(parent)
 
 
-def test_retention_counts_only_what_is_complete(tmp_path: Path) -> None:
-    fence = prepare_run_dir(tmp_path, 1)
-    older = put(tmp_path, fence, 3, eval_loss=1.0)
-    good = put(tmp_path, fence, 5)
-    (tmp_path / "checkpoints" / step_name(4)).mkdir()
-    prune(good.parent, good, keep_last=2, keep_best=False)
-    assert names(tmp_path) == [older.name, good.name]
-
-
-def test_a_damaged_later_step_does_not_push_out_the_good_one(tmp_path: Path) -> None:
-    fence = prepare_run_dir(tmp_path, 1)
-    damaged = put(tmp_path, fence, 8, eval_loss=0.1)
-    (damaged / "deep" / "data").write_bytes(b"\0" * 1000)
-    good = put(tmp_path, fence, 5, eval_loss=1.0)  # of the attempt that skipped step 8
-    prune(good.parent, good, keep_last=1, keep_best=True)
-    assert names(tmp_path) == [good.name]
+def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
+    final = put(tmp_path, prepare_run_dir(tmp_path, 1), 5, loss=1.5)
+    path = final / "manifest.json"
+    content, whole = path.read_bytes(), verify(final)
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 7
+        path.write_bytes(flipped)
+        try:
+            read = read_manifest(final)
+        except InvalidCheckpointError:
+            continue
+        assert read == whole  # only white space
