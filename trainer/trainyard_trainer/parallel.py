@@ -142,12 +142,24 @@ class Parallel:
 
     def full_weights(self) -> dict[str, torch.Tensor]:
         """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
-        weights = {}
-        for name, value in self.module.state_dict().items():
-            full = whole(value)
-            if self.group.is_main:
-                weights[name] = full.cpu()
+        state, weights = self.module.state_dict(), {}
+        for name, first in first_names(self.module).items():
+            if name == first:
+                full = whole(state[name])
+                if self.group.is_main:
+                    weights[name] = full.cpu()
+            elif self.group.is_main:
+                weights[name] = weights[first]
         return weights
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """For every name in the module's state, the first name of the same tensor.
+
+    They differ for tied parameters, such as an output layer that is the token embedding.
+    """
+    state, first = module.state_dict(keep_vars=True), dict[int, str]()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard_trainer.parallel import Parallel
+from trainyard_trainer.parallel import Parallel, first_names
 
 STATE_TENSORS = "state.safetensors"
 Optimizer = torch.optim.Optimizer
@@ -25,8 +25,13 @@ Write = Callable[[Path], None]
 
 
 def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state, by names that mean the same on any number of ranks."""
-    tensors = {f"model.{name}": tensor for name, tensor in parallel.module.state_dict().items()}
+    """Parameters and optimizer state, by names that mean the same on any number of ranks.
+
+    Tied parameters are there once, under the first of their names.
+    """
+    state = parallel.module.state_dict()
+    names = dict.fromkeys(first_names(parallel.module).values())
+    tensors = {f"model.{name}": state[name] for name in names}
     for name, parameter in parallel.module.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             if isinstance(tensor, Tensor):  # SGD without momentum keeps a None
