@@ -52,6 +52,12 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from trainyard_operator.bench.command import bench
+
+    return bench(args.file, repeats=args.repeats, steps=args.steps, out=args.out)
+
+
 def _get(args: argparse.Namespace) -> int:
     from trainyard_operator.local.expiry import remove_expired
     from trainyard_operator.local.inspect import print_runs
@@ -118,6 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check a manifest and do nothing else")
     validate.add_argument("file", metavar="FILE", type=Path)
     validate.set_defaults(handler=_validate)
+
+    bench = commands.add_parser("bench", help="measure a matrix of runs side by side")
+    bench.add_argument("file", metavar="FILE", type=Path, help="a template and a matrix")
+    bench.add_argument("--repeats", type=int, metavar="N", help="runs of every cell")
+    bench.add_argument("--steps", type=int, metavar="N", help="optimizer steps measured")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="default: bench/NAME-TIME")
+    bench.set_defaults(handler=_bench)
 
     get = commands.add_parser("get", help="list runs")
     get.add_argument("name", metavar="NAME", nargs="?")

@@ -127,6 +127,11 @@ def _apply_manifest(backend: LocalBackend, wanted: TrainingRun) -> TrainingRun:
         if not plan.delete_run:
             return _update(backend, old, wanted)
         backend.dir.remove(old.to_wire())  # outlived ttlSecondsAfterFinished
+    return create(backend, wanted)
+
+
+def create(backend: LocalBackend, wanted: TrainingRun) -> TrainingRun:
+    """The run as new, as the API server would make it; its paths begin in this directory."""
     metadata = wanted.metadata.model_copy(
         update={
             "uid": str(uuid.uuid4()),

@@ -80,11 +80,12 @@ def append_json_line(path: Path, entry: dict[str, Any]) -> None:
 
 
 class RunDir:
-    """The directory of one run."""
+    """The directory of one run; `root` is another place than HOME to keep it in."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, root: Path | None = None) -> None:
         self.name = name
-        self.path = home() / "runs" / name
+        self._root = root or home()
+        self.path = self._root / "runs" / name
         self.run_file = self.path / "run.json"
         self.lock_file = self.path / "lock"
         self.events_file = self.path / "events.jsonl"
@@ -112,7 +113,7 @@ class RunDir:
     def data(self, run: dict[str, Any]) -> Path:
         """The run's directory on its volume: what the trainer writes and serving reads."""
         claim = (run["spec"].get("storage") or {}).get("claimName")
-        return home() / "volumes" / claim / self.name if claim else self.path / "data"
+        return self._root / "volumes" / claim / self.name if claim else self.path / "data"
 
     def keeps_data(self, run: dict[str, Any]) -> bool:
         """Whether deleting the run leaves its data, as it would leave a volume claim."""

@@ -1,0 +1,1 @@
+"""Benchmarks: a matrix of training runs, measured side by side."""
