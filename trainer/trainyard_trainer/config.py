@@ -28,6 +28,7 @@ class TrainConfig(BaseModel):
             "eval_batches",
             "log_steps",
             "sample_steps",
+            "hang_timeout_seconds",
             "timing_warmup_steps",
         }
     )
@@ -108,6 +109,11 @@ class TrainConfig(BaseModel):
 
     timing_warmup_steps: int = Field(default=1, ge=0)
     """Steps at the start of an attempt that the statistics of step times leave out."""
+
+    hang_timeout_seconds: float = Field(default=20, ge=0)
+    """A rank that is stopped, or doesn't come to where the others wait for it, is named after this
+    long, and the attempt ends; slow steps get five times as long as they last took. 0 switches
+    this off, as a debugger needs it."""
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:

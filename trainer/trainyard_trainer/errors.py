@@ -53,6 +53,14 @@ class RankLostError(UserError):
     """Another rank went away: a consequence, whose cause that rank (or its node) knows."""
 
 
+class HangError(UserError):
+    """A rank is stopped, or keeps the others waiting: the newest checkpoint is where to go on."""
+
+    def __init__(self, message: str, stacks: str = "") -> None:
+        super().__init__(message)
+        self.stacks = stacks  # of the ranks the message names, over several lines
+
+
 class OutOfMemoryError(UserError):
     """A step's activations don't fit."""
 
@@ -108,7 +116,7 @@ def write_last_words(error: BaseException) -> None:
 
 def _error_json(error: BaseException) -> str:
     """What torchelastic's own handler writes; small enough for a pod's termination message."""
-    stack = ""
+    stack = error.stacks[:2000] if isinstance(error, HangError) else ""
     if not isinstance(error, UserError):
         stack = "".join(traceback.format_exception(error))[-2000:]
     message = one_line(error)[:1200]

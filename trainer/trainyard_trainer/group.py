@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from trainyard_trainer.board import Board
 from trainyard_trainer.errors import ConfigError, UserError
 
 T = TypeVar("T")
@@ -112,7 +113,8 @@ def join(device: torch.device, on_wait: Callable[[str], None]) -> Group:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         return Group(0, 1, device, None)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = _store(rank, world_size)
+    store = _store(rank, world_size, serve=True)
+    Board.prepare(store, rank)
     keys = [f"joined/{other}" for other in range(world_size)]
     store.set(keys[rank], "1")
     deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
@@ -139,19 +141,32 @@ def join(device: torch.device, on_wait: Callable[[str], None]) -> Group:
     return Group(rank, world_size, device, background)
 
 
-def _store(rank: int, world_size: int) -> Any:
-    """The key-value store the ranks meet in.
+def open_board(group: Group) -> Board:
+    """The ranks' notice board, over a connection of its own: one thread may wait in it."""
+    if group.world_size == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        Board.prepare(store, 0)
+        return Board(store, 0, 1)
+    store = _store(group.rank, group.world_size, serve=False)
+    return Board(store, group.rank, group.world_size)
+
+
+def store_is_served_by_agent() -> bool:
+    """Whether torchrun's agent on node 0 serves the ranks' store; without an agent rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(rank: int, world_size: int, serve: bool) -> Any:
+    """The key-value store the ranks meet in; `serve`: it isn't there yet.
 
     torch's own env:// rendezvous makes the same one, but blocks in it without a word until all
     are there.
     """
-    # torchrun's agent serves it; without an agent rank 0 does.
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
-        is_master=rank == 0 and not by_agent,
+        is_master=serve and rank == 0 and not store_is_served_by_agent(),
         timeout=JOIN_TIMEOUT,
         wait_for_workers=False,
     )
