@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -115,6 +115,13 @@ class TrainConfig(BaseModel):
     long, and the attempt ends; slow steps get five times as long as they last took. 0 switches
     this off, as a debugger needs it."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A recipe may give a setting another default; its description stays."""
+        for name, field in TrainConfig.model_fields.items():
+            own = cls.model_fields[name]
+            own.description = own.description or field.description
+
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:
         # Resolved once, so that the checkpoint records the values that were used.
@@ -158,17 +165,24 @@ def parse_config(cls: type[C], raw: dict[str, Any]) -> C:
 def _explain(cls: type[TrainConfig], item: Any) -> str:
     where = ".".join(["config", *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
-        key = str(item["loc"][-1])
-        close = difflib.get_close_matches(key.lower(), cls.model_fields, n=1, cutoff=0.5)
-        hint = (
-            f"; did you mean {close[0]}?" if close else f" (known: {', '.join(cls.model_fields)})"
-        )
+        key, known = str(item["loc"][-1]), _fields_at(cls, item["loc"][:-1])
+        close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
         return f"{where}: unknown key{hint}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     got = item.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
     return f"{where}: {message}{shown}"
+
+
+def _fields_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the settings at `path` below `cls`, each step of it being an optional model."""
+    for part in path:
+        annotation = cls.model_fields[str(part)].annotation
+        choices = (annotation, *get_args(annotation))
+        cls = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(cls.model_fields)
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
@@ -32,6 +33,21 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert "config.batch_size: input should be greater than or equal to 1 (got -1)" in message
     assert "config.zzz: unknown key (known: max_steps, num_epochs, batch_size, " in message
     assert "\n" not in message
+
+
+def test_mistakes_below_a_setting_are_named_by_its_own_keys() -> None:
+    class Window(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        start: int = 0
+
+    class Windowed(TrainConfig):
+        window: Window | None = None
+
+    with pytest.raises(ConfigError) as caught:
+        parse_config(Windowed, {"window": {"star": 1, "zzz": 1}})
+    message = str(caught.value)
+    assert "config.window.star: unknown key; did you mean start?" in message
+    assert "config.window.zzz: unknown key (known: start)" in message
 
 
 def test_exponents_as_yaml_reads_them() -> None:

@@ -6,7 +6,10 @@ from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.base import Recipe
 
 # name -> module below this package that defines RECIPE, a subclass of Recipe
-RECIPES = {"char-gpt": "char_gpt"}
+RECIPES = {
+    "causal-lm-finetune": "causal_lm_finetune",
+    "char-gpt": "char_gpt",
+}
 
 
 def check_recipe(name: str) -> None:
