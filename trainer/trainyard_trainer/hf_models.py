@@ -59,21 +59,23 @@ def check_tokenizer(
         )
 
 
-def load_pretrained(key: str, name: str, auto: Any) -> "PreTrainedModel":
+def load_pretrained(
+    key: str, name: str, auto: Any, fresh: tuple[str, ...] = (), **options: Any
+) -> "PreTrainedModel":
     """A pretrained model in fp32; `auto` is the transformers class for its task.
 
-    Raises ConfigError, also where transformers would fill missing weights with random ones.
+    `fresh`: how the names of weights begin that may start from random ones, a head's for example.
+    Raises ConfigError where transformers would fill other missing weights so as well.
     """
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in WEIGHTS):
         raise ConfigError(
-            f"config.{key}: {name} holds no weights ({WEIGHTS[0]}); set config.from_scratch: true"
-            " to train a random model of its config.json"
+            f"config.{key}: {name} holds no weights ({WEIGHTS[0]}); config.from_scratch starts from"
+            " random ones"
         )
     model: PreTrainedModel
-    model, info = _load(
-        key, name, auto, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
-    if missing := sorted(info["missing_keys"]):
+    options |= {"dtype": torch.float32, "use_safetensors": True}
+    model, info = _load(key, name, auto, output_loading_info=True, **options)
+    if missing := sorted(each for each in info["missing_keys"] if not each.startswith(fresh)):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ConfigError(
             f"config.{key}: the weights of {name} lack {missing[0]}{more}: it is no pretrained"

@@ -1,0 +1,277 @@
+"""text-classification: DistilBERT (Sanh et al., 2019) learns to tell classes of texts apart."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from trainyard_trainer.class_scores import Scores, class_sums
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data import Batch
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.hf_models import (
+    check_tokenizer,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+)
+from trainyard_trainer.labels import Labels, class_names, read_labels
+from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.rows import label_names, load_rows
+from trainyard_trainer.texts import Texts
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from transformers import DistilBertConfig
+
+DISTILBERT = "distilbert/distilbert-base-uncased"
+HEAD = ("pre_classifier.", "classifier.")  # what a pretrained DistilBERT has yet to learn
+
+
+class DistilBertShape(BaseModel):
+    """The shape of a DistilBERT that starts from random weights; names are transformers' own."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    n_layers: int = Field(default=6, ge=1)
+    """Transformer layers."""
+
+    n_heads: int = Field(default=12, ge=1)
+    """Attention heads; must divide dim."""
+
+    dim: int = Field(default=768, ge=1)
+    """Channels of embeddings and layers."""
+
+    hidden_dim: int = Field(default=3072, ge=1)
+    """Channels inside the feed-forward part of a layer."""
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> Self:
+        if self.dim % self.n_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) must divide dim ({self.dim})")
+        return self
+
+
+class TextClassificationConfig(TrainConfig):
+    """Settings of text-classification. The defaults fine-tune DistilBERT on AG News."""
+
+    # The tokenised texts and their labels are compared themselves.
+    free = TrainConfig.free | {
+        "dataset",
+        "eval_dataset",
+        "text_column",
+        "label_column",
+        "tokenizer",
+    }
+
+    dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
+    """Texts to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
+    jsonl), or such a file."""
+
+    eval_dataset: str | None = Field(default=None, min_length=1)
+    """Texts to evaluate on. Default: the test split of `dataset`."""
+
+    text_column: str = Field(default="text", min_length=1)
+    """Name of the column with the texts."""
+
+    label_column: str = Field(default="label", min_length=1)
+    """Name of the column with the classes, numbers from 0."""
+
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """Names of the classes 0, 1, ... Default: those the data set has."""
+
+    model: str = Field(default=DISTILBERT, min_length=1)
+    """The pretrained DistilBERT to start from: a Hub id or a directory."""
+
+    from_scratch: DistilBertShape | None = None
+    """Start from random weights in this shape instead."""
+
+    tokenizer: str | None = Field(default=None, min_length=1)
+    """Hub id or directory of the tokenizer. Default: the one of `model`."""
+
+    max_length: int = Field(default=128, ge=4)
+    """Longer texts are cut to this many tokens."""
+
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of activations dropped in training, before the head as well."""
+
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of attention weights dropped in training."""
+
+    num_epochs: float | None = Field(default=3, gt=0)
+    learning_rate: float = Field(default=2e-5, ge=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.01, ge=0)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    eval_steps: int = Field(default=0, ge=0)
+    eval_batches: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.from_scratch is None:
+            return self
+        if "model" in self.model_fields_set:
+            raise ValueError("set model (pretrained) or from_scratch, not both")
+        if self.tokenizer is None:
+            raise ValueError("from_scratch needs a tokenizer")
+        return self
+
+
+class TextClassification(Recipe):
+    """DistilBERT with a classification head, pretrained or from scratch."""
+
+    Config = TextClassificationConfig
+
+    def __init__(self, config: TextClassificationConfig, saved: dict[str, Any] | None) -> None:
+        self.config = config
+        train = self._rows("dataset", config.dataset, "train")
+        if config.eval_dataset is None and Path(config.dataset).is_file():
+            raise ConfigError(
+                f"config.eval_dataset: set it; {config.dataset} is one file, with nothing held out"
+            )
+        key = "dataset" if config.eval_dataset is None else "eval_dataset"
+        held_out = self._rows(key, config.eval_dataset or config.dataset, "test")
+        names = config.labels or label_names(train, config.label_column)
+        labels = self._labels("dataset", train, names)
+        self.classes = class_names(f"config.dataset: {config.dataset}", labels, names)
+        held_out_labels = self._labels(key, held_out, self.classes)
+
+        key, name = ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
+        self.tokenizer = load_tokenizer(key, name)
+        self.model_config = self._model_config()
+        self.tokenizer.model_max_length = config.max_length  # whoever loads it cuts as we did
+
+        def tokenised(rows: "pa.Table", labels: Labels) -> Texts:
+            texts = rows[config.text_column].to_pylist()
+            return Texts.of(texts, labels, self.tokenizer, config.max_length)
+
+        self.train = texts = tokenised(train, labels)
+        self.held_out = held_out_texts = tokenised(held_out, held_out_labels).by_length()
+        self.mean_length = float(texts.lengths.mean())
+        digest = hashlib.sha256()
+        texts.update(digest)
+        held_out_texts.update(digest)
+        self.fingerprint = digest.hexdigest()
+        if saved and saved["samples_sha256"] != self.fingerprint:
+            raise ConfigError(
+                f"config.dataset: {config.dataset} with this tokenizer is not what the checkpoint"
+                " was trained on; bring both back, or start a run under another name"
+            )
+
+    def _rows(self, key: str, source: str, split: str) -> "pa.Table":
+        """The labelled texts of a split. Raises ConfigError if one has no text."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        config = self.config
+        rows = load_rows(key, source, split, [config.text_column, config.label_column])
+        texts = rows[config.text_column]
+        where = f"config.{key}: {source}: {config.text_column}"
+        if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
+            raise ConfigError(f"{where} holds {texts.type}, not texts; set config.text_column")
+        empty = compute.equal(compute.utf8_trim_whitespace(texts.fill_null("")), "")
+        if compute.any(empty).as_py():
+            row = compute.index(empty, True).as_py()
+            raise ConfigError(f"{where} is empty in row {row} of {split}; take such rows out")
+        return rows
+
+    def _labels(self, key: str, rows: "pa.Table", names: list[str] | None) -> Labels:
+        column = self.config.label_column
+        source = getattr(self.config, key)
+        return read_labels(f"config.{key}: {source}: {column}", rows[column], names)
+
+    def _model_config(self) -> "DistilBertConfig":
+        """The model's config.json, of the pretrained model or of the shape asked for."""
+        from transformers import DistilBertConfig
+
+        config = self.config
+        if config.from_scratch:
+            shape = config.from_scratch.model_dump()
+            found = DistilBertConfig(
+                **shape,
+                vocab_size=len(self.tokenizer),
+                max_position_embeddings=config.max_length,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        else:
+            loaded = load_config("model", config.model)
+            if not isinstance(loaded, DistilBertConfig):
+                raise ConfigError(
+                    f"config.model: {config.model} is a {loaded.model_type}; give a DistilBERT"
+                )
+            found = loaded
+        check_tokenizer(self.tokenizer, found, config.max_length)
+        found.dropout = found.seq_classif_dropout = config.dropout
+        found.attention_dropout = config.attention_dropout
+        found.id2label = dict(enumerate(self.classes))
+        found.label2id = {name: number for number, name in enumerate(self.classes)}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": self.classes, "samples_sha256": self.fingerprint}
+
+    def describe(self) -> str:
+        shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        return (
+            f"{self.config.dataset}: {len(self.train):,} texts to train on"
+            f" ({self.mean_length:.0f} tokens on average), {len(self.held_out):,} to"
+            f" evaluate on, {len(self.classes)} classes ({shown})"
+        )
+
+    def build(self) -> nn.Module:
+        from transformers import DistilBertForSequenceClassification
+
+        if self.config.from_scratch:
+            return DistilBertForSequenceClassification(self.model_config)
+        return load_pretrained(
+            "model",
+            self.config.model,
+            DistilBertForSequenceClassification,
+            fresh=HEAD,
+            config=self.model_config,
+        )
+
+    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
+        return cast(Iterable[nn.Module], cast(Any, model).distilbert.transformer.layer)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats."""
+        return F.cross_entropy(self._logits(model, batch).float(), batch["labels"])
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
+        return class_sums(self._logits(model, batch), batch["labels"])
+
+    def summarise(self, sums: list[float]) -> dict[str, float]:
+        return Scores.of(sums, self.classes).metrics()
+
+    def table(self, sums: list[float]) -> str:
+        return Scores.of(sums, self.classes).table()
+
+    def details(self, sums: list[float]) -> dict[str, Any]:
+        return Scores.of(sums, self.classes).details()
+
+    def epoch_file(self, epoch: int) -> str:
+        """For example distilbert_ag_news-epoch-3.pt."""
+        data = Path(self.config.dataset.removeprefix("hub:").partition(":")[0]).stem
+        return f"distilbert_{data}-epoch-{epoch}.pt"
+
+    def export(self, weights: dict[str, Tensor], directory: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        self.model_config.architectures = ["DistilBertForSequenceClassification"]
+        self.model_config.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Shape (batch, classes)."""
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return cast(torch.Tensor, output.logits)
+
+
+RECIPE = TextClassification

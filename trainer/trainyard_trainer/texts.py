@@ -1,0 +1,90 @@
+"""Labelled texts as token ids: tokenised once, padded no further than a batch needs."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainyard_trainer.data import Batch, Ids, Noise
+from trainyard_trainer.labels import Labels
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Lengths are rounded up to this: kernels like it, and few shapes mean few allocations.
+_MULTIPLE = 8
+
+Tokens = npt.NDArray[np.int32]
+
+
+class Texts:
+    """Texts of different lengths, one after another in one array.
+
+    Attributes:
+        tokens: the ids of all texts.
+        starts: where each text starts, and where the last one ends, shape (len + 1,).
+        labels: the class of each, shape (len,).
+    """
+
+    def __init__(self, tokens: Tokens, starts: Ids, labels: Labels, pad_id: int) -> None:
+        self.tokens = tokens
+        self.starts = starts
+        self.lengths = np.diff(starts)
+        self.labels = labels
+        self.pad_id = pad_id
+
+    @classmethod
+    def of(
+        cls,
+        texts: Sequence[str],
+        labels: Labels,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+    ) -> Self:
+        """Tokenise, in all threads there are; texts are cut to `max_length` tokens."""
+        # Said here, else the tokenizer warns when loader workers are forked later.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        encoded = tokenizer(
+            list(texts), truncation=True, max_length=max_length, return_attention_mask=False
+        )
+        rows = encoded["input_ids"]
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=starts[1:])
+        tokens = np.fromiter((token for row in rows for token in row), np.int32, starts[-1])
+        return cls(tokens, starts, labels, int(tokenizer.pad_token_id))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, ids: Ids, _noise: Noise) -> Batch:
+        """input_ids and attention_mask, each (len(ids), T), and labels, (len(ids),).
+
+        T is the longest text's length, rounded up.
+        """
+        lengths = self.lengths[ids]
+        columns = np.arange(-(-lengths.max() // _MULTIPLE) * _MULTIPLE)
+        mask = columns < lengths[:, None]
+        # Beyond a text's end lie other texts' tokens, or nothing.
+        index = np.minimum(self.starts[ids][:, None] + columns, len(self.tokens) - 1)
+        input_ids = np.where(mask, self.tokens[index], self.pad_id).astype(np.int64)
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(self.labels[ids]),
+        }
+
+    def by_length(self) -> Self:
+        """The same texts, shortest first: batches of neighbours need little padding."""
+        order = np.argsort(self.lengths, kind="stable")
+        tokens = np.concatenate([self.tokens[self.starts[i] : self.starts[i + 1]] for i in order])
+        starts = np.concatenate([[0], np.cumsum(self.lengths[order])])
+        return type(self)(tokens, starts, self.labels[order], self.pad_id)
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        """Add everything that defines the samples to a digest."""
+        for array in (self.tokens, self.starts, self.labels):
+            digest.update(np.ascontiguousarray(array).tobytes())
