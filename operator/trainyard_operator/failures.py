@@ -37,10 +37,11 @@ _CLASSES: dict[str, tuple[int, bool]] = {
     "Evicted": (3, True),
     "Preempted": (3, True),
     "PodDeleted": (3, True),
-    "Signal": (4, True),
-    "ExitCode": (5, False),
-    "PeerLost": (6, True),
-    "Unknown": (7, True),
+    "Hang": (4, True),
+    "Signal": (5, True),
+    "ExitCode": (6, False),
+    "PeerLost": (7, True),
+    "Unknown": (8, True),
 }
 
 _DISRUPTIONS = {
@@ -60,6 +61,8 @@ _PEER_LOST = re.compile(
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
+# The trainer names the rank that is stopped, or that the others wait for.
+_HANG = "HangError: "
 # torchrun --tee writes `[default1]:` (the local rank) before each line; torch adds `[rank3]:`.
 _LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
 _PREFIX = re.compile(r"^(?:\[[a-z_-]+\d+\]: ?)+")
@@ -112,6 +115,10 @@ def _from_words(worker: Worker) -> Failure | None:
     text = worker.log_tail or worker.last_words
     streams = _by_local_rank(text)
     first = _first_in_table(text)
+    said = [told or "", *(line for stream in streams.values() for line in _one_line_errors(stream))]
+    for error in said:
+        if error.startswith(_HANG):  # every rank ends with it, a stopped one by a signal
+            return _exception(error, worker)
     if first and first.exit_code < 0:
         message = f"rank {first.rank}: {_signal_name(-first.exit_code)}"
         return _failure("Signal", worker, message, exit_code=128 - first.exit_code)
@@ -146,6 +153,8 @@ def _exited(worker: Worker, code: int, who: str, lines: list[str]) -> Failure:
 def _exception(line: str, worker: Worker) -> Failure:
     if line.startswith("ConfigError"):
         return _failure("ConfigError", worker, line.partition(": ")[2] or line)
+    if line.startswith(_HANG):
+        return _failure("Hang", worker, line.removeprefix(_HANG))
     if _PEER_LOST.search(line):
         return _failure("PeerLost", worker, f"lost contact with the other ranks: {line}")
     return _failure("UserException", worker, line)
@@ -189,8 +198,11 @@ def _by_local_rank(text: str) -> dict[int | None, list[str]]:
 
 def _errors(lines: list[str]) -> list[str]:
     """What ended a rank: its tracebacks' exceptions, else errors in one line (our trainer's)."""
-    told = (_ONE_LINE.match(line) for line in lines)
-    return _tracebacks(lines) or [match[1] for match in told if match]
+    return _tracebacks(lines) or _one_line_errors(lines)
+
+
+def _one_line_errors(lines: list[str]) -> list[str]:
+    return [match[1] for line in lines if (match := _ONE_LINE.match(line))]
 
 
 def _tracebacks(lines: list[str]) -> list[str]:

@@ -31,7 +31,7 @@ from trainyard_operator.transitions import (
 
 POLL_RUNNING = 5.0  # seconds between looks at rank 0's report
 # A rank that lost its peer is heard at once, the peer's own story (a lost node above all) later:
-# wait this long for it before calling the network the cause.
+# wait this long for it before calling the network, or a rank that hangs, the cause.
 SETTLE_SECONDS = 40.0
 
 
@@ -77,7 +77,7 @@ def _drive(observed: Observed, status: TrainingRunStatus) -> Plan:
     missing = [node for node in range(status.nodes) if node not in there]
 
     failure, settle = _failure(observed, status, gang, missing)
-    if failure:
+    if failure and settle is None:
         return attempt_failed(observed, status, failure)
     if not missing and gang and all(worker.phase == "Succeeded" for worker in gang):
         return succeed(observed, status, gang)
@@ -92,7 +92,8 @@ def _drive(observed: Observed, status: TrainingRunStatus) -> Plan:
     if missing:  # and not yet marked created, else it would be a failure
         return _create(observed, status, missing)
     status.created = True
-    if settle is not None:
+    if failure and settle is not None:
+        status.message = failure.message
         return Plan(status, delete=stale(observed, status), requeue_after=settle)
     if any(worker.phase == "Pending" for worker in gang):
         return _pending(observed, status, gang)
@@ -116,7 +117,7 @@ def _create(observed: Observed, status: TrainingRunStatus, missing: list[int]) -
 def _failure(
     observed: Observed, status: TrainingRunStatus, gang: list[Worker], missing: list[int]
 ) -> tuple[Failure | None, float | None]:
-    """The gang's root cause, or seconds to wait until it can be told from its consequences."""
+    """The gang's root cause, and seconds to wait while it may yet turn out a consequence."""
     found = [
         failure
         for worker in gang
@@ -126,14 +127,14 @@ def _failure(
         names = (worker_name(observed.run.name, status.attempt, node) for node in missing)
         found += [gone(name) for name in names]
     cause = root_cause(found)
-    if cause is None or cause.reason not in ("PeerLost", "Unknown"):
+    if cause is None or cause.reason not in ("PeerLost", "Hang", "Unknown"):
         return cause, None
     ended = [worker.finished_at for worker in gang if worker.phase == "Failed"]
     known = [when for when in ended if when is not None]
     if all(worker.finished for worker in gang) or not known:
         return cause, None
     left = SETTLE_SECONDS - (observed.now - min(known)).total_seconds()
-    return (None, min(left, POLL_STARTING)) if left > 0 else (cause, None)
+    return cause, min(left, POLL_STARTING) if left > 0 else None
 
 
 def _pending(observed: Observed, status: TrainingRunStatus, gang: list[Worker]) -> Plan:

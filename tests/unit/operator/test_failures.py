@@ -107,6 +107,25 @@ def test_a_rank_that_lost_its_peer_does_not_hide_the_signal_beside_it() -> None:
     assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
 
 
+HANG = "HangError: rank 1 (host1, pid 7) is stopped: nothing heard for 20 s; last seen in step 9"
+
+
+@pytest.mark.parametrize("line", [HANG, f"rank 1: {HANG}"])
+@pytest.mark.parametrize("words", [elastic(HANG), ""])
+def test_a_hang_explains_the_signals_that_end_it(line: str, words: str) -> None:
+    log = (LOGS / "kill.log").read_text()
+    if not words:
+        log = f"[default0]:{line}\n[default0]:  rank 1 (host1, pid 7), step 9:\n{log}"
+    failure = explain(failed(log_tail=log, last_words=words))
+    assert failure is not None
+    assert (failure.reason, failure.retryable) == ("Hang", True)
+    assert failure.message == f"r-1-0: {HANG.removeprefix('HangError: ')}"
+    killed = explain(failed(node=1, exit_code=137))
+    lost = explain(make_worker(node=1, phase="Running"), host_lost=True)
+    assert root_cause([f for f in (killed, failure) if f]) is failure
+    assert root_cause([f for f in (failure, lost) if f]) is lost
+
+
 def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
     failure = explain(make_worker(phase="Running"), host_lost=True)
     assert failure is not None

@@ -146,6 +146,19 @@ def test_a_lost_peer_waits_for_the_real_cause() -> None:
     assert (plan.status.reason, plan.delete) == ("NodeLost", ())
 
 
+def test_a_hang_is_named_while_its_node_may_yet_turn_out_lost() -> None:
+    story = begun()
+    said = "rank 1 (host1, pid 7) gives no sign of life: nothing heard for 20 s"
+    words = f'{{"message": {{"message": "HangError: {said}"}}}}'
+    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    plan = story.see(first, make_worker(1), after=1)
+    assert plan.status.phase != "Restarting"
+    assert plan.status.message == f"r-1-0: {said}"
+    ended = make_worker(1, phase="Failed", exit_code=137, finished_at=T0)
+    plan = story.see(first, ended, after=1)
+    assert (plan.status.phase, plan.status.reason) == ("Restarting", "Hang")
+
+
 def test_a_lost_peer_without_another_cause_is_decided_in_time() -> None:
     story = begun()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
