@@ -4,6 +4,8 @@ What a batch holds depends on the seed, the step and the sample ids alone, so ne
 workers nor a restart changes it.
 """
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +72,25 @@ class _Fetcher:
             return error
 
 
+class _EndWithParent:
+    """Has a worker die at once with its rank, however that dies (Linux).
+
+    By itself it would notice only some seconds later; until then it holds what it has inherited:
+    the connections by whose end the other ranks know of the death, and the report's port, which
+    the next attempt needs.
+    """
+
+    def __init__(self) -> None:
+        self.rank = os.getpid()
+
+    def __call__(self, _worker: int) -> None:
+        from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)
+        if os.getppid() != self.rank:  # it died before that
+            os._exit(1)
+
+
 class Loader:
     """An iterator over this rank's batches, on its device."""
 
@@ -87,6 +108,7 @@ class Loader:
                 pin_memory=self.device.type == "cuda",
                 # Its own generator: the loader must not draw from the one dropout uses.
                 generator=torch.Generator(),
+                worker_init_fn=_EndWithParent(),
             )
             self._batches = iter(loader)
         else:

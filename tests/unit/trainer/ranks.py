@@ -75,6 +75,7 @@ class Run:
     folder: Path
     pids: list[int]
     codes: dict[int, int] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -148,11 +149,21 @@ class Run:
         until(lambda: self._all_ended(terminate), "the ranks end", lambda: self.out + self.err)
         return [self.codes[pid] for pid in self.pids]
 
-    def _all_ended(self, terminate: bool) -> bool:
+    def running(self, pid: int) -> bool:
+        """Whether this rank still runs."""
+        self._poll()
+        return pid not in self.codes
+
+    def _poll(self) -> list[int]:
+        """Hear how ranks ended; those that still ran."""
         running = [pid for pid in self.pids if pid not in self.codes]
         for pid, code in self.server.ask({"poll": running}).items():
             if code is not None:
                 self.codes[int(pid)] = code
+        return running
+
+    def _all_ended(self, terminate: bool) -> bool:
+        running = self._poll()
         if terminate and any(self.codes.values()):
             for other in running:
                 if other not in self.codes:
@@ -198,7 +209,7 @@ class Launcher:
         if ranks > 1:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
             shared |= {"WORLD_SIZE": str(ranks)}
-        run = Run(self.server, jobs[0], folder, [])
+        run = Run(self.server, jobs[0], folder, [], env=env or {})
         self.runs.append(run)
         for rank in only or range(ranks):
             own = {"TORCHELASTIC_ERROR_FILE": str(folder / f"error-{rank}.json")}

@@ -1,5 +1,8 @@
 """Batches are the same whoever prepares them, and from wherever a run goes on."""
 
+import ctypes
+import signal
+import sys
 from itertools import islice
 from typing import Any
 
@@ -11,6 +14,8 @@ from trainyard_trainer.data import Batch, Ids, Noise, epoch_ended
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.group import Group
 from trainyard_trainer.loader import Loader, Shares
+
+PR_GET_PDEATHSIG = 2
 
 
 class Numbers:
@@ -82,6 +87,25 @@ def test_noise_differs_by_epoch() -> None:
 def test_a_sample_that_cannot_be_read_is_one_line(workers: int) -> None:
     with pytest.raises(ConfigError, match=r"^sample 7 can't be read$"):
         batches(samples=Numbers(broken=7), dataloader_num_workers=workers)
+
+
+class Fates:
+    """Samples that tell which signal their process gets when its parent dies."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def fetch(self, _ids: Ids, _noise: Noise) -> Batch:
+        fate = ctypes.c_int()
+        ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(fate), 0, 0, 0)
+        return {"signal": torch.tensor(fate.value)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells children of a parent's death")
+def test_workers_die_with_their_rank() -> None:
+    assert {int(b["signal"]) for b in batches(samples=Fates())} == {0}
+    found = batches(samples=Fates(), dataloader_num_workers=2)
+    assert {int(batch["signal"]) for batch in found} == {signal.SIGKILL}
 
 
 def test_epochs_end_once() -> None:

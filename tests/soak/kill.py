@@ -1,0 +1,282 @@
+"""SIGKILL runs at random moments: what goes on must be, byte for byte, what was never killed.
+
+    python -m tests.soak.kill --kills 300 --seed 1 [--family char-gpt]
+
+Every case (recipe family, strategy, loader workers) is trained twice: once in one go, and once
+killed and started again, at places and moments drawn from the seed. Compared are the sha256 of
+parameters, optimizer state and the random states of every rank in every checkpoint, the logged
+losses, and the ids and noise of every batch that was delivered, 20 steps beyond the last included.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.soak.families import COMMON, FAMILIES, SAVE_STEPS, Family
+from tests.unit.trainer.observer import PLACES
+from tests.unit.trainer.ranks import Launcher, RankServer, Run, free_port, until
+from tests.unit.trainer.saved import digests
+from trainyard_api.checkpoint import CHECKPOINTS, newest_valid, step_of, steps
+from trainyard_api.job import TrainerJob
+
+RANKS = 2
+MAX_KILLS_PER_RUN = 3
+# Up to how many times a run comes to each place, about; beyond that it ends before it is killed.
+TIMES = {"batch": 11, "gradients": 11, "evaluation": 3, "save": 3, "write": 3, "export": 0}
+FILE_OPERATIONS = 250
+
+Delivered = dict[tuple[int, int], str]  # (rank, micro-batch) -> its ids and noise
+
+
+class DiffersError(AssertionError):
+    """A resumed run is not the one that was never killed."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train."""
+
+    family: Family
+    strategy: str
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.family.recipe} {self.strategy}, {self.workers} loader workers"
+
+
+@dataclass
+class Whole:
+    """The run that was never killed."""
+
+    states: dict[int, dict[str, str]]
+    losses: dict[int, float]
+    delivered: Delivered
+    seconds: float
+
+
+class Soak:
+    """Trains, kills and compares; everything lies below `folder`."""
+
+    def __init__(self, server: RankServer, folder: Path, rng: random.Random) -> None:
+        self.server = server
+        self.folder = folder
+        self.rng = rng
+        self.launch = Launcher(server, folder / "ranks")
+        self._settings: dict[str, dict[str, object]] = {}
+        self._wholes: dict[tuple[str, str], Whole] = {}
+
+    def job(self, case: Case, name: str, attempt: int, **config: object) -> TrainerJob:
+        family = case.family
+        if family.recipe not in self._settings:
+            self.server.preload("tests.unit.trainer.observer", *family.imports)
+            data = self.folder / "data" / family.recipe
+            data.mkdir(parents=True)
+            self._settings[family.recipe] = COMMON | family.settings(data)
+        return TrainerJob.model_validate(
+            {
+                "run": "soak",
+                "recipe": family.recipe,
+                "config": self._settings[family.recipe] | config,
+                "strategy": case.strategy,
+                "seed": 7,
+                "checkpoint": {"everySteps": SAVE_STEPS, "keepLast": 100},
+                "run_dir": str(self.folder / name),
+                "report_port": free_port(),
+                "attempt": attempt,
+            }
+        )
+
+    def whole(self, case: Case) -> Whole:
+        """The reference, without loader workers: they must change nothing either."""
+        key = (case.family.recipe, case.strategy)
+        if key not in self._wholes:
+            began = time.monotonic()
+            run = self.start(self.job(case, "-".join(key), 1))
+            finish(run)
+            seconds = time.monotonic() - began
+            saved = [step_of(path) for path in steps(run.run_dir / CHECKPOINTS)]
+            states = {step: digests(run.run_dir, step) for step in saved}
+            self._wholes[key] = Whole(states, run.losses(), delivered(run), seconds)
+        return self._wholes[key]
+
+    def start(self, job: TrainerJob, kill: str = "") -> Run:
+        seen = self.folder / "seen" / str(len(self.launch.runs))
+        seen.mkdir(parents=True)
+        return self.launch(job, RANKS, env={"OBSERVE": str(seen), "KILL": kill})
+
+    def kill_and_resume(self, case: Case, kills: int, name: str) -> Iterator[str]:
+        """One run, killed about `kills` times; yields a line for each kill. Raises DiffersError."""
+        whole = self.whole(case)
+        for attempt in itertools.count(1):
+            job = self.job(case, name, attempt, dataloader_num_workers=case.workers)
+            before = newest(Path(job.run_dir))
+            died = None
+            if attempt <= kills:
+                died, run = self.killed(job, whole.seconds)
+            else:
+                run = self.start(job)
+                finish(run)
+            check_gone(run)
+            compare("batches", whole.delivered, delivered(run))
+            after = newest(run.run_dir)
+            if after < before:
+                raise DiffersError(f"the newest checkpoint was of step {before}, now {after}")
+            if after:
+                compare(f"checkpoint of step {after}", whole.states[after], digests_of(run, after))
+            if died is None:
+                break
+            yield f"{died}; goes on from step {after}"
+        last = max(whole.states)
+        if after != last:
+            raise DiffersError(f"ended at step {after}, not {last}")
+        compare("losses", whole.losses, run.losses())
+        look_ahead = {key: whole.delivered[key] for key in whole.delivered if key[1] >= last}
+        if not look_ahead.keys() <= delivered(run).keys():
+            raise DiffersError("the next batches were not delivered")
+        shutil.rmtree(run.run_dir)
+
+    def killed(self, job: TrainerJob, seconds: float) -> tuple[str | None, Run]:
+        """Start it and have it die; how it died, or None if it ended first."""
+        rng = self.rng
+        target = rng.randrange(RANKS)
+        place = rng.choice([*PLACES, "files", "files", "any moment", "any moment", "any moment"])
+        if place == "any moment":
+            run = self.start(job)
+            moment = rng.uniform(0, 0.9 * seconds)
+            time.sleep(moment)
+            how = f"after {moment:.2f} s"
+            if run.running(run.pids[target]):
+                os.kill(run.pids[target], signal.SIGKILL)
+        else:
+            # Only rank 0 writes much by Python, and only it publishes.
+            target = 0 if place == "files" else target
+            count = rng.randint(0, FILE_OPERATIONS if place == "files" else TIMES[place])
+            run = self.start(job, f"{target}:{place}:{count}")
+            how = f"at {place} {count}"
+        if rng.random() < 0.5:
+            run.wait()  # as torchrun does it: the others are told to end
+            who = f"rank {target}"
+        else:
+            until(lambda: not run.running(run.pids[target]), "the rank dies", lambda: run.err)
+            run.kill()  # as when the machine is gone
+            who = "all ranks"
+        died = -signal.SIGKILL in run.codes.values()
+        if not died and any(run.codes.values()):
+            raise DiffersError(f"failed by itself: {run.codes}\n{run.out}\n{run.err}")
+        return (f"{who} killed {how}" if died else None), run
+
+
+def finish(run: Run) -> None:
+    """Wait for a good end."""
+    if any(codes := run.wait()):
+        raise DiffersError(f"exit statuses {codes}\n{run.out}\n{run.err}")
+
+
+def newest(run_dir: Path) -> int:
+    """The step that the next attempt will go on from."""
+    _, manifest, _ = newest_valid(run_dir / CHECKPOINTS)
+    return manifest.step if manifest else 0
+
+
+def digests_of(run: Run, step: int) -> dict[str, str]:
+    return digests(run.run_dir, step)
+
+
+def delivered(run: Run) -> Delivered:
+    """What the ranks of one attempt were given."""
+    found: Delivered = {}
+    folder = Path(run.env["OBSERVE"])
+    for path in folder.glob("rank-*.jsonl"):
+        rank = int(path.stem.removeprefix("rank-"))
+        for line in path.read_text().splitlines():
+            batch = json.loads(line)
+            found[rank, batch["micro_batch"]] = f"{batch['ids']} {batch['noise']}"
+    return found
+
+
+def compare(what: str, whole: dict, part: dict) -> None:  # type: ignore[type-arg]
+    """Everything in `part` must be as in `whole`."""
+    for key, value in part.items():
+        if whole.get(key) != value:
+            raise DiffersError(f"{what}: {key} is {value}, uninterrupted {whole.get(key)}")
+
+
+def check_gone(run: Run) -> None:
+    """No process of a rank (loader workers) may outlive it."""
+    until(lambda: not left_behind(run), "every process of the ranks has ended")
+
+
+def left_behind(run: Run) -> list[str]:
+    """Processes in the ranks' sessions."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        state, session = fields[0], int(fields[3])
+        if session in run.pids and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
+def cases(names: Sequence[str]) -> list[Case]:
+    return [
+        Case(FAMILIES[name], strategy, workers)
+        for name in names
+        for strategy in ("ddp", "fsdp")
+        for workers in (2, 0)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.kill")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", action="append", choices=sorted(FAMILIES))
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    folder = Path(tempfile.mkdtemp(prefix="trainyard-kill-"))
+    server = RankServer()
+    soak = Soak(server, folder, rng)
+    todo = cases(options.family or sorted(FAMILIES))
+    rng.shuffle(todo)
+    kills = exact = 0
+    began = time.monotonic()
+    try:
+        for number, case in enumerate(itertools.cycle(todo)):
+            if kills >= options.kills:
+                break
+            some = rng.randint(1, MAX_KILLS_PER_RUN)
+            mine = 0
+            try:
+                for line in soak.kill_and_resume(case, some, f"run-{number}"):
+                    kills, mine = kills + 1, mine + 1
+                    print(f"kill {kills:>3}  {case}: {line}", flush=True)
+                exact += mine
+            except AssertionError as error:
+                print(f"NOT EXACT  {case}, run {number}: {error}", flush=True)
+    finally:
+        soak.launch.close()
+        server.close()
+    seconds = time.monotonic() - began
+    print(f"{kills} kills, {exact} exact resumes ({seconds:.0f} s, seed {options.seed})")
+    if kills != exact:
+        print(f"what they left: {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
