@@ -49,6 +49,12 @@ GPU_MEMORY_BYTES = Metric(
     "trainyard_gpu_memory_bytes", "gauge", "Peak memory allocated on rank 0's GPU.", ("run",)
 )
 WORLD_SIZE = Metric("trainyard_world_size", "gauge", "Ranks in the process group.", ("run",))
+STALLED_SECONDS = Metric(
+    "trainyard_stalled_seconds",
+    "gauge",
+    "Time since the rank that has waited longest made progress.",
+    ("run",),
+)
 
 # Operator.
 RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", ("phase",))

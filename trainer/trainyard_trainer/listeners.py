@@ -1,23 +1,29 @@
 """Who hears of the training on this rank."""
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainyard_trainer.console import Console
 from trainyard_trainer.history import History
+from trainyard_trainer.position import Position
 from trainyard_trainer.report import Reporter
 
 
 @dataclass
 class Listeners:
-    """The console, and on rank 0 the reporter and the history."""
+    """The console, on rank 0 the reporter and the history, and what watches for hangs."""
 
     console: Console
     reporter: Reporter | None
     history: History | None
+    position: Position = field(default_factory=Position)
 
     def report(self, **values: Any) -> None:
         """Set fields of the progress report."""
+        self.position.step = values.get("step", self.position.step)
+        if "phase" in values:
+            self.position.enter(values["phase"])
         if self.reporter:
             self.reporter.update(**values)
 
@@ -27,10 +33,17 @@ class Listeners:
             self.history.add(**record)
 
     def beat(self) -> None:
-        """Something was done that isn't a step."""
+        """Something was done that isn't a step: the rank doesn't hang."""
+        self.position.tick()
+
+    def doing(self, phase: str) -> AbstractContextManager[None]:
+        """What this rank does for a while, beside the phases of the report."""
+        return self.position.doing(phase)
 
     def stepped(self, step: int, seconds: float) -> None:
         """An optimizer step is done."""
+        self.position.step = step
+        self.position.tick()
         if self.reporter:
             self.reporter.update(step=step)
             self.reporter.metrics.step_seconds.observe(seconds)

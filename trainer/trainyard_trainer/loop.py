@@ -107,6 +107,7 @@ class Loop:
                     loss = self.recipe.loss(parallel.model, batch)
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
+            self.out.beat()
         norm = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
         if parallel.scaler.finite(norm):
@@ -231,9 +232,10 @@ class Loop:
         self._read_losses()
         run_dir, settings = Path(self.job.run_dir), self.config.model_dump(mode="json")
         try:
-            path = write_epoch_file(
-                run_dir, name, epoch, self.parallel, self.optimizer, self.metrics, settings
-            )
+            with self.out.doing("saving"):
+                path = write_epoch_file(
+                    run_dir, name, epoch, self.parallel, self.optimizer, self.metrics, settings
+                )
         except OSError as error:
             self.out.console.warn(f"{name} not written: {error.strerror}; training goes on")
             return
@@ -243,7 +245,8 @@ class Loop:
     def _sample(self) -> None:
         """Something the model makes; every rank computes it, for FSDP needs them all."""
         self.parallel.module.eval()
-        text = self.recipe.sample(self.parallel.module, self.step)
+        with self.out.doing("sampling"):
+            text = self.recipe.sample(self.parallel.module, self.step)
         self.parallel.module.train()
         if text is not None:
             self.out.console.sample(self.step, text)
@@ -253,8 +256,10 @@ class Loop:
         """Start a checkpoint of this step; training goes on while it is written."""
         self._read_losses()
         began = time.perf_counter()
-        self._hear(self.checkpointer.wait())
-        self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
+        with self.out.doing("saving"):  # the one before, perhaps to a slow disk
+            self._hear(self.checkpointer.wait())
+        with self.out.doing("checkpointing"):
+            self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
         self._blocked = time.perf_counter() - began
 
     def _wait_for_copy(self) -> None:
@@ -262,7 +267,8 @@ class Loop:
         if self._blocked is None:
             return
         began = time.perf_counter()
-        self.checkpointer.wait_copied()
+        with self.out.doing("copying"):
+            self.checkpointer.wait_copied()
         self._blocked += time.perf_counter() - began
         if self.out.reporter:
             self.out.reporter.metrics.checkpoint_block.observe(self._blocked)
@@ -285,9 +291,9 @@ class Loop:
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; unlike earlier ones it must succeed."""
+        self.out.report(phase="saving")
         if self.out.history:
             self.out.history.draw(last=True)
-        self.out.report(phase="saving")
         self._wait_for_copy()
         saved = self.checkpointer.wait()
 

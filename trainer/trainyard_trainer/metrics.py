@@ -38,6 +38,7 @@ class TrainerMetrics:
         self.checkpoint_step = self._gauge(names.CHECKPOINT_STEP)
         self.gpu_memory = self._gauge(names.GPU_MEMORY_BYTES)
         self.world_size = self._gauge(names.WORLD_SIZE)
+        self.stalled_seconds = self._gauge(names.STALLED_SECONDS)
 
     def evaluated(self, results: dict[str, float]) -> None:
         """Set the metrics of an evaluation; a recipe has a handful of them."""

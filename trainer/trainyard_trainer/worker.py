@@ -23,6 +23,7 @@ from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.state import StateFiles, state_files
+from trainyard_trainer.watch import watching
 
 
 def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
@@ -35,6 +36,13 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     if not config.compile:
         defer_dynamo()
     group = _join(job, config, out, rank)
+    with watching(group, config, out):
+        _train(job, config, group, out)
+    leave()
+
+
+def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -> None:
+    """Everything this rank does with the others."""
     fence, resume, recipe, config = _agree(job, config, group)
     out.console.say(f"data: {recipe.describe()}")
     if out.reporter:
@@ -76,7 +84,6 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     peak = max(group.gather(peak_memory_bytes(group.device)))
     out.report(phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak)
     group.together(lambda: None)  # nobody leaves while another still needs the group
-    leave()
 
 
 def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
