@@ -98,13 +98,15 @@ class GPT(nn.Module):
                     std /= (2 * self.shape.n_layer) ** 0.5
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) -> logits of the next token (B, T, V)."""
+    def forward(self, ids: Tensor, logits_to_keep: int | None = None) -> Tensor:
+        """Token ids (B, T) -> logits of the next token (B, T, V), or of the last positions only."""
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.wte(ids) + self.wpe(positions)
         x = F.dropout(x, self.shape.dropout, self.training)
         for block in self.h:
             x = block(x)
+        if logits_to_keep is not None:
+            x = x[:, -logits_to_keep:]
         return F.linear(self.ln_f(x), self.wte.weight)
 
     @torch.no_grad()
@@ -113,8 +115,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """`ids` (B, T) continued by `num_tokens` sampled ones; the generator is on the CPU."""
         for _ in range(num_tokens):
-            logits = self(ids[:, -self.shape.block_size :])[:, -1].float().cpu()
-            probabilities = F.softmax(logits / temperature, dim=-1)
+            logits = self(ids[:, -self.shape.block_size :], logits_to_keep=1)[:, 0]
+            probabilities = F.softmax(logits.float().cpu() / temperature, dim=-1)
             chosen = torch.multinomial(probabilities, 1, generator=generator)
             ids = torch.cat([ids, chosen.to(ids.device)], dim=1)
         return ids

@@ -11,8 +11,13 @@ from trainyard_trainer.models.gpt import GPTShape
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
-def write_gpt2(weights: dict[str, Tensor], shape: GPTShape, directory: Path) -> None:
-    """Write model.safetensors, config.json and generation_config.json into `directory`."""
+def write_gpt2(
+    weights: dict[str, Tensor], shape: GPTShape, directory: Path, eos_id: int | None = None
+) -> None:
+    """Write model.safetensors, config.json and generation_config.json into `directory`.
+
+    `eos_id`: the token between texts, which both begins and ends one.
+    """
     from safetensors.torch import save_file
 
     tensors = {
@@ -37,8 +42,8 @@ def write_gpt2(weights: dict[str, Tensor], shape: GPTShape, directory: Path) -> 
         "layer_norm_epsilon": 1e-05,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
         "dtype": "float32",
     }
     write_json(directory / "config.json", config)

@@ -9,6 +9,7 @@ from trainyard_trainer.recipes.base import Recipe
 RECIPES = {
     "causal-lm-finetune": "causal_lm_finetune",
     "char-gpt": "char_gpt",
+    "gpt": "gpt",
     "text-classification": "text_classification",
 }
 

@@ -1,0 +1,123 @@
+"""gpt: GPT-2 pre-trained from scratch, on token files or on text."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from trainyard_trainer.bpe_tokenizer import BPETokenizer
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
+from trainyard_trainer.token_corpus import inspect, load_tokens
+from trainyard_trainer.windows import split
+
+
+class BPEGPTConfig(GPTConfig):
+    """Settings of gpt. Their defaults make GPT-2's smallest model, of 124 million parameters, with
+    the optimizer's settings of GPT-3's (Brown et al., 2020, table 2.1)."""
+
+    free = GPTConfig.free | {"tokenizer", "text_column"}  # what they name is compared
+
+    corpus: str = Field(default="stdlib", min_length=1)
+    """A .npy or .bin token file; a parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts
+    in text_column; a text file, a directory or glob of them; or stdlib."""
+
+    text_column: str = Field(default="text", min_length=1)
+    """The column of texts in a table."""
+
+    tokenizer: str = Field(default="openai-community/gpt2", min_length=1)
+    """A Hub id, or a directory with tokenizer.json."""
+
+    pad_vocab_to_multiple_of: int = Field(default=64, ge=1)
+    """Rows added to the embedding in training, as GPUs like it; the exported model has none."""
+
+    block_size: int = Field(default=1024, ge=2)
+    """Tokens the model sees at once."""
+
+    n_layer: int = Field(default=12, ge=1)
+    """Transformer layers."""
+
+    n_head: int = Field(default=12, ge=1)
+    """Attention heads; must divide n_embd."""
+
+    n_embd: int = Field(default=768, ge=1)
+    """Channels of the residual stream."""
+
+    max_steps: int = Field(default=5000, ge=1)
+    """Optimizer steps of the whole run."""
+
+    learning_rate: float = Field(default=6e-4, ge=0)
+    """Highest learning rate, reached after the warm-up."""
+
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamW's mean of the squared gradient."""
+
+    sample_tokens: int = Field(default=100, ge=1)
+    """Tokens of each sample."""
+
+
+class BPEGPT(GPTRecipe):
+    """GPT-2 over byte-pair tokens."""
+
+    Config = BPEGPTConfig
+
+    def __init__(self, config: BPEGPTConfig, saved: dict[str, Any] | None) -> None:
+        self.config = config
+        self.tokenizer = BPETokenizer(config.tokenizer)
+        if saved and saved["tokenizer_sha256"] != self.tokenizer.fingerprint:
+            raise ConfigError(
+                f"config.tokenizer: {config.tokenizer} is not the tokenizer the checkpoint was"
+                " trained with; set it back, or start a run under another name"
+            )
+        tokens = load_tokens(config.corpus, config.text_column, self.tokenizer)
+        self.num_tokens = len(tokens)
+        # Each token is a target once per epoch.
+        self.train, self.held_out = split(
+            tokens,
+            config.block_size,
+            config.eval_fraction,
+            config.block_size,
+            f"config.corpus: {config.corpus}",
+            "tokens",
+        )
+        self.fingerprint = inspect(tokens, self.tokenizer, config.corpus)
+        if saved and saved["tokens_sha256"] != self.fingerprint:
+            raise ConfigError(
+                f"config.corpus: {config.corpus} does not hold the tokens the checkpoint was"
+                f" trained on (sha256 {self.fingerprint[:12]}, then {saved['tokens_sha256'][:12]});"
+                " bring them back, or start a run under another name"
+            )
+        self.tokens_per_sample = config.block_size
+        multiple = config.pad_vocab_to_multiple_of
+        self.shape = config.shape(-(-self.tokenizer.vocab_size // multiple) * multiple)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "tokenizer_sha256": self.tokenizer.fingerprint,
+            "tokens_sha256": self.fingerprint,
+        }
+
+    def describe(self) -> str:
+        return (
+            f"{self.config.corpus}: {self.num_tokens:,} tokens of {self.tokenizer.source}"
+            f" ({self.tokenizer.vocab_size:,} different)"
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def export(self, weights: dict[str, Tensor], directory: Path) -> None:
+        vocab_size = self.tokenizer.vocab_size
+        weights = weights | {"wte.weight": weights["wte.weight"][:vocab_size]}
+        shape = replace(self.shape, vocab_size=vocab_size)
+        write_gpt2(weights, shape, directory, self.tokenizer.eos_id)
+        self.tokenizer.save(directory, self.config.block_size)
+
+
+RECIPE = BPEGPT

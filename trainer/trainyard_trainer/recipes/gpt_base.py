@@ -1,0 +1,111 @@
+"""What the GPT recipes share: the model's settings, its loss and its samples."""
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data import Batch
+from trainyard_trainer.models.gpt import GPT, GPTShape
+from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.windows import Windows
+
+
+class GPTConfig(TrainConfig):
+    """Settings of a GPT and of the text it learns from."""
+
+    free = TrainConfig.free | {"corpus", "sample_tokens", "prompt"}  # the text itself is compared
+
+    corpus: str = Field(default="stdlib", min_length=1)
+    """stdlib, a text file, a directory or glob of text files, or hub:OWNER/NAME[:COLUMN]."""
+
+    eval_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the text, at its end, that is held out for evaluation."""
+
+    block_size: int = Field(default=128, ge=2)
+    """Tokens the model sees at once."""
+
+    n_layer: int = Field(default=4, ge=1)
+    """Transformer layers."""
+
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads; must divide n_embd."""
+
+    n_embd: int = Field(default=128, ge=1)
+    """Channels of the residual stream."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of activations dropped in training."""
+
+    sample_tokens: int = Field(default=240, ge=1)
+    """Tokens of each sample."""
+
+    prompt: str = Field(default="\n", min_length=1)
+    """What samples begin with."""
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head ({self.n_head}) must divide n_embd ({self.n_embd})")
+        return self
+
+    def shape(self, vocab_size: int) -> GPTShape:
+        """The model's sizes."""
+        return GPTShape(
+            vocab_size=vocab_size,
+            block_size=self.block_size,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            dropout=self.dropout,
+        )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all positions in fp32; logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+class GPTRecipe(Recipe):
+    """A GPT; what its tokens are is up to the subclass, which sets these."""
+
+    config: GPTConfig
+    shape: GPTShape
+    train: Windows
+    held_out: Windows
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt."""
+
+    @abstractmethod
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+
+    def build(self) -> nn.Module:
+        return GPT(self.shape)
+
+    def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
+        return cast(GPT, model).h
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy in nats per token."""
+        return self._cross_entropy(model(batch["ids"]), batch["targets"])
+
+    @functools.cached_property
+    def _cross_entropy(self) -> Callable[[Tensor, Tensor], Tensor]:
+        # Compiled it reads the logits, by far the largest tensor, fewer times.
+        return torch.compile(cross_entropy) if self.config.compile else cross_entropy
+
+    def sample(self, model: nn.Module, step: int) -> str:
+        device = next(model.parameters()).device
+        prompt = torch.tensor([self.encode(self.config.prompt)], device=device)
+        generator = torch.Generator().manual_seed(step)
+        ids = cast(GPT, model).generate(prompt, self.config.sample_tokens, generator)
+        return self.decode(ids[0].tolist())
