@@ -20,6 +20,12 @@ def _check_values(values: list[Any]) -> list[Any]:
     return values
 
 
+def _check_matrix(matrix: dict[str, Any]) -> dict[str, Any]:
+    if not matrix:
+        raise ValueError("name at least one path of the spec, with the values to try")
+    return matrix
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two values of a matrix are the same one; to Python True is also 1."""
     return type(one) is type(other) and one == other
@@ -41,8 +47,10 @@ class BenchSpec(SpecModel):
         | None
     ) = Field(default=None, max_length=63, description="Default: the file's name.")
     template: RunTemplate
-    matrix: dict[str, Annotated[list[Any], AfterValidator(_check_values)]] = Field(
-        min_length=1,
+    matrix: Annotated[
+        dict[str, Annotated[list[Any], AfterValidator(_check_values)]],
+        AfterValidator(_check_matrix),
+    ] = Field(
         description="Dotted paths in the template's spec, each with the values to try:"
         " {strategy: [ddp, fsdp], config.batch_size: [32, 64]}.",
     )

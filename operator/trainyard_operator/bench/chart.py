@@ -35,8 +35,9 @@ def draw(report: BenchReport, path: Path) -> None:
         from matplotlib.patches import Patch
 
         handles = [Patch(color=colour, label=text) for text, colour in legend.items()]
-        place = "outside lower center"
-        figure.legend(handles=handles, loc=place, ncols=len(handles), frameon=False)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+        )
     how = conditions(report.spec, report.threads_per_process)
     figure.suptitle(f"{report.name}: {how}", fontsize=11)
     figure.savefig(path, format="png")

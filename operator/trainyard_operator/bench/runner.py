@@ -28,8 +28,8 @@ class Runner:
     """Measures cells in run directories of their own below `out`, which it removes again."""
 
     def __init__(self, out: Path) -> None:
-        self.out = out
-        self._root = out / "work"
+        self.out = out.absolute()
+        self._root = self.out / "work"
 
     def measure(
         self, cell: Cell, repeat: int, display: Display, stop: Stop

@@ -1,7 +1,9 @@
 """A bench as one table: for the terminal, and as Markdown with all that it takes to repeat it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,6 +14,7 @@ from trainyard_operator.bench.cells import label, short_names, value_text, varie
 from trainyard_operator.status import counted
 
 MISSING = "–"
+HEADER_WIDTH = 9  # letters
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Column:
 
 
 def columns(report: BenchReport) -> list[Column]:
-    """What tells the cells apart, then the figures that at least one cell has."""
+    """What tells the cells apart, samples/s, then the figures that at least one cell has."""
     matrix, cells = report.spec.matrix, report.cells
     names = short_names(matrix)
     keys = [
@@ -40,25 +43,20 @@ def columns(report: BenchReport) -> list[Column]:
         Column("p99 ms", lambda cell: _median(cell.step_seconds_p99, milliseconds)),
         Column("peak memory", lambda cell: memory(cell.peak_memory_bytes)),
     ]
-    shown = [c for c in figures if any(c.show(cell) != MISSING for cell in cells)]
+    shown = figures[:1] + [c for c in figures[1:] if any(c.show(cell) != MISSING for cell in cells)]
     if all(cell.processes == 1 for cell in cells):
         shown = [column for column in shown if column.title != "efficiency"]
     return keys + shown
 
 
 def rows(report: BenchReport) -> list[list[str]]:
-    """The cells as the columns show them; one without a figure says why in their place."""
+    """The cells as the columns show them; one without figures says why in their place."""
     shown = columns(report)
     found = []
     for cell in report.cells:
         row = [column.show(cell) for column in shown]
         if cell.samples_per_second is None:
-            first = next((i for i, column in enumerate(shown) if column.figure), None)
-            word = "failed" if cell.failure else "not run"
-            if first is None:
-                row.append(word)
-            else:
-                row[first] = word
+            row[len(varied(report.spec.matrix))] = "failed" if cell.failure else "not run"
         found.append(row)
     return found
 
@@ -117,12 +115,12 @@ def machine_text(machine: Machine) -> str:
 def terminal(report: BenchReport) -> RenderableType:
     """The table for a terminal."""
     shown = columns(report)
-    table = Table(title=report.name, title_justify="left", title_style="bold")
+    table = Table(
+        title=report.name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+    )
     for column in shown:
-        if column.figure:
-            table.add_column(column.title, justify="right")
-        else:
-            table.add_column(column.title)
+        justify: Literal["left", "right"] = "right" if column.figure else "left"
+        table.add_column(_stacked(column.title), justify=justify, vertical="bottom")
     for cell, row in zip(report.cells, rows(report), strict=True):
         style = None if cell.samples_per_second else ("red" if cell.failure else "dim")
         table.add_row(*row, style=style)
@@ -150,11 +148,11 @@ def markdown(report: BenchReport) -> str:
 
 
 def spread_text(spread: Spread | None, show: Callable[[float], str]) -> str:
-    """`1,234 (1,200 to 1,260)`; the median alone where the three read the same."""
+    """`1,234 (1,200–1,260)`; the median alone where the three read the same."""
     if spread is None:
         return MISSING
     median, least, most = show(spread.median), show(spread.min), show(spread.max)
-    return median if least == most == median else f"{median} ({least} to {most})"
+    return median if least == most == median else f"{median} ({least}–{most})"
 
 
 def _median(spread: Spread | None, show: Callable[[float], str]) -> str:
@@ -163,10 +161,10 @@ def _median(spread: Spread | None, show: Callable[[float], str]) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits at least: 0.123, 12.3, 1,234."""
+    """Three significant digits at least: 0.120, 12.0, 1,234."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if value < 10 else f"{value:.1f}"
+    return f"{value:#.3g}" if value < 10 else f"{value:.1f}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -187,6 +185,16 @@ def _factor(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0%}"
+
+
+def _stacked(title: str) -> str:
+    """`activation_checkpointing`, `numProcPerNode` or `peak memory` as lines of a narrow header."""
+    lines = [""]
+    for word in re.findall(r"[A-Z]?[^A-Z_ ]+[_ ]?|.", title):
+        if lines[-1] and len(lines[-1] + word) > HEADER_WIDTH:
+            lines.append("")
+        lines[-1] += word
+    return "\n".join(line.strip() for line in lines)
 
 
 def _markdown_row(cells: list[str]) -> str:
