@@ -218,8 +218,11 @@ class Loop:
         sums = evaluate(self.recipe, self.parallel, self.config, self.out.beat)
         results = self.recipe.summarise(sums)
         self.metrics |= {prefix + name: value for name, value in results.items()}
-        shown = ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in results.items())
-        self.out.console.say(f"step {self.step}: {shown.replace('eval loss', 'held-out loss')}")
+        news = f"step {self.step}: {_shown(results)}"
+        base = {n: self.metrics[f"base_{n}"] for n in results if f"base_{n}" in self.metrics}
+        if base and not prefix:
+            news += f" (before training: {_shown(base)})"
+        self.out.console.say(news)
         if table := self.recipe.table(sums):
             self.out.console.say(table)
         self.out.evaluated(self.step, results, self.recipe.details(sums), self.job.attempt)
@@ -307,3 +310,8 @@ class Loop:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _shown(results: dict[str, float]) -> str:
+    text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in results.items())
+    return text.replace("eval loss", "held-out loss")

@@ -51,7 +51,9 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     torch.manual_seed(job.seed)  # the same weights on every rank
     module = group.together(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
-    out.console.say(f"model: {count / 1e6:,.2f} million parameters")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    some = f", {trained / 1e6:,.2f} million of them trained" if trained < count else ""
+    out.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
     files = state_files(parallel, optimizer)
