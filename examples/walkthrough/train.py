@@ -1,11 +1,8 @@
 """Data-parallel training in one page: what torchrun, DDP and the sampler do, shown as it happens.
 
-    torchrun --nproc-per-node=2 examples/walkthrough/train.py
-
-torchrun starts this very file twice. Every copy computes the same, on data of its own.
+Run it: torchrun --nproc-per-node=2 examples/walkthrough/train.py
 """
 
-# mypy: allow-untyped-calls
 import hashlib
 import os
 import sys
@@ -26,7 +23,7 @@ def everyone(value: object) -> list[Any]:
     return values
 
 
-def say(text: str = "") -> None:
+def say(text: str) -> None:
     """Rank 0 speaks for all. Without this line every message comes once per process."""
     if dist.get_rank() == 0:
         print(text, flush=True)
@@ -45,7 +42,8 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def main() -> None:
-    # 1. Join. torchrun has set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    # 1. Join. torchrun started this very file twice; each copy finds its own RANK and LOCAL_RANK,
+    # and the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT, in its environment.
     if "RANK" not in os.environ:
         sys.exit(f"start me with: torchrun --nproc-per-node=2 {sys.argv[0]}")
     local_rank = int(os.environ["LOCAL_RANK"])  # the number on this machine: which GPU is mine
@@ -79,7 +77,7 @@ def main() -> None:
     say("4. first samples of epochs 0 and 1 (without set_epoch they would be the same)")
     first = list(sampler)[:4]
     sampler.set_epoch(1)
-    say_each(f"{first}, {list(sampler)[:4]}")
+    say_each(f"{first} and {list(sampler)[:4]}")
 
     # 5. Train. backward() all-reduces the gradients while it computes: each rank steps by the
     # mean over all ranks, so weights that were equal before the step are equal after it.
@@ -91,7 +89,7 @@ def main() -> None:
         total = torch.zeros((), device=device)
         for x, y, numbers in loader:
             loss = nn.functional.mse_loss(ddp(x.to(device)), y.to(device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             total += loss.detach()
@@ -101,8 +99,7 @@ def main() -> None:
 
     # 6. Check what was promised.
     shares = everyone(seen)
-    together = len(set.union(*shares))
-    say(f"6. epoch 0 used {[len(share) for share in shares]} samples, {together} different ones")
+    say(f"6. epoch 0 used {[*map(len, shares)]} samples, {len(set.union(*shares))} different ones")
     say_each(f"weights {fingerprint(model)} after {5 * len(loader)} steps")
 
     # 7. Save once: rank 0 writes, the barrier makes the others wait until the file is there.
@@ -114,7 +111,7 @@ def main() -> None:
     model.load_state_dict(torch.load(path, map_location=device))
     say(f"7. rank 0 saved {path}; all have read it: {everyone(fingerprint(model))}")
 
-    # 8. Leave together: who just exits may leave the others waiting for it.
+    # 8. Leave in good order.
     dist.destroy_process_group()
 
 
