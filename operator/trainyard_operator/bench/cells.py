@@ -101,9 +101,13 @@ def varied(matrix: dict[str, list[Any]]) -> list[str]:
 
 
 def label(values: dict[str, Any], matrix: dict[str, list[Any]]) -> str:
-    """`strategy=ddp numProcPerNode=2`: what tells this cell from the others."""
+    """`ddp, numProcPerNode=2`: what tells this cell from the others."""
     names = short_names(matrix)
-    return " ".join(f"{names[path]}={value_text(values[path])}" for path in varied(matrix))
+    parts = []
+    for path in varied(matrix):
+        value = values[path]  # a word speaks for itself, a number doesn't
+        parts.append(value if isinstance(value, str) else f"{names[path]}={value_text(value)}")
+    return ", ".join(parts)
 
 
 def value_text(value: Any) -> str:

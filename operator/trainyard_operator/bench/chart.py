@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard_api.bench_report import BenchReport, CellResult
-from trainyard_operator.bench.cells import short_names, value_text, varied
+from trainyard_operator.bench.cells import label, short_names, value_text, varied
 from trainyard_operator.bench.table import conditions, number
 
 # Told apart by every kind of colour vision, and in grey by their lightness (Okabe and Ito, 2008).
@@ -25,7 +25,7 @@ def draw(report: BenchReport, path: Path) -> None:
     colours, legend = _colours(report)
     _speed_bars(speed, cells, places, colours)
     _memory_bars(memory, cells, places, colours)
-    speed.set_yticks(places, [_name(cell, report) for cell in cells])
+    speed.set_yticks(places, [label(cell.values, report.spec.matrix) for cell in cells])
     speed.set_ylim(len(cells) - 0.4, -0.6)  # the first cell on top, as in the table
     for axes in (speed, memory):
         axes.grid(axis="x", alpha=0.25)
@@ -81,13 +81,3 @@ def _colours(report: BenchReport) -> tuple[list[str], dict[str, str]]:
     name = short_names(report.spec.matrix)[path]
     legend = {f"{name}={value}": colour for value, colour in by_value.items()}
     return [by_value[value_text(cell.values[path])] for cell in report.cells], legend
-
-
-def _name(cell: CellResult, report: BenchReport) -> str:
-    """The values that tell the cell apart; the name with it where the value alone says nothing."""
-    names = short_names(report.spec.matrix)
-    parts = []
-    for path in varied(report.spec.matrix):
-        value = cell.values[path]
-        parts.append(value if isinstance(value, str) else f"{names[path]}={value_text(value)}")
-    return ", ".join(parts)

@@ -32,7 +32,7 @@ class BenchDisplay(Display):
 
     def end(self, cell: Cell, repeat: int, outcome: Measurement | CellFailure) -> None:
         """It has ended, with figures or without."""
-        head = f"[{self._number}/{self._total}] {cell.label}, repeat {repeat}"
+        head = f"[{self._number}/{self._total}] {cell.label}; repeat {repeat}"
         if isinstance(outcome, CellFailure):
             self.say(f"{head}: failed: {outcome.reason}: {outcome.message}")
             return
@@ -65,7 +65,7 @@ class LiveBenchDisplay(BenchDisplay):
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self._console,
             transient=True,
@@ -87,22 +87,21 @@ class LiveBenchDisplay(BenchDisplay):
             description=f"run {self._number} of {self._total}",
             completed=self._number - 1,
             total=self._total,
-            note=self.left(),
+            note=", ".join(filter(None, (self.left(), "Ctrl-C ends the bench"))),
         )
         if self._steps is not None:
             self._progress.remove_task(self._steps)
-        description = f"{cell.label}, repeat {repeat}"
+        description = f"{cell.label}; repeat {repeat}"
         self._steps = self._progress.add_task(description, total=None, note="")
 
     def show(self, view: View, events: Sequence[RunEvent]) -> None:
         status = view.run.status
         if self._steps is not None:
-            note = status.throughput if status.step else view.doing
             self._progress.update(
                 self._steps,
                 total=status.total_steps,
                 completed=status.step or 0,
-                note=f"{note}  Ctrl-C ends the bench" if not view.stop_requests else note,
+                note=view.doing if view.stop_requests else status.throughput or view.doing,
             )
 
     def say(self, text: str) -> None:

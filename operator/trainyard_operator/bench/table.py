@@ -13,7 +13,7 @@ from trainyard_api.bench_report import BenchReport, CellResult, Machine, Spread
 from trainyard_operator.bench.cells import label, short_names, value_text, varied
 from trainyard_operator.status import counted
 
-MISSING = "–"
+MISSING = "-"
 HEADER_WIDTH = 9  # letters
 
 
@@ -66,7 +66,7 @@ def failures(report: BenchReport) -> list[str]:
     lines = []
     for cell in report.cells:
         if failure := cell.failure:
-            which = f"{label(cell.values, report.spec.matrix)}, repeat {failure.repeat}"
+            which = f"{label(cell.values, report.spec.matrix)}; repeat {failure.repeat}"
             log = f" (log: {failure.log})" if failure.log else ""
             lines.append(f"{which} failed: {failure.reason}: {failure.message}{log}")
     return lines

@@ -46,7 +46,7 @@ def test_a_matrix_is_measured_and_a_failed_cell_is_told(box: Any) -> None:
     code, output = box.cli("bench", file, *options)
     assert code == 1, output
     cause = "config.batch_size: 4 samples can't be shared evenly by 1 process x 3 accumulation"
-    failed = f"gradient_accumulation_steps=3, repeat 1 failed: ConfigError: {cause}"
+    failed = f"gradient_accumulation_steps=3; repeat 1 failed: ConfigError: {cause}"
     assert failed in output
 
     out = box.path / "out"
@@ -87,7 +87,7 @@ def test_ctrl_c_leaves_a_table_of_what_is_done(box: Any, until: Callable[..., No
     bench.send_signal(signal.SIGINT)
     code, output = box.end(bench)
     assert code == 130, output
-    assert "[1/6] batch_size=1, repeat 1: 10.0 samples/s, 100 ms a step" in output
+    assert "[1/6] batch_size=1; repeat 1: 10.0 samples/s, 100 ms a step" in output
     table = (box.path / "out" / "bench.md").read_text()
     assert "Interrupted after 1 run:" in table
     assert "| 1 | 10.0 | 1.00x | 100 | 200 |" in table

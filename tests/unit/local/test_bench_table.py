@@ -129,9 +129,9 @@ def test_the_table_in_markdown() -> None:
         "| ddp | 1 | 1,100 (1,000–1,200) | 1.00x | 100% | 9.09 | 18.2 | 103 MiB |",
         "| ddp | 2 | 2,000 | 1.82x | 91% | 5.00 | 10.0 | 103 MiB |",
         "| fsdp | 1 | 9.88 | 0.01x | 100% | 1,013 | 2,025 | 101 MiB |",
-        "| fsdp | 2 | failed | – | – | – | – | – |",
+        "| fsdp | 2 | failed | - | - | - | - | - |",
         "",
-        "- strategy=fsdp numProcPerNode=2, repeat 1 failed: OOMKilled: out of memory"
+        "- fsdp, numProcPerNode=2; repeat 1 failed: OOMKilled: out of memory"
         " (log: logs/cell-4-1.log)",
     ]
 
