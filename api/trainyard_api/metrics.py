@@ -25,6 +25,12 @@ EVALUATION = Metric(
 LEARNING_RATE = Metric("trainyard_learning_rate", "gauge", "Learning rate.", ("run",))
 GRAD_NORM = Metric("trainyard_grad_norm", "gauge", "Gradient norm before clipping.", ("run",))
 STEP_SECONDS = Metric("trainyard_step_seconds", "histogram", "Time of one step.", ("run",))
+RANK_STEP_SECONDS = Metric(
+    "trainyard_rank_step_seconds",
+    "gauge",
+    "A rank's own work in a step, without waiting for the others; mean since the last log line.",
+    ("run", "rank"),
+)
 DATA_WAIT_SECONDS = Metric(
     "trainyard_data_wait_seconds_total", "counter", "Time steps waited for data.", ("run",)
 )

@@ -26,6 +26,15 @@ class StepSeconds(Model):
     p99: float
 
 
+class SlowestRank(Model):
+    """The rank whose own work takes longest: in lock-step training all others wait for it."""
+
+    rank: int
+    host: str
+    step_seconds: float = Field(description="Its own work in a step, without waiting for others.")
+    factor: float = Field(description="Times the median of the other ranks.")
+
+
 class ProgressReport(Model):
     """The state of a run as its rank 0 sees it. Unknown values are absent, never invented."""
 
@@ -45,6 +54,9 @@ class ProgressReport(Model):
         default=None, description="Samples of one optimizer step, all ranks together."
     )
     step_seconds: StepSeconds | None = None
+    slowest_rank: SlowestRank | None = Field(
+        default=None, description="Since the last log line; absent where it can't be measured."
+    )
     peak_memory_bytes: int | None = Field(
         default=None, description="Most memory any rank has used: of its GPU, else of the process."
     )

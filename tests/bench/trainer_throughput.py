@@ -69,7 +69,7 @@ def trainer(steps: int, warmup: int, processes: int, save_every: int) -> float:
             stop.set()
             scraper.join()
         lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
-    times = {r["step"]: r["time"] for r in map(json.loads, lines) if "time" in r}
+    times = {r["step"]: r["time"] for r in map(json.loads, lines) if "loss" in r}
     tokens = (steps - warmup) * SHAPE["batch_size"] * SHAPE["block_size"]
     return float(tokens / (times[steps] - times[warmup]))
 

@@ -27,6 +27,7 @@ class TrainConfig(BaseModel):
             "eval_steps",
             "eval_batches",
             "log_steps",
+            "report_to",
             "sample_steps",
             "hang_timeout_seconds",
             "timing_warmup_steps",
@@ -103,6 +104,10 @@ class TrainConfig(BaseModel):
 
     log_steps: int = Field(default=10, ge=1)
     """Steps between two lines of progress (and reads from the device)."""
+
+    report_to: list[Literal["mlflow", "tensorboard"]] = []
+    """Trackers that get the run's metrics beside metrics.jsonl: mlflow (at MLFLOW_TRACKING_URI),
+    tensorboard (in the run's directory)."""
 
     sample_steps: int = Field(default=0, ge=0)
     """Steps between samples of what the model makes; 0 for only one, at the end."""

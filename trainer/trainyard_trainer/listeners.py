@@ -2,22 +2,27 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from trainyard_api.progress import SlowestRank
 from trainyard_trainer.console import Console
+from trainyard_trainer.forwarding import Forwarding
 from trainyard_trainer.history import History
 from trainyard_trainer.position import Position
 from trainyard_trainer.report import Reporter
+from trainyard_trainer.stragglers import Stragglers, slowest
 
 
 @dataclass
 class Listeners:
-    """The console, on rank 0 the reporter and the history, and what watches for hangs."""
+    """The console; what watches for hangs; on rank 0 the reporter, the history and trackers."""
 
     console: Console
     reporter: Reporter | None
     history: History | None
     position: Position = field(default_factory=Position)
+    stragglers: Stragglers | None = None
+    forwarding: Forwarding | None = None
 
     def report(self, **values: Any) -> None:
         """Set fields of the progress report."""
@@ -40,13 +45,29 @@ class Listeners:
         """What this rank does for a while, beside the phases of the report."""
         return self.position.doing(phase)
 
-    def stepped(self, step: int, seconds: float) -> None:
+    def stepped(self, step: int) -> None:
         """An optimizer step is done."""
         self.position.step = step
         self.position.tick()
         if self.reporter:
             self.reporter.update(step=step)
+
+    def timed(self, seconds: float) -> None:
+        """What one of the steps since the last line of progress took."""
+        if self.reporter:
             self.reporter.metrics.step_seconds.observe(seconds)
+
+    def worked(self, seconds: list[float]) -> None:
+        """Each rank's own work in a step, the mean since the last line of progress."""
+        if self.reporter:
+            self.reporter.metrics.worked(seconds)
+        if self.stragglers and (found := slowest(seconds)):
+            self.stragglers.judge(found)
+            host = self.stragglers.hosts[found.rank]
+            slow = SlowestRank(
+                rank=found.rank, host=host, step_seconds=found.seconds, factor=found.factor
+            )
+            self.report(slowest_rank=slow)
 
     def evaluated(
         self, step: int, results: dict[str, float], details: dict[str, Any] | None, attempt: int
@@ -58,3 +79,10 @@ class Listeners:
             self.history.keep_evaluation({"step": step} | results | details)
         if self.reporter:
             self.reporter.metrics.evaluated(results)
+
+    def ended(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """This attempt is over. Only one that went well waits for the trackers."""
+        if self.history:
+            self.history.end(self.position.step, status)
+        if self.forwarding and status == "FINISHED":
+            self.forwarding.finish()

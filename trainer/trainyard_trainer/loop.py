@@ -59,6 +59,7 @@ class Loop:
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
         self._unread = 0  # losses still on the device
         self._window: list[float] = []  # losses read since the last line of progress
+        self._work = torch.zeros(self.group.world_size)  # each rank's own seconds since then
         self._data_seconds = 0.0
         self._blocked: float | None = None  # seconds that the newest save has cost training
 
@@ -97,7 +98,7 @@ class Loop:
     def _train_step(self) -> torch.Tensor:
         """One optimizer step; the gradient norm, still on the device."""
         config, parallel = self.config, self.parallel
-        began = time.perf_counter()
+        parallel.timer.begin()
         set_learning_rate(self.optimizer, learning_rate(config, self.step))
         factors = self._factors()
         for micro, factor in enumerate(factors):
@@ -115,9 +116,8 @@ class Loop:
         self.optimizer.zero_grad()
         self.step += 1
         self._unread += 1
-        seconds = time.perf_counter() - began
-        self.throughput.add(seconds)
-        self.out.stepped(self.step, seconds)
+        parallel.timer.end()
+        self.out.stepped(self.step)
         return norm
 
     def _factors(self) -> list[float]:
@@ -144,13 +144,23 @@ class Loop:
         return batch
 
     def _read_losses(self) -> None:
-        """Read the losses since the last time, averaged over the ranks.
+        """Read the losses since the last time, averaged over the ranks, and the step times.
 
         Raises NonFiniteLossError on every rank alike: each has the average.
         """
         if self._unread == 0:
             return
-        losses = self.group.mean(self._losses[: self._unread].clone()).tolist()
+        times = self.parallel.timer.read()
+        work = torch.zeros(self.group.world_size)
+        work[self.group.rank] = sum(step.work for step in times)
+        # One exchange for both: what each rank worked stands in its own place.
+        read = torch.cat([self._losses[: self._unread], work.to(self._losses.device)])
+        read = self.group.sum(read).cpu()
+        losses = (read[: self._unread] / self.group.world_size).tolist()
+        self._work += read[self._unread :]
+        for step_time in times:
+            self.throughput.add(step_time.seconds)
+            self.out.timed(step_time.seconds)
         first = self.step - self._unread + 1
         self._losses.zero_()
         self._unread = 0
@@ -192,6 +202,8 @@ class Loop:
             attempt=self.job.attempt,
             time=time.time(),
         )
+        if self.parallel.knows_waits:
+            self.out.worked((self._work / steps).tolist())
         speed = (samples_per_second, "samples")
         if tokens_per_second:
             speed = (tokens_per_second, "tokens")
@@ -211,6 +223,7 @@ class Loop:
             if self.group.device.type == "cuda":
                 metrics.gpu_memory.set(torch.cuda.max_memory_allocated())
         self._window, self._data_seconds = [], 0.0
+        self._work.zero_()
 
     def _evaluate(self, prefix: str = "") -> None:
         """Measure the model on the held-out samples; `prefix` marks the untrained one's metrics."""

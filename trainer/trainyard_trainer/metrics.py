@@ -1,5 +1,7 @@
 """Prometheus metrics of a run, built from the names in trainyard_api.metrics."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from trainyard_api import metrics as names
@@ -27,6 +29,12 @@ class TrainerMetrics:
         self.learning_rate = self._gauge(names.LEARNING_RATE)
         self.grad_norm = self._gauge(names.GRAD_NORM)
         self.step_seconds = self._histogram(names.STEP_SECONDS).labels(run)
+        self._rank_step_seconds = Gauge(
+            names.RANK_STEP_SECONDS.name,
+            names.RANK_STEP_SECONDS.help,
+            names.RANK_STEP_SECONDS.labels,
+            registry=self._registry,
+        )
         self.data_wait = self._counter(names.DATA_WAIT_SECONDS)
         self.tokens = self._counter(names.TOKENS)
         self.samples = self._counter(names.SAMPLES)
@@ -46,6 +54,11 @@ class TrainerMetrics:
             self.eval_loss.set(results["eval_loss"])
         for name, value in results.items():
             self._evaluation.labels(self._run, name).set(value)
+
+    def worked(self, seconds: Sequence[float]) -> None:
+        """Set each rank's own seconds in a step."""
+        for rank, value in enumerate(seconds):
+            self._rank_step_seconds.labels(self._run, str(rank)).set(value)
 
     def text(self) -> bytes:
         """The exposition format."""

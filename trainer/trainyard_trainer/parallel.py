@@ -16,6 +16,8 @@ from torch import nn
 from trainyard_api.spec import Precision, Strategy
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.group import Group
+from trainyard_trainer.step_timer import StepTimer
+from trainyard_trainer.waits import watch_ddp, watch_fsdp
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,6 +61,8 @@ class Parallel:
     Attributes:
         module: the bare model, for evaluation, checkpoints and export.
         model: what training calls; the same module, or DDP around it.
+        timer: times the steps; the waiting for other ranks is told to it here.
+        knows_waits: whether that waiting can be told from the rank's own work.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Parallel:
         self.strategy = strategy
         self.dtype = COMPUTE_DTYPE[precision]
         self.scaler = LossScaler(enabled=precision == "fp16")
+        self.timer = StepTimer(group.device)
+        self.knows_waits = True
         self.module = module.to(group.device)
         self.model: nn.Module = self.module
         blocks = list(blocks)
@@ -86,12 +92,14 @@ class Parallel:
             self.module.compile()
         if strategy == "fsdp":
             self._shard(blocks, free_early=config.sharding_strategy == "FULL_SHARD")
+            self.knows_waits = watch_fsdp(self.module, self.timer)
         elif group.world_size > 1:
             self.model = nn.parallel.DistributedDataParallel(
                 self.module,
                 device_ids=[group.device] if group.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+            watch_ddp(self.model, self.timer)
 
     def _shard(self, blocks: Iterable[nn.Module], free_early: bool) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -120,10 +128,11 @@ class Parallel:
         if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield
-            return
-        if self.strategy == "fsdp":
-            cast(Any, self.model).set_requires_gradient_sync(last)
-        yield
+        else:
+            if self.strategy == "fsdp":
+                cast(Any, self.model).set_requires_gradient_sync(last)
+            yield
+        self.timer.wait_ends()  # DDP has exchanged the gradients
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Undo the loss scale and clip; the global gradient norm before clipping, a 0-d tensor."""
@@ -135,7 +144,9 @@ class Parallel:
             torch._foreach_mul_(gradients, 1 / self.scaler.scale)
         norm = get_total_norm(gradients)
         if self.strategy == "fsdp":
+            self.timer.wait_begins()
             norm = cast(Any, norm).full_tensor()
+            self.timer.wait_ends()
         if max_norm > 0:
             clip_grads_with_norm_(parameters, max_norm, norm)
         return norm

@@ -1,5 +1,6 @@
 """One rank's life: join the others, agree on where to go on, train, export, leave."""
 
+import socket
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.errors import explained, one_line
 from trainyard_trainer.export import export_model
+from trainyard_trainer.forwarding import Forwarding, check_report_to
 from trainyard_trainer.group import Group, join, leave, pick_device
 from trainyard_trainer.history import History
 from trainyard_trainer.listeners import Listeners
@@ -23,6 +25,7 @@ from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.state import StateFiles, state_files
+from trainyard_trainer.stragglers import Stragglers
 from trainyard_trainer.watch import watching
 
 
@@ -36,14 +39,20 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
     if not config.compile:
         defer_dynamo()
     group = _join(job, config, out, rank)
-    with watching(group, config, out):
-        _train(job, config, group, out)
+    try:
+        with watching(group, config, out):
+            _train(job, config, group, out)
+    except BaseException as error:
+        out.ended("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
     leave()
+    out.ended("FINISHED")
 
 
 def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -> None:
     """Everything this rank does with the others."""
     fence, resume, recipe, config = _agree(job, config, group)
+    group.together(lambda: check_report_to(config) if group.is_main else None)
     out.console.say(f"data: {recipe.describe()}")
     if out.reporter:
         out.reporter.metrics.total_steps.set(config.max_steps)
@@ -59,12 +68,17 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     files = state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
     start = _go_on(resume, files, job, out.console) if resume else 0
+    settings = config.model_dump(mode="json")
+    hosts = group.gather(socket.gethostname())
     if group.is_main:
         came_from = start if resume else None
-        out.history = History(Path(job.run_dir), job.run, came_from, job.attempt)
+        device = {"world_size": group.world_size, "device": group.device.type}
+        about = device | _spec(job) | {"config": settings}
+        out.history = History(Path(job.run_dir), job.run, came_from, job.attempt, about)
+        out.forwarding = Forwarding(Path(job.run_dir), config, out.console)
+        out.stragglers = Stragglers(hosts, out.console)
         out.report(resumed_from_step=came_from)
 
-    settings = config.model_dump(mode="json")
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header, resume)
     metrics = resume.manifest.metrics if resume else {}

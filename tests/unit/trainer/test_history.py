@@ -1,6 +1,8 @@
 """metrics.jsonl across restarts, and the picture drawn from it."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,10 @@ def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
     second.add(step=30, loss=0.5)
     records = read_history(tmp_path / HISTORY_FILE)
     assert [(r["step"], r.get("loss"), r.get("event")) for r in records] == [
+        (0, None, "started"),
         (10, 0.1, None),
         (20, 0.05, None),
         (20, None, "resumed"),
-        (50, 0.0, None),
         (30, 0.5, None),
     ]
 
@@ -31,7 +33,39 @@ def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
 def test_a_fresh_start_begins_anew(tmp_path: Path) -> None:
     History(tmp_path, "r", None, 1).add(step=10, loss=1.0)
     History(tmp_path, "r", None, 2).add(step=1, loss=2.0)
-    assert [r["step"] for r in read_history(tmp_path / HISTORY_FILE)] == [1]
+    records = read_history(tmp_path / HISTORY_FILE)
+    assert [(r["step"], r["attempt"]) for r in records[:1]] == [(0, 2)]
+    assert [r["step"] for r in records[1:]] == [1]
+
+
+def test_the_runtime_is_that_of_all_attempts(tmp_path: Path) -> None:
+    first = History(tmp_path, "r", None, 1)
+    began = read_history(first.path)[0]["time"]
+    first.add(step=10, loss=1.0, time=began + 1000)
+    first.add(step=20, loss=1.0, time=began + 2000)
+    second = History(tmp_path, "r", 10, 2)
+    second.end(20, "FINISHED")
+    end = read_history(second.path)[-1]
+    assert (end["event"], end["status"]) == ("ended", "FINISHED")
+    # The step lost with the first attempt isn't counted, nor is the time between the two.
+    assert 1000 <= end["train_runtime"] < 2000
+
+
+def test_a_full_disk_spoils_one_line_only(tmp_path: Path) -> None:
+    history = History(tmp_path, "r", None, 1)
+    history.add(step=5, text=1_000_000 * " ")  # beyond what anything else here writes
+    size = history.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        history.add(step=10, loss=1.0)
+        history.add(step=20, loss=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    history.add(step=30, loss=1.0)
+    assert [r["step"] for r in read_history(history.path)] == [0, 5, 30]
 
 
 def test_a_history_that_cannot_be_written_is_said_once(

@@ -1,0 +1,98 @@
+"""Each rank's own work in a step, and who is named when one holds up the others."""
+
+import re
+import socket
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.trainer.ranks import RankServer
+from trainyard_api.job import TrainerJob
+from trainyard_trainer.console import Console
+from trainyard_trainer.step_timer import StepTimer
+from trainyard_trainer.stragglers import Slowest, Stragglers, slowest
+
+MakeJob = Callable[..., TrainerJob]
+SLOW = 0.05  # seconds; a step of these models takes less than a tenth of it
+
+
+@pytest.fixture(autouse=True)
+def _slow_rank(rank_server: RankServer) -> None:
+    rank_server.preload("tests.unit.trainer.slow_rank")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_slow_rank_is_named(make_job: MakeJob, launch: Any, strategy: str) -> None:
+    run = launch(
+        make_job({"strategy": strategy}, max_steps=100_000, eval_steps=0, log_steps=2),
+        ranks=2,
+        env={"SLOW_RANK": f"1:{SLOW}"},
+    )
+    run.wait_until(lambda: "straggler" in run.err, "a straggler is named")
+    (line,) = [line for line in run.err.splitlines() if "straggler" in line]
+    host = re.escape(socket.gethostname())
+    assert re.fullmatch(
+        rf"warning: rank 1 \({host}\) is the straggler: its own work takes [\d.]+ s of a step,"
+        r" [\d.]+x the others' median",
+        line,
+    )
+    found = run.wait_for_report(lambda report: report.slowest_rank is not None).slowest_rank
+    assert (found.rank, found.host) == (1, socket.gethostname())
+    assert found.step_seconds >= SLOW
+    assert found.factor >= 1.3
+    url = f"http://127.0.0.1:{run.job.report_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text = response.read().decode()
+    work = dict(re.findall(r'trainyard_rank_step_seconds{rank="(\d)",run="tiny"} (\S+)', text))
+    assert sorted(work) == ["0", "1"]
+    # Both ranks' steps take more than SLOW: rank 0 waits for most of it.
+    assert float(work["1"]) >= SLOW > float(work["0"])
+
+
+def test_waiting_is_no_work() -> None:
+    timer = StepTimer(torch.device("cpu"))
+    moments = iter([0.0, 1.0, 4.0, 5.0, 7.0, 10.0])
+    timer._now = lambda: next(moments)  # type: ignore[method-assign]
+    timer.wait_begins()  # in an evaluation
+    timer.wait_ends()
+    timer.begin()
+    timer.wait_begins()
+    timer.wait_begins()
+    timer.wait_ends()
+    timer.wait_ends()
+    timer.wait_begins()
+    timer.wait_ends()
+    timer.end()
+    (step,) = timer.read()
+    assert (step.seconds, step.work) == (10.0, 5.0)
+    assert timer.read() == []
+
+
+def test_the_slowest_is_measured_by_the_others() -> None:
+    assert slowest([1.0]) is None
+    assert slowest([1.0, 3.0]) == Slowest(rank=1, seconds=3.0, others=1.0)
+    assert slowest([1.0, 9.0, 3.0, 2.0]) == Slowest(rank=1, seconds=9.0, others=2.0)
+
+
+def test_one_slow_line_is_no_straggler_and_nothing_is_said_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stragglers = Stragglers(["a", "b"], Console(speaks=True))
+    even, slow = Slowest(0, 1.1, 1.0), Slowest(1, 2.0, 1.0)
+    for found in (slow, slow, even, slow, slow):
+        stragglers.judge(found)
+    assert capsys.readouterr() == ("", "")
+    for found in (slow, slow, slow, even, even, slow, even):
+        stragglers.judge(found)
+    out, err = capsys.readouterr()
+    assert err == (
+        "warning: rank 1 (b) is the straggler: its own work takes 2 s of a step,"
+        " 2.0x the others' median\n"
+    )
+    assert out == ""
+    for _ in range(4):
+        stragglers.judge(even)
+    assert capsys.readouterr() == ("rank 1 is as fast as the others again\n", "")
