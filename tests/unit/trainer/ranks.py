@@ -63,7 +63,7 @@ class RankServer:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=DEADLINE)
 
 
 @dataclass

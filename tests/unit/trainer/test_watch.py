@@ -1,0 +1,106 @@
+"""A rank that is stopped, or keeps the others waiting, is named; a slow one is left alone."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tests.unit.trainer.ranks import RankServer, free_port
+from trainyard_api.job import TrainerJob
+
+MakeJob = Callable[..., TrainerJob]
+TIMEOUT = 1.5  # seconds; see mischief.SLOW
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mischief(rank_server: RankServer) -> None:
+    rank_server.preload("tests.unit.trainer.mischief")
+
+
+@pytest.fixture
+def agent() -> Iterator[dict[str, str]]:
+    """A store outside the ranks, as torchrun's agent serves it."""
+    port = free_port()
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", port, is_master=True, wait_for_workers=False
+    )
+    yield {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(port)}
+    del store
+
+
+def forever(make_job: MakeJob, job: dict[str, Any] | None = None) -> TrainerJob:
+    return make_job(job, max_steps=100_000, eval_steps=0, hang_timeout_seconds=TIMEOUT)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named(
+    make_job: MakeJob, launch: Any, agent: dict[str, str], stopped: int
+) -> None:
+    run = launch(forever(make_job), ranks=2, env=agent)
+    run.wait_for_step(9)
+    os.kill(run.pids[stopped], signal.SIGSTOP)
+    codes = run.wait(terminate=False)
+    other = 1 - stopped
+    assert codes[stopped] == -signal.SIGKILL  # SIGTERM would have to wait until it goes on
+    assert codes[other] == 1
+    first, *stacks = run.err.splitlines()
+    says = "rank 1: " if other else ""
+    assert first.startswith(f"{says}HangError: rank {stopped} (")
+    assert f"pid {run.pids[stopped]}) is stopped: nothing heard for " in first
+    assert f"; rank {other} is in step " in first
+    assert "; last seen in step " in first
+    assert stacks[0].startswith(f"  rank {stopped} (")
+    assert any("trainyard_trainer/loop.py:" in line for line in stacks)
+    assert run.error_message(other) == first.removeprefix(says)
+
+
+def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch: Any) -> None:
+    run = launch(forever(make_job), ranks=2)
+    run.wait_for_step(9)
+    os.kill(run.pids[0], signal.SIGSTOP)
+    assert run.wait(terminate=False) == [-signal.SIGKILL, 1]
+    assert run.err.startswith("rank 1: HangError: rank 0 (")
+    assert "is stopped: nothing heard for " in run.err
+
+
+def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any) -> None:
+    job = forever(make_job, {"checkpoint": {"everySteps": 8}})
+    run = launch(job, ranks=2, env={"MISCHIEF": "1:skips a collective"})
+    assert run.wait(terminate=False) == [1, 1]
+    first = run.err.splitlines()[0]
+    assert first.startswith("HangError: no progress for ")
+    assert f"rank 1 ({socket.gethostname()}, pid {run.pids[1]}) is not where the others" in first
+    assert ": it is in step 17 at " in first
+    assert "; rank 0 waits in checkpointing after step 16 at " in first
+    # Both leave the same words: whichever the operator hears first, the reason is the same.
+    assert run.error_message(0) == run.error_message(1) == first
+
+
+def test_a_rank_that_waits_for_its_data_is_named(make_job: MakeJob, launch: Any) -> None:
+    run = launch(forever(make_job), ranks=2, env={"MISCHIEF": "1:waits for data"})
+    assert run.wait(terminate=False) == [1, 1]
+    first, *stacks = run.err.splitlines()
+    assert f"pid {run.pids[1]}) holds up the others: it is in step 10 at " in first
+    assert "stuck_in_the_data" in first
+    assert "rank 0 waits in step 10 at " in first
+    assert any("Loop._train_step" in line for line in stacks)
+
+
+def test_one_process_that_hangs_is_told_where(make_job: MakeJob, launch: Any) -> None:
+    run = launch(forever(make_job), env={"MISCHIEF": "0:waits for data"})
+    assert run.wait() == [1]
+    assert "hangs in step 10 at " in run.err
+    assert "stuck_in_the_data" in run.err
+
+
+def test_what_is_slow_does_not_hang(make_job: MakeJob, train: Any) -> None:
+    """One rank's first step and evaluation, and the disk, take longer than the timeout."""
+    saves = {"checkpoint": {"everySteps": 2}}
+    job = make_job(saves, max_steps=4, eval_steps=0, hang_timeout_seconds=TIMEOUT)
+    run = train(job, ranks=2, env={"MISCHIEF": "1:is slow"})
+    assert run.err == ""
+    assert run.result["step"] == 4
