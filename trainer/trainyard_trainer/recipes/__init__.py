@@ -10,6 +10,7 @@ RECIPES = {
     "causal-lm-finetune": "causal_lm_finetune",
     "char-gpt": "char_gpt",
     "gpt": "gpt",
+    "image-classification": "image_classification",
     "text-classification": "text_classification",
 }
 

@@ -1,0 +1,98 @@
+"""A residual network for small images; its sizes have the names of Hugging Face's ResNetConfig.
+
+He et al., "Deep Residual Learning for Image Recognition", 2016, with basic blocks: two 3x3
+convolutions each. Needs torch alone: an exported model carries this very file, see resnet_hf.py.
+Shapes in comments: B images, C channels, H x W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Channels that are normalised together (Wu and He, 2018, found 16 to be best); widths are
+# multiples of it.
+GROUP_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class ResNetShape:
+    """The sizes that define the model."""
+
+    num_labels: int
+    embedding_size: int  # channels of the first convolution, at full resolution
+    hidden_sizes: tuple[int, ...]  # channels of each stage
+    depths: tuple[int, ...]  # blocks of each stage
+    downsample_in_first_stage: bool  # every later stage halves height and width
+
+    def __post_init__(self) -> None:
+        # From a config.json they come as lists.
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        object.__setattr__(self, "depths", tuple(self.depths))
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution without bias, and GroupNorm.
+
+    Not BatchNorm: that would normalise by the part of the batch a rank happens to have, so a
+    step's numbers would depend on how many ranks and micro-batches share it, and evaluation would
+    use averages of the past instead of what training computes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+            nn.GroupNorm(out_channels // GROUP_CHANNELS, out_channels),
+        )
+
+
+class Block(nn.Module):
+    """Two convolutions, added to their input."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.conv1(x)))
+        # Averaging loses nothing of the input; a strided 1x1 convolution would ignore 3 pixels
+        # of 4 (He et al., "Bag of Tricks for Image Classification", 2019).
+        x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, H, W), normalised -> logits (B, num_labels)."""
+
+    def __init__(self, shape: ResNetShape) -> None:
+        super().__init__()
+        self.stem = ConvNorm(3, shape.embedding_size, 3)
+        self.blocks = nn.ModuleList()
+        channels = shape.embedding_size
+        for stage, (width, depth) in enumerate(zip(shape.hidden_sizes, shape.depths, strict=True)):
+            for index in range(depth):
+                halve = index == 0 and (stage > 0 or shape.downsample_in_first_stage)
+                self.blocks.append(Block(channels, width, 2 if halve else 1))
+                channels = width
+        self.classifier = nn.Linear(channels, shape.num_labels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He's normal initialisation; every block starts as its shortcut."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Block):
+                nn.init.zeros_(cast(Tensor, module.conv2[1].weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return cast(Tensor, self.classifier(x.mean((2, 3))))
