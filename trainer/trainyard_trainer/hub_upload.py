@@ -1,5 +1,6 @@
 """Sending an exported model to the Hugging Face Hub."""
 
+import os
 from pathlib import Path
 
 from trainyard_trainer.errors import UserError
@@ -12,17 +13,18 @@ class UploadError(UserError):
 def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
     """Send every file of `directory` in one commit; the URL of the repository.
 
-    The repository is made if need be. The token is HF_TOKEN's, or the one `hf auth login` keeps.
+    The repository is made if need be. The token is that of the environment variable HF_TOKEN.
     Raises UploadError.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    if get_token() is None:
+    token = os.environ.get("HF_TOKEN")
+    if not token:
         raise UploadError(
-            f"config.hub_model_id: no token to write to {hub_model_id} with: set HF_TOKEN"
+            f"config.hub_model_id: set HF_TOKEN to a token that may write to {hub_model_id}"
         )
-    api = HfApi()
     try:
+        api = HfApi(token=token)
         url = api.create_repo(hub_model_id, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=url.repo_id, folder_path=directory, commit_message=f"Trained: {directory.name}"

@@ -73,6 +73,7 @@ def merged(
     prefixed = {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()}
     wrapped.load_state_dict(prefixed, assign=True)
     wrapped.save_pretrained(adapter_directory)
+    (adapter_directory / "README.md").unlink(missing_ok=True)  # a form nobody has filled in
     result: PreTrainedModel = wrapped.merge_and_unload()
     return result
 
