@@ -102,11 +102,8 @@ def test_the_rank_that_is_elsewhere_is_named() -> None:
 
 @pytest.mark.parametrize("skips", [0, 1])
 def test_of_two_ranks_the_one_that_went_on_has_skipped_something(skips: int) -> None:
-    waits: dict[str, Any] = {
-        "stack": GATHER,
-        "phase": "checkpointing",
-        "doing": "checkpointing after step 4",
-    }
+    doing = "checkpointing after step 4"
+    waits: dict[str, Any] = {"stack": GATHER, "phase": "checkpointing", "doing": doing}
     ranks = [seen(rank, **({} if rank == skips else waits)) for rank in range(2)]
     assert f"rank {skips} (host{skips}, pid {skips}) is not where the others are" in named(*ranks)
 

@@ -32,8 +32,10 @@ def agent() -> Iterator[dict[str, str]]:
     del store
 
 
-def forever(make_job: MakeJob, job: dict[str, Any] | None = None) -> TrainerJob:
-    return make_job(job, max_steps=100_000, eval_steps=0, hang_timeout_seconds=TIMEOUT)
+def forever(make_job: MakeJob, every_steps: int = 100_000) -> TrainerJob:
+    """Steps, and checkpoints if asked for, and nothing else."""
+    saves = {"checkpoint": {"everySteps": every_steps}}
+    return make_job(saves, max_steps=100_000, eval_steps=0, hang_timeout_seconds=TIMEOUT)
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -68,7 +70,7 @@ def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch
 
 
 def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any) -> None:
-    job = forever(make_job, {"checkpoint": {"everySteps": 8}})
+    job = forever(make_job, every_steps=8)
     run = launch(job, ranks=2, env={"MISCHIEF": "1:skips a collective"})
     assert run.wait(terminate=False) == [1, 1]
     first = run.err.splitlines()[0]
