@@ -57,12 +57,12 @@ class Listeners:
         if self.reporter:
             self.reporter.metrics.step_seconds.observe(seconds)
 
-    def worked(self, seconds: list[float]) -> None:
-        """Each rank's own work in a step, the mean since the last line of progress."""
+    def worked(self, seconds: list[float], steps: int) -> None:
+        """Each rank's own work in a step, the mean of those since the last line of progress."""
         if self.reporter:
             self.reporter.metrics.worked(seconds)
         if self.stragglers and (found := slowest(seconds)):
-            self.stragglers.judge(found)
+            self.stragglers.judge(found, steps)
             host = self.stragglers.hosts[found.rank]
             slow = SlowestRank(
                 rank=found.rank, host=host, step_seconds=found.seconds, factor=found.factor

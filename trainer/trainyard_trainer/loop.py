@@ -203,7 +203,7 @@ class Loop:
             time=time.time(),
         )
         if self.parallel.knows_waits:
-            self.out.worked((self._work / steps).tolist())
+            self.out.worked((self._work / steps).tolist(), steps)
         speed = (samples_per_second, "samples")
         if tokens_per_second:
             speed = (tokens_per_second, "tokens")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from trainyard_trainer.console import Console
 
 CLEAR_FACTOR = 1.3  # of the others' median: less is no news on a machine that does other things
-LINES_IN_A_ROW = 3  # lines of progress in which it must be the same rank
+LINES_IN_A_ROW = 3  # lines of progress in which it must be the same rank,
+LOST_SECONDS = 2.0  # and what it must have cost the others in them
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,18 @@ class Stragglers:
         self._console = console
         self._suspect: int | None = None
         self._times = 0
+        self._lost = 0.0
         self._named: int | None = None
 
-    def judge(self, found: Slowest) -> None:
-        """Say it when `found` is the straggler for long enough, and when it no longer is."""
+    def judge(self, found: Slowest, steps: int) -> None:
+        """Hear of another `steps`; say who is the straggler for long enough, or no longer is."""
         suspect = found.rank if found.factor >= CLEAR_FACTOR else None
-        self._times = self._times + 1 if suspect == self._suspect else 1
-        self._suspect = suspect
-        if self._times < LINES_IN_A_ROW or suspect == self._named:
+        if suspect != self._suspect:
+            self._suspect, self._times, self._lost = suspect, 0, 0.0
+        self._times += 1
+        self._lost += steps * (found.seconds - found.others)
+        enough = suspect is None or self._lost >= LOST_SECONDS
+        if self._times < LINES_IN_A_ROW or not enough or suspect == self._named:
             return
         if suspect is None:
             self._console.say(f"rank {self._named} is as fast as the others again")
