@@ -93,14 +93,13 @@ Look = Callable[[Beat], State]
 
 def find_hang(seen: Sequence[Seen], timeout: float, pause: float, look: Look) -> Hang | None:
     """The hang there is, if there is one; `pause`: seconds within which a living rank speaks."""
+    silent = [rank for rank in seen if is_lost(rank, timeout, look, seen)]
+    if not silent and any(rank.stalled <= rank.beat.limit for rank in seen):
+        return None  # the others may be waiting for this one
     if any(rank.beat.left or look(rank.beat) == "gone" for rank in seen):
         return None  # the end of a rank has its own reason, which that rank or its launcher tells
-    silent = [rank for rank in seen if is_lost(rank, timeout, look, seen)]
-    if silent:
-        return silence(silent, seen, look)
-    if any(rank.stalled <= rank.beat.limit for rank in seen):
-        return None  # the others may be waiting for this one
-    silent = [r for r in seen if r.silent > pause and look(r.beat) in ("stopped", "unknown")]
+    if not silent:
+        silent = [r for r in seen if r.silent > pause and look(r.beat) in ("stopped", "unknown")]
     return silence(silent, seen, look) if silent else _stall(seen)
 
 

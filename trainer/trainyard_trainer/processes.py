@@ -1,6 +1,7 @@
 """What this machine tells about another process on it (Linux; elsewhere nothing)."""
 
 import contextlib
+import functools
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 State = Literal["stopped", "alive", "gone", "unknown"]
 
 
+@functools.cache
 def place() -> str:
     """Names the set of process ids this process sees: equal only within one container or host."""
     try:
