@@ -5,9 +5,14 @@ import time
 from collections.abc import Iterator
 
 # Long without a sign of progress, and rightly so: reading data, writing to a slow disk. The process
-# group itself gives up after as long.
-LONG = frozenset({"loading", "saving", "exporting"})
+# group itself gives up after as long. Sending a model out has time-outs of its own.
 LONG_SECONDS = 1800.0
+LIMITS = {
+    "loading": LONG_SECONDS,
+    "saving": LONG_SECONDS,
+    "exporting": LONG_SECONDS,
+    "uploading": float("inf"),
+}
 # The first time something is done kernels are compiled, memory is reserved, connections are made.
 FIRST_SECONDS = 600.0
 # An ordinary wait may be this many times as long as the longest of the latest ones.
@@ -64,9 +69,8 @@ class Position:
     def limit(self, timeout: float, compiles: bool) -> float:
         """Seconds without progress after which something is wrong; never below `timeout`."""
         waits = self._waits.get(self.phase)
-        if self.phase in LONG or (compiles and not waits):
-            return max(timeout, LONG_SECONDS)
-        return max(timeout, SLACK * waits[-1] if waits else FIRST_SECONDS)
+        usual = SLACK * waits[-1] if waits else LONG_SECONDS if compiles else FIRST_SECONDS
+        return max(timeout, LIMITS.get(self.phase, usual))
 
     def __str__(self) -> str:
         """`step 137`, `evaluating after step 136`, `loading`."""

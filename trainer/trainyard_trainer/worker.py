@@ -93,7 +93,8 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     if model:
         directory = Path(job.run_dir) / model.path
         out.console.say(f"model exported to {directory}")
-        _upload(recipe, directory, out.console)
+        with out.doing("uploading"):
+            _upload(recipe, directory, out.console)
     if out.history:
         out.history.finish_drawing()
     checkpointer.close()
