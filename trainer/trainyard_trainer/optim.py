@@ -16,12 +16,14 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
+        # torch has no fused SGD for the parts that FSDP keeps.
+        sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)
         return torch.optim.SGD(
             groups,
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
-            fused=True,
+            fused=not sharded,
         )
     return torch.optim.AdamW(
         groups,

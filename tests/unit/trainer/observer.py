@@ -25,7 +25,6 @@ from trainyard_trainer.loop import Loop
 from trainyard_trainer.parallel import Parallel
 
 LOOK_AHEAD_STEPS = 20
-PLACES = ("batch", "gradients", "evaluation", "save", "write", "export")
 _SEEN = "ids and noise"  # travels with the batch, also out of the loader's workers
 
 
