@@ -1,48 +1,44 @@
 """The yardstick: a plain training loop in one file, as nanoGPT writes one.
 
-The same GPT, batch, optimizer, schedule and clipping as recipe char-gpt, and nothing else: no
-resuming, no reports, no checkpoints. Prints one JSON line: steps, seconds and tokens per second
-after the warm-up steps, and the last loss.
+The same GPT, batch, optimizer, schedule and clipping as recipe gpt, and nothing else: no resuming,
+no reports, no checkpoints. Under torchrun the same with DistributedDataParallel. Prints one JSON
+line: steps, seconds and tokens per second after the warm-up steps, and the last loss.
 """
 
 import argparse
 import json
 import math
-import sysconfig
+import os
 import time
-from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--tokens", required=True, help="a .npy file of token ids")
+parser.add_argument("--vocab-size", type=int, required=True)
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--warmup", type=int, default=40, help="steps that aren't timed")
-parser.add_argument("--batch-size", type=int, default=32)
-parser.add_argument("--block-size", type=int, default=128)
+parser.add_argument("--batch-size", type=int, default=12, help="sequences per process")
+parser.add_argument("--block-size", type=int, default=64)
 parser.add_argument("--n-layer", type=int, default=4)
 parser.add_argument("--n-head", type=int, default=4)
 parser.add_argument("--n-embd", type=int, default=128)
 args = parser.parse_args()
+rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 torch.manual_seed(1337)
-
-# Data: source files of the standard library, one id per character.
-text = ""
-for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-    text += path.read_text(encoding="utf-8")
-    if len(text) > 4_000_000:
-        break
-text = "".join(c for c in text if c.isascii())
-chars = sorted(set(text))
-lookup = {c: i for i, c in enumerate(chars)}
-data = torch.tensor([lookup[c] for c in text])
+data = np.load(args.tokens, mmap_mode="r")
+generator = torch.Generator().manual_seed(rank)
 
 
 def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    starts = torch.randint(len(data) - args.block_size, (args.batch_size,))
-    x = torch.stack([data[i : i + args.block_size] for i in starts])
-    y = torch.stack([data[i + 1 : i + 1 + args.block_size] for i in starts])
+    T = args.block_size
+    starts = torch.randint(len(data) - T, (args.batch_size,), generator=generator)
+    x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
+    y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
     return x, y
 
 
@@ -67,7 +63,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.wte = nn.Embedding(len(chars) + 1, args.n_embd)
+        self.wte = nn.Embedding(args.vocab_size, args.n_embd)
         self.wpe = nn.Embedding(args.block_size, args.n_embd)
         self.blocks = nn.ModuleList(Block() for _ in range(args.n_layer))
         self.ln_f = nn.LayerNorm(args.n_embd)
@@ -84,19 +80,22 @@ class GPT(nn.Module):
         return loss
 
 
-model = GPT()
+model: nn.Module = GPT()
+if world_size > 1:
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(model)
 groups = [
     {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
     {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
 ]
-optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.99), fused=True)
+optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 loss = torch.zeros(())
 began = time.time()
 for step in range(args.steps):
     if step == args.warmup:
         began = time.time()
     for group in optimizer.param_groups:
-        group["lr"] = 3e-4 + 2.7e-3 * (1 + math.cos(math.pi * step / args.steps)) / 2
+        group["lr"] = 1e-4 + 9e-4 * (1 + math.cos(math.pi * step / args.steps)) / 2
     loss = model(*get_batch())
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,14 +104,9 @@ for step in range(args.steps):
     if step % 10 == 0:
         loss.item()
 seconds = time.time() - began
-tokens = (args.steps - args.warmup) * args.batch_size * args.block_size
-print(
-    json.dumps(
-        {
-            "steps": args.steps,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "loss": loss.item(),
-        }
-    )
-)
+tokens = (args.steps - args.warmup) * args.batch_size * args.block_size * world_size
+if rank == 0:
+    result = {"steps": args.steps, "seconds": seconds, "tokens_per_second": tokens / seconds}
+    print(json.dumps(result | {"loss": loss.item()}))
+if world_size > 1:
+    dist.destroy_process_group()
