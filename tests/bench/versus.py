@@ -1,0 +1,181 @@
+"""The trainer beside a plain loop: samples per second, side by side and interleaved.
+
+A benchmark says what its recipe trains on and which script is the plain loop; see
+image_throughput.py. Both run as one process and as two DDP processes under torchrun, with the same
+batch per process and one thread each. The trainer saves checkpoints and is scraped; the plain loop
+does nothing but train. Timed from the end of the warm-up steps to the last step.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+LOG_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What both contenders train.
+
+    Attributes:
+        recipe, config, precision: the trainer's; batch_size, max_steps and the like are added.
+        script: the plain loop, a file beside this one. It takes --steps, --warmup, --batch-size
+            (per process) and `arguments`, and prints samples_per_second and loss as JSON.
+    """
+
+    recipe: str
+    config: dict[str, Any]
+    precision: str
+    script: str
+    arguments: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: samples per second of all processes, and the last loss it told."""
+
+    rate: float
+    loss: float
+
+
+def plain_loop(contest: Contest, options: argparse.Namespace, processes: int) -> Result:
+    """The script's own figures."""
+    arguments = [f"--steps={options.steps}", f"--warmup={options.warmup}"]
+    arguments += [f"--batch-size={options.batch_size}", *contest.arguments]
+    told = _python(processes, [str(HERE / contest.script), *arguments], {})
+    found = json.loads(told.strip().splitlines()[-1])
+    return Result(found["samples_per_second"], found["loss"])
+
+
+def trainer(contest: Contest, options: argparse.Namespace, processes: int) -> Result:
+    """Timed between two lines of its metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as folder, scraped() as port:
+        config = contest.config | {
+            "batch_size": options.batch_size * processes,
+            "max_steps": options.steps,
+            "log_steps": LOG_STEPS,
+            "eval_steps": 0,
+            "eval_batches": 1,
+        }
+        job = {
+            "run": "bench",
+            "recipe": contest.recipe,
+            "config": config,
+            "precision": contest.precision,
+            "checkpoint": {"everySteps": options.save_every, "keepLast": 2},
+            "runDir": str(Path(folder) / "run"),
+            "reportPort": port,
+        }
+        _python(processes, ["-m", "trainyard_trainer"], {"TRAINYARD_JOB": json.dumps(job)})
+        lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
+    logged = {line["step"]: line for line in map(json.loads, lines) if "loss" in line}
+    seconds = logged[options.steps]["time"] - logged[options.warmup]["time"]
+    samples = (options.steps - options.warmup) * config["batch_size"]
+    return Result(samples / seconds, logged[options.steps]["loss"])
+
+
+def _python(processes: int, arguments: list[str], env: dict[str, str]) -> str:
+    """What it prints, started by torchrun for more than one process."""
+    launcher = [*LAUNCHER, str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, *arguments]
+    run = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{run.stderr}")
+    return run.stdout
+
+
+@contextlib.contextmanager
+def scraped() -> Iterator[int]:
+    """A port that is asked, every 5 seconds, what Prometheus and the operator ask a trainer."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = int(server.getsockname()[1])
+    stop = threading.Event()
+
+    def scrape() -> None:
+        while not stop.wait(5):
+            for path in ("metrics", "progress"):
+                with contextlib.suppress(OSError):  # not up yet, or already gone
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5).read()
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    try:
+        yield port
+    finally:
+        stop.set()
+        scraper.join()
+
+
+CONTENDERS = {"plain loop": plain_loop, "trainer": trainer}
+
+
+def parser(description: str, batch_size: int) -> argparse.ArgumentParser:
+    """The options every contest has; a benchmark may add its own."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--repeats", type=int, default=5)
+    found.add_argument("--steps", type=int, default=100, help="a multiple of 10")
+    found.add_argument("--warmup", type=int, default=20, help="a multiple of 10")
+    found.add_argument("--save-every", type=int, default=50)
+    found.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    found.add_argument("--batch-size", type=int, default=batch_size, help="samples per process")
+    return found
+
+
+def run(contest: Contest, options: argparse.Namespace) -> None:
+    """Every contender, `repeats` times, interleaved; then the medians and ratios."""
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}; {contest.recipe}, {contest.precision}, {contest.config}")
+    results: dict[tuple[str, int], list[Result]] = {}
+    for repeat in range(1, options.repeats + 1):
+        for processes in options.processes:
+            for name, contender in CONTENDERS.items():
+                result = contender(contest, options, processes)
+                results.setdefault((name, processes), []).append(result)
+                print(
+                    f"repeat {repeat}: {name} x{processes}: {result.rate:,.1f} samples/s,"
+                    f" loss {result.loss:.3f} (load {os.getloadavg()[0]:.1f})",
+                    flush=True,
+                )
+    _show(results, options.processes)
+
+
+def _show(results: dict[tuple[str, int], list[Result]], counts: Sequence[int]) -> None:
+    median = {key: statistics.median(r.rate for r in runs) for key, runs in results.items()}
+    table = Table("", "processes", "samples/s", "min to max", "of the plain loop", "last loss")
+    for (name, processes), runs in results.items():
+        rates = [result.rate for result in runs]
+        table.add_row(
+            name,
+            str(processes),
+            f"{median[name, processes]:,.1f}",
+            f"{min(rates):,.1f} to {max(rates):,.1f}",
+            f"{median[name, processes] / median['plain loop', processes]:.3f}",
+            f"{runs[-1].loss:.3f}",
+        )
+    Console(width=100).print(table)
+    for processes in counts:
+        ratio = median["trainer", processes] / median["plain loop", processes]
+        print(f"trainer / plain loop, {processes} process(es): {ratio:.3f} (aim >= 1.0)")
+    if {1, 2} <= set(counts):
+        for name in CONTENDERS:
+            print(f"1 -> 2 processes, {name}: {median[name, 2] / (2 * median[name, 1]):.1%}")
