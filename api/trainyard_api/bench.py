@@ -52,7 +52,7 @@ class BenchSpec(SpecModel):
         AfterValidator(_check_matrix),
     ] = Field(
         description="Dotted paths in the template's spec, each with the values to try:"
-        " {strategy: [ddp, fsdp], config.batch_size: [32, 64]}.",
+        " {strategy: [ddp, fsdp], config.batch_size: [32, 64]}. null: as the template has it.",
     )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list,

@@ -106,8 +106,9 @@ def label(values: dict[str, Any], matrix: dict[str, list[Any]]) -> str:
     parts = []
     for path in varied(matrix):
         value = values[path]  # a word speaks for itself, a number doesn't
-        parts.append(value if isinstance(value, str) else f"{names[path]}={value_text(value)}")
-    return ", ".join(parts)
+        if value is not None:
+            parts.append(value if isinstance(value, str) else f"{names[path]}={value_text(value)}")
+    return ", ".join(parts) or "the template"
 
 
 def value_text(value: Any) -> str:
@@ -161,7 +162,8 @@ def cell_spec(bench: BenchSpec, values: dict[str, Any]) -> dict[str, Any]:
         config.pop("num_epochs", None)
     if spec.get("recipe") is None and "recipe" not in values:
         settings = {}  # a command: refused, but not for settings that the user didn't write
-    for path, value in (settings | values).items():
+    chosen = {path: value for path, value in values.items() if value is not None}
+    for path, value in (settings | chosen).items():
         put(spec, path, value)
     return spec
 

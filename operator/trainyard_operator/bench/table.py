@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from rich.console import RenderableType
@@ -30,10 +31,7 @@ def columns(report: BenchReport) -> list[Column]:
     """What tells the cells apart, samples/s, then the figures that at least one cell has."""
     matrix, cells = report.spec.matrix, report.cells
     names = short_names(matrix)
-    keys = [
-        Column(names[path], lambda cell, path=path: value_text(cell.values[path]), figure=False)  # type: ignore[misc]
-        for path in varied(matrix)
-    ]
+    keys = [Column(names[path], partial(_value, path), figure=False) for path in varied(matrix)]
     figures = [
         Column("samples/s", lambda cell: spread_text(cell.samples_per_second, number)),
         Column("tokens/s", lambda cell: _median(cell.tokens_per_second, number)),
@@ -153,6 +151,11 @@ def spread_text(spread: Spread | None, show: Callable[[float], str]) -> str:
         return MISSING
     median, least, most = show(spread.median), show(spread.min), show(spread.max)
     return median if least == most == median else f"{median} ({least}–{most})"
+
+
+def _value(path: str, cell: CellResult) -> str:
+    value = cell.values[path]
+    return MISSING if value is None else value_text(value)
 
 
 def _median(spread: Spread | None, show: Callable[[float], str]) -> str:

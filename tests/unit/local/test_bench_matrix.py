@@ -12,6 +12,7 @@ from trainyard_operator.bench.cells import expand, label, make_cells, short_name
 from trainyard_operator.bench.file import load
 from trainyard_operator.local.store import UserError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 MATRIX: dict[str, Any] = {"strategy": ["ddp", "fsdp"], "numProcPerNode": [1, 2]}
 TEMPLATE: dict[str, Any] = {"spec": {"recipe": "char-gpt", "config": {"n_layer": 1}}}
 
@@ -48,6 +49,15 @@ def test_excluded_are_cells_that_have_all_values_of_an_entry() -> None:
         ("fsdp", 2, "FULL_SHARD"),
         ("fsdp", 2, "SHARD_GRAD_OP"),
     ]
+
+
+def test_null_leaves_a_path_as_the_template_has_it() -> None:
+    none, two = make_cells(spec(matrix={"config.n_layer": [None, 2]}))
+    assert [cell.run.spec.config and cell.run.spec.config["n_layer"] for cell in (none, two)] == [
+        1,
+        2,
+    ]
+    assert [none.label, two.label] == ["the template", "n_layer=2"]
 
 
 def test_true_and_1_are_two_values() -> None:
@@ -147,3 +157,13 @@ def test_the_template_may_be_a_manifest_beside_the_file(tmp_path: Path) -> None:
     bench, cells = load(file, {"steps": 9})
     assert (bench.name, bench.steps) == ("my-bench", 9)
     assert {cell.run.spec.seed for cell in cells} == {5}
+
+
+def test_the_example_compares_ddp_and_fsdp() -> None:
+    bench, cells = load(EXAMPLES / "bench-cifar10.yaml", {})
+    assert bench.name == "cifar10-ddp-fsdp"
+    assert len(cells) == 12
+    assert [cell.label for cell in (cells[0], cells[-1])] == [
+        "ddp, fp32, numProcPerNode=1",
+        "fsdp, SHARD_GRAD_OP, bf16, numProcPerNode=2",
+    ]
