@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test e2e lint format cluster cluster-down cluster-status images lock crd clean
+.PHONY: help demo test e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,12 @@ test: .venv/ready ## all tests that need neither a cluster nor root
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m images build --tag $(TAG) --load
 	$(BIN)/python -m pytest tests/charts tests/e2e --tag $(TAG)
+
+kill-soak: .venv/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
+	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)
+
+bench: ## list the benchmarks: one command each, for an idle machine
+	@for file in tests/bench/*.py; do grep -q "^    python -m" $$file && head -1 $$file && grep -m1 "^    python -m" $$file; done | tr -d '"'
 
 lint: .venv/ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
