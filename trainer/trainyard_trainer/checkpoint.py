@@ -194,7 +194,8 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is no Exception
-            message = f"{final}: {_reason(error)}{_space(self.parent)}"
+            space = "" if isinstance(error, CheckpointError) else _space(self.parent)
+            message = f"{final}: {_reason(error)}{space}"
             if self.fence is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             return None, message

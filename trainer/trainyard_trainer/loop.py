@@ -1,8 +1,10 @@
 """The training loop."""
 
+import itertools
 import math
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -57,6 +59,7 @@ class Loop:
             config.batch_size, recipe.tokens_per_sample, config.timing_warmup_steps
         )
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
+        self._norms = torch.zeros_like(self._losses)  # of the gradients, the same on every rank
         self._unread = 0  # losses still on the device
         self._window: list[float] = []  # losses read since the last line of progress
         self._work = torch.zeros(self.group.world_size)  # each rank's own seconds since then
@@ -109,7 +112,7 @@ class Loop:
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
             self.out.beat()
-        norm = parallel.clip_gradients(config.max_grad_norm)
+        norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
         if parallel.scaler.finite(norm):
             self.optimizer.step()
@@ -146,18 +149,19 @@ class Loop:
     def _read_losses(self) -> None:
         """Read the losses since the last time, averaged over the ranks, and the step times.
 
-        Raises NonFiniteLossError on every rank alike: each has the average.
+        Raises NonFiniteLossError on every rank alike, each has the average; for a gradient, too,
+        since it has spoilt the weights, though only the next loss would show it.
         """
         if self._unread == 0:
             return
         times = self.parallel.timer.read()
         work = torch.zeros(self.group.world_size)
         work[self.group.rank] = sum(step.work for step in times)
-        # One exchange for both: what each rank worked stands in its own place.
-        read = torch.cat([self._losses[: self._unread], work.to(self._losses.device)])
-        read = self.group.sum(read).cpu()
-        losses = (read[: self._unread] / self.group.world_size).tolist()
-        self._work += read[self._unread :]
+        # One exchange for all: what each rank worked stands in its own place.
+        unread = [self._losses[: self._unread], self._norms[: self._unread]]
+        read = self.group.sum(torch.cat([*unread, work.to(self._losses.device)])).cpu()
+        losses, norms = (read[: 2 * self._unread] / self.group.world_size).view(2, -1).tolist()
+        self._work += read[2 * self._unread :]
         for step_time in times:
             self.throughput.add(step_time.seconds)
             self.out.timed(step_time.seconds)
@@ -165,14 +169,21 @@ class Loop:
         self._losses.zero_()
         self._unread = 0
         self._window.extend(losses)
-        for step, loss in enumerate(losses, start=first):
+        for step, loss, norm in zip(itertools.count(first), losses, norms, strict=False):
             if not math.isfinite(loss):
-                self._hear(self.checkpointer.wait())
-                raise NonFiniteLossError(
-                    f"the loss of step {step} is {loss}; lower config.learning_rate"
-                    f" ({self.config.learning_rate:g}) or lengthen warmup_steps. Checkpoints of"
-                    " earlier steps are kept"
-                )
+                self._stop_for(f"loss of step {step} is {loss}")
+            if not math.isfinite(norm) and not self.parallel.scaler.enabled:
+                self._stop_for(f"gradient of step {step} is {norm}, its loss {loss:.4f}")
+        if self.parallel.scaler.exhausted:
+            self._stop_for(f"gradient of step {self.step} overflows fp16 at every loss scale")
+
+    def _stop_for(self, what: str) -> NoReturn:
+        """End the run: training on would be in vain. A save of an earlier step may still end."""
+        self._hear(self.checkpointer.wait())
+        raise NonFiniteLossError(
+            f"the {what}; lower config.learning_rate ({self.config.learning_rate:g}) or lengthen"
+            " warmup_steps. Checkpoints of earlier steps are kept"
+        )
 
     def _log(self, norm: torch.Tensor, eta: float) -> None:
         """One line of progress, the report and the metrics."""

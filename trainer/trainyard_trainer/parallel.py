@@ -30,6 +30,7 @@ class LossScaler:
     """
 
     GROWTH_STEPS = 2000
+    MIN_SCALE = 2.0**-10  # what overflows even so is no large number but not a number
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -47,6 +48,11 @@ class LossScaler:
         if self.good_steps == self.GROWTH_STEPS:
             self.scale, self.good_steps = self.scale * 2, 0
         return True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether step after step was skipped, and no scale will help."""
+        return self.scale < self.MIN_SCALE
 
     def state_dict(self) -> dict[str, float]:
         return {"scale": self.scale, "good_steps": self.good_steps}
@@ -177,6 +183,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that FSDP may have sharded; every rank must ask."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
+
+
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor that FSDP may have sharded."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def _recompute(block: nn.Module) -> None:

@@ -15,7 +15,6 @@ from trainyard_api.checkpoint import (
 )
 from trainyard_trainer.publish import TEMPORARY, Fence
 
-
 _Touched = frozenset[tuple[str, int, int]]
 
 

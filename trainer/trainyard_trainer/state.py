@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from trainyard_trainer.parallel import Parallel, first_names
+from trainyard_trainer.errors import CheckpointError
+from trainyard_trainer.parallel import Parallel, first_names, part
 
 STATE_TENSORS = "state.safetensors"
 Optimizer = torch.optim.Optimizer
@@ -87,6 +89,23 @@ class StateFiles(ABC):
                 tensors[key] = tensors[key].clone()
         return tensors
 
+    def _check_finite(self, tensors: dict[str, Tensor]) -> None:
+        """Raise CheckpointError, on every rank that writes, unless all weights are numbers.
+
+        A run that went on from others would never come to a number again.
+        """
+        finite = all(
+            bool(torch.isfinite(torch.stack(torch.aminmax(part(tensor)))).all())
+            for name, tensor in tensors.items()
+            if name.startswith("model.") and tensor.is_floating_point() and part(tensor).numel()
+        )
+        if not self._on_all(finite):
+            raise CheckpointError("the weights are not finite")
+
+    def _on_all(self, holds: bool) -> bool:
+        """Whether `holds` is true on every rank that writes; asked in the background."""
+        return holds
+
     @abstractmethod
     def read(self, directory: Path, same_ranks: bool) -> None:
         """Put a saved state in place; random states only where the ranks are the same."""
@@ -127,6 +146,7 @@ class WholeState(StateFiles):
 
             tensors = self._copy(state, ready)
             self.copied.set()
+            self._check_finite(tensors)
             for rank, states in enumerate(random):
                 tensors |= {f"rng.{rank}.{device}": tensor for device, tensor in states.items()}
             directory.mkdir(exist_ok=True)
@@ -206,6 +226,7 @@ class ShardedState(StateFiles):
         def write(directory: Path) -> None:
             staged = self._stager.stage(state)
             self.copied.set()
+            self._check_finite(staged)
             writer = FileSystemWriter(directory)
             save(staged, storage_writer=writer, process_group=self.group.background)
 
@@ -228,6 +249,13 @@ class ShardedState(StateFiles):
             prefix = f"rng.{self.group.rank}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             set_random_state(own, self.group.device)
+
+    def _on_all(self, holds: bool) -> bool:
+        if self.group.background is None:
+            return holds
+        votes = torch.tensor(int(holds))
+        dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.group.background)
+        return bool(votes)
 
     def close(self) -> None:
         if self._stager is not None:

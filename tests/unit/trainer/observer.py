@@ -3,6 +3,7 @@ its environment variables.
 
 OBSERVE=FOLDER: write the sample ids and the noise of every micro-batch that the loader delivers to
 FOLDER/rank-N.jsonl; after the last step, those of LOOK_AHEAD_STEPS more.
+POISON=RANK:COUNT: that rank's gradient is nan at its COUNT-th micro-batch, its loss is not.
 KILL=RANK:PLACE:COUNT: that rank dies by SIGKILL when it comes to PLACE for the COUNT-th time (from
 0): one of the names in `PLACES`, or `files`, any file operation in the run's directory.
 """
@@ -23,6 +24,7 @@ from trainyard_trainer.checkpoint import Checkpointer
 from trainyard_trainer.loader import Loader, Share, Shares, _Fetcher
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.parallel import Parallel
+from trainyard_trainer.recipes.char_gpt import CharGPT
 
 LOOK_AHEAD_STEPS = 20
 _SEEN = "ids and noise"  # travels with the batch, also out of the loader's workers
@@ -118,6 +120,20 @@ def train(job: Any, *arguments: Any) -> Any:
     return _work(job, *arguments)
 
 
+_loss = CharGPT.loss
+
+
+def loss(recipe: CharGPT, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    value = _loss(recipe, model, batch)
+    target, _, count = os.environ.get("POISON", "").partition(":")
+    if target == rank() and torch.is_grad_enabled():
+        _times["loss"] = _times.get("loss", 0) + 1
+        if _times["loss"] == int(count):
+            # 0, but the root's slope there is infinite.
+            return value + (value * 0).sqrt()
+    return value
+
+
 _work = worker.work
 _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = [
     (Loader, "__init__", init_loader),
@@ -125,6 +141,7 @@ _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = [
     (Shares, "__init__", init_shares),
     (_Fetcher, "__getitem__", fetch),
     (Loop, "run", run),
+    (CharGPT, "loss", loss),
     (worker, "work", train),
     (Checkpointer, "_write", write),
     *(

@@ -15,6 +15,15 @@ def test_overflow_skips_the_step_and_halves_the_scale() -> None:
     assert scaler.scale == start / 4
 
 
+def test_what_overflows_at_every_scale_is_no_number() -> None:
+    scaler = LossScaler(enabled=True)
+    for _ in range(26):
+        scaler.finite(torch.tensor(float("nan")))
+    assert not scaler.exhausted
+    scaler.finite(torch.tensor(float("nan")))
+    assert scaler.exhausted
+
+
 def test_a_calm_stretch_doubles_it_and_its_count_survives_a_restart() -> None:
     scaler = LossScaler(enabled=True)
     start = scaler.scale

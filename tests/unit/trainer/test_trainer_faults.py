@@ -158,6 +158,40 @@ def test_a_loss_that_explodes_stops_the_run(make_job: MakeJob, launch: Any) -> N
     assert run.error_message().startswith("NonFiniteLossError: the loss of step ")
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_gradient_that_is_no_number_spoils_no_checkpoint(
+    make_job: MakeJob, launch: Any, train: Any, rank_server: Any, strategy: str
+) -> None:
+    """The loss of its step is fine, and the step is one that saves: only the gradient tells."""
+    rank_server.preload("tests.unit.trainer.observer")
+    job = make_job({"strategy": strategy, "checkpoint": {"everySteps": 1}}, max_steps=6)
+    run = launch(job, ranks=2, env={"POISON": "1:3"})
+    run.wait()
+    assert "NonFiniteLossError: the gradient of step 3 is nan, its loss " in run.err
+    assert "Traceback" not in run.err
+    assert steps_in(run.run_dir) == ["step-00000001", "step-00000002"]
+    again = train(job.model_copy(update={"attempt": 2}), ranks=2)
+    assert again.result["resumedFromStep"] == 2
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_weights_beyond_all_numbers_are_not_saved(
+    make_job: MakeJob, launch: Any, strategy: str
+) -> None:
+    """Loss and gradient of the first step are finite; its update is not."""
+    job = make_job(
+        {"strategy": strategy, "checkpoint": {"everySteps": 1}},
+        optimizer="sgd",
+        learning_rate=3e38,
+        weight_decay=1e3,
+    )
+    run = launch(job, ranks=2)
+    run.wait()
+    assert "step-00000001: the weights are not finite; training goes on" in run.err
+    assert "NonFiniteLossError: the loss of step 2 is " in run.err
+    assert steps_in(run.run_dir) == []
+
+
 def test_a_disk_that_fills_up_costs_a_warning(make_job: MakeJob, launch: Any) -> None:
     # A limit on file size stands in for the full disk: the same writes fail in the same places.
     run = launch(make_job(max_steps=6), ranks=2, max_file_bytes=60_000)
