@@ -65,7 +65,7 @@ def load_pretrained(
     """A pretrained model in fp32; `auto` is the transformers class for its task.
 
     `fresh`: how the names of weights begin that may start from random ones, a head's for example.
-    Raises ConfigError where transformers would fill other missing weights so as well.
+    Raises ConfigError where transformers would fill other weights so as well.
     """
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in WEIGHTS):
         raise ConfigError(
@@ -73,8 +73,12 @@ def load_pretrained(
             " random ones"
         )
     model: PreTrainedModel
-    options |= {"dtype": torch.float32, "use_safetensors": True}
+    options |= {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
     model, info = _load(key, name, auto, output_loading_info=True, **options)
+    for weight, found, wanted in sorted(info["mismatched_keys"]):
+        raise ConfigError(
+            f"config.{key}: {weight} of {name} has the shape {tuple(found)}, not {tuple(wanted)}"
+        )
     if missing := sorted(each for each in info["missing_keys"] if not each.startswith(fresh)):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ConfigError(

@@ -28,14 +28,18 @@ class Texts:
         tokens: the ids of all texts.
         starts: where each text starts, and where the last one ends, shape (len + 1,).
         labels: the class of each, shape (len,).
+        max_length: tokens that a text can have.
     """
 
-    def __init__(self, tokens: Tokens, starts: Ids, labels: Labels, pad_id: int) -> None:
+    def __init__(
+        self, tokens: Tokens, starts: Ids, labels: Labels, pad_id: int, max_length: int
+    ) -> None:
         self.tokens = tokens
         self.starts = starts
         self.lengths = np.diff(starts)
         self.labels = labels
         self.pad_id = pad_id
+        self.max_length = max_length
 
     @classmethod
     def of(
@@ -55,7 +59,7 @@ class Texts:
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=starts[1:])
         tokens = np.fromiter((token for row in rows for token in row), np.int32, starts[-1])
-        return cls(tokens, starts, labels, int(tokenizer.pad_token_id))
+        return cls(tokens, starts, labels, int(tokenizer.pad_token_id), max_length)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +70,8 @@ class Texts:
         T is the longest text's length, rounded up.
         """
         lengths = self.lengths[ids]
-        columns = np.arange(-(-lengths.max() // _MULTIPLE) * _MULTIPLE)
+        rounded = -(-lengths.max() // _MULTIPLE) * _MULTIPLE
+        columns = np.arange(min(rounded, self.max_length))
         mask = columns < lengths[:, None]
         # Beyond a text's end lie other texts' tokens, or nothing.
         index = np.minimum(self.starts[ids][:, None] + columns, len(self.tokens) - 1)
@@ -82,7 +87,7 @@ class Texts:
         order = np.argsort(self.lengths, kind="stable")
         tokens = np.concatenate([self.tokens[self.starts[i] : self.starts[i + 1]] for i in order])
         starts = np.concatenate([[0], np.cumsum(self.lengths[order])])
-        return type(self)(tokens, starts, self.labels[order], self.pad_id)
+        return type(self)(tokens, starts, self.labels[order], self.pad_id, self.max_length)
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Add everything that defines the samples to a digest."""

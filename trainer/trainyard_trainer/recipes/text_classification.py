@@ -112,7 +112,9 @@ class TextClassificationConfig(TrainConfig):
     eval_batches: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
-    def _one_model(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.label_column == self.text_column:
+            raise ValueError(f"label_column and text_column are both {self.label_column}")
         if self.from_scratch is None:
             return self
         if "model" in self.model_fields_set:
@@ -126,6 +128,8 @@ class TextClassification(Recipe):
     """DistilBERT with a classification head, pretrained or from scratch."""
 
     Config = TextClassificationConfig
+    train: Texts
+    held_out: Texts
 
     def __init__(self, config: TextClassificationConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
@@ -150,12 +154,11 @@ class TextClassification(Recipe):
             texts = rows[config.text_column].to_pylist()
             return Texts.of(texts, labels, self.tokenizer, config.max_length)
 
-        self.train = texts = tokenised(train, labels)
-        self.held_out = held_out_texts = tokenised(held_out, held_out_labels).by_length()
-        self.mean_length = float(texts.lengths.mean())
+        self.train = tokenised(train, labels)
+        self.held_out = tokenised(held_out, held_out_labels).by_length()
         digest = hashlib.sha256()
-        texts.update(digest)
-        held_out_texts.update(digest)
+        self.train.update(digest)
+        self.held_out.update(digest)
         self.fingerprint = digest.hexdigest()
         if saved and saved["samples_sha256"] != self.fingerprint:
             raise ConfigError(
@@ -219,7 +222,7 @@ class TextClassification(Recipe):
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         return (
             f"{self.config.dataset}: {len(self.train):,} texts to train on"
-            f" ({self.mean_length:.0f} tokens on average), {len(self.held_out):,} to"
+            f" ({self.train.lengths.mean():.0f} tokens on average), {len(self.held_out):,} to"
             f" evaluate on, {len(self.classes)} classes ({shown})"
         )
 
