@@ -11,9 +11,13 @@ from rich.console import Console
 from trainyard_api.bench import BenchSpec
 from trainyard_api.bench_report import BenchReport, CellFailure, CellResult, Machine, Measurement
 from trainyard_api.progress import ProgressReport, StepSeconds
+from trainyard_api.status import TrainingRunStatus
+from trainyard_operator.bench.cells import make_cells
 from trainyard_operator.bench.chart import draw
+from trainyard_operator.bench.display import LiveBenchDisplay
 from trainyard_operator.bench.results import measurement, summarise
 from trainyard_operator.bench.table import failures, markdown, terminal
+from trainyard_operator.local.display import View
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -165,3 +169,27 @@ def test_the_chart_is_drawn_even_of_failures_alone(tmp_path: Path) -> None:
     pictures = [(tmp_path / name).read_bytes() for name in ("none.png", "one.png")]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert pictures[0] != pictures[1]
+
+
+def test_the_live_display_shows_the_bench_and_its_current_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = BenchSpec.model_validate(
+        {"template": {"spec": {"recipe": "char-gpt"}}, "matrix": {"strategy": ["ddp", "fsdp"]}}
+    )
+    cells = make_cells(bench)
+    display = LiveBenchDisplay(total=2)
+    display.begin(cells[0], 1)
+    display.end(cells[0], 1, measured(1, 1000))
+    assert capsys.readouterr().out == (
+        "[1/2] ddp; repeat 1: 1,000 samples/s, 10.0 ms a step, peak 100 MiB (5s)\n"
+    )
+    display.begin(cells[1], 1)
+    status = TrainingRunStatus(phase="Running", step=20, total_steps=60, throughput="9k tokens/s")
+    display.show(View(cells[1].run.model_copy(update={"status": status})), [])
+    Console(width=110).print(display._progress.get_renderable())
+    first, second = capsys.readouterr().out.splitlines()
+    assert "run 2 of 2" in first
+    assert "s left, Ctrl-C ends the bench" in first
+    assert "fsdp; repeat 1" in second
+    assert "9k tokens/s" in second
