@@ -86,7 +86,8 @@ class Parallel:
         self.scaler = LossScaler(enabled=precision == "fp16")
         self.timer = StepTimer(group.device)
         self.knows_waits = True
-        self.module = module.to(group.device)
+        # Training mode: transformers hands pretrained models out without their dropout.
+        self.module = module.to(group.device).train()
         self.model: nn.Module = self.module
         blocks = list(blocks)
         for block in blocks:
