@@ -5,7 +5,8 @@ from typing import Any
 
 from trainyard_api.bench_report import BenchReport, CellResult
 from trainyard_operator.bench.cells import label, short_names, value_text, varied
-from trainyard_operator.bench.table import conditions, number
+from trainyard_operator.bench.table import conditions
+from trainyard_operator.bench.units import number
 
 # Told apart by every kind of colour vision, and in grey by their lightness (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#555555")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from trainyard_api.bench_report import CellFailure, Measurement
 from trainyard_operator.bench.cells import Cell
-from trainyard_operator.bench.table import memory, milliseconds, number
+from trainyard_operator.bench.units import memory, milliseconds, number
 from trainyard_operator.local.display import Display, View
 from trainyard_operator.plan import RunEvent
 from trainyard_operator.status import duration_text
@@ -39,8 +39,9 @@ class BenchDisplay(Display):
         parts = [
             f"{number(outcome.samples_per_second)} samples/s",
             f"{milliseconds(outcome.step_seconds.mean)} ms a step",
-            f"peak {memory(outcome.peak_memory_bytes)}",
         ]
+        if outcome.peak_memory_bytes:
+            parts.append(f"peak {memory(outcome.peak_memory_bytes)}")
         self.say(f"{head}: {', '.join(parts)} ({duration_text(outcome.seconds)})")
 
     def skip(self, runs: int) -> None:

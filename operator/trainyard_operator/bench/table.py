@@ -7,11 +7,13 @@ from functools import partial
 from typing import Literal
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from trainyard_api.bench import BenchSpec
 from trainyard_api.bench_report import BenchReport, CellResult, Machine, Spread
 from trainyard_operator.bench.cells import label, short_names, value_text, varied
+from trainyard_operator.bench.units import memory, milliseconds, number
 from trainyard_operator.status import counted
 
 MISSING = "-"
@@ -33,13 +35,13 @@ def columns(report: BenchReport) -> list[Column]:
     names = short_names(matrix)
     keys = [Column(names[path], partial(_value, path), figure=False) for path in varied(matrix)]
     figures = [
-        Column("samples/s", lambda cell: spread_text(cell.samples_per_second, number)),
+        Column("samples/s", lambda cell: _spread(cell.samples_per_second, number)),
         Column("tokens/s", lambda cell: _median(cell.tokens_per_second, number)),
         Column("vs first", lambda cell: _factor(cell.speedup)),
         Column("efficiency", lambda cell: _percent(cell.efficiency)),
         Column("step ms", lambda cell: _median(cell.step_seconds, milliseconds)),
         Column("p99 ms", lambda cell: _median(cell.step_seconds_p99, milliseconds)),
-        Column("peak memory", lambda cell: memory(cell.peak_memory_bytes)),
+        Column("peak memory", _peak),
     ]
     shown = figures[:1] + [c for c in figures[1:] if any(c.show(cell) != MISSING for cell in cells)]
     if all(cell.processes == 1 for cell in cells):
@@ -121,7 +123,7 @@ def terminal(report: BenchReport) -> RenderableType:
         table.add_column(_stacked(column.title), justify=justify, vertical="bottom")
     for cell, row in zip(report.cells, rows(report), strict=True):
         style = None if cell.samples_per_second else ("red" if cell.failure else "dim")
-        table.add_row(*row, style=style)
+        table.add_row(*map(escape, row), style=style)
     return table
 
 
@@ -145,7 +147,7 @@ def markdown(report: BenchReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread_text(spread: Spread | None, show: Callable[[float], str]) -> str:
+def _spread(spread: Spread | None, show: Callable[[float], str]) -> str:
     """`1,234 (1,200–1,260)`; the median alone where the three read the same."""
     if spread is None:
         return MISSING
@@ -163,23 +165,9 @@ def _median(spread: Spread | None, show: Callable[[float], str]) -> str:
     return MISSING if spread is None else show(spread.median)
 
 
-def number(value: float) -> str:
-    """Three significant digits at least: 0.120, 12.0, 1,234."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:#.3g}" if value < 10 else f"{value:.1f}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds."""
-    return number(seconds * 1e3)
-
-
-def memory(size: int | None) -> str:
-    """412 MiB, 4.2 GiB."""
-    if size is None:
-        return MISSING
-    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
+def _peak(cell: CellResult) -> str:
+    size = cell.peak_memory_bytes
+    return MISSING if size is None else memory(size)
 
 
 def _factor(value: float | None) -> str:

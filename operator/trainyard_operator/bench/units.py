@@ -1,0 +1,18 @@
+"""Figures as people read them."""
+
+
+def number(value: float) -> str:
+    """Three significant digits at least: 0.120, 12.0, 1,234."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if value < 10 else f"{value:.1f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds."""
+    return number(seconds * 1e3)
+
+
+def memory(size: int) -> str:
+    """412 MiB, 4.2 GiB."""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
