@@ -93,13 +93,13 @@ Look = Callable[[Beat], State]
 
 def find_hang(seen: Sequence[Seen], timeout: float, pause: float, look: Look) -> Hang | None:
     """The hang there is, if there is one; `pause`: seconds within which a living rank speaks."""
-    silent = [rank for rank in seen if is_lost(rank, timeout, look, seen)]
-    if not silent and any(rank.stalled <= rank.beat.limit for rank in seen):
+    lost = any(is_lost(rank, timeout, look, seen) for rank in seen)
+    if not lost and any(rank.stalled <= rank.beat.limit for rank in seen):
         return None  # the others may be waiting for this one
     if any(rank.beat.left or look(rank.beat) == "gone" for rank in seen):
         return None  # the end of a rank has its own reason, which that rank or its launcher tells
-    if not silent:
-        silent = [r for r in seen if r.silent > pause and look(r.beat) in ("stopped", "unknown")]
+    silent = [r for r in seen if r.silent > pause and look(r.beat) in ("stopped", "unknown")]
+    silent.sort(key=lambda rank: -rank.silent)
     return silence(silent, seen, look) if silent else _stall(seen)
 
 
@@ -123,7 +123,7 @@ def silence(silent: Sequence[Seen], seen: Sequence[Seen], look: Look) -> Hang:
     others = [rank for rank in seen if rank not in silent]
     message = f"{first.beat} {what}: nothing heard for {first.silent:.0f} s"
     if silent[1:]:
-        message += f", nor of ranks {_numbers([rank.beat for rank in silent[1:]])}"
+        message += f", nor of {_numbers([rank.beat for rank in silent[1:]])}"
     if others:
         message += f"; rank {others[0].beat.rank} is in {others[0].beat.doing}"
     message += f"; last seen in {first.beat.doing} at {innermost(first.beat.stack)}"
@@ -149,12 +149,13 @@ def _stall(seen: Sequence[Seen]) -> Hang:
             " the network between them doesn't answer"
         )
         return Hang(message, _stacks(seen[:2]))
-    more = f", and so do ranks {_numbers(odd[1:])}," if odd[1:] else ""
     other = others[0].beat
     message = (
-        f"{head}: {first}{more} {why}: it is in {place}; rank {other.rank} waits in {other.doing}"
+        f"{head}: {first} {why}: it is in {place}; rank {other.rank} waits in {other.doing}"
         f" at {innermost(other.stack)}"
     )
+    if odd[1:]:
+        message += f"; the same of {_numbers(odd[1:])}"
     culprits = [rank for rank in seen if rank.beat in odd]
     return Hang(message, _stacks([*culprits, *others[:1]]))
 
@@ -186,10 +187,10 @@ def _place(beat: Beat) -> tuple[int, bool, str]:
 
 
 def _numbers(beats: Sequence[Beat]) -> str:
-    """`1, 2, 5` or, of many, `1, 2, 3, 4, 5, 6, 7, 8 and 12 more`."""
+    """`rank 3`, `ranks 1, 2, 5` or, of many, `ranks 1, 2, 3, 4, 5, 6, 7, 8 and 12 more`."""
     numbers = [str(beat.rank) for beat in beats]
     more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-    return ", ".join(numbers[:8]) + more
+    return f"rank{'s' if numbers[1:] else ''} {', '.join(numbers[:8])}{more}"
 
 
 def _stacks(ranks: Sequence[Seen]) -> str:

@@ -43,6 +43,9 @@ def test_a_silent_rank_is_named() -> None:
 
 
 def test_all_silent_ranks_are_named() -> None:
+    assert "nothing heard for 21 s, nor of rank 1" in named(
+        seen(0), seen(1, silent=19), seen(2, silent=21)
+    )
     ranks = [seen(0)] + [seen(rank, silent=21) for rank in range(1, 12)]
     assert "nothing heard for 21 s, nor of ranks 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in named(*ranks)
 
@@ -83,7 +86,8 @@ def test_one_rank_that_may_take_its_time_excuses_all() -> None:
 
 @pytest.mark.parametrize("stack", [LOADER, OWN])
 def test_the_rank_that_is_not_in_the_collective_is_named(stack: tuple[str, ...]) -> None:
-    message = named(seen(0), seen(1), seen(2, stack=stack))
+    message = named(seen(0), seen(1), seen(2, stack=stack), seen(3, stack=stack))
+    assert message.endswith("; the same of rank 3")
     assert "rank 2 (host2, pid 2) holds up the others: it is in step 5 at " in message
     assert "; rank 0 waits in step 5 at trainyard_trainer/loop.py:108" in message
     assert f"{stack[0]} (in {stack[1]})" in message
