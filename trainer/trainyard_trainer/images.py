@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
 Pixels = npt.NDArray[np.uint8]  # (images, height, width, 3), RGB
-_CHUNK = 1000  # images at a time, where a wider type is needed
+_CHUNK = 100  # images at a time, where a wider type is needed
 
 
 def decode_images(where: str, column: "pa.ChunkedArray") -> Pixels:
@@ -142,15 +142,15 @@ class Normalisation:
 
     @classmethod
     def of(cls, pixels: Pixels) -> Self:
-        # Sums of whole numbers are exact, whatever the order.
-        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        counts = np.zeros((3, 256), np.int64)  # how often each channel has each value
         for start in range(0, len(pixels), _CHUNK):
-            values = pixels[start : start + _CHUNK].reshape(-1, 3).astype(np.int64)
-            total += values.sum(axis=0)
-            squares += (values * values).sum(axis=0)
-        count = pixels.size // 3
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean * mean, 1))  # a constant channel: 1 of 255
+            for channel in range(3):
+                values = pixels[start : start + _CHUNK, ..., channel].ravel()
+                counts[channel] += np.bincount(values, minlength=256)
+        share, levels = counts / counts[0].sum(), np.arange(256)
+        mean = share @ levels
+        variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
+        std = np.sqrt(np.maximum(variance, 1))  # of a channel without contrast: 1 of 255
         return cls(torch.from_numpy(mean / 255).float(), torch.from_numpy(std / 255).float())
 
     def __call__(self, pixels: Tensor) -> Tensor:
