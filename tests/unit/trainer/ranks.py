@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, TrainerJob
+from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
 from trainyard_api.progress import ProgressReport
 
 ROOT = Path(__file__).parents[3]
@@ -205,7 +205,7 @@ class Launcher:
         jobs = [job] * ranks if isinstance(job, TrainerJob) else job
         folder = self.folder / f"attempt-{len(self.runs)}"
         folder.mkdir(parents=True)
-        shared = {RESULT_FILE_ENV: str(folder / "result.json")}
+        shared = {RESULT_FILE_ENV: str(folder / "result.json"), RUN_DIR_ENV: jobs[0].run_dir}
         if ranks > 1:
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
             shared |= {"WORLD_SIZE": str(ranks)}
