@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -49,6 +50,12 @@ class SupersededError(UserError):
     on_every_rank = True
 
 
+class StoppedError(UserError):
+    """SIGTERM ended the run before its last step; in good order, unless another rank was gone."""
+
+    on_every_rank = True
+
+
 class RankLostError(UserError):
     """Another rank went away: a consequence, whose cause that rank (or its node) knows."""
 
@@ -73,8 +80,11 @@ _LOST = re.compile(
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
-def explained(error: Exception, step: int) -> Exception:
-    """`error` as a UserError where it is torch's way to say that a peer or memory is gone."""
+def explained(error: Exception, step: int, stopping: bool = False) -> Exception:
+    """`error` as a UserError where it is torch's way to say that a peer or memory is gone.
+
+    `stopping`: after SIGTERM a lost peer is no news, torchrun ends them all.
+    """
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError):
         return error
@@ -84,6 +94,8 @@ def explained(error: Exception, step: int) -> Exception:
             " gradient_accumulation_steps or set activation_checkpointing"
             f" ({text.partition('. ')[0][:200]})"
         )
+    if _LOST.search(text) and stopping:
+        return StoppedError(f"SIGTERM: stopped in step {step + 1}, unsaved: another rank is gone")
     if _LOST.search(text):
         return RankLostError(f"lost another rank in step {step + 1}: {text[:300]}")
     return error
@@ -134,6 +146,12 @@ def exit_with(error: BaseException, rank: int) -> int:
         if rank == 0:
             print("interrupted; start it again to go on from the newest checkpoint")
         return 130  # as a shell reports SIGINT
+    if isinstance(error, StoppedError):
+        if rank == 0:
+            print(error, flush=True)
+        # As without our handling it: torchrun and whoever watches it know what that means.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     write_last_words(error)
     if not isinstance(error, UserError):
         traceback.print_exception(error)

@@ -14,7 +14,7 @@ from trainyard_trainer.clock import since_start
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import epoch_ended, global_batch, rank_share
 from trainyard_trainer.epoch_file import write_epoch_file
-from trainyard_trainer.errors import CheckpointError, NonFiniteLossError
+from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
 from trainyard_trainer.evaluate import evaluate
 from trainyard_trainer.group import Group
 from trainyard_trainer.listeners import Listeners
@@ -23,6 +23,7 @@ from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import learning_rate, set_learning_rate
 from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.stop import Stop
 from trainyard_trainer.throughput import Throughput
 
 
@@ -64,10 +65,15 @@ class Loop:
         self._window: list[float] = []  # losses read since the last line of progress
         self._work = torch.zeros(self.group.world_size)  # each rank's own seconds since then
         self._data_seconds = 0.0
+        self._saving: int | None = None  # step of the newest save that was begun
+        self._saved: int | None = None  # and of the newest that came to a good end (rank 0)
         self._blocked: float | None = None  # seconds that the newest save has cost training
 
-    def run(self) -> None:
-        """Train to max_steps, evaluating, logging and saving on the way."""
+    def run(self, stop: Stop) -> None:
+        """Train to max_steps, evaluating, logging and saving on the way.
+
+        Raises StoppedError when the ranks agreed to `stop`, the step saved.
+        """
         config, last = self.config, self.config.max_steps
         self.out.report(
             phase="training", step=self.step, total_steps=last, batch_size=config.batch_size
@@ -96,6 +102,8 @@ class Loop:
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
             self._hear(self.checkpointer.poll())
+            if not done and stop.agreed(self.step):
+                self._stop_here()
         self._finish_saving()
 
     def _train_step(self) -> torch.Tensor:
@@ -287,6 +295,7 @@ class Loop:
             self._hear(self.checkpointer.wait())
         with self.out.doing("checkpointing"):
             self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
+        self._saving = self.step
         self._blocked = time.perf_counter() - began
 
     def _wait_for_copy(self) -> None:
@@ -308,6 +317,7 @@ class Loop:
         if saved.ref is None:
             self.out.console.warn(f"checkpoint not saved: {saved.error}; training goes on")
             return
+        self._saved = saved.step
         self.out.console.say(f"checkpoint of step {saved.step} saved in {saved.seconds:.1f} s")
         self.out.report(last_checkpoint=saved.ref)
         if self.out.reporter:
@@ -315,6 +325,20 @@ class Loop:
             self.out.reporter.metrics.checkpoint_step.set(saved.step)
         if self.out.history:
             self.out.history.draw()
+
+    def _stop_here(self) -> NoReturn:
+        """Save this step, unless it has just been saved, and end on every rank."""
+        self.out.report(phase="saving")
+        if self._saving != self.step:
+            self._save()
+        self._wait_for_copy()
+        self._hear(self.checkpointer.wait())
+        self.group.gather(None)  # no rank goes before rank 0 has published
+        kept = "which is saved" if self._saved == self.step else "which could not be saved"
+        raise StoppedError(
+            f"SIGTERM: stopped after step {self.step} of {self.config.max_steps}, {kept}; start it"
+            " again to go on from the newest checkpoint"
+        )
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; unlike earlier ones it must succeed."""

@@ -25,6 +25,7 @@ from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.state import StateFiles, state_files
+from trainyard_trainer.stop import Stop
 from trainyard_trainer.stragglers import Stragglers
 from trainyard_trainer.watch import watching
 
@@ -61,7 +62,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     module = group.together(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    some = f", {trained / 1e6:,.2f} million of them trained" if trained < count else ""
+    some = f", {trained:,} of them trained" if trained < count else ""
     out.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
@@ -83,10 +84,11 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     checkpointer = Checkpointer(job, files, fence, header, resume)
     metrics = resume.manifest.metrics if resume else {}
     loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start, metrics)
-    try:
-        loop.run()
-    except Exception as error:
-        raise explained(error, loop.step) from error
+    with Stop(group, start) as stop:
+        try:
+            loop.run(stop)
+        except Exception as error:
+            raise explained(error, loop.step, stop.asked) from error
 
     out.report(phase="exporting")
     model = export_model(job, recipe, parallel, fence, loop.step, settings, loop.metrics)

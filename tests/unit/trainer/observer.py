@@ -3,6 +3,7 @@ its environment variables.
 
 OBSERVE=FOLDER: write the sample ids and the noise of every micro-batch that the loader delivers to
 FOLDER/rank-N.jsonl; after the last step, those of LOOK_AHEAD_STEPS more.
+PATIENCE=SECONDS: in place of stop.PATIENCE_SECONDS.
 POISON=RANK:COUNT: that rank's gradient is nan at its COUNT-th micro-batch, its loss is not.
 KILL=RANK:PLACE:COUNT: that rank dies by SIGKILL when it comes to PLACE for the COUNT-th time (from
 0): one of the names in `PLACES`, or `files`, any file operation in the run's directory.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 import trainyard_trainer.evaluate as evaluation
+import trainyard_trainer.stop as stop
 import trainyard_trainer.worker as worker
 from tests.unit.trainer.crash import die_before
 from trainyard_trainer.checkpoint import Checkpointer
@@ -71,8 +73,8 @@ def next_batch(loader: Any) -> Any:
     return batch
 
 
-def run(loop: Loop) -> None:
-    _run(loop)
+def run(loop: Loop, *arguments: Any) -> None:
+    _run(loop, *arguments)
     if observed():
         for _ in range(LOOK_AHEAD_STEPS * loop.config.gradient_accumulation_steps):
             next(loop.loader)
@@ -114,6 +116,7 @@ def write(checkpointer: Checkpointer, *arguments: Any) -> Any:
 
 
 def train(job: Any, *arguments: Any) -> Any:
+    stop.PATIENCE_SECONDS = float(os.environ.get("PATIENCE", stop.PATIENCE_SECONDS))
     target, place, count = (os.environ.get("KILL") or "::").split(":")
     if (target, place) == (rank(), "files"):
         die_before(int(count), job.run_dir)

@@ -16,6 +16,7 @@ from trainyard_api import metrics as names
 from trainyard_api.checkpoint import CHECKPOINTS, verify
 from trainyard_api.job import EXIT_CONFIG, TrainerJob
 from trainyard_api.progress import ProgressReport
+from trainyard_trainer.recipes import RECIPES
 
 MakeJob = Callable[..., TrainerJob]
 
@@ -56,7 +57,8 @@ def test_a_wrong_setting_is_one_line(
 
 def test_an_unknown_recipe_names_the_known_ones(make_job: MakeJob, launch: Any) -> None:
     line = refused(launch(make_job({"recipe": "chat-gpt"})))
-    assert line == "ConfigError: recipe: chat-gpt: unknown; known recipes: char-gpt"
+    known = ", ".join(sorted(RECIPES))
+    assert line == f"ConfigError: recipe: chat-gpt: unknown; known recipes: {known}"
 
 
 def test_a_hub_data_set_that_cannot_be_had(make_job: MakeJob, launch: Any) -> None:

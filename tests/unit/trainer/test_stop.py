@@ -1,0 +1,68 @@
+"""SIGTERM (suspended, evicted, reclaimed): the step is saved, by all ranks, and nothing is lost."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trainyard_api.checkpoint import CHECKPOINTS, newest_valid
+from trainyard_api.job import TrainerJob
+
+MakeJob = Callable[..., TrainerJob]
+ENDLESS = {"max_steps": 100_000, "eval_steps": 0}
+NEVER = {"checkpoint": {"everySteps": 100_000}}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "told", "ranks"),
+    [("ddp", [0], 1), ("ddp", [0, 1], 2), ("ddp", [1], 2), ("fsdp", [0], 2)],
+)
+def test_the_step_is_saved_by_all_though_not_all_are_told(
+    make_job: MakeJob, launch: Any, train: Any, strategy: str, told: list[int], ranks: int
+) -> None:
+    job = make_job(NEVER | {"strategy": strategy}, **ENDLESS)
+    run = launch(job, ranks)
+    run.wait_for_step(5)
+    for rank in told:
+        os.kill(run.pids[rank], signal.SIGTERM)
+    # As if nothing had been done: whoever started them sees them end by the signal.
+    assert run.wait(terminate=False) == [-signal.SIGTERM] * ranks
+    assert run.err == ""
+    assert list(run.folder.glob("error-*")) == []
+    _, manifest, skipped = newest_valid(run.run_dir / CHECKPOINTS)
+    assert manifest
+    assert not skipped
+    last = run.out.splitlines()[-1]
+    assert last.startswith(f"SIGTERM: stopped after step {manifest.step} of 100000, which is saved")
+    assert manifest.step == max(run.losses())  # not one step is lost
+
+    config = job.config | {"max_steps": manifest.step + 2, "lr_decay_steps": 100_000}
+    again = job.model_copy(update={"attempt": 2, "config": config})
+    assert train(again, ranks).result["resumedFromStep"] == manifest.step
+
+
+def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: Any) -> None:
+    """What torchrun does when a rank dies: it tells the others to end. They have nothing to add."""
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2)
+    run.wait_for_step(5)
+    os.kill(run.pids[1], signal.SIGSTOP)
+    os.kill(run.pids[0], signal.SIGTERM)
+    os.kill(run.pids[1], signal.SIGKILL)
+    assert run.wait(terminate=False) == [-signal.SIGTERM, -signal.SIGKILL]
+    assert run.err == ""
+    assert run.out.splitlines()[-1].startswith("SIGTERM: stopped in step ")
+
+
+def test_a_rank_that_cannot_get_on_ends_all_the_same(
+    make_job: MakeJob, launch: Any, rank_server: Any
+) -> None:
+    """Its peer stands still and the network doesn't tell."""
+    rank_server.preload("tests.unit.trainer.observer")
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env={"PATIENCE": "0.2"})
+    run.wait_for_step(5)
+    os.kill(run.pids[1], signal.SIGSTOP)
+    os.kill(run.pids[0], signal.SIGTERM)
+    run.wait_until(lambda: not run.running(run.pids[0]), "rank 0 ends")
+    assert run.codes[run.pids[0]] == 128 + signal.SIGTERM
