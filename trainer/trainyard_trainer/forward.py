@@ -12,61 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from trainyard_trainer.history import HISTORY_FILE, parse_record
+from trainyard_trainer.sink import Record, Sink, Unreachable
 
 POLL = 0.5  # seconds between looks at the file
 RETRY = 5.0  # seconds between tries to reach a tracker that doesn't answer
 BATCH = 200  # lines at a time
-NO_METRICS = {"step", "attempt", "time"}
-
-Record = dict[str, Any]
 
 
-class Unreachable(Exception):
-    """The tracker can't be written to now; later it may."""
-
-
-class Sink(Protocol):
-    """Where records go. All of a run's are sent anew to a new Sink: it knows what it has."""
-
-    name: str
-
-    def send(self, records: Sequence[Record]) -> None:
-        """Take the next records; Unreachable if not all could be taken: they come again."""
-
-    def finish(self, status: str) -> None:
-        """The attempt has ended: FINISHED, FAILED or KILLED."""
-
-
-def metrics_of(record: Record) -> dict[str, float]:
-    """The numbers in a record."""
-    return {
-        name: float(value)
-        for name, value in record.items()
-        if isinstance(value, int | float) and name not in NO_METRICS
-    }
-
-
-def settings_of(record: Record) -> dict[str, str | int | float | bool]:
-    """The hyperparameters in an attempt's first record, nested ones by dotted names."""
-    names = ("recipe", "strategy", "precision", "seed", "world_size", "device")
-    found = {name: record[name] for name in names if name in record}
-
-    def add(prefix: str, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                add(f"{prefix}{name}.", value)
-            else:
-                plain = isinstance(value, str | int | float | bool)
-                found[prefix + name] = value if plain else str(value)
-
-    add("", record.get("config", {}))
-    return found
-
-
-class _Lines:
+class Lines:
     """metrics.jsonl from its first line on, in pieces; a piece stays until it is taken."""
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +57,7 @@ class _Lines:
         return record.get("status") if record else None
 
 
-def forward(lines: _Lines, sink: Sink, trainer: int | None) -> int:
+def forward(lines: Lines, sink: Sink, trainer: int | None) -> int:
     """Send everything, and with `trainer` (a process id) what it writes until it ends."""
     warned = False
     while True:
@@ -151,7 +107,7 @@ def _open(name: str, run_dir: Path) -> Sink:
     return MLflowSink(run_dir)
 
 
-def _lock(run_dir: Path, name: str) -> Any:
+def lock(run_dir: Path, name: str) -> Any:
     """Keep a second one off this run: together they would send things twice. None: there is one."""
     import fcntl
 
@@ -181,13 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.nice(19)
     try:
-        lines = _Lines(options.run_dir / HISTORY_FILE)
-        while (lock := _lock(options.run_dir, options.tracker)) is None:
+        lines = Lines(options.run_dir / HISTORY_FILE)
+        while (mine := lock(options.run_dir, options.tracker)) is None:
             if options.follow is None or os.getppid() != options.follow:
                 print(f"{options.run_dir} is being sent to {options.tracker} already")
                 return 1
             time.sleep(POLL)
-        with lock:
+        with mine:
             return forward(lines, _open(options.tracker, options.run_dir), options.follow)
     except OSError as error:
         print(f"warning: {options.tracker}: {error}", file=sys.stderr)

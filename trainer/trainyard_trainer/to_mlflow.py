@@ -5,9 +5,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from trainyard_trainer.errors import one_line
-from trainyard_trainer.forward import Record, Unreachable, metrics_of, settings_of
+from trainyard_trainer.sink import Record, Unreachable, metrics_of, settings_of
 
 STATE_FILE = "mlflow.json"
 # MLflow's limits of one request.
@@ -20,6 +21,7 @@ DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+QUOTES = "\"')>"
 
 
 class MLflowSink:
@@ -167,6 +169,10 @@ class MLflowSink:
 
 
 def _short(error: Exception) -> str:
-    """The cause in a few words; MLflow's own texts end with one."""
+    """The cause in a few words: MLflow wraps that of a failed connection in several others."""
     text = one_line(error).removeprefix("MlflowException: ")
-    return text if len(text) < 200 else f"{text[:80]} ... {text[-110:]}"
+    _, wrapped, cause = text.partition(" failed with exception ")
+    if not wrapped:
+        return text[:200]
+    server = urlsplit(os.environ["MLFLOW_TRACKING_URI"]).netloc.rpartition("@")[2]  # no password
+    return f"{server}: {cause.rpartition(': ')[2].rstrip(QUOTES)}"

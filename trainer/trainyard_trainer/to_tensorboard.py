@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainyard_trainer.forward import Record, Unreachable, metrics_of, settings_of
+from trainyard_trainer.sink import Record, Unreachable, metrics_of, settings_of
 
 DIRECTORY = "tensorboard"
 
 
 class TensorBoardSink:
-    """Writes one event file, anew for each attempt: it then shows what metrics.jsonl holds.
+    """Writes all of the history into a new event file, which begins with a restart at step 0.
 
-    So nothing that a killed attempt lost is left, and no step is there twice. A TensorBoard that
-    looks on sees the new file begin with a restart at step 0 and drops what it had.
+    TensorBoard drops what it has read of files before that, so nothing that a killed attempt lost
+    is shown, and no step twice: always what metrics.jsonl holds.
     """
 
     name = "tensorboard"
@@ -30,13 +30,12 @@ class TensorBoardSink:
         self._summary: Any = Summary
         directory = run_dir / DIRECTORY
         directory.mkdir(exist_ok=True)
-        old = list(directory.glob("events.out.tfevents.*"))
-        # Files are read in the order of their names.
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.0"
+        # An open TensorBoard goes on from the newest file to the next, by the order of names.
+        for path in sorted(directory.glob("events.out.tfevents.*"))[:-1]:
+            path.unlink(missing_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (directory / name).open("wb")
         self._records: Any = RecordWriter(self._file)
-        for path in old:
-            path.unlink(missing_ok=True)
         self._write(file_version="brain.Event:2")
         self._write(step=0, session_log=SessionLog(status=SessionLog.START))
         self._taken = 0
@@ -49,15 +48,29 @@ class TensorBoardSink:
                 self._taken += 1
             self._file.flush()
         except OSError as error:
-            raise Unreachable(f"{self._file.name}: {error.strerror}") from None
+            raise self._unreachable(error) from None
         self._taken = 0
 
     def finish(self, status: str) -> None:
-        from tensorboard.plugins.hparams import api_pb2, summary  # type: ignore[import-untyped]
+        from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
+            api_pb2,
+            metadata,
+            plugin_data_pb2,
+        )
 
         outcome = api_pb2.STATUS_SUCCESS if status == "FINISHED" else api_pb2.STATUS_FAILURE
-        self._write(summary=summary.session_end_pb(outcome))
-        self._file.close()
+        end = plugin_data_pb2.SessionEndInfo(status=outcome, end_time_secs=time.time())
+        data = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        value = self._summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(data),
+            tensor=metadata.NULL_TENSOR,
+        )
+        try:
+            self._write(summary=self._summary(value=[value]))
+            self._file.close()
+        except OSError as error:
+            raise self._unreachable(error) from None
 
     def _add(self, record: Record) -> None:
         wall_time, step = record["time"], record["step"]
@@ -78,3 +91,6 @@ class TensorBoardSink:
     def _write(self, **fields: Any) -> None:
         fields.setdefault("wall_time", time.time())
         self._records.write(self._event(**fields).SerializeToString())
+
+    def _unreachable(self, error: OSError) -> Unreachable:
+        return Unreachable(f"{self._file.name}: {error.strerror}")
