@@ -16,6 +16,7 @@ from trainyard_trainer.augmentation import Augmentation, flat_index
 from trainyard_trainer.data import Batch, Ids, Noise
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.labels import Labels
+from trainyard_trainer.token_cache import keep
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -25,16 +26,26 @@ _CHUNK = 100  # images at a time, where a wider type is needed
 
 
 def decode_images(where: str, column: "pa.ChunkedArray") -> Pixels:
-    """All images of a table's column, (rows, height, width, 3).
+    """All images of a table's column, (rows, height, width, 3), read-only.
 
     The column holds encoded images: what Hugging Face's Image feature stores (a struct of `bytes`
-    and `path`), or just the bytes. Raises ConfigError, beginning with `where`, naming the row.
+    and `path`), or just the bytes. They are decoded once on a machine, and then shared by its
+    processes. Raises ConfigError, beginning with `where`, naming the row.
     """
+    files = list(_encoded(where, column))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(len(file).to_bytes(8, "little") + file)
+    kept = keep(f"images-{digest.hexdigest()}", lambda: _decode_all(where, files))
+    return np.asarray(kept, np.uint8)
+
+
+def _decode_all(where: str, files: list[bytes]) -> Pixels:
     pixels = np.empty((0, 0, 0, 3), np.uint8)
-    for row, encoded in enumerate(_encoded(where, column)):
-        image = _decode(where, row, encoded)
+    for row, file in enumerate(files):
+        image = _decode(where, row, file)
         if row == 0:
-            pixels = np.empty((len(column), *image.shape), np.uint8)
+            pixels = np.empty((len(files), *image.shape), np.uint8)
         elif image.shape != pixels.shape[1:]:
             raise ConfigError(
                 f"{where}: row {row} is {_size(image)} pixels, row 0 is {_size(pixels[0])};"

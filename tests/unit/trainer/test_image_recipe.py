@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from tests.unit.trainer.ranks import RankServer, free_port
 from trainyard_api.checkpoint import MODELS, verify
-from trainyard_api.job import EXIT_CONFIG, TrainerJob
+from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_trainer.config import parse_config
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.image_classification import (
@@ -40,6 +40,11 @@ def table(num_rows: int, seed: int, **columns: Any) -> pa.Table:
     features = {"label": {"names": NAMES, "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     return pa.table({"img": images, "label": labels} | columns).replace_schema_metadata(metadata)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUN_DIR_ENV, str(tmp_path / "runs/one"))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainyard_api.job import RUN_DIR_ENV
 from trainyard_trainer.augmentation import Augmentation
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.images import Images, Normalisation, decode_images
@@ -20,6 +21,11 @@ PIXELS = RNG.integers(0, 256, (50, HEIGHT, WIDTH, 3), dtype=np.uint8)
 LABELS = np.arange(50) % 3
 NOISE = RNG.integers(0, 2**64, 50, dtype=np.uint64)
 GREY = np.array([100, 110, 120], dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUN_DIR_ENV, str(tmp_path / "runs/one"))
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -55,6 +61,15 @@ def test_every_kind_of_file_is_decoded(tmp_path: Path) -> None:
     bare = pa.chunked_array([pa.array([jpeg])])  # a column of files, without a struct
     decoded = np.asarray(Image.open(io.BytesIO(jpeg)))
     np.testing.assert_array_equal(decode_images("w", bare)[0], decoded)
+
+
+def test_images_are_decoded_once_on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = column(*(encoded(Image.fromarray(pixels)) for pixels in PIXELS))
+    first = decode_images("w", files)
+    monkeypatch.setattr(Image, "open", None)
+    np.testing.assert_array_equal(decode_images("w", files), first)
+    with pytest.raises(TypeError):  # other images: these would have to be decoded
+        decode_images("w", files.slice(1))
 
 
 GOOD = encoded(Image.fromarray(PIXELS[0]))
