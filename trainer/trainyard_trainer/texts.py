@@ -15,9 +15,6 @@ from trainyard_trainer.labels import Labels
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Lengths are rounded up to this: kernels like it, and few shapes mean few allocations.
-_MULTIPLE = 8
-
 Tokens = npt.NDArray[np.int32]
 
 
@@ -29,6 +26,8 @@ class Texts:
         starts: where each text starts, and where the last one ends, shape (len + 1,).
         labels: the class of each, shape (len,).
         max_length: tokens that a text can have.
+        multiple: lengths are rounded up to it. A GPU's matrix units want 8, and its allocator few
+            different shapes; on a CPU every token of padding just costs time.
     """
 
     def __init__(
@@ -40,6 +39,7 @@ class Texts:
         self.labels = labels
         self.pad_id = pad_id
         self.max_length = max_length
+        self.multiple = 8 if torch.cuda.is_available() else 1
 
     @classmethod
     def of(
@@ -70,7 +70,7 @@ class Texts:
         T is the longest text's length, rounded up.
         """
         lengths = self.lengths[ids]
-        rounded = -(-lengths.max() // _MULTIPLE) * _MULTIPLE
+        rounded = -(-lengths.max() // self.multiple) * self.multiple
         columns = np.arange(min(rounded, self.max_length))
         mask = columns < lengths[:, None]
         # Beyond a text's end lie other texts' tokens, or nothing.

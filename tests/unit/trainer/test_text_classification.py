@@ -203,7 +203,8 @@ def test_batches_are_what_the_tokenizer_makes(
 ) -> None:
     made = recipe()
     texts = parquet.read_table(dataset / "train.parquet")["text"].to_pylist()
-    for ids in ([3, 95, 17, 3], [0], list(range(96))):
+    for multiple, ids in ((1, [3, 95, 17, 3]), (8, [0]), (8, list(range(96)))):
+        made.train.multiple = multiple
         batch = made.train.fetch(np.array(ids), np.zeros(len(ids), np.uint64))
         expected = made.tokenizer(
             [texts[i] for i in ids],
@@ -213,7 +214,7 @@ def test_batches_are_what_the_tokenizer_makes(
             return_tensors="pt",
         )
         longest = int(expected["attention_mask"].sum(1).max())
-        length = 8 if longest <= 8 else 10
+        length = longest if multiple == 1 else 8 if longest <= 8 else 10
         assert torch.equal(batch["input_ids"], expected["input_ids"][:, :length])
         assert torch.equal(batch["attention_mask"].long(), expected["attention_mask"][:, :length])
     lengths = made.held_out.lengths
