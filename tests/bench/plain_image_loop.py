@@ -63,8 +63,15 @@ def get_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x.contiguous(memory_format=torch.channels_last), labels[ids]
 
 
+class Conv(nn.Conv2d):  # with standardised weights
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-8)
+        weight = weight * weight[0].numel() ** -0.5
+        return F.conv2d(x, weight, None, self.stride, self.padding)
+
+
 def conv_norm(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    conv = Conv(c_in, c_out, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(c_out // 16, c_out))
 
