@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd clean
+.PHONY: help demo test e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -66,6 +66,9 @@ lock: .venv/ready ## write the images' locked requirements anew
 
 crd: .venv/ready ## write the CRD from the models
 	$(BIN)/python -m trainyard_api.crd > .crd && mv .crd charts/operator/crds/trainingruns.trainyard.dev.yaml
+
+recipes: .venv/ready ## write docs/recipes.md from the recipes' settings
+	$(BIN)/python docs/recipes.py > .recipes && mv .recipes docs/recipes.md
 
 clean: ## remove the virtual environment
 	rm -rf .venv
