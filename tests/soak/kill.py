@@ -34,6 +34,7 @@ MAX_FAILURES = 3  # then something is wrong with everything
 # Up to how many times a run comes to each place, about; beyond that it ends before it is killed.
 TIMES = {"batch": 11, "gradients": 11, "evaluation": 3, "save": 3, "write": 3, "export": 0}
 FILE_OPERATIONS = 250
+ANY_MOMENT = "any moment"
 
 Delivered = dict[tuple[int, int], str]  # (rank, micro-batch) -> its ids and noise
 
@@ -54,6 +55,35 @@ class Case:
         return f"{self.family.recipe} {self.strategy}, {self.workers} loader workers"
 
 
+@dataclass(frozen=True)
+class Kill:
+    """How and when a run dies.
+
+    Attributes:
+        rank: the one that dies first.
+        place: where, as observer.py knows it, for the `count`-th time; or at `moment`, a share of
+            what the whole run takes.
+        alone: the others are then told to end, as torchrun does; else they die as well, as when the
+            machine is gone.
+    """
+
+    rank: int
+    place: str
+    count: int = 0
+    moment: float = 0.0
+    alone: bool = False
+
+    @property
+    def at(self) -> str:
+        """As observer.py takes it."""
+        return "" if self.place == ANY_MOMENT else f"{self.rank}:{self.place}:{self.count}"
+
+    def __str__(self) -> str:
+        when = f"after {self.moment:.0%}" if self.place == ANY_MOMENT else f"{self.count}"
+        who = f"rank {self.rank}" if self.alone else "all ranks"
+        return f"{who} killed at {self.place} {when}"
+
+
 @dataclass
 class Whole:
     """The run that was never killed."""
@@ -67,10 +97,9 @@ class Whole:
 class Soak:
     """Trains, kills and compares; everything lies below `folder`."""
 
-    def __init__(self, server: RankServer, folder: Path, rng: random.Random) -> None:
+    def __init__(self, server: RankServer, folder: Path) -> None:
         self.server = server
         self.folder = folder
-        self.rng = rng
         self.launch = Launcher(server, folder / "ranks")
         self._settings: dict[str, dict[str, object]] = {}
         self._wholes: dict[tuple[str, str], Whole] = {}
@@ -115,15 +144,18 @@ class Soak:
         seen.mkdir(parents=True)
         return self.launch(job, RANKS, env={"OBSERVE": str(seen), "KILL": kill})
 
-    def kill_and_resume(self, case: Case, kills: int, name: str) -> Iterator[str]:
-        """One run, killed about `kills` times; yields a line for each kill. Raises DiffersError."""
+    def kill_and_resume(self, case: Case, kills: Sequence[Kill], name: str) -> Iterator[str]:
+        """One run that meets all `kills`, one an attempt; yields a line for each that struck.
+
+        Raises DiffersError.
+        """
         whole = self.whole(case)
-        for attempt in itertools.count(1):
+        for attempt, kill in enumerate([*kills, None], start=1):
             job = self.job(case, name, attempt, dataloader_num_workers=case.workers)
             before = newest(Path(job.run_dir))
-            died = None
-            if attempt <= kills:
-                died, run = self.killed(job, whole.seconds)
+            struck = False
+            if kill:
+                struck, run = self.strike(job, kill, whole.seconds)
             else:
                 run = self.start(job)
                 finish(run)
@@ -132,11 +164,10 @@ class Soak:
             after = newest(run.run_dir)
             if after < before:
                 raise DiffersError(f"the newest checkpoint was of step {before}, now {after}")
-            if after:
+            if after in whole.states:
                 compare(f"checkpoint of step {after}", whole.states[after], digests_of(run, after))
-            if died is None:
-                break
-            yield f"{died}; goes on from step {after}"
+            if struck:
+                yield f"{kill}; goes on from step {after}"
         last = max(whole.states)
         if after != last:
             raise DiffersError(f"ended at step {after}, not {last}")
@@ -145,35 +176,36 @@ class Soak:
             raise DiffersError("the batches after the last step were not delivered")
         shutil.rmtree(run.run_dir)
 
-    def killed(self, job: TrainerJob, seconds: float) -> tuple[str | None, Run]:
-        """Start it and have it die; how it died, or None if it ended first."""
-        rng = self.rng
-        target = rng.randrange(RANKS)
-        place = rng.choice([*TIMES, "files", "files", "any moment", "any moment", "any moment"])
-        if place == "any moment":
-            run = self.start(job)
-            moment = rng.uniform(0, 0.9 * seconds)
-            time.sleep(moment)
-            how = f"after {moment:.2f} s"
-            if run.running(run.pids[target]):
-                os.kill(run.pids[target], signal.SIGKILL)
+    def strike(self, job: TrainerJob, kill: Kill, seconds: float) -> tuple[bool, Run]:
+        """Start it and have it die; False if it ended first."""
+        run = self.start(job, kill.at)
+        target = run.pids[kill.rank]
+        if kill.place == ANY_MOMENT:
+            time.sleep(kill.moment * seconds)
+            if run.running(target):
+                os.kill(target, signal.SIGKILL)
+        if kill.alone:
+            run.wait()
         else:
-            # Only rank 0 writes much by Python, and only it publishes.
-            target = 0 if place == "files" else target
-            count = rng.randint(0, FILE_OPERATIONS if place == "files" else TIMES[place])
-            run = self.start(job, f"{target}:{place}:{count}")
-            how = f"at {place} {count}"
-        if rng.random() < 0.5:
-            run.wait()  # as torchrun does it: the others are told to end
-            who = f"rank {target}"
-        else:
-            until(lambda: not run.running(run.pids[target]), "the rank dies", lambda: run.err)
-            run.kill()  # as when the machine is gone
-            who = "all ranks"
+            until(lambda: not run.running(target), "the rank dies", lambda: run.err)
+            run.kill()
         died = -signal.SIGKILL in run.codes.values()
         if not died and any(run.codes.values()):
             raise DiffersError(f"failed by itself: {run.codes}\n{run.out}\n{run.err}")
-        return (f"{who} killed {how}" if died else None), run
+        return died, run
+
+
+def draw(rng: random.Random) -> Kill:
+    """Any place, any time."""
+    place = rng.choice([*TIMES, "files", "files", *[ANY_MOMENT] * 3])
+    return Kill(
+        # Only rank 0 writes much by Python, and only it publishes.
+        rank=0 if place == "files" else rng.randrange(RANKS),
+        place=place,
+        count=rng.randint(0, TIMES.get(place, FILE_OPERATIONS)),
+        moment=rng.uniform(0, 0.9),
+        alone=rng.random() < 0.5,
+    )
 
 
 def finish(run: Run) -> None:
@@ -200,7 +232,7 @@ def delivered(run: Run) -> Delivered:
         rank = int(path.stem.removeprefix("rank-"))
         for line in path.read_text().splitlines():
             batch = json.loads(line)
-            found[rank, batch["micro_batch"]] = f"{batch['ids']} {batch['noise']}"
+            found[rank, batch.pop("micro_batch")] = json.dumps(batch)
     return found
 
 
@@ -248,7 +280,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="trainyard-kill-"))
     server = RankServer()
-    soak = Soak(server, folder, rng)
+    soak = Soak(server, folder)
     todo = cases(options.family or sorted(FAMILIES))
     rng.shuffle(todo)
     kills = exact = failures = 0
@@ -257,10 +289,10 @@ def main() -> int:
         for number, case in enumerate(itertools.cycle(todo)):
             if kills >= options.kills or failures == MAX_FAILURES:
                 break
-            some = rng.randint(1, MAX_KILLS_PER_RUN)
+            plan = [draw(rng) for _ in range(rng.randint(1, MAX_KILLS_PER_RUN))]
             mine = 0
             try:
-                for line in soak.kill_and_resume(case, some, f"run-{number}"):
+                for line in soak.kill_and_resume(case, plan, f"run-{number}"):
                     kills, mine = kills + 1, mine + 1
                     print(f"kill {kills:>3}  {case}: {line}", flush=True)
                 exact += mine

@@ -10,6 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.soak.families import FAMILIES
+from tests.soak.kill import Case, Kill, Soak, delivered
+from tests.unit.trainer.ranks import RankServer
 from trainyard_api.checkpoint import CHECKPOINTS, MODELS, file_sha256, verify
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
@@ -58,64 +61,60 @@ def test_one_process_needs_no_torchrun(make_job: MakeJob, train: Any) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_run_resumes_bitwise(
-    make_job: MakeJob, launch: Any, train: Any, tmp_path: Path, strategy: str
+    rank_server: RankServer, tmp_path: Path, strategy: str
 ) -> None:
-    whole = train(make_job({"strategy": strategy, "run_dir": str(tmp_path / "whole")}), ranks=2)
-
-    job = {"strategy": strategy, "run_dir": str(tmp_path / "killed")}
-    first = train(make_job(job, max_steps=6, lr_decay_steps=12), ranks=2)
-    # As a kill after step 6 leaves it: no checkpoint of the last step, the history further on.
-    for path in (first.run_dir / CHECKPOINTS / "step-00000006").iterdir():
-        path.unlink()
-    assert max(first.losses()) == 6
-    second = train(make_job({**job, "attempt": 2}), ranks=2)
-
-    assert second.result["resumedFromStep"] == 4
-    assert "checkpoint skipped: " in second.err
-    assert weights_digest(second.run_dir, 12) == weights_digest(whole.run_dir, 12)
-    assert second.losses() == whole.losses()
-    assert tensors(second.run_dir, 12) == tensors(whole.run_dir, 12)
-    resumed = [line for line in second.history() if line.get("event") == "resumed"]
-    assert [(line["step"], line["attempt"]) for line in resumed] == [(4, 2)]
-
-
-def tensors(run_dir: Path, step: int) -> dict[str, bytes]:
-    """Every tensor of a checkpoint, random states and optimizer included, as bytes."""
-    directory = run_dir / CHECKPOINTS / f"step-{step:08d}"
-    if (directory / "state.safetensors").exists():
-        flat = safetensors.torch.load_file(directory / "state.safetensors")
-    else:
-        flat = sharded(directory)
-    assert {"rng.0.cpu", "rng.1.cpu", "optimizer.wte.weight.exp_avg"} <= flat.keys()
-    return {name: tensor.numpy().tobytes() for name, tensor in flat.items()}
-
-
-def sharded(directory: Path) -> dict[str, torch.Tensor]:
-    """What torch.distributed.checkpoint wrote, put together."""
-    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
-
-    state: dict[str, Any] = {}
-    _load_state_dict(
-        state,
-        storage_reader=FileSystemReader(directory),
-        planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]
-        no_dist=True,
-    )
-    return state
+    """In the middle of a step, and of a save; `make kill-soak` does this at random."""
+    kills = [Kill(1, "gradients", 5), Kill(0, "files", 110, alone=True)]
+    case = Case(FAMILIES["char-gpt"], strategy, workers=2)
+    soak = Soak(rank_server, tmp_path)
+    assert len(list(soak.kill_and_resume(case, kills, "killed"))) == 2
+    soak.launch.close()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_number_of_ranks_may_change(
-    make_job: MakeJob, train: Any, tmp_path: Path, strategy: str
+    make_job: MakeJob, train: Any, tmp_path: Path, rank_server: RankServer, strategy: str
 ) -> None:
-    same = {"dropout": 0.0, "lr_decay_steps": 12}
-    whole = train(make_job({"run_dir": str(tmp_path / "whole")}, **same), ranks=1)
+    """The same samples in every step, none lost, none repeated within an epoch."""
+    rank_server.preload("tests.unit.trainer.observer")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("It is a capital mistake to theorise before one has data. " * 2 + "Indeed.")
+    same = {"dropout": 0.0, "lr_decay_steps": 12, "corpus": str(corpus), "eval_fraction": 0.3}
+
+    def run(name: str, steps: int, ranks: int, workers: int, **job: Any) -> Any:
+        job |= {"run_dir": str(tmp_path / name)}
+        settings = same | {"max_steps": steps, "dataloader_num_workers": workers}
+        seen = tmp_path / f"seen-{name}-{steps}"
+        seen.mkdir()
+        return train(make_job(job, **settings), ranks, env={"OBSERVE": str(seen)})
+
+    whole = run("whole", 12, ranks=1, workers=0)
+    batches: list[list[int]] = []
     for attempt, (ranks, steps) in enumerate([(1, 3), (2, 6), (1, 9), (4, 12)], start=1):
-        job = {"strategy": strategy, "attempt": attempt, "run_dir": str(tmp_path / "elastic")}
-        run = train(make_job(job, max_steps=steps, **same), ranks=ranks)
-    assert run.losses() == pytest.approx(whole.losses(), abs=2e-4)
+        workers = 2 * (attempt % 2)
+        part = run("elastic", steps, ranks, workers, strategy=strategy, attempt=attempt)
+        assert part.result.get("resumedFromStep", 0) == len(batches)
+        batches += global_batches(part)[: steps - len(batches)]
+
+    assert batches == global_batches(whole)[:12]
+    num_samples = len(corpus.read_text()) - int(len(corpus.read_text()) * 0.3) - 16
+    ids = [sample for batch in batches for sample in batch]
+    assert len(ids) < 2 * num_samples
+    first, second = ids[:num_samples], ids[num_samples:]
+    assert sorted(first) == list(range(num_samples))
+    assert second
+    assert len(set(second)) == len(second)
+    assert part.losses() == pytest.approx(whole.losses(), abs=2e-4)
+    resumed = [line["step"] for line in part.history() if line.get("event") == "resumed"]
+    assert resumed == [3, 6, 9]
+
+
+def global_batches(run: Any) -> list[list[int]]:
+    """The samples of each step that one attempt's loaders delivered, all ranks together."""
+    steps: dict[int, list[int]] = {}
+    for (_, step), seen in sorted(delivered(run).items()):
+        steps.setdefault(step, []).extend(json.loads(seen)["ids"])
+    return [steps[step] for step in sorted(steps)]
 
 
 def test_accumulation_changes_nothing_but_rounding(
