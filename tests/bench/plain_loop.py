@@ -2,7 +2,7 @@
 
 The same GPT, batch, optimizer, schedule and clipping as recipe gpt, and nothing else: no resuming,
 no reports, no checkpoints. Under torchrun the same with DistributedDataParallel. Prints one JSON
-line: steps, seconds and tokens per second after the warm-up steps, and the last loss.
+line: sequences per second after the warm-up steps, and the last loss.
 """
 
 import argparse
@@ -104,9 +104,8 @@ for step in range(args.steps):
     if step % 10 == 0:
         loss.item()
 seconds = time.time() - began
-tokens = (args.steps - args.warmup) * args.batch_size * args.block_size * world_size
+sequences = (args.steps - args.warmup) * args.batch_size * world_size
 if rank == 0:
-    result = {"steps": args.steps, "seconds": seconds, "tokens_per_second": tokens / seconds}
-    print(json.dumps(result | {"loss": loss.item()}))
+    print(json.dumps({"samples_per_second": sequences / seconds, "loss": loss.item()}))
 if world_size > 1:
     dist.destroy_process_group()

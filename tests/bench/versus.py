@@ -1,7 +1,7 @@
-"""The trainer beside a plain loop: samples per second, side by side and interleaved.
+"""The trainer beside a plain loop: samples or tokens per second, side by side and interleaved.
 
 A benchmark says what its recipe trains on and which script is the plain loop; see
-image_throughput.py. Both run as one process and as two DDP processes under torchrun, with the same
+image_throughput.py. All run as one process and as two DDP processes under torchrun, with the same
 batch per process and one thread each. The trainer saves checkpoints and is scraped; the plain loop
 does nothing but train. Timed from the end of the warm-up steps to the last step.
 """
@@ -18,8 +18,8 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,19 @@ HERE = Path(__file__).parent
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 LOG_STEPS = 10
+PLAIN, TRAINER = "plain loop", "trainer"
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What both contenders train.
+    """What all contenders train.
 
     Attributes:
         recipe, config, precision: the trainer's; batch_size, max_steps and the like are added.
         script: the plain loop, a file beside this one. It takes --steps, --warmup, --batch-size
             (per process) and `arguments`, and prints samples_per_second and loss as JSON.
+        rivals: more such scripts, by name; they take --save-every, too.
+        tokens_per_sample: where tokens are what counts.
     """
 
     recipe: str
@@ -47,6 +50,8 @@ class Contest:
     precision: str
     script: str
     arguments: Sequence[str]
+    rivals: Mapping[str, str] = field(default_factory=dict)
+    tokens_per_sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,13 @@ class Result:
     loss: float
 
 
-def plain_loop(contest: Contest, options: argparse.Namespace, processes: int) -> Result:
+def script(
+    name: str, contest: Contest, options: argparse.Namespace, processes: int, *more: str
+) -> Result:
     """The script's own figures."""
-    arguments = [f"--steps={options.steps}", f"--warmup={options.warmup}"]
+    arguments = [f"--steps={options.steps}", f"--warmup={options.warmup}", *more]
     arguments += [f"--batch-size={options.batch_size}", *contest.arguments]
-    told = _python(processes, [str(HERE / contest.script), *arguments], {})
+    told = _python(processes, [str(HERE / name), *arguments], {})
     found = json.loads(told.strip().splitlines()[-1])
     return Result(found["samples_per_second"], found["loss"])
 
@@ -126,7 +133,14 @@ def scraped() -> Iterator[int]:
         scraper.join()
 
 
-CONTENDERS = {"plain loop": plain_loop, "trainer": trainer}
+def contend(name: str, contest: Contest, options: argparse.Namespace, processes: int) -> Result:
+    """Run the contender of that name."""
+    if name == TRAINER:
+        return trainer(contest, options, processes)
+    if name == PLAIN:
+        return script(contest.script, contest, options, processes)
+    saves = f"--save-every={options.save_every}"
+    return script(contest.rivals[name], contest, options, processes, saves)
 
 
 def parser(description: str, batch_size: int) -> argparse.ArgumentParser:
@@ -145,23 +159,25 @@ def run(contest: Contest, options: argparse.Namespace) -> None:
     """Every contender, `repeats` times, interleaved; then the medians and ratios."""
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     print(f"{machine}; {contest.recipe}, {contest.precision}, {contest.config}")
+    unit = "tokens/s" if contest.tokens_per_sample else "samples/s"
     results: dict[tuple[str, int], list[Result]] = {}
     for repeat in range(1, options.repeats + 1):
         for processes in options.processes:
-            for name, contender in CONTENDERS.items():
-                result = contender(contest, options, processes)
+            for name in (PLAIN, *contest.rivals, TRAINER):
+                result = contend(name, contest, options, processes)
+                result = replace(result, rate=result.rate * (contest.tokens_per_sample or 1))
                 results.setdefault((name, processes), []).append(result)
                 print(
-                    f"repeat {repeat}: {name} x{processes}: {result.rate:,.1f} samples/s,"
+                    f"repeat {repeat}: {name} x{processes}: {result.rate:,.1f} {unit},"
                     f" loss {result.loss:.3f} (load {os.getloadavg()[0]:.1f})",
                     flush=True,
                 )
-    _show(results, options.processes)
+    _show(results, unit)
 
 
-def _show(results: dict[tuple[str, int], list[Result]], counts: Sequence[int]) -> None:
+def _show(results: dict[tuple[str, int], list[Result]], unit: str) -> None:
     median = {key: statistics.median(r.rate for r in runs) for key, runs in results.items()}
-    table = Table("", "processes", "samples/s", "min to max", "of the plain loop", "last loss")
+    table = Table("", "processes", unit, "min to max", "of the plain loop", "last loss")
     for (name, processes), runs in results.items():
         rates = [result.rate for result in runs]
         table.add_row(
@@ -169,13 +185,15 @@ def _show(results: dict[tuple[str, int], list[Result]], counts: Sequence[int]) -
             str(processes),
             f"{median[name, processes]:,.1f}",
             f"{min(rates):,.1f} to {max(rates):,.1f}",
-            f"{median[name, processes] / median['plain loop', processes]:.3f}",
+            f"{median[name, processes] / median[PLAIN, processes]:.3f}",
             f"{runs[-1].loss:.3f}",
         )
-    Console(width=100).print(table)
-    for processes in counts:
-        ratio = median["trainer", processes] / median["plain loop", processes]
-        print(f"trainer / plain loop, {processes} process(es): {ratio:.3f} (aim >= 1.0)")
-    if {1, 2} <= set(counts):
-        for name in CONTENDERS:
+    Console(width=110).print(table)
+    for name, processes in results:
+        if name != TRAINER:
+            ratio = median[TRAINER, processes] / median[name, processes]
+            aim = 1.0 if name == PLAIN else 1.1
+            print(f"trainer / {name}, {processes} process(es): {ratio:.3f} (aim >= {aim})")
+    for name, processes in results:
+        if processes == 2 and (name, 1) in median:
             print(f"1 -> 2 processes, {name}: {median[name, 2] / (2 * median[name, 1]):.1%}")
