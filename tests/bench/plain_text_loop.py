@@ -62,7 +62,6 @@ shape = DistilBertConfig(
     n_heads=args.n_heads,
     dim=args.dim,
     hidden_dim=args.hidden_dim,
-    seq_classif_dropout=0.1,
 )
 shape.num_labels = int(labels.max()) + 1
 model: nn.Module = DistilBertForSequenceClassification(shape).train()

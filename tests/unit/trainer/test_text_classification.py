@@ -189,8 +189,8 @@ def test_processes_and_fsdp_change_nothing(
 ) -> None:
     def losses(name: str, ranks: int, strategy: str = "ddp", **config: Any) -> list[float]:
         job = {"run_dir": str(tmp_path / name), "strategy": strategy}
-        still = {"dropout": 0.0, "attention_dropout": 0.0, "max_steps": 4}
-        run = train(text_job(job, **still, **config), ranks=ranks)
+        still = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0)
+        run = train(text_job(job, max_steps=4, **still, **config), ranks=ranks)
         return [*run.losses().values(), run.result["evalLoss"]]
 
     one = losses("one", 1)
@@ -259,7 +259,7 @@ def test_a_pretrained_model_is_used_and_nothing_else(
     for name, weight in encoder.state_dict().items():
         assert torch.equal(model.distilbert.state_dict()[name], weight)
     assert model.classifier.weight.shape == (3, 32)
-    assert model.distilbert.embeddings.dropout.p == model.dropout.p == 0.3
+    assert (model.distilbert.embeddings.dropout.p, model.dropout.p) == (0.3, 0.2)
 
     where = str(directory)
     assert "max_length: 17 tokens" in refusal(**chosen, model=where, max_length=17)
@@ -296,11 +296,11 @@ def test_wrong_input_is_one_clear_line(
         parquet.write_table(table(9, 2), tmp_path / "test.parquet")
         return refusal(dataset=str(tmp_path)).replace(str(tmp_path), "D")
 
-    assert rows(label=[0, 3]).startswith("config.dataset: D: label: row 1 has label 3; there are 3")
-    assert "label holds string" in rows(label=["no"])
+    assert rows(label=[0, 3]).startswith("config.dataset: D: label of train: row 1 has label 3;")
+    assert "label of train holds string; " in rows(label=["no"])
     assert "no row of 6 has label 1 (Sports)" in rows(label=[0, 0, 0, 2, 2, 2])
-    assert "text is empty in row 1 of train" in rows(text=["a", " \n"])
-    assert "text is empty in row 0 of train" in rows(text=[None])
+    assert "text of train: row 1 is empty; " in rows(text=["a", " \n"])
+    assert "text of train: row 0 is empty; " in rows(text=[None])
     assert refusal(text_column="body").endswith("has no column body; it has text, label")
     assert "label_column and text_column are both label" in refusal(text_column="label")
     assert "no row of 480 has label 3 (q)" in refusal(labels=["x", "y", "z", "q"])

@@ -98,10 +98,13 @@ class TextClassificationConfig(TrainConfig):
     """Longer texts are cut to this many tokens."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of activations dropped in training, before the head as well."""
+    """Share of activations dropped in training."""
 
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of attention weights dropped in training."""
+
+    seq_classif_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of what the classifier sees dropped in training."""
 
     num_epochs: float | None = Field(default=3, gt=0)
     learning_rate: float = Field(default=2e-5, ge=0)
@@ -141,12 +144,14 @@ class TextClassification(Recipe):
         key = "dataset" if config.eval_dataset is None else "eval_dataset"
         held_out = self._rows(key, config.eval_dataset or config.dataset, "test")
         names = config.labels or label_names(train, config.label_column)
-        labels = self._labels("dataset", train, names)
+        labels = self._labels("dataset", "train", train, names)
         self.classes = class_names(f"config.dataset: {config.dataset}", labels, names)
-        held_out_labels = self._labels(key, held_out, self.classes)
+        held_out_labels = self._labels(key, "test", held_out, self.classes)
 
         key, name = ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
         self.tokenizer = load_tokenizer(key, name)
+        if self.tokenizer.pad_token_id is None:
+            raise ConfigError(f"config.{key}: {name} has no token for padding; DistilBERT's has")
         self.model_config = self._model_config()
         self.tokenizer.model_max_length = config.max_length  # whoever loads it cuts as we did
 
@@ -174,19 +179,19 @@ class TextClassification(Recipe):
         config = self.config
         rows = load_rows(key, source, split, [config.text_column, config.label_column])
         texts = rows[config.text_column]
-        where = f"config.{key}: {source}: {config.text_column}"
+        where = f"config.{key}: {source}: {config.text_column} of {split}"
         if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
             raise ConfigError(f"{where} holds {texts.type}, not texts; set config.text_column")
         empty = compute.equal(compute.utf8_trim_whitespace(texts.fill_null("")), "")
         if compute.any(empty).as_py():
             row = compute.index(empty, True).as_py()
-            raise ConfigError(f"{where} is empty in row {row} of {split}; take such rows out")
+            raise ConfigError(f"{where}: row {row} is empty; take such rows out")
         return rows
 
-    def _labels(self, key: str, rows: "pa.Table", names: list[str] | None) -> Labels:
+    def _labels(self, key: str, split: str, rows: "pa.Table", names: list[str] | None) -> Labels:
         column = self.config.label_column
-        source = getattr(self.config, key)
-        return read_labels(f"config.{key}: {source}: {column}", rows[column], names)
+        where = f"config.{key}: {getattr(self.config, key)}: {column} of {split}"
+        return read_labels(where, rows[column], names)
 
     def _model_config(self) -> "DistilBertConfig":
         """The model's config.json, of the pretrained model or of the shape asked for."""
@@ -209,8 +214,8 @@ class TextClassification(Recipe):
                 )
             found = loaded
         check_tokenizer(self.tokenizer, found, config.max_length)
-        found.dropout = found.seq_classif_dropout = config.dropout
-        found.attention_dropout = config.attention_dropout
+        for name in ("dropout", "attention_dropout", "seq_classif_dropout"):
+            setattr(found, name, getattr(config, name))
         found.id2label = dict(enumerate(self.classes))
         found.label2id = {name: number for number, name in enumerate(self.classes)}
         return found
