@@ -145,7 +145,8 @@ class CausalLMFinetune(Recipe):
 
     def __init__(self, config: CausalLMFinetuneConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        self.tokenizer = load_tokenizer("tokenizer", config.tokenizer or config.model)
+        key = "tokenizer" if config.tokenizer else "model"
+        self.tokenizer = load_tokenizer(key, config.tokenizer or config.model)
         self.model_config = load_config("model", config.model)
         check_tokenizer(self.tokenizer, self.model_config, config.max_length)
         columns = [config.text_column, *columns_in(config.prompt or "")]
