@@ -18,7 +18,7 @@ import torch
 from trainyard_api.checkpoint import CHECKPOINTS, Manifest, newest_valid, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import CheckpointRef
-from trainyard_trainer.errors import CheckpointError, SupersededError
+from trainyard_trainer.errors import CheckpointError, SupersededError, one_line
 from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.publish import TEMPORARY, Fence, publish
 from trainyard_trainer.retention import Retention
@@ -194,8 +194,9 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is no Exception
-            space = "" if isinstance(error, CheckpointError) else _space(self.parent)
-            message = f"{final}: {_reason(error)}{space}"
+            message = f"{final}: {_reason(error)}{_space(self.parent)}"
+            if isinstance(error, CheckpointError):
+                message = f"{final}: {error}"
             if self.fence is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             return None, message
@@ -206,7 +207,7 @@ class Checkpointer:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's words for it, however deep they are wrapped."""
+    """The operating system's words for it, however deep they are wrapped; else the innermost's."""
     pending = [error]
     while pending:
         cause = pending.pop()
@@ -214,9 +215,11 @@ def _reason(error: BaseException) -> str:
             return os.strerror(cause.errno)
         if code := re.search(r"\(os error (\d+)\)", str(cause)):  # as safetensors words it
             return os.strerror(int(code[1]))
-        pending.extend(wrapped[0] for wrapped in getattr(cause, "failures", {}).values())
+        failures = getattr(cause, "failures", {})  # of torch's CheckpointException, by rank
+        error = error if failures else cause
+        pending.extend(wrapped[0] for wrapped in failures.values())
         pending.extend(e for e in (cause.__cause__, cause.__context__) if e is not None)
-    return " ".join(str(error).split())[:300]
+    return one_line(error)[:300]
 
 
 def _space(path: Path) -> str:

@@ -105,6 +105,8 @@ def test_what_breaks_exact_resume_is_refused(make_job: MakeJob, launch: Any, tra
     assert "config.lr_decay_steps: 8, but the checkpoint of step 4 was trained with 4" in line
     line = refused(launch(make_job(again | {"seed": 8}, max_steps=4)))
     assert "spec.seed: 8, but" in line
+    line = refused(launch(make_job(again | {"strategy": "fsdp"}, max_steps=4), ranks=2))
+    assert "spec.strategy: 'fsdp', but the checkpoint of step 4 was trained with 'ddp'" in line
     # Longer, with the schedule named, is the same run.
     assert train(make_job(again, max_steps=6, lr_decay_steps=4)).result["step"] == 6
 
