@@ -13,7 +13,7 @@ LIMITS = {
     "exporting": LONG_SECONDS,
     "uploading": float("inf"),
 }
-# The first time something is done kernels are compiled, memory is reserved, connections are made.
+# The first time something is done kernels are chosen, memory is reserved, connections are made.
 FIRST_SECONDS = 600.0
 # An ordinary wait may be this many times as long as the longest of the latest ones.
 SLACK = 5.0
@@ -66,10 +66,12 @@ class Position:
         else:
             waits[1] = max(wait, waits[1] + (wait - waits[1]) * _FORGET)
 
-    def limit(self, timeout: float, compiles: bool) -> float:
+    def limit(self, timeout: float, compiling: bool) -> float:
         """Seconds without progress after which something is wrong; never below `timeout`."""
+        if compiling:
+            return max(timeout, LONG_SECONDS)
         waits = self._waits.get(self.phase)
-        usual = SLACK * waits[-1] if waits else LONG_SECONDS if compiles else FIRST_SECONDS
+        usual = SLACK * waits[-1] if waits else FIRST_SECONDS
         return max(timeout, LIMITS.get(self.phase, usual))
 
     def __str__(self) -> str:

@@ -14,6 +14,12 @@ _WRAPPERS = ("<frozen ", "trainyard_trainer/__main__.py")
 _LIBRARIES = ("torch/", "python3.")
 # Where a rank waits for the others: collectives, and the backward pass that DDP runs them in.
 _COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
+# In use while a graph is made and compiled, but not when it runs.
+_COMPILER = (
+    "torch/_dynamo/convert_frame.py",
+    "torch/_inductor/graph.py",
+    "torch/_inductor/async_compile.py",
+)
 _LOADING = "trainyard_trainer/loader.py"
 
 
@@ -29,6 +35,20 @@ def main_stack() -> tuple[str, ...]:
             found.append(f"{name}:{frame.f_lineno} {code.co_qualname}")
         frame = frame.f_back
     return tuple(reversed(found))
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile is at work: in the main thread, or in autograd's for the backward pass.
+
+    It may be at any step: another shape of batch is reason enough.
+    """
+    for frame in sys._current_frames().values():
+        outer: FrameType | None = frame
+        while outer is not None:
+            if outer.f_code.co_filename.endswith(_COMPILER):
+                return True
+            outer = outer.f_back
+    return False
 
 
 def innermost(stack: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from trainyard_trainer.group import Group, open_board
 from trainyard_trainer.hangs import Beat, Hang, Seen, find_hang, is_lost, silence
 from trainyard_trainer.listeners import Listeners
 from trainyard_trainer.processes import State, kill_stopped_sibling, place, state_of
-from trainyard_trainer.stacks import main_stack
+from trainyard_trainer.stacks import is_compiling, main_stack
 
 MAX_INTERVAL = 2.0  # seconds between two beats
 BEATS_PER_TIMEOUT = 10
@@ -47,7 +47,6 @@ class Watch:
         self.board = board
         self.rank = group.rank
         self.timeout = config.hang_timeout_seconds
-        self.compiles = config.compile
         self.out = out
         self.interval = min(MAX_INTERVAL, self.timeout / BEATS_PER_TIMEOUT)
         self._seen = [Seen(Beat(rank)) for rank in range(group.world_size if group.is_main else 1)]
@@ -85,7 +84,7 @@ class Watch:
             step=position.step,
             ticks=position.ticks,
             doing=str(position),
-            limit=position.limit(self.timeout, self.compiles),
+            limit=position.limit(self.timeout, is_compiling()),
             stack=main_stack(),
             left=self._left,
         )
@@ -135,7 +134,7 @@ class Watch:
             silent = silent + seconds if self._looks == looks else 0.0
             stalled = stalled + seconds if position.ticks == ticks else 0.0
             looks, ticks = self._looks, position.ticks
-            if silent <= self.timeout or stalled <= position.limit(self.timeout, self.compiles):
+            if silent <= self.timeout or stalled <= position.limit(self.timeout, is_compiling()):
                 continue
             if _look(main.beat) not in ("stopped", "unknown"):
                 continue

@@ -21,44 +21,44 @@ def steps(position: Position, clock: list[float], *seconds: float) -> None:
         position.tick()
 
 
-def test_the_first_step_may_compile(clock: list[float]) -> None:
+def test_the_first_step_takes_longer(clock: list[float]) -> None:
     position = Position()
     position.enter("training")
-    assert position.limit(20, compiles=False) == FIRST_SECONDS
-    assert position.limit(20, compiles=True) == LONG_SECONDS
+    assert position.limit(20, compiling=False) == FIRST_SECONDS
     steps(position, clock, 90, 0.5)
-    assert position.limit(20, compiles=True) == 20
+    assert position.limit(20, compiling=False) == 20
+    assert position.limit(20, compiling=True) == LONG_SECONDS  # at any step
 
 
 def test_slow_steps_are_waited_for(clock: list[float]) -> None:
     position = Position()
     position.enter("training")
     steps(position, clock, 60)
-    assert position.limit(20, compiles=False) == 300  # all that is known: the first took 60 s
+    assert position.limit(20, compiling=False) == 300  # all that is known: the first took 60 s
     steps(position, clock, 10, 10)
-    assert position.limit(20, compiles=False) == 50
+    assert position.limit(20, compiling=False) == 50
     steps(position, clock, 40)
-    assert position.limit(20, compiles=False) == 200  # at once
+    assert position.limit(20, compiling=False) == 200  # at once
     steps(position, clock, *[10] * 100)
-    assert position.limit(20, compiles=False) == pytest.approx(50, rel=0.1)  # forgotten slowly
+    assert position.limit(20, compiling=False) == pytest.approx(50, rel=0.1)  # forgotten slowly
 
 
 def test_what_may_take_long_and_what_is_done_beside(clock: list[float]) -> None:
     position = Position()
-    assert (str(position), position.limit(20, compiles=False)) == ("loading", LONG_SECONDS)
+    assert (str(position), position.limit(20, compiling=False)) == ("loading", LONG_SECONDS)
     position.step = 8
     position.enter("training")
     steps(position, clock, 1, 1)
     before = position.ticks
     with position.doing("sampling"):
         assert str(position) == "sampling after step 8"
-        assert position.limit(20, compiles=False) == FIRST_SECONDS
+        assert position.limit(20, compiling=False) == FIRST_SECONDS
         clock[0] += 30
     assert position.ticks > before
-    assert (str(position), position.limit(20, compiles=False)) == ("step 9", 20)
+    assert (str(position), position.limit(20, compiling=False)) == ("step 9", 20)
     with position.doing("sampling"):
-        assert position.limit(20, compiles=False) == 150
+        assert position.limit(20, compiling=False) == 150
 
 
 def test_never_less_than_what_was_asked_for() -> None:
-    assert Position().limit(7200, compiles=False) == 7200
+    assert Position().limit(7200, compiling=False) == 7200
