@@ -53,7 +53,9 @@ def _speed_bars(axes: Any, cells: list[CellResult], places: list[int], colours: 
             axes.text(most * 0.01, place, word, va="center", color="#b00020", style="italic")
             continue
         whisker = [[spread.median - spread.min], [spread.max - spread.median]]
-        axes.barh(place, spread.median, 0.72, color=colour, xerr=whisker, error_kw=WHISKERS)
+        axes.barh(place, spread.median, 0.72, color=colour)
+        if spread.min < spread.max:
+            axes.errorbar(spread.median, place, xerr=whisker, fmt="none", **WHISKERS)
         text = number(spread.median)
         if cell.processes > 1 and cell.efficiency is not None:
             text += f"  ({cell.efficiency:.0%} efficient)"

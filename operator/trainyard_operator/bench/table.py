@@ -18,6 +18,7 @@ from trainyard_operator.status import counted
 
 MISSING = "-"
 HEADER_WIDTH = 9  # letters
+BUSY = 0.5  # load per core, before the bench began, at which figures say little
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ def notes(report: BenchReport) -> list[str]:
     if report.end_time is None:
         done = sum(len(cell.measurements) for cell in report.cells)
         lines.append(f"Interrupted after {counted(done, 'run')}: medians are of what there is.")
+    machine = report.machine
+    if machine.load is not None and machine.load > machine.cores * BUSY:
+        lines.append(
+            f"Other programs kept the machine busy (load {machine.load:.1f} on"
+            f" {counted(machine.cores, 'core')}): measure again when it is idle."
+        )
     names = short_names(spec.matrix)
     if alike := [path for path in spec.matrix if path not in varied(spec.matrix)]:
         values = (f"{names[path]}={value_text(spec.matrix[path][0])}" for path in alike)

@@ -147,6 +147,13 @@ def test_an_interrupted_bench_says_how_far_it_got() -> None:
     assert failures(half) == []
 
 
+def test_a_busy_machine_is_told() -> None:
+    one = report(cell(1, 100, strategy="ddp"))
+    assert "busy" not in markdown(one)
+    one.machine.load = 1.6
+    assert "busy (load 1.6 on 2 cores): measure again when it is idle." in markdown(one)
+
+
 def test_where_nothing_was_measured_the_table_still_has_a_place_for_it() -> None:
     table = markdown(report(cell(1, strategy="ddp"), cell(2, strategy="ddp"), done=False))
     assert "| strategy | numProcPerNode | samples/s |" in table
