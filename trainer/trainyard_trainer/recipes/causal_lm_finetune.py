@@ -1,4 +1,4 @@
-"""causal-lm-finetune: a causal language model from the Hub, or a directory, learns your texts."""
+"""causal-lm-finetune: any causal language model of the Hub, or of a directory, on your texts."""
 
 import hashlib
 import math
