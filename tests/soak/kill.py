@@ -292,7 +292,9 @@ def main() -> int:
         for number, case in enumerate(itertools.cycle(todo)):
             if kills >= options.kills or failures == MAX_FAILURES:
                 break
-            plan = [draw(rng) for _ in range(rng.randint(1, MAX_KILLS_PER_RUN))]
+            # Every case once, before any is killed more often.
+            count = 1 if number < len(todo) else rng.randint(1, MAX_KILLS_PER_RUN)
+            plan = [draw(rng) for _ in range(count)]
             mine = 0
             try:
                 for line in soak.kill_and_resume(case, plan, f"run-{number}"):
