@@ -1,13 +1,36 @@
-"""A trainer that waits for no tracker at its end; preloaded into rank_server.py.
+"""Trackers that get their share of a busy machine; preloaded into rank_server.py.
 
-IMPATIENT is how many seconds it waits, instead of those a user would be glad of.
+What forwards metrics runs at the lowest priority, which beside other tests may be none at all: here
+it keeps the trainer's. And IMPATIENT is how many seconds a trainer waits for it at its end, instead
+of those a user would be glad of.
 """
 
 import os
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from trainyard_trainer import forwarding
 
+START = """
+import os, sys
+os.nice = lambda _: 0
+from trainyard_trainer.forward import main
+sys.exit(main())
+"""
+
+_init = forwarding.Forwarding.__init__
 _finish = forwarding.Forwarding.finish
+
+
+def command(run_dir: Path, name: str) -> list[str]:
+    return [sys.executable, "-c", START, str(run_dir), name]
+
+
+def init(self: forwarding.Forwarding, *arguments: Any) -> None:
+    with mock.patch.object(forwarding, "_command", command):
+        _init(self, *arguments)
 
 
 def finish(self: forwarding.Forwarding) -> None:
@@ -15,4 +38,5 @@ def finish(self: forwarding.Forwarding) -> None:
     _finish(self)
 
 
+forwarding.Forwarding.__init__ = init  # type: ignore[assignment, method-assign]
 forwarding.Forwarding.finish = finish  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.trainer.ranks import RankServer, Run, free_port, until
+from tests.unit.trainer.ranks import RankServer, Run, free_port
 from trainyard_api.job import TrainerJob
 from trainyard_trainer import forward
 from trainyard_trainer.history import History, read_history
@@ -24,6 +25,7 @@ from trainyard_trainer.to_mlflow import STATE_FILE, MLflowSink
 from trainyard_trainer.to_tensorboard import DIRECTORY
 
 MakeJob = Callable[..., TrainerJob]
+SERVER_DEADLINE = 180.0  # seconds; it makes its database first
 METRICS = ["eval_loss", "grad_norm", "learning_rate", "loss", "samples_per_second"]
 
 
@@ -60,7 +62,10 @@ def mlflow_uri(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         except OSError:
             return False
 
-    until(answers, "the MLflow server answers")
+    deadline = time.monotonic() + SERVER_DEADLINE
+    while not answers():
+        assert time.monotonic() < deadline, "the MLflow server doesn't answer"
+        time.sleep(0.1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     return mlflow_server
 
