@@ -125,4 +125,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors, moved while the device goes on computing."""
     if device.type == "cpu":
         return batch
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    # From pinned memory, else the copy waits for all that the device still has to do.
+    return {
+        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()
+    }

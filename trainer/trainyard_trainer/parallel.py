@@ -7,6 +7,8 @@ gathers a block's parameters just before they are used.
 
 import contextlib
 import functools
+import os
+import shutil
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from trainyard_api.spec import Precision, Strategy
 from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.group import Group
 from trainyard_trainer.step_timer import StepTimer
 from trainyard_trainer.waits import watch_ddp, watch_fsdp
@@ -90,6 +93,8 @@ class Parallel:
         self.module = module.to(group.device).train()
         self.model: nn.Module = self.module
         blocks = list(blocks)
+        if config.compile:
+            check_compiler(group.device)
         for block in blocks:
             if config.activation_checkpointing:
                 _recompute(block)
@@ -190,6 +195,18 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank has of a tensor that FSDP may have sharded."""
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile has no compiler to build its kernels with."""
+    variable, names = ("CC", ("gcc", "clang"))
+    if device.type == "cpu":
+        variable, names = ("CXX", ("g++", "clang++"))
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"config.compile: torch.compile needs {' or '.join(names)}, and there is none here;"
+            " install one (in the pods' image), or set compile to false"
+        )
 
 
 def _recompute(block: nn.Module) -> None:

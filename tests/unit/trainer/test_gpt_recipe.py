@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from trainyard_api.checkpoint import file_sha256
-from trainyard_api.job import RUN_DIR_ENV, TrainerJob
+from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_trainer.bpe_tokenizer import BPETokenizer, pieces
 from trainyard_trainer.config import parse_config
 from trainyard_trainer.data import global_batch
@@ -278,3 +278,11 @@ def test_a_tokenizer_that_is_none(recipe: Callable[..., BPEGPT], tmp_path: Path)
         recipe(tokenizer=str(tmp_path))
     with pytest.raises(ConfigError, match="is no directory here"):
         recipe(tokenizer="./nowhere")
+
+
+def test_compiling_without_a_compiler(gpt_job: MakeJob, launch: Any, tmp_path: Path) -> None:
+    run = launch(gpt_job(compile=True), env={"PATH": str(tmp_path), "CXX": ""})
+    assert run.wait() == [EXIT_CONFIG]
+    said = "ConfigError: config.compile: torch.compile needs g++ or clang++, and there is none here"
+    assert run.err.startswith(said)
+    assert len(run.err.splitlines()) == 1
