@@ -93,6 +93,9 @@ def wait_for_next(
 
 def suspend(observed: Observed, status: TrainingRunStatus) -> Plan:
     if status.phase == "Suspended":
+        # The workers save their last step while they end.
+        if (report := observed.report) and report.attempt == status.attempt:
+            status.last_checkpoint = report.last_checkpoint or status.last_checkpoint
         return Plan(status, delete=_active(observed.workers))
     now = observed.now
     if status.attempt and current_attempt(status) and status.attempts[-1].outcome is None:

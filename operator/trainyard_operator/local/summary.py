@@ -1,5 +1,9 @@
 """What to tell the user when a run stops: how it went, where things are, what to do next."""
 
+import contextlib
+from pathlib import Path
+
+from trainyard_api.checkpoint import CHECKPOINTS, InvalidCheckpointError, read_manifest, steps
 from trainyard_api.run import TrainingRun
 from trainyard_operator.local.backend import LocalBackend
 from trainyard_operator.local.store import MANIFEST
@@ -55,8 +59,9 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
 
 
 def _suspended(backend: LocalBackend, run: TrainingRun, by_manifest: bool) -> list[str]:
-    checkpoint = run.status.last_checkpoint
-    there = f"from the checkpoint of step {checkpoint.step}" if checkpoint else "from the beginning"
+    # The workers save their last step while they end, and nobody is left to report it.
+    step = _newest_step(backend.dir.data(run.to_wire()))
+    there = "from the beginning" if step is None else f"from the checkpoint of step {step}"
     file = run.metadata.annotations.get(MANIFEST, "FILE")
     first = "set spec.suspend to false, then " if by_manifest else ""
     lines = [f"{run.name} is suspended; none of its workers runs"]
@@ -64,3 +69,11 @@ def _suspended(backend: LocalBackend, run: TrainingRun, by_manifest: bool) -> li
     if backend.dir.logs.is_dir():
         lines.append(f"  logs    {backend.dir.logs}")
     return lines
+
+
+def _newest_step(data: Path) -> int | None:
+    """The step of the newest complete checkpoint in a run's directory."""
+    for directory in steps(data / CHECKPOINTS):
+        with contextlib.suppress(InvalidCheckpointError):
+            return read_manifest(directory).step
+    return None
