@@ -34,8 +34,6 @@ def main() -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    if reporter:
-        reporter.write_result()
     return 0
 
 

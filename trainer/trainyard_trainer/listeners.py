@@ -81,8 +81,10 @@ class Listeners:
             self.reporter.metrics.evaluated(results)
 
     def ended(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """This attempt is over. Only one that went well waits for the trackers."""
+        """This attempt is over. One that went well leaves its report and sees the trackers off."""
         if self.history:
             self.history.end(self.position.step, status)
+        if self.reporter and status == "FINISHED":
+            self.reporter.write_result()
         if self.forwarding and status == "FINISHED":
             self.forwarding.finish()

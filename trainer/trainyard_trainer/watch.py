@@ -151,6 +151,7 @@ class Watch:
         with self._ending:
             error = HangError(hang.message, hang.stacks)
             write_last_words(error)
+            self.out.ended("FAILED")
             if speaks:
                 who = "" if self.rank == 0 else f"rank {self.rank}: "
                 print(f"{who}{one_line(error)}\n{hang.stacks}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, rest
 from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
 from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
-from trainyard_trainer.errors import explained, one_line
+from trainyard_trainer.errors import StoppedError, explained, one_line
 from trainyard_trainer.export import export_model
 from trainyard_trainer.forwarding import Forwarding, check_report_to
 from trainyard_trainer.group import Group, join, leave, pick_device
@@ -44,7 +44,7 @@ def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
         with watching(group, config, out):
             _train(job, config, group, out)
     except BaseException as error:
-        out.ended("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        out.ended("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
         raise
     leave()
     out.ended("FINISHED")
