@@ -262,6 +262,17 @@ def test_suspend_stops_the_pods_and_resume_begins_the_next_attempt() -> None:
     assert plan.status.restarts == 0
 
 
+def test_what_the_pods_save_while_they_are_suspended_is_known() -> None:
+    story = begun()
+    story.see(*pair(), report=make_report())
+    story.run.spec.suspend = True
+    story.see(*pair())
+    saved = CheckpointRef(step=7, digest="sha256:" + "0" * 64, time=T0)
+    plan = story.see(*pair(), report=make_report(last_checkpoint=saved))
+    assert plan.status.last_checkpoint == saved
+    assert story.see().status.last_checkpoint == saved
+
+
 def test_a_run_made_suspended_creates_nothing() -> None:
     plan = Story(make_run(suspend=True)).see()
     assert (plan.status.phase, plan.create) == ("Suspended", ())
