@@ -23,7 +23,8 @@ def watch_ddp(model: nn.parallel.DistributedDataParallel, timer: StepTimer) -> N
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     last: Any = trained[-1]
     last.register_post_accumulate_grad_hook(gradient_is_there)
-    if any(True for _ in model.module.buffers()):
+    compiled = cast(Any, model.module)._compiled_call_impl is not None  # and its hooks with it
+    if not compiled and any(True for _ in model.module.buffers()):
         model.register_forward_pre_hook(lambda *_: timer.wait_begins())
         model.module.register_forward_pre_hook(lambda *_: timer.wait_ends())
 
