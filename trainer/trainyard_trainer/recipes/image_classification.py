@@ -41,7 +41,7 @@ class ImageClassificationConfig(TrainConfig):
     optimizer: Literal["adamw", "sgd"] = "sgd"
     """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov momentum."""
 
-    learning_rate: float = Field(default=0.1, ge=0)
+    learning_rate: float = Field(default=0.2, ge=0)
     """Highest learning rate, reached after the warm-up."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
