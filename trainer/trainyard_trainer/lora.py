@@ -17,7 +17,7 @@ _PREFIX = "base_model.model."  # what peft puts before the model's own names
 
 
 class LoraSettings(BaseModel):
-    """The `lora` setting: what peft's LoraConfig calls r, lora_alpha, lora_dropout, target_modules."""
+    """The `lora` setting. alpha and dropout are what peft calls lora_alpha and lora_dropout."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
