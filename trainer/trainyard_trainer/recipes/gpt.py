@@ -22,8 +22,10 @@ class BPEGPTConfig(GPTConfig):
     free = GPTConfig.free | {"tokenizer", "text_column"}  # what they name is compared
 
     corpus: str = Field(default="stdlib", min_length=1)
-    """A .npy or .bin token file; a parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts
-    in text_column; a text file, a directory or glob of them; or stdlib."""
+    """A parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts in text_column; a text
+    file, a directory or glob of them; stdlib; or a token file: .npy, or .bin of little-endian
+    uint16 (uint32 if the tokenizer has more than 65,536 tokens). Text is tokenised once and kept
+    in .cache beside the run's directory."""
 
     text_column: str = Field(default="text", min_length=1)
     """The column of texts in a table."""
