@@ -98,7 +98,10 @@ def main() -> None:
     for save in saves:
         over = times[save.step] + save.written
         disturbed |= {s: save for s in seconds if s > save.step and times[s - 1] < over}
-    quiet = statistics.median(t for s, t in seconds.items() if s > 10 and s not in disturbed)
+    undisturbed = [t for s, t in seconds.items() if s > 5 and s not in disturbed]
+    if not undisturbed:
+        sys.exit("a save was being written in every step; take more steps between them")
+    quiet = statistics.median(undisturbed)
     print(f"strategy {options.strategy}: {quiet:.2f} s a step, of {len(seconds)}")
     counted = [save for save in saves[1:] if save.step < options.steps]
     shares = []
