@@ -1,6 +1,7 @@
 """Checkpoints: saved while training goes on, published by rank 0, found by the next attempt."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -25,6 +26,11 @@ from trainyard_trainer.retention import Retention
 from trainyard_trainer.state import StateFiles
 
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
+
+# How torch's archive writer says that a file took fewer bytes than it was given, and how little
+# space makes a full disk the reason.
+_CUT_SHORT = re.compile(r"inline_container|PytorchStreamWriter")
+_FULL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ def restore(resume: Resume, files: StateFiles, seed: int) -> None:
     except BaseException as error:  # torch's CheckpointException is no Exception
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise CheckpointError(f"{resume.directory}: cannot be loaded: {_reason(error)}") from error
+        reason = _reason(error, resume.directory)
+        raise CheckpointError(f"{resume.directory}: cannot be loaded: {reason}") from error
     files.parallel.scaler.load_state_dict(resume.description["scaler"])
     if not same_ranks:
         seed_rank(seed, resume.manifest.step, group.rank)
@@ -194,7 +201,7 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is no Exception
-            message = f"{final}: {_reason(error)}{_space(self.parent)}"
+            message = f"{final}: {_reason(error, self.parent)}{_space(self.parent)}"
             if isinstance(error, CheckpointError):
                 message = f"{final}: {error}"
             if self.fence is not None:
@@ -206,7 +213,7 @@ class Checkpointer:
         return CheckpointRef(step=manifest.step, digest=digest, time=manifest.created), ""
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, directory: Path) -> str:
     """The operating system's words for it, however deep they are wrapped; else the innermost's."""
     pending = [error]
     while pending:
@@ -215,6 +222,8 @@ def _reason(error: BaseException) -> str:
             return os.strerror(cause.errno)
         if code := re.search(r"\(os error (\d+)\)", str(cause)):  # as safetensors words it
             return os.strerror(int(code[1]))
+        if _CUT_SHORT.search(str(cause)) and shutil.disk_usage(directory).free < _FULL:
+            return os.strerror(errno.ENOSPC)
         failures = getattr(cause, "failures", {})  # of torch's CheckpointException, by rank
         error = error if failures else cause
         pending.extend(wrapped[0] for wrapped in failures.values())

@@ -35,6 +35,10 @@ def free_port() -> int:
             return port
 
 
+# The Hub's client reads its switch once, when the first run's recipe imports it.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+
+
 class RankServer:
     """See rank_server.py."""
 
@@ -45,7 +49,7 @@ class RankServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            env=os.environ | ENVIRONMENT,
         )
 
     def preload(self, *modules: str) -> None:
