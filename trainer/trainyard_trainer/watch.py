@@ -92,8 +92,10 @@ class Watch:
     def _watch(self) -> None:
         """Leave beats and look at the others'."""
         clock = _Clock(self.interval)
+        wait = 0.0  # at once, so that the others know whom they wait for
         try:
-            while not self._leaving.wait(self.interval):
+            while not self._leaving.wait(wait):
+                wait = self.interval
                 self._looks += 1
                 own = self._beat(self._looks)
                 beats, verdict = self.board.exchange(own)
@@ -151,7 +153,6 @@ class Watch:
         with self._ending:
             error = HangError(hang.message, hang.stacks)
             write_last_words(error)
-            self.out.ended("FAILED")
             if speaks:
                 who = "" if self.rank == 0 else f"rank {self.rank}: "
                 print(f"{who}{one_line(error)}\n{hang.stacks}", file=sys.stderr, flush=True)
@@ -159,6 +160,7 @@ class Watch:
                 with contextlib.suppress(RuntimeError):
                     threading.Thread(target=self.board.pronounce, args=(hang,), daemon=True).start()
                 time.sleep(2 * self.interval)  # the others leave without a word of their own
+            self.out.ended("FAILED")
             for pid, where in hang.silent:
                 kill_stopped_sibling(pid, where)
             os._exit(error.exit_code)

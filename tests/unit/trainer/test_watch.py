@@ -14,6 +14,7 @@ from trainyard_api.job import TrainerJob
 
 MakeJob = Callable[..., TrainerJob]
 TIMEOUT = 1.5  # seconds; see mischief.SLOW
+SEEN = 100  # steps: by then the ranks have heard of each other in training
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,7 +44,7 @@ def test_a_stopped_rank_is_named(
     make_job: MakeJob, launch: Any, agent: dict[str, str], stopped: int
 ) -> None:
     run = launch(forever(make_job), ranks=2, env=agent)
-    run.wait_for_step(9)
+    run.wait_for_step(SEEN)
     os.kill(run.pids[stopped], signal.SIGSTOP)
     codes = run.wait(terminate=False)
     other = 1 - stopped
@@ -62,7 +63,7 @@ def test_a_stopped_rank_is_named(
 
 def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch: Any) -> None:
     run = launch(forever(make_job), ranks=2)
-    run.wait_for_step(9)
+    run.wait_for_step(SEEN)
     os.kill(run.pids[0], signal.SIGSTOP)
     assert run.wait(terminate=False) == [-signal.SIGKILL, 1]
     assert run.err.startswith("rank 1: HangError: rank 0 (")
