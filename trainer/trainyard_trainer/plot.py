@@ -30,7 +30,7 @@ def draw(run_dir: Path, name: str) -> Path:
             linewidth=1.5,
             marker="o",
             markersize=4,
-            label="held-out text",
+            label="held out",
         )
         step, loss = held_out[-1]
         axes.annotate(
@@ -40,7 +40,7 @@ def draw(run_dir: Path, name: str) -> Path:
         label = "resumed from a checkpoint" if i == 0 else None
         axes.axvline(step, color="#888888", linestyle="--", linewidth=1, label=label)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats)")
     axes.set_title(f"{name}: loss")
     axes.grid(alpha=0.25)
     if train or held_out:
