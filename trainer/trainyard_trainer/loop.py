@@ -137,10 +137,10 @@ class Loop:
         The mean over the ranks of the sum of loss x factor is the mean over the global batch.
         """
         accumulation = self.config.gradient_accumulation_steps
+        if not self.recipe.weighted:
+            return [1 / accumulation] * accumulation
         ids = global_batch(self.job.seed, self.step, self.config.batch_size, len(self.recipe.train))
         weights = self.recipe.weights(ids)
-        if weights is None:
-            return [1 / accumulation] * accumulation
         rank, world_size = self.group.rank, self.group.world_size
         per_weight = world_size / weights.sum()
         return [

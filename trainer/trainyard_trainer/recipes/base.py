@@ -22,6 +22,7 @@ class Recipe(ABC):
         held_out: the samples to evaluate on.
         tokens_per_sample: what tokens per second are counted from (an average will do); 0 if
             tokens make no sense.
+        weighted: whether samples count by `weights`, not all alike.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -29,6 +30,7 @@ class Recipe(ABC):
     train: "Samples"
     held_out: "Samples"
     tokens_per_sample: float = 0
+    weighted: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, config: Any, saved: dict[str, Any] | None) -> None:
@@ -54,13 +56,13 @@ class Recipe(ABC):
         computes again, one at a time."""
         return ()
 
-    def weights(self, ids: "Ids") -> "npt.NDArray[Any] | None":
-        """How much each of these training samples counts in the mean loss; None if all alike.
+    def weights(self, ids: "Ids") -> "npt.NDArray[Any]":
+        """How much each of these training samples counts in the mean loss, if `weighted`.
 
         Samples of different lengths count by their target tokens: the mean is then one over all
         tokens of the global batch, however it is split into ranks and micro-batches.
         """
-        return None
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, model: "nn.Module", batch: "Batch") -> "Tensor":

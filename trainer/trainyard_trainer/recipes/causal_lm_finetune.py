@@ -139,6 +139,7 @@ class CausalLMFinetune(Recipe):
     """A pretrained causal language model and the texts of a data set."""
 
     Config = CausalLMFinetuneConfig
+    weighted = True
 
     train: TokenSamples
     held_out: TokenSamples
