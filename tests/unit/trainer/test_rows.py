@@ -62,7 +62,8 @@ def test_what_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert "does not exist here" in refused(str(folder / "none"))
     (folder / "cut.parquet").write_bytes(b"PAR1")
     assert refused(str(folder / "cut.parquet")).startswith("config.dataset: DIR/cut.parquet cannot")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert refused("hub:nobody/nothing").startswith(
         "config.dataset: hub:nobody/nothing could not be loaded: "
     )
