@@ -96,3 +96,9 @@ SERVING_QUEUE = Metric("trainyard_serving_queue_depth", "gauge", "Requests waiti
 MODEL_INFO = Metric(
     "trainyard_serving_model_info", "gauge", "1 for the model served.", ("run", "step", "digest")
 )
+MODEL_SWAPS = Metric(
+    "trainyard_serving_model_swaps_total",
+    "counter",
+    "Newer models met: loaded, refused, or rolled_back by request.",
+    ("result",),
+)

@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from trainyard_serving.model_store import ModelUnavailableError, find_model
+from trainyard_serving.errors import ModelUnavailableError
+from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import (
     GenerateSettings,
     SettingsError,
@@ -27,26 +28,26 @@ def main() -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     try:
-        model = find_model(read_settings(Source, args, os.environ))
+        model, refused = newest_good(place_of(read_settings(Source, args, os.environ)))
     except ModelUnavailableError as error:
         return _fail(str(error))
-    for refused in model.refused:
-        print(f"trainyard_serving: refused: {refused}", file=sys.stderr)
-    manifest = model.manifest
-    print(f"verified {model.path}: run {manifest.run}, step {manifest.step}, {model.digest}")
+    for why in refused:
+        print(f"trainyard_serving: refused: {why}", file=sys.stderr)
+    step = "" if model.step is None else f", step {model.step}"
+    print(f"verified {model.path}: {model.run}{step}, {model.digest}")
     return 0
 
 
 def _generate(args: argparse.Namespace) -> int:
     settings = read_settings(GenerateSettings, args, os.environ)
-    from trainyard_serving.generate_app import create_app
+    from trainyard_serving.generate.app import create_generate_app
     from trainyard_serving.server import ListenError, listen, serve
 
     try:
         sock = listen(settings.host, settings.port)
     except ListenError as error:
         return _fail(str(error))
-    serve(create_app(settings), sock, settings.drain_seconds)
+    serve(create_generate_app(settings), sock, settings.drain_seconds)
     return 0
 
 

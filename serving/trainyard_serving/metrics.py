@@ -27,6 +27,7 @@ class Metrics:
         self.generated_tokens = self._counter(names.GENERATED_TOKENS)
         self.queue_depth = self._gauge(names.SERVING_QUEUE)
         self.model_info = self._gauge(names.MODEL_INFO)
+        self.model_swaps = self._counter(names.MODEL_SWAPS)
 
     def exposition(self) -> bytes:
         """The text format, version 0.0.4."""

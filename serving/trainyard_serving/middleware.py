@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trainyard_serving.backend import Served
+from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.openai_api import ApiError
 
 DIGEST_HEADER = b"x-trainyard-digest"
 
@@ -42,10 +43,10 @@ class BodyLimit:
 class Observe:
     """Counts and times every request, and names the model in the answer's header."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, digest: Callable[[], str | None]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, served: Callable[[], Served | None]) -> None:
         self._app = app
         self._metrics = metrics
-        self._digest = digest
+        self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,8 +60,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message["headers"])
-                if (digest := self._digest()) and DIGEST_HEADER not in dict(headers):
-                    headers.append((DIGEST_HEADER, digest.encode()))
+                if (served := self._served()) and DIGEST_HEADER not in dict(headers):
+                    headers.append((DIGEST_HEADER, served.digest.encode()))
                 message = {**message, "headers": headers}
             await send(message)
 

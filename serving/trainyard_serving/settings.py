@@ -2,10 +2,9 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 ENV_PREFIX = "TRAINYARD_SERVING_"
 
@@ -14,59 +13,94 @@ class SettingsError(Exception):
     """A setting is wrong; the message is one line that names the flag and what to change."""
 
 
-class Source(BaseModel):
-    """Where the model comes from."""
+class Settings(BaseModel):
+    """A group of settings: each field is a flag and a variable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run_dir: Path | None = Field(
-        default=None, description="A run's directory: its newest model that verifies is served."
+
+class Source(Settings):
+    """Where the model comes from."""
+
+    run_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A run's directory, or s3://bucket/path: its newest model that verifies is"
+        " served, and newer ones as they come.",
     )
-    model: Path | None = Field(
-        default=None, description="One exported model's directory; its manifest must verify."
+    step: int | None = Field(default=None, ge=0, description="Serve only this step of the run.")
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="One model's directory, or s3://bucket/path: a run's, whose manifest must"
+        " verify, or any in Hugging Face form.",
+    )
+    digest: str | None = Field(
+        default=None,
+        pattern="^sha256:[0-9a-f]{64}$",
+        description="Serve nothing but the model with this digest.",
     )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if (self.run_dir is None) == (self.model is None):
             raise ValueError("give exactly one of --run-dir and --model")
+        if self.step is not None and self.run_dir is None:
+            raise ValueError("--step needs --run-dir")
         return self
 
 
-class GenerateSettings(Source):
-    """Settings of the text generation server; every limit has its own flag."""
+class ServerSettings(Settings):
+    """What every app's server can be told."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 takes a free one.")
-    served_model_name: str | None = Field(
-        default=None, min_length=1, description="Model name clients use. Default: the run's name."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto takes a GPU where there is one."
-    )
-    threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves it to PyTorch.")
-    max_tokens: int = Field(
-        default=4096, ge=1, description="The largest max_tokens a request may ask for."
-    )
-    max_prompts: int = Field(default=16, ge=1, description="Prompts in one request.")
-    max_queue: int = Field(
-        default=32, ge=1, description="Requests that may wait for the model; more get a 429."
-    )
+    max_queue: int = Field(default=32, ge=1, description="Requests that may wait; more get a 429.")
     max_body_bytes: int = Field(
         default=1024 * 1024, ge=1, description="Size of a request's body; more gets a 413."
     )
-    retry_seconds: float = Field(
-        default=5, gt=0, description="Wait between looks for a model that is not there yet."
+    poll_seconds: float = Field(
+        default=5, gt=0, description="Wait between looks for a newer model."
     )
     drain_seconds: int = Field(
         default=30, ge=0, description="After SIGTERM, time that running requests have to finish."
     )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="Key that clients must send (Authorization: Bearer KEY); several, separated by"
+        " commas, are all good. Better set as a variable: flags can be seen by other users.",
+    )
+    protect_health: bool = Field(
+        default=False, description="Ask for the key on /health and /ready too."
+    )
+    protect_metrics: bool = Field(default=False, description="Ask for the key on /metrics too.")
 
 
-S = TypeVar("S", bound=Source)
+class ComputeSettings(Settings):
+    """How a model in this process computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto takes a GPU where there is one."
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves it to PyTorch.")
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type[Source]) -> None:
+class GenerateSettings(Source, ServerSettings, ComputeSettings):
+    """Settings of the text generation server."""
+
+    served_model_name: str | None = Field(
+        default=None, min_length=1, description="Model name clients use. Default: the run's name."
+    )
+    max_tokens: int = Field(
+        default=4096, ge=1, description="The largest max_tokens a request may ask for."
+    )
+    max_prompts: int = Field(default=16, ge=1, description="Prompts in one request.")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
     """One flag per field; values stay text, so that pydantic checks flags and variables alike."""
     for name, field in settings.model_fields.items():
         default = "" if field.default is None else f" Default: {field.default}."
@@ -86,7 +120,7 @@ def read_settings(kind: type[S], args: argparse.Namespace, env: Mapping[str, str
     names = kind.model_fields
     flags = {name: value for name in names if (value := getattr(args, name)) is not None}
     variables = {name: value for name in names if (value := env.get(ENV_PREFIX + name.upper()))}
-    if flags.keys() & Source.model_fields.keys():  # a flag's model replaces a variable's run
+    if flags.keys() & {"run_dir", "model"}:  # a flag's model replaces a variable's run
         for name in Source.model_fields:
             variables.pop(name, None)
     try:

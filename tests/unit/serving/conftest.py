@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason="the serving extra is not installed")
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -30,7 +31,7 @@ from trainyard_api.checkpoint import (
     manifest_bytes,
     step_name,
 )
-from trainyard_serving.generate_app import create_app
+from trainyard_serving.generate.app import create_generate_app
 from trainyard_serving.server import listen
 from trainyard_serving.settings import GenerateSettings
 
@@ -111,11 +112,10 @@ def stories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(**settings: Any) -> Iterator[httpx.Client]:
-    """A server in a thread and a client for it; the model may still be loading."""
-    values = GenerateSettings(**({"retry_seconds": 0.05} | settings))
+def running(app: FastAPI) -> Iterator[httpx.Client]:
+    """`app` on a free port of this machine, in a thread, and a client for it."""
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(values), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
@@ -126,6 +126,16 @@ def serving(**settings: Any) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[httpx.Client]:
+    """A text generation server; the model may still be loading."""
+    values = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    with running(
+        create_generate_app(GenerateSettings(**{"poll_seconds": 0.05, **values}))
+    ) as client:
+        yield client
 
 
 @contextmanager

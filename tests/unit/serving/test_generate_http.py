@@ -10,7 +10,7 @@ import pytest
 
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
-from trainyard_serving.language_model import LanguageModel
+from trainyard_serving.generate.language_model import LanguageModel
 
 from .conftest import ALPHABET, CONTEXT, eventually, export_char_gpt, serving, write_manifest
 

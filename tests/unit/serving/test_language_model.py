@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainyard_api.checkpoint import MODELS, step_name
-from trainyard_serving.completion import Chunk, PromptError, Sampling
-from trainyard_serving.language_model import LanguageModel
-from trainyard_serving.model_store import ModelUnavailableError, verify_model
+from trainyard_serving.errors import BadModelError
+from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
+from trainyard_serving.generate.language_model import LanguageModel
+from trainyard_serving.verified import verify_model
 
 from .conftest import ALPHABET, CONTEXT, export_char_gpt, write_manifest
 
@@ -121,13 +122,14 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
         broken.transformer.ln_f.weight.fill_(torch.nan)
     broken.save_pretrained(tmp_path)
     write_manifest(tmp_path)
-    with pytest.raises(ModelUnavailableError, match="computes NaN"):
-        LanguageModel.load(verify_model(tmp_path), "cpu")
+    model = LanguageModel.load(verify_model(tmp_path), "cpu")
+    with pytest.raises(BadModelError, match="computes NaN"):
+        model.check()
 
 
 def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     write_manifest(tmp_path)
-    with pytest.raises(ModelUnavailableError, match="cannot be loaded") as error:
+    with pytest.raises(BadModelError, match="cannot be loaded") as error:
         LanguageModel.load(verify_model(tmp_path), "cpu")
     assert "\n" not in str(error.value)

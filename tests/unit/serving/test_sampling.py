@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainyard_serving.completion import Sampling
-from trainyard_serving.sampling import Sampler, nucleus
+from trainyard_serving.generate.completion import Sampling
+from trainyard_serving.generate.sampling import Sampler, nucleus
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -torch.inf, 1.5])

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from trainyard_serving.worker import JobFailedError, QueueFullError, Worker
+from trainyard_serving.generate.worker import JobFailedError, QueueFullError, Worker
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from trainyard_serving.text_stream import REPLACEMENT, Detokenizer, StopMatcher
+from trainyard_serving.generate.text_stream import REPLACEMENT, Detokenizer, StopMatcher
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, digest, step_name
-from trainyard_serving.model_store import ModelUnavailableError, find_model
+from trainyard_serving.errors import ModelUnavailableError
+from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
+from trainyard_serving.verified import VerifiedModel
 
 from .conftest import write_manifest
 
@@ -23,18 +25,22 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def found(**source: Path) -> tuple[VerifiedModel, list[str]]:
+    return newest_good(place_of(Source.model_validate({k: str(v) for k, v in source.items()})))
+
+
 def reason(**source: Path) -> str:
     with pytest.raises(ModelUnavailableError) as error:
-        find_model(Source(**source))
+        found(**source)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_the_newest_model_is_found(run: Path) -> None:
-    model = find_model(Source(run_dir=run))
-    assert model.manifest.step == 200
+    model, refused = found(run_dir=run)
+    assert model.step == 200
     assert model.digest == digest(run / MODELS / step_name(200))
-    assert model.refused == ()
+    assert refused == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "add", "no manifest", "bad manifest"])
@@ -55,10 +61,10 @@ def test_a_damaged_model_is_stepped_over_and_named(run: Path, damage: str) -> No
             (newest / MANIFEST).unlink()
         case "bad manifest":
             (newest / MANIFEST).write_text('{"format": 9}')
-    model = find_model(Source(run_dir=run))
-    assert model.manifest.step == 100
-    assert len(model.refused) == 1
-    assert step_name(200) in model.refused[0]
+    model, refused = found(run_dir=run)
+    assert model.step == 100
+    assert len(refused) == 1
+    assert step_name(200) in refused[0]
     assert step_name(200) in reason(model=newest)
 
 

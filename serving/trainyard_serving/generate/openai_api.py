@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeGuard
 
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from starlette.exceptions import HTTPException
 
-from trainyard_serving.completion import Chunk, Sampling
+from trainyard_serving.errors import ApiError
+from trainyard_serving.generate.completion import Chunk, Sampling
 
 JsonDict = dict[str, Any]
 Texts = str | list[str]
@@ -100,39 +102,22 @@ class CompletionRequest(BaseModel):
         )
 
 
-class ApiError(HTTPException):
+def openai_form(error: ApiError) -> JSONResponse:
     """An answer other than 200, in OpenAI's form."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        headers = None if retry_after is None else {"Retry-After": str(retry_after)}
-        super().__init__(status, message, headers)
-        self.code = code
-        self.param = param
-
-    @property
-    def body(self) -> JsonDict:
-        kinds = {429: "rate_limit_error", 503: "service_unavailable"}
-        default = "invalid_request_error" if self.status_code < 500 else "server_error"
-        return {
-            "error": {
-                "message": self.detail,
-                "type": kinds.get(self.status_code, default),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
+    default = "invalid_request_error" if error.status_code < 500 else "server_error"
+    content = {
+        "message": error.detail,
+        "type": kinds.get(error.status_code, default),
+        "param": error.param,
+        "code": error.code,
+    }
+    return JSONResponse({"error": content}, error.status_code, headers=error.headers)
 
 
-def invalid_request(errors: Sequence[Any]) -> ApiError:
-    """The first of pydantic's errors about a body, as a 400."""
-    error = errors[0]
+def invalid_request(invalid: RequestValidationError) -> ApiError:
+    """The first thing wrong with a body, as a 400."""
+    error = invalid.errors()[0]
     where = [str(part) for part in error["loc"] if part != "body"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "json_invalid":

@@ -13,14 +13,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from trainyard_serving.completion import Chunk, PromptError, Sampling
+from trainyard_serving.errors import ApiError
+from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
+from trainyard_serving.generate.openai_api import Answer, CompletionRequest, openai_form
+from trainyard_serving.generate.worker import Job, JobFailedError, QueueFullError, Worker
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.openai_api import Answer, ApiError, CompletionRequest
 from trainyard_serving.settings import GenerateSettings
-from trainyard_serving.worker import Job, JobFailedError, QueueFullError, Worker
 
 if TYPE_CHECKING:
-    from trainyard_serving.language_model import LanguageModel
+    from trainyard_serving.generate.language_model import LanguageModel
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's code: nobody reads this answer, but the metrics count it
 
@@ -136,7 +137,7 @@ async def _events(
         async for chunk in chunks:
             yield _event(answer.piece(chunk.index, chunk.text, chunk.finish_reason))
     except JobFailedError as error:  # the status line is gone: the stream itself must say it
-        yield _event(ApiError(500, str(error)).body)
+        yield f"data: {bytes(openai_form(ApiError(500, str(error))).body).decode()}\n\n"
         return
     if body.stream_options and body.stream_options.include_usage:
         yield _event(answer.usage_event())

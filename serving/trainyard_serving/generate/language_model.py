@@ -9,10 +9,11 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from trainyard_serving.completion import Chunk, PromptError, Sampling
-from trainyard_serving.model_store import ModelUnavailableError, VerifiedModel
-from trainyard_serving.sampling import Sampler
-from trainyard_serving.text_stream import Detokenizer, StopMatcher
+from trainyard_serving.errors import BadModelError, ModelUnavailableError
+from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
+from trainyard_serving.generate.sampling import Sampler
+from trainyard_serving.generate.text_stream import Detokenizer, StopMatcher
+from trainyard_serving.verified import VerifiedModel
 
 
 class LanguageModel:
@@ -33,9 +34,10 @@ class LanguageModel:
 
     @classmethod
     def load(cls, source: VerifiedModel, device: str = "auto", threads: int = 0) -> Self:
-        """Load a verified directory in Hugging Face form and try it once.
+        """Load a verified directory in Hugging Face form.
 
-        Raises ModelUnavailableError when it is no usable causal language model.
+        Raises BadModelError when it holds no causal language model, and ModelUnavailableError
+        when the device is not there.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -53,12 +55,16 @@ class LanguageModel:
                 dtype=torch.float32 if device == "cpu" else "auto",
             )
             model.requires_grad_(False).train(False)
-            loaded = cls(source, model.to(device), tokenizer, torch.device(device))
-            loaded._try_once()
+            return cls(source, model.to(device), tokenizer, torch.device(device))
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             line = " ".join(str(error).split()) or type(error).__name__
-            raise ModelUnavailableError(f"{source.path}: cannot be loaded: {line[:500]}") from error
-        return loaded
+            raise BadModelError(f"{source.path}: cannot be loaded: {line[:500]}") from error
+
+    def check(self) -> None:
+        """Compute once. Raises BadModelError when no number comes out."""
+        logits = self._next_logits([0], DynamicCache(config=self._model.config))
+        if not torch.isfinite(logits).any() or logits.isnan().any():
+            raise BadModelError(f"{self.source.path}: the model computes NaN")
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`.
@@ -135,11 +141,6 @@ class LanguageModel:
         if self._unk_id is not None:
             logits[self._unk_id] = -torch.inf
         return logits
-
-    def _try_once(self) -> None:
-        logits = self._next_logits([0], DynamicCache(config=self._model.config))
-        if not torch.isfinite(logits).any() or logits.isnan().any():
-            raise ModelUnavailableError(f"{self.source.path}: the model computes NaN")
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

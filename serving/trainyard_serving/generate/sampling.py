@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainyard_serving.completion import Sampling
+from trainyard_serving.generate.completion import Sampling
 
 # Below this, dividing by the temperature leaves float32's range and only the top token survives.
 GREEDY_BELOW = 1e-4

@@ -1,0 +1,1 @@
+"""The text generation server: OpenAI's API over one exported language model."""

@@ -1,0 +1,114 @@
+"""The text generation server: OpenAI's API over one exported model."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+
+from trainyard_serving.app import create_app, not_ready, page
+from trainyard_serving.errors import ApiError
+from trainyard_serving.follower import Follower
+from trainyard_serving.generate.completions import Completions
+from trainyard_serving.generate.openai_api import CompletionRequest, invalid_request, openai_form
+from trainyard_serving.generate.worker import Worker
+from trainyard_serving.metrics import Metrics
+from trainyard_serving.places import place_of
+from trainyard_serving.settings import GenerateSettings
+from trainyard_serving.verified import VerifiedModel
+
+if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
+    from trainyard_serving.generate.language_model import LanguageModel
+
+PAGE = Path(__file__).with_name("page.html")
+
+
+class Routes:
+    """The routes of this app."""
+
+    def __init__(
+        self,
+        settings: GenerateSettings,
+        follower: "Follower[LanguageModel]",
+        completions: Completions,
+    ) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._completions = completions
+
+    async def page(self) -> HTMLResponse:
+        """A page to try the model by hand."""
+        return page(PAGE)
+
+    async def models(self) -> dict[str, Any]:
+        """The one model, in OpenAI's form."""
+        return {"object": "list", "data": [self._card(self._model(None))]}
+
+    async def one_model(self, name: str) -> dict[str, Any]:
+        """The model by its name."""
+        return self._card(self._model(name))
+
+    async def completions(self, request: Request, body: CompletionRequest) -> Response:
+        """Text that goes on from the prompt, whole or streamed as server-sent events."""
+        model = self._model(body.model)
+        return await self._completions.answer(request, body, model, self._name(model))
+
+    def _model(self, name: str | None) -> "LanguageModel":
+        """The model, if it is there (else 503) and is the one asked for (else 404)."""
+        model = self._follower.model
+        if model is None:
+            raise not_ready(self._follower, self._settings)
+        served = self._name(model)
+        if name not in (None, served):
+            message = f"no model {name!r} here: this server has {served!r}"
+            raise ApiError(404, message, "model_not_found", "model")
+        return model
+
+    def _name(self, model: "LanguageModel") -> str:
+        return self._settings.served_model_name or model.source.run
+
+    def _card(self, model: "LanguageModel") -> dict[str, Any]:
+        source = model.source
+        return {
+            "id": self._name(model),
+            "object": "model",
+            "created": int(source.created.timestamp()),
+            "owned_by": "trainyard",
+            "max_model_len": model.context_length,
+            "max_tokens": self._settings.max_tokens,
+            "step": source.step,
+            "digest": source.digest,
+        }
+
+
+def create_generate_app(settings: GenerateSettings) -> FastAPI:
+    """The server's ASGI app; the model is loaded once its lifespan begins."""
+    metrics = Metrics()
+    worker = Worker(settings.max_queue)
+    metrics.queue_depth.set_function(lambda: worker.depth)
+    follower: Follower[LanguageModel] = Follower(
+        place_of(settings), partial(_load, settings), settings.poll_seconds, metrics
+    )
+    app = create_app(
+        "Trainyard: generate",
+        settings,
+        follower,
+        metrics,
+        form=openai_form,
+        invalid=invalid_request,
+        beside=[worker],
+        roll_back=follower.roll_back,
+    )
+    routes = Routes(settings, follower, Completions(settings, worker, metrics))
+    app.add_api_route("/v1/models", routes.models, response_model=None)
+    app.add_api_route("/v1/models/{name:path}", routes.one_model, response_model=None)
+    app.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
+    app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
+    return app
+
+
+def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":
+    from trainyard_serving.generate.language_model import LanguageModel
+
+    return LanguageModel.load(source, settings.device, settings.threads)
