@@ -23,6 +23,8 @@ from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests.unit.serving.browser import chromium as chromium
+from tests.unit.serving.browser import page as page
 from trainyard_api.checkpoint import (
     MANIFEST,
     MODELS,
