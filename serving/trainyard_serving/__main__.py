@@ -33,8 +33,8 @@ def _verify(args: argparse.Namespace) -> int:
         return _fail(str(error))
     for why in refused:
         print(f"trainyard_serving: refused: {why}", file=sys.stderr)
-    step = "" if model.step is None else f", step {model.step}"
-    print(f"verified {model.path}: {model.run}{step}, {model.digest}")
+    name = model.run if model.step is None else f"run {model.run}, step {model.step}"
+    print(f"verified {model.path}: {name}, {model.digest}")
     return 0
 
 

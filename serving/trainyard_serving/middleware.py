@@ -53,7 +53,16 @@ class Observe:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = 500
+        status: int | None = 500  # None once it is counted
+
+        def count() -> None:
+            nonlocal status
+            if status is not None:
+                # The router leaves its route here; paths of strangers' making are not labels.
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.requests.labels(route, str(status)).inc()
+                self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+            status = None
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -63,12 +72,11 @@ class Observe:
                 if (served := self._served()) and DIGEST_HEADER not in dict(headers):
                     headers.append((DIGEST_HEADER, served.digest.encode()))
                 message = {**message, "headers": headers}
+            elif not message.get("more_body"):
+                count()  # who has the whole answer finds it in the metrics
             await send(message)
 
         try:
             await self._app(scope, receive, observed)
         finally:
-            # The router leaves the route it chose here; paths of strangers' making are not labels.
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+            count()
