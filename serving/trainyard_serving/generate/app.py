@@ -10,6 +10,9 @@ from fastapi.responses import HTMLResponse
 from trainyard_serving.app import create_app, not_ready, page
 from trainyard_serving.errors import ApiError
 from trainyard_serving.follower import Follower
+from trainyard_serving.generate.answering import Answering
+from trainyard_serving.generate.chat import Chat
+from trainyard_serving.generate.chat_api import ChatRequest
 from trainyard_serving.generate.completions import Completions
 from trainyard_serving.generate.openai_api import CompletionRequest, invalid_request, openai_form
 from trainyard_serving.generate.worker import Worker
@@ -32,10 +35,12 @@ class Routes:
         settings: GenerateSettings,
         follower: "Follower[LanguageModel]",
         completions: Completions,
+        chat: Chat,
     ) -> None:
         self._settings = settings
         self._follower = follower
         self._completions = completions
+        self._chat = chat
 
     async def page(self) -> HTMLResponse:
         """A page to try the model by hand."""
@@ -53,6 +58,11 @@ class Routes:
         """Text that goes on from the prompt, whole or streamed as server-sent events."""
         model = self._model(body.model)
         return await self._completions.answer(request, body, model, self._name(model))
+
+    async def chat_completions(self, request: Request, body: ChatRequest) -> Response:
+        """The assistant's next turn, whole or streamed as server-sent events."""
+        model = self._model(body.model)
+        return await self._chat.answer(request, body, model, self._name(model))
 
     def _model(self, name: str | None) -> "LanguageModel":
         """The model, if it is there (else 503) and is the one asked for (else 404)."""
@@ -77,6 +87,7 @@ class Routes:
             "owned_by": "trainyard",
             "max_model_len": model.context_length,
             "max_tokens": self._settings.max_tokens,
+            "chat": model.chats,
             "step": source.step,
             "digest": source.digest,
         }
@@ -100,10 +111,14 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         beside=[worker],
         roll_back=follower.roll_back,
     )
-    routes = Routes(settings, follower, Completions(settings, worker, metrics))
+    answering = Answering(settings, worker, metrics)
+    routes = Routes(settings, follower, Completions(settings, answering), Chat(settings, answering))
     app.add_api_route("/v1/models", routes.models, response_model=None)
     app.add_api_route("/v1/models/{name:path}", routes.one_model, response_model=None)
     app.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None
+    )
     app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
     return app
 

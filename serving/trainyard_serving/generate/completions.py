@@ -1,168 +1,49 @@
-"""POST /v1/completions: checks a request, queues it, and brings its text back whole or streamed."""
+"""POST /v1/completions: text that goes on from each prompt."""
 
-import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
 from trainyard_serving.errors import ApiError
-from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
-from trainyard_serving.generate.openai_api import Answer, CompletionRequest, openai_form
-from trainyard_serving.generate.worker import Job, JobFailedError, QueueFullError, Worker
-from trainyard_serving.metrics import Metrics
+from trainyard_serving.generate.answering import Answering
+from trainyard_serving.generate.completion import PromptError
+from trainyard_serving.generate.openai_api import CompletionAnswer, CompletionRequest
 from trainyard_serving.settings import GenerateSettings
 
 if TYPE_CHECKING:
     from trainyard_serving.generate.language_model import LanguageModel
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's code: nobody reads this answer, but the metrics count it
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
 class Completions:
-    """Answers completion requests with the worker's help."""
+    """Answers completion requests."""
 
-    def __init__(self, settings: GenerateSettings, worker: Worker, metrics: Metrics) -> None:
+    def __init__(self, settings: GenerateSettings, answering: Answering) -> None:
         self._settings = settings
-        self._worker = worker
-        self._metrics = metrics
+        self._answering = answering
 
     async def answer(
         self, request: Request, body: CompletionRequest, model: "LanguageModel", name: str
     ) -> Response:
-        """The response to `body`; a client that goes away cancels its computation.
-
-        Raises ApiError.
-        """
-        started = time.monotonic()
-        sampling = body.sampling()
-        self._check_limits(body, sampling)
+        """The response to `body`. Raises ApiError."""
+        check, settings = self._answering.check_limit, self._settings
+        sampling = body.sampling(body.max_tokens or DEFAULT_MAX_TOKENS)
+        check("max_tokens", sampling.max_tokens, settings.max_tokens)
+        check("prompt", len(body.prompt), settings.max_prompts, "prompts in one request")
         try:
             prompts = [await run_in_threadpool(model.encode, prompt) for prompt in body.prompt]
         except PromptError as error:
             raise ApiError(400, str(error), error.code, "prompt") from None
-        answer = Answer(
-            f"cmpl-{uuid.uuid4().hex}", int(time.time()), name, sum(len(ids) for ids in prompts)
+        answer = CompletionAnswer(
+            f"cmpl-{uuid.uuid4().hex}",
+            int(time.time()),
+            name,
+            sum(len(ids) for ids in prompts),
+            len(prompts),
+            body.prompt if body.echo else (),
         )
-        # The digest of the model that answers, whatever is loaded when the answer goes out.
-        headers = {"x-trainyard-digest": model.source.digest}
-        try:
-            job = self._worker.submit(partial(_complete_all, model, prompts, sampling))
-        except QueueFullError as error:
-            raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from None
-        chunks = self._counted(job, answer, started)
-        if body.stream:
-            return _EventStream(_events(chunks, answer, body), job, headers)
-        try:
-            whole = await _unless_disconnected(request, _collect(chunks, answer, body))
-        except JobFailedError as error:
-            raise ApiError(500, str(error)) from None
-        finally:
-            job.cancel()
-        if whole is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return JSONResponse(whole, headers=headers)
-
-    def _check_limits(self, body: CompletionRequest, sampling: Sampling) -> None:
-        for param, got, limit in (
-            ("max_tokens", sampling.max_tokens, self._settings.max_tokens),
-            ("prompt", len(body.prompt), self._settings.max_prompts),
-        ):
-            if got > limit:
-                what = "prompts in one request" if param == "prompt" else "here"
-                message = f"{param}: at most {limit} {what} (got {got})"
-                raise ApiError(400, message, "invalid_value", param)
-
-    async def _counted(
-        self, job: Job[Chunk], answer: Answer, started: float
-    ) -> AsyncIterator[Chunk]:
-        first = True
-        async for chunk in job.results():
-            if first:
-                self._metrics.first_token_seconds.observe(time.monotonic() - started)
-                first = False
-            self._metrics.generated_tokens.inc(chunk.num_tokens)
-            answer.count(chunk)
-            yield chunk
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events whose job ends with them, even when they were never begun."""
-
-    def __init__(
-        self, events: AsyncIterator[str], job: Job[Chunk], headers: dict[str, str]
-    ) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._job = job
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._job.cancel()
-
-
-def _complete_all(
-    model: "LanguageModel", prompts: list[list[int]], sampling: Sampling
-) -> Iterator[Chunk]:
-    for index, prompt in enumerate(prompts):
-        yield from model.complete(index, prompt, sampling)
-
-
-async def _collect(
-    chunks: AsyncIterator[Chunk], answer: Answer, body: CompletionRequest
-) -> dict[str, Any]:
-    texts = [prompt if body.echo else "" for prompt in body.prompt]
-    reasons: list[str | None] = [None] * len(texts)
-    async for chunk in chunks:
-        texts[chunk.index] += chunk.text
-        reasons[chunk.index] = chunk.finish_reason
-    return answer.whole(texts, reasons)
-
-
-async def _events(
-    chunks: AsyncIterator[Chunk], answer: Answer, body: CompletionRequest
-) -> AsyncIterator[str]:
-    try:
-        if body.echo:
-            for index, prompt in enumerate(body.prompt):
-                yield _event(answer.piece(index, prompt))
-        async for chunk in chunks:
-            yield _event(answer.piece(chunk.index, chunk.text, chunk.finish_reason))
-    except JobFailedError as error:  # the status line is gone: the stream itself must say it
-        yield f"data: {bytes(openai_form(ApiError(500, str(error))).body).decode()}\n\n"
-        return
-    if body.stream_options and body.stream_options.include_usage:
-        yield _event(answer.usage_event())
-    yield "data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-async def _unless_disconnected(
-    request: Request, work: Awaitable[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """What `work` brings, or None when the client went away first."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return await self._answering.answer(request, body, model, prompts, sampling, answer)

@@ -1,7 +1,7 @@
 """A causal language model in memory: loads a verified directory, reads prompts, writes text."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
+from trainyard_serving.generate.chat_template import ChatTemplate, Turn
 from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
 from trainyard_serving.generate.sampling import Sampler
 from trainyard_serving.generate.text_stream import Detokenizer, StopMatcher
@@ -27,7 +28,8 @@ class LanguageModel:
         self._tokenizer = tokenizer
         self._device = device
         self.context_length = _context_length(model, tokenizer)
-        self._eos_ids = _eos_ids(model, tokenizer)
+        self._chat_template = ChatTemplate(tokenizer)
+        self._eos_ids = _eos_ids(model, tokenizer) | self._chat_template.end_of_turn()
         self._unk_id = _unk_id(tokenizer, self._eos_ids)
         # Tokenizers that split on white space drop it; those that know some must know it all.
         self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
@@ -66,12 +68,33 @@ class LanguageModel:
         if not torch.isfinite(logits).any() or logits.isnan().any():
             raise BadModelError(f"{self.source.path}: the model computes NaN")
 
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+        return self._chat_template.exists
+
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`.
 
         Raises PromptError when it is empty, too long or holds characters the model never saw.
         """
-        encoding = self._tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        return self._encode(prompt, add_special_tokens=True)
+
+    def encode_chat(self, conversation: Sequence[Turn]) -> list[int]:
+        """Token ids of the conversation up to where the assistant's next turn begins.
+
+        Raises PromptError as `encode` does, and when the chat template refuses it.
+        """
+        # The template has written the special tokens.
+        return self._encode(self._chat_template.render(conversation), add_special_tokens=False)
+
+    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        encoding = self._tokenizer(
+            prompt,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
         ids: list[int] = encoding["input_ids"]
         if unknown := self._unknown_characters(prompt, ids, encoding["offset_mapping"]):
             shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:10])

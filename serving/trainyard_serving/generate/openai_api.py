@@ -1,7 +1,8 @@
-"""The OpenAI completions protocol: what a request may say, and the form of every answer."""
+"""OpenAI's protocol: what its endpoints share, and the requests and answers of /v1/completions."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeGuard
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -16,27 +17,30 @@ Texts = str | list[str]
 MAX_STOPS = 4
 # Fields of the protocol that change the answer and are not offered here, with the values that
 # ask for nothing. Ignoring them would answer another question than the one asked.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
+Unsupported = Mapping[str, tuple[object, ...]]
+UNSUPPORTED: Unsupported = {
     "n": (None, 1),
-    "best_of": (None, 1),
     "logprobs": (None, False),
-    "suffix": (None, ""),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "logit_bias": (None, {}),
 }
 
 
+def valid_text(text: str, what: str) -> str:
+    """`text`, if it can be encoded. Raises ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is not valid Unicode (a lone surrogate)") from None
+    return text
+
+
 def _texts(value: object, what: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not _are_texts(texts):
         raise ValueError(f"{what} must be a string or a list of strings")
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{what} is not valid Unicode (a lone surrogate)") from None
-    return texts
+    return [valid_text(text, what) for text in texts]
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
@@ -65,12 +69,13 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class CompletionRequest(BaseModel):
-    """Body of POST /v1/completions. Unknown fields are ignored, as OpenAI's clients expect."""
+class GenerationRequest(BaseModel):
+    """What the bodies of all endpoints may say. Unknown fields are ignored, as OpenAI's clients
+    expect."""
 
     model_config = ConfigDict(strict=True)
+    unsupported: ClassVar[Unsupported] = UNSUPPORTED
 
-    prompt: Annotated[list[str], BeforeValidator(_prompts, json_schema_input_type=Texts)]
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -79,27 +84,39 @@ class CompletionRequest(BaseModel):
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    echo: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: object) -> object:
         if isinstance(data, dict):
-            for name, harmless in UNSUPPORTED.items():
+            for name, harmless in cls.unsupported.items():
                 if data.get(name) not in harmless:
                     raise ValueError(f"{name} is not supported: leave it out")
         return data
 
-    def sampling(self) -> Sampling:
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream shall end with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, max_tokens: int) -> Sampling:
         """How to pick tokens; OpenAI's defaults where the request is silent."""
-        default = Sampling()
         return Sampling(
-            max_tokens=default.max_tokens if self.max_tokens is None else self.max_tokens,
-            temperature=default.temperature if self.temperature is None else self.temperature,
-            top_p=default.top_p if self.top_p is None else self.top_p,
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=tuple(self.stop),
         )
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    unsupported: ClassVar[Unsupported] = {**UNSUPPORTED, "best_of": (None, 1), "suffix": (None, "")}
+
+    prompt: Annotated[list[str], BeforeValidator(_prompts, json_schema_input_type=Texts)]
+    echo: bool | None = None
 
 
 def openai_form(error: ApiError) -> JSONResponse:
@@ -128,18 +145,16 @@ def invalid_request(invalid: RequestValidationError) -> ApiError:
     return ApiError(400, message, "invalid_value", param)
 
 
-class Answer:
-    """Builds one request's answers: the whole completion, or the chunks of a stream."""
+class Answer(ABC):
+    """Builds one request's answers: the whole one, or the events of a stream."""
 
-    def __init__(self, identifier: str, created: int, model: str, num_prompt_tokens: int) -> None:
-        self._head = {
-            "id": identifier,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-        }
+    def __init__(
+        self, identifier: str, created: int, model: str, num_prompt_tokens: int, num_choices: int
+    ) -> None:
+        self._head = {"id": identifier, "created": created, "model": model}
         self._num_prompt_tokens = num_prompt_tokens
         self._num_completion_tokens = 0
+        self.num_choices = num_choices
 
     def count(self, chunk: Chunk) -> None:
         """Add a chunk to the usage."""
@@ -152,19 +167,56 @@ class Answer:
             "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
         }
 
-    def piece(self, index: int, text: str, finish_reason: str | None = None) -> JsonDict:
-        """One event of a stream."""
-        return self._head | {"choices": [_choice(index, text, finish_reason)]}
+    @abstractmethod
+    def opening(self) -> Iterable[JsonDict]:
+        """The events of a stream that come before any generated text."""
 
+    @abstractmethod
+    def piece(self, chunk: Chunk) -> JsonDict:
+        """One event of a stream."""
+
+    @abstractmethod
     def usage_event(self) -> JsonDict:
         """The stream's last event before [DONE], for stream_options.include_usage."""
+
+    @abstractmethod
+    def whole(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
+        """The answer to a request that does not stream."""
+
+
+class CompletionAnswer(Answer):
+    """The answers of /v1/completions; `echoed` holds the prompts that the texts begin with."""
+
+    def __init__(
+        self,
+        identifier: str,
+        created: int,
+        model: str,
+        num_prompt_tokens: int,
+        num_choices: int,
+        echoed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(identifier, created, model, num_prompt_tokens, num_choices)
+        self._head["object"] = "text_completion"
+        self._echoed = echoed
+
+    def opening(self) -> Iterable[JsonDict]:
+        return [self._event(index, prompt, None) for index, prompt in enumerate(self._echoed)]
+
+    def piece(self, chunk: Chunk) -> JsonDict:
+        return self._event(chunk.index, chunk.text, chunk.finish_reason)
+
+    def usage_event(self) -> JsonDict:
         return self._head | {"choices": [], "usage": self.usage()}
 
     def whole(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        """The answer to a request that does not stream."""
-        pairs = zip(texts, reasons, strict=True)
-        choices = [_choice(index, text, reason) for index, (text, reason) in enumerate(pairs)]
+        prompts = self._echoed or [""] * len(texts)
+        triples = zip(prompts, texts, reasons, strict=True)
+        choices = [_choice(i, prompt + text, why) for i, (prompt, text, why) in enumerate(triples)]
         return self._head | {"choices": choices, "usage": self.usage()}
+
+    def _event(self, index: int, text: str, finish_reason: str | None) -> JsonDict:
+        return self._head | {"choices": [_choice(index, text, finish_reason)]}
 
 
 def _choice(index: int, text: str, finish_reason: str | None) -> JsonDict:

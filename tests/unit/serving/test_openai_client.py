@@ -1,0 +1,91 @@
+"""OpenAI's own client, unchanged, against both endpoints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from .chat_model import export_chat_gpt
+from .conftest import loaded, write_manifest
+
+KEY = "sk-right"
+
+
+@pytest.fixture(scope="module")
+def ai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    directory: Path = tmp_path_factory.mktemp("chat")
+    export_chat_gpt(directory)
+    write_manifest(directory, run="chat")
+    with loaded(model=directory, api_key=KEY) as client:
+        url = str(client.base_url.join("/v1"))
+        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as ai:
+            yield ai
+
+
+def test_models(ai: openai.OpenAI) -> None:
+    (model,) = ai.models.list().data
+    assert model.id == "chat"
+    assert ai.models.retrieve("chat") == model
+
+
+def test_completions_whole_and_streamed(ai: openai.OpenAI) -> None:
+    whole = ai.completions.create(model="chat", prompt="To be", max_tokens=12, seed=1)
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 12
+    with ai.completions.create(
+        model="chat", prompt="To be", max_tokens=12, seed=1, stream=True
+    ) as stream:
+        pieces = [piece.choices[0] for piece in stream]
+    assert "".join(piece.text for piece in pieces) == whole.choices[0].text
+    assert pieces[-1].finish_reason == whole.choices[0].finish_reason == "length"
+
+
+def test_chat_whole_and_streamed(ai: openai.OpenAI) -> None:
+    whole = ai.chat.completions.create(
+        model="chat",
+        messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}],
+        max_completion_tokens=12,
+        seed=1,
+    )
+    with ai.chat.completions.create(
+        model="chat",
+        messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}],
+        max_completion_tokens=12,
+        seed=1,
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        first, *pieces, last = list(stream)
+    assert first.choices[0].delta.role == "assistant"
+    text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert text == whole.choices[0].message.content
+    assert last.usage == whole.usage
+
+
+def test_a_conversation_goes_on_with_the_clients_own_message(ai: openai.OpenAI) -> None:
+    first = ai.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=4, seed=1
+    )
+    said = first.choices[0].message
+    second = ai.chat.completions.create(
+        model="chat",
+        messages=[
+            {"role": "user", "content": "Hi"},
+            said,  # type: ignore[list-item]  # the client takes its own answers
+            {"role": "user", "content": "And?"},
+        ],
+        max_tokens=4,
+    )
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.total_tokens
+
+
+def test_errors_become_the_clients_own(ai: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        ai.completions.create(model="chat", prompt="a", temperature=3)
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
+        ai.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        ai.with_options(api_key="sk-wrong").models.list()
