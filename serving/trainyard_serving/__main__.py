@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
@@ -33,9 +34,19 @@ def _verify(args: argparse.Namespace) -> int:
         return _fail(str(error))
     for why in refused:
         print(f"trainyard_serving: refused: {why}", file=sys.stderr)
+    if args.link:
+        _link(Path(args.link), model.path)
     name = model.run if model.step is None else f"run {model.run}, step {model.step}"
     print(f"verified {model.path}: {name}, {model.digest}")
     return 0
+
+
+def _link(link: Path, model: Path) -> None:
+    """Make `link` lead to the model, whether or not it led somewhere before."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(model.resolve())
+    new.replace(link)
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -61,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(generate, GenerateSettings)
     verify = commands.add_parser("verify", help="check a model's files and print its digest")
     add_flags(verify, Source)
+    verify.add_argument(
+        "--link", metavar="PATH", help="then make PATH a link to the model, for another program"
+    )
     return parser
 
 

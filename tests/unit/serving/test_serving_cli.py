@@ -30,6 +30,14 @@ def test_verify_prints_step_and_digest(run_dir: Path) -> None:
     assert result.stdout == (f"verified {model}: run shakespeare, step 500, {digest(model)}\n")
 
 
+def test_verify_leads_another_program_to_the_model(run_dir: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path)  # an earlier start of the pod made one
+    assert run("verify", "--run-dir", str(run_dir), "--link", str(link)).returncode == 0
+    assert link.resolve() == (run_dir / MODELS / step_name(500)).resolve()
+    assert run("verify", "--model", str(link)).returncode == 0
+
+
 def test_verify_says_in_one_line_why_not(tmp_path: Path) -> None:
     result = run("verify", "--run-dir", str(tmp_path / "gone"))
     assert result.returncode == 1
