@@ -1,0 +1,111 @@
+"""Strangers' pictures to plain ones: header first, limits before pixels, then a fresh JPEG.
+
+Only pixels go on to the model's server: no metadata, no second frame, no odd encoding that its
+decoder might trip over.
+"""
+
+import math
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageOps, PngImagePlugin
+
+from trainyard_serving.errors import ApiError
+
+# Memory that one picture may take on its way, and what its decoder and the copy made here take
+# per pixel (measured: tests/unit/serving/test_vision_images.py holds them to it).
+MEMORY = 52 * 2**20
+BYTES_PER_PIXEL = {"JPEG": 2, "progressive JPEG": 9, "PNG": 5, "GIF": 5, "WEBP": 17}
+MAGIC = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "WEBP": (b"RIFF",),
+}
+BAND = 60  # rows converted at a time; many factors divide it
+QUALITY = 92
+
+Image.MAX_IMAGE_PIXELS = None  # the limits here are tighter, and have words
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # of unpacked comments; Pillow would take 64 MiB
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that may go to a model.
+
+    Attributes:
+        width, height: as people see the original, in pixels.
+        jpeg: its pixels, perhaps fewer of them.
+    """
+
+    width: int
+    height: int
+    jpeg: bytes
+
+
+def prepare(data: bytes, max_pixels: int, max_side: int) -> Picture:
+    """`data` as a plain JPEG, upright, no side longer than `max_side`; the first frame of many.
+
+    Blocking. Raises ApiError (413, 415, 422).
+    """
+    kind = next((name for name, magic in MAGIC.items() if data.startswith(magic)), None)
+    if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
+        raise _refuse(415, "is not a picture (JPEG, PNG, GIF or WebP)", "unsupported_image")
+    try:
+        with Image.open(BytesIO(data), formats=[kind]) as image:
+            width, height = image.size
+            if kind == "JPEG" and image.info.get("progressive"):
+                kind = "progressive JPEG"
+            limit = min(max_pixels, MEMORY // BYTES_PER_PIXEL[kind])
+            if width * height > limit:
+                what = f"has {width} x {height} pixels; a {kind} may have at most {limit}"
+                raise _refuse(413, what, "too_many_pixels")
+            turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
+            small = _shrink(image, max_side)
+    except ApiError:
+        raise
+    except Exception as error:  # decoders fail on broken bytes in a dozen ways
+        raise _refuse(422, f"cannot be read: {_line(error)}", "broken_image") from None
+    out = BytesIO()
+    small.save(out, "JPEG", quality=QUALITY, subsampling=0)  # small print stays legible
+    width, height = (height, width) if turned else (width, height)
+    return Picture(width, height, out.getvalue())
+
+
+def _shrink(image: Any, max_side: int) -> Image.Image:
+    scale = min(1, max_side / max(image.size))
+    size = [max(1, round(side * scale)) for side in image.size]
+    image.draft("RGB", size)  # JPEG: decode at 1/2, 1/4 or 1/8 where that is enough
+    factor = max(1, round(max(image.size) / max_side))
+    while BAND % factor:
+        factor -= 1
+    exif = image.getexif()
+    image.load()
+    width, height = image.size
+    reduced = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+    # In bands, because a second picture of full size would double the memory.
+    for top in range(0, height, BAND):
+        band = _on_white(image.crop((0, top, width, min(top + BAND, height))))
+        reduced.paste(band.reduce(factor), (0, top // factor))
+    image.close()
+    reduced.thumbnail((max_side, max_side))
+    reduced.getexif().update({0x0112: exif.get(0x0112, 1)})
+    return ImageOps.exif_transpose(reduced)
+
+
+def _on_white(band: Any) -> Image.Image:
+    if band.mode.startswith("I;16"):
+        band = band.point(lambda value: value * (1 / 256)).convert("L")
+    rgba = band.convert("RGBA")
+    white = Image.new("RGB", band.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _refuse(status: int, message: str, code: str) -> ApiError:
+    return ApiError(status, f"the image {message}", code, "image")
