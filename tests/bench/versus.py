@@ -3,7 +3,8 @@
 A benchmark says what its recipe trains on and which script is the plain loop; see
 image_throughput.py. All run as one process and as two DDP processes under torchrun, with the same
 batch per process and one thread each. The trainer saves checkpoints and is scraped; the plain loop
-does nothing but train. Timed from the end of the warm-up steps to the last step.
+does nothing but train. Timed from the end of the warm-up steps to the last step. Plain loops that
+run at once and know nothing of each other show what the machine's cores are worth together.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ HERE = Path(__file__).parent
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 LOG_STEPS = 10
-PLAIN, TRAINER = "plain loop", "trainer"
+PLAIN, TRAINER, APART = "plain loop", "trainer", "plain loops apart"
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,20 @@ def scraped() -> Iterator[int]:
         scraper.join()
 
 
+def apart(contest: Contest, options: argparse.Namespace, processes: int) -> Result:
+    """The sum of plain loops of one process each, all at once."""
+    with ThreadPoolExecutor(processes) as pool:
+        loops = [pool.submit(contend, PLAIN, contest, options, 1) for _ in range(processes)]
+        results = [loop.result() for loop in loops]
+    return Result(sum(result.rate for result in results), results[0].loss)
+
+
 def contend(name: str, contest: Contest, options: argparse.Namespace, processes: int) -> Result:
     """Run the contender of that name."""
     if name == TRAINER:
         return trainer(contest, options, processes)
+    if name == APART:
+        return apart(contest, options, processes)
     if name == PLAIN:
         return script(contest.script, contest, options, processes)
     saves = f"--save-every={options.save_every}"
@@ -163,7 +175,7 @@ def run(contest: Contest, options: argparse.Namespace) -> None:
     results: dict[tuple[str, int], list[Result]] = {}
     for repeat in range(1, options.repeats + 1):
         for processes in options.processes:
-            for name in (PLAIN, *contest.rivals, TRAINER):
+            for name in (PLAIN, *contest.rivals, TRAINER, *([APART] if processes > 1 else [])):
                 result = contend(name, contest, options, processes)
                 result = replace(result, rate=result.rate * (contest.tokens_per_sample or 1))
                 results.setdefault((name, processes), []).append(result)
@@ -190,10 +202,14 @@ def _show(results: dict[tuple[str, int], list[Result]], unit: str) -> None:
         )
     Console(width=110).print(table)
     for name, processes in results:
-        if name != TRAINER:
+        if name not in (TRAINER, APART):
             ratio = median[TRAINER, processes] / median[name, processes]
             aim = 1.0 if name == PLAIN else 1.1
             print(f"trainer / {name}, {processes} process(es): {ratio:.3f} (aim >= {aim})")
     for name, processes in results:
-        if processes == 2 and (name, 1) in median:
-            print(f"1 -> 2 processes, {name}: {median[name, 2] / (2 * median[name, 1]):.1%}")
+        if processes == 2 and (one := median.get((PLAIN if name == APART else name, 1))):
+            share = median[name, 2] / median[APART, 2]
+            print(
+                f"1 -> 2 processes, {name}: {median[name, 2] / (2 * one):.1%} of twice one;"
+                f" {share:.1%} of two loops apart"
+            )
