@@ -1,20 +1,50 @@
-"""`python -m trainyard_serving`: `generate` serves a model's text, `verify` only checks a model."""
+"""`python -m trainyard_serving APP`: serves a model; `verify` only checks one."""
 
 import argparse
 import logging
 import os
 import sys
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import (
     GenerateSettings,
+    ServerSettings,
     SettingsError,
     Source,
+    VisionSettings,
     add_flags,
     read_settings,
 )
+
+
+@dataclass(frozen=True)
+class App:
+    """A server. Its module is imported only once its settings are known to be right."""
+
+    help: str
+    settings: type[ServerSettings]
+    module: str
+    create: str
+
+
+APPS = {
+    "generate": App(
+        "OpenAI-compatible text completions",
+        GenerateSettings,
+        "trainyard_serving.generate.app",
+        "create_generate_app",
+    ),
+    "vision": App(
+        "answers to questions about pictures, by a model on SGLang",
+        VisionSettings,
+        "trainyard_serving.vision.app",
+        "create_vision_app",
+    ),
+}
 
 
 def main() -> int:
@@ -22,7 +52,7 @@ def main() -> int:
     args = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        return _verify(args) if args.command == "verify" else _generate(args)
+        return _verify(args) if args.command == "verify" else _serve(args)
     except SettingsError as error:
         return _fail(str(error))
 
@@ -49,16 +79,17 @@ def _link(link: Path, model: Path) -> None:
     new.replace(link)
 
 
-def _generate(args: argparse.Namespace) -> int:
-    settings = read_settings(GenerateSettings, args, os.environ)
-    from trainyard_serving.generate.app import create_generate_app
+def _serve(args: argparse.Namespace) -> int:
+    app = APPS[args.command]
+    settings = read_settings(app.settings, args, os.environ)
     from trainyard_serving.server import ListenError, listen, serve
 
     try:
         sock = listen(settings.host, settings.port)
     except ListenError as error:
         return _fail(str(error))
-    serve(create_generate_app(settings), sock, settings.drain_seconds)
+    create = getattr(import_module(app.module), app.create)
+    serve(create(settings), sock, settings.drain_seconds)
     return 0
 
 
@@ -68,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a verified model. Every flag can also be set by the variable in [].",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    generate = commands.add_parser("generate", help="OpenAI-compatible text completions")
-    add_flags(generate, GenerateSettings)
+    for name, app in APPS.items():
+        add_flags(commands.add_parser(name, help=app.help), app.settings)
     verify = commands.add_parser("verify", help="check a model's files and print its digest")
     add_flags(verify, Source)
     verify.add_argument(

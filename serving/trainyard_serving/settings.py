@@ -43,11 +43,16 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if (self.run_dir is None) == (self.model is None):
+        given = (self.run_dir is not None) + (self.model is not None)
+        if given != 1 and not (given == 0 and self._may_be_absent()):
             raise ValueError("give exactly one of --run-dir and --model")
         if self.step is not None and self.run_dir is None:
             raise ValueError("--step needs --run-dir")
         return self
+
+    def _may_be_absent(self) -> bool:
+        """Whether somebody else knows the model."""
+        return False
 
 
 class ServerSettings(Settings):
@@ -85,9 +90,31 @@ class ComputeSettings(Settings):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 leaves it to PyTorch.")
 
 
-class GenerateSettings(Source, ServerSettings, ComputeSettings):
+class SGLangSettings(Settings):
+    """How to ask an SGLang server."""
+
+    sglang_url: str = Field(
+        default="http://127.0.0.1:30000", pattern="^https?://", description="Where SGLang listens."
+    )
+    sglang_api_key: SecretStr | None = Field(
+        default=None, description="The key SGLang was started with (its --api-key)."
+    )
+    answer_seconds: float = Field(
+        default=300, gt=0, description="Time that SGLang may keep silent before it is given up."
+    )
+    max_running: int = Field(
+        default=32, ge=1, description="Requests given to SGLang at a time; more wait here."
+    )
+
+
+class GenerateSettings(Source, ServerSettings, ComputeSettings, SGLangSettings):
     """Settings of the text generation server."""
 
+    engine: Literal["torch", "sglang"] = Field(
+        default="torch",
+        description="torch computes in this process; sglang asks an SGLang server, which may"
+        " serve the verified model or, without --run-dir and --model, anything.",
+    )
     served_model_name: str | None = Field(
         default=None, min_length=1, description="Model name clients use. Default: the run's name."
     )
@@ -95,6 +122,52 @@ class GenerateSettings(Source, ServerSettings, ComputeSettings):
         default=4096, ge=1, description="The largest max_tokens a request may ask for."
     )
     max_prompts: int = Field(default=16, ge=1, description="Prompts in one request.")
+
+    def _may_be_absent(self) -> bool:
+        return self.engine == "sglang" and self.step is None and self.digest is None
+
+
+class VisionSettings(ServerSettings, SGLangSettings):
+    """Settings of the vision server."""
+
+    max_body_bytes: int = Field(
+        default=9 * 2**20, ge=1, description="Size of a request's body; more gets a 413."
+    )
+    max_queue: int = Field(default=16, ge=1, description="Requests that may wait; more get a 429.")
+    max_running: int = Field(
+        default=8, ge=1, description="Requests worked on at a time, their images fetched included."
+    )
+    answer_seconds: float = Field(default=120, gt=0, description="Time for the model's answer.")
+    model_name: str | None = Field(
+        default=None, min_length=1, description="The model SGLang must serve. Default: any."
+    )
+    max_tokens: int = Field(default=512, ge=1, description="Length of an answer.")
+    max_image_bytes: int = Field(
+        default=8 * 2**20, ge=1, description="Size of an image; more gets a 413."
+    )
+    max_image_pixels: int = Field(
+        default=16_000_000,
+        ge=1,
+        description="Pixels of an image; formats that take more memory may have fewer.",
+    )
+    max_image_side: int = Field(
+        default=1536,
+        ge=28,
+        description="Longest side the model sees; larger images are made smaller.",
+    )
+    fetch_seconds: float = Field(
+        default=10, gt=0, description="Time for fetching an image, or receiving one."
+    )
+    allowed_ports: str = Field(
+        default="80,443",
+        pattern=r"^\d{1,5}(,\d{1,5})*$",
+        description="Ports that image URLs may name, separated by commas.",
+    )
+    allow_private_hosts: str = Field(
+        default="",
+        description="Names of image hosts, separated by commas, whose addresses may be private"
+        " (loopback and link-local ones never).",
+    )
 
 
 S = TypeVar("S", bound=Settings)

@@ -4,6 +4,7 @@ Only pixels go on to the model's server: no metadata, no second frame, no odd en
 decoder might trip over.
 """
 
+import base64
 import math
 from dataclasses import dataclass
 from io import BytesIO
@@ -42,6 +43,10 @@ class Picture:
     width: int
     height: int
     jpeg: bytes
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
 def prepare(data: bytes, max_pixels: int, max_side: int) -> Picture:

@@ -1,0 +1,257 @@
+"""A model on an SGLang server: knows whether it is ready, and asks it.
+
+Written against SGLang 0.5.23. SGLang takes its port once the model is loaded and warms up then:
+until that is over, GET /ready answers 503.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from trainyard_api.checkpoint import InvalidCheckpointError
+from trainyard_serving.backend import Served
+from trainyard_serving.errors import ApiError, ModelUnavailableError
+from trainyard_serving.places import Place
+from trainyard_serving.settings import SGLangSettings
+from trainyard_serving.verified import VerifiedModel
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS = 5
+RETRY_SECONDS = 5  # what clients are told while SGLang is away
+
+
+class NotReadyError(Exception):
+    """SGLang can't answer yet; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What SGLang says it serves."""
+
+    name: str
+    path: str
+    max_model_len: int | None
+    takes_images: bool
+
+
+class SGLang:
+    """An SGLang server as a backend: a thread asks it whether it is ready."""
+
+    def __init__(
+        self,
+        settings: SGLangSettings,
+        poll_seconds: float,
+        model_name: str | None = None,
+        place: Place | None = None,
+        needs_images: bool = False,
+    ) -> None:
+        """
+        Args:
+            model_name: the name it must serve; None takes whatever it serves.
+            place: where its model comes from. What SGLang loaded must be there, and is verified
+                before anybody is answered; without it nothing is known of what it loaded.
+            needs_images: whether the model must read pictures.
+        """
+        self._url = settings.sglang_url.rstrip("/")
+        key = settings.sglang_api_key
+        self._headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        self._answer_seconds = settings.answer_seconds
+        self._poll_seconds = poll_seconds
+        self._model_name = model_name
+        self._place = place
+        self._needs_images = needs_images
+        self._source: VerifiedModel | None = None
+        self._info: ModelInfo | None = None
+        self._reason = f"SGLang at {self._url} has not been asked yet"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="sglang-watch")
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        return self._info is not None
+
+    @property
+    def served(self) -> Served | None:
+        return self._source.served if self._info and self._source else None
+
+    @property
+    def source(self) -> VerifiedModel | None:
+        """The model's verified files; None when nobody said which they are."""
+        return self._source
+
+    @property
+    def reason(self) -> str:
+        return self._reason
+
+    @property
+    def refused(self) -> list[str]:
+        return []  # it does not look for newer ones: SGLang loads one model
+
+    @property
+    def model(self) -> ModelInfo:
+        """Raises ApiError (503) while SGLang is not ready."""
+        if self._info is None:
+            raise ApiError(503, self._reason, "model_not_loaded", retry_after=RETRY_SECONDS)
+        return self._info
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        # Our own queue bounds the connections. No proxy from the environment: it is our neighbour.
+        self._client = httpx.AsyncClient(
+            base_url=self._url,
+            headers=self._headers,
+            timeout=httpx.Timeout(self._answer_seconds, connect=PROBE_SECONDS),
+            limits=httpx.Limits(max_connections=None),
+            trust_env=False,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._client and self._loop:
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+
+    @asynccontextmanager
+    async def ask(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """SGLang's answer to `body`, status 200; its content is still to be read.
+
+        Raises ApiError: what SGLang says is wrong with the request, or why it can't answer.
+        """
+        assert self._client is not None
+        try:
+            async with self._client.stream("POST", path, json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refusal(response)
+                yield response
+        except httpx.TimeoutException:
+            late = f"SGLang did not answer within {self._answer_seconds:g} s"
+            raise ApiError(504, late, "model_timeout") from None
+        except httpx.TransportError as error:
+            raise self._away(error) from None
+
+    def _refusal(self, response: httpx.Response) -> ApiError:
+        """SGLang's no, in words for the client."""
+        status, said = response.status_code, _message(response)
+        if status in (401, 403):
+            log.error("SGLang refuses our key: set --sglang-api-key")
+            return ApiError(
+                503, "SGLang refuses this server's key", "model_refuses", retry_after=RETRY_SECONDS
+            )
+        if status in (429, 503):
+            return ApiError(503, f"SGLang is busy: {said}", "model_busy", retry_after=RETRY_SECONDS)
+        if 400 <= status < 500:
+            return ApiError(400, f"SGLang refuses the request: {said}", "model_refused")
+        log.error("SGLang answered %d: %s", status, said)
+        return ApiError(502, f"SGLang failed on this request ({status})", "model_failed")
+
+    def _away(self, error: httpx.TransportError) -> ApiError:
+        log.warning("SGLang at %s: %s", self._url, error or type(error).__name__)
+        message = f"SGLang at {self._url} does not answer"
+        return ApiError(503, message, "model_not_loaded", retry_after=RETRY_SECONDS)
+
+    def _watch(self) -> None:
+        with httpx.Client(
+            base_url=self._url, headers=self._headers, timeout=PROBE_SECONDS, trust_env=False
+        ) as client:
+            while not self._stop.is_set():
+                try:
+                    info = self._look(client)
+                    if self._info != info:
+                        log.info("SGLang at %s serves %s", self._url, info.name)
+                    self._info = info
+                except NotReadyError as error:
+                    self._say(str(error))
+                except Exception as error:
+                    log.exception("asking SGLang failed")
+                    self._say(f"asking SGLang failed: {type(error).__name__}: {error}")
+                self._stop.wait(self._poll_seconds)
+
+    def _say(self, reason: str) -> None:
+        if self._info or reason != self._reason:
+            log.warning("%s; asking again every %g s", reason, self._poll_seconds)
+        self._info, self._reason = None, reason
+
+    def _look(self, client: httpx.Client) -> ModelInfo:
+        """What SGLang serves, once it is ready and that is what it should serve.
+
+        Raises NotReadyError.
+        """
+        try:
+            if (status := client.get("/ready").status_code) != 200:
+                raise NotReadyError(self._why(status))
+            info = _model_info(client.get("/model_info"), client.get("/v1/models"))
+        except httpx.TransportError:
+            raise NotReadyError(f"SGLang at {self._url} does not answer: not started yet") from None
+        if self._model_name not in (None, info.name):
+            raise NotReadyError(f"SGLang serves {info.name!r}, not {self._model_name!r}")
+        if self._needs_images and not info.takes_images:
+            raise NotReadyError(f"SGLang serves {info.name!r}, which reads no pictures")
+        if self._place and (self._info is None or self._info.path != info.path):
+            self._source = self._verified(self._place, Path(info.path).resolve())
+        return info
+
+    def _verified(self, place: Place, loaded: Path) -> VerifiedModel:
+        """The model in `loaded`, if `place` has it and every file is whole.
+
+        Raises NotReadyError.
+        """
+        self._info = self._source = None
+        try:
+            for candidate in place.candidates():
+                if Path(candidate.name).resolve() == loaded:
+                    source = candidate.fetch()
+                    log.info("verified %s, %s", source.path, source.digest)
+                    return source
+        except (ModelUnavailableError, InvalidCheckpointError) as error:
+            raise NotReadyError(str(error)) from None
+        raise NotReadyError(f"SGLang serves {loaded}, which is not what --run-dir or --model names")
+
+    def _why(self, status: int) -> str:
+        if status == 503:
+            return f"SGLang at {self._url} is still loading its model"
+        return f"SGLang at {self._url} answers {status} to /ready: 0.5.23 or newer is needed"
+
+
+def _model_info(info: httpx.Response, models: httpx.Response) -> ModelInfo:
+    for response in (info, models):
+        if response.status_code in (401, 403):
+            raise NotReadyError("SGLang refuses this server's key: set --sglang-api-key")
+        if response.status_code != 200:
+            raise NotReadyError(f"SGLang answers {response.status_code} to {response.url.path}")
+    try:
+        said, card = info.json(), models.json()["data"][0]
+        return ModelInfo(
+            card["id"],
+            said["model_path"],
+            card.get("max_model_len"),
+            bool(said.get("has_image_understanding")),
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise NotReadyError(f"SGLang's answers are not understood: {error!r}") from None
+
+
+def _message(response: httpx.Response) -> str:
+    """The reason in an error of SGLang's: at the top, or under `error`."""
+    try:
+        body = response.json()
+        error = body.get("error", body)
+        text = error if isinstance(error, str) else error["message"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        text = response.text or f"status {response.status_code}"
+    return " ".join(str(text).split())[:500]

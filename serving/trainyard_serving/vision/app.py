@@ -1,0 +1,156 @@
+"""The vision server: a picture and a question in, an answer out. SGLang holds the model."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+
+from trainyard_serving.app import create_app, page
+from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
+from trainyard_serving.errors import ApiError
+from trainyard_serving.gate import Gate
+from trainyard_serving.metrics import Metrics
+from trainyard_serving.settings import VisionSettings
+from trainyard_serving.sglang import SGLang
+from trainyard_serving.vision.fetch import Fetcher, FetchLimits
+from trainyard_serving.vision.images import prepare
+from trainyard_serving.vision.question import (
+    REQUEST_BODY,
+    AnswerBody,
+    ImageSize,
+    Question,
+    read_question,
+)
+
+PAGE = Path(__file__).with_name("page.html")
+DECODERS = 1  # pictures decoded at a time: each may take tens of MiB
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The URL or the body is not one this server takes; it says why."},
+    401: {"description": "No valid API key."},
+    408: {"description": "The body did not arrive in time."},
+    413: {"description": "Too large: the body, or the image in bytes or pixels."},
+    415: {"description": "Not a picture in a format this server reads."},
+    422: {"description": "A field is wrong, or the image could not be fetched or read."},
+    429: {"description": "Too many requests are waiting; see Retry-After."},
+    502: {"description": "SGLang failed on this request."},
+    503: {"description": "SGLang is not there, loading or busy; see Retry-After."},
+    504: {"description": "SGLang did not answer in time."},
+}
+
+
+class Routes:
+    """The routes of this app."""
+
+    def __init__(
+        self, settings: VisionSettings, sglang: SGLang, fetcher: Fetcher, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._sglang = sglang
+        self._fetcher = fetcher
+        self._metrics = metrics
+        self._gate = Gate(settings.max_running, settings.max_queue)
+        self._decoders = CapacityLimiter(DECODERS)
+        metrics.queue_depth.set_function(lambda: self._gate.depth)
+
+    async def page(self) -> HTMLResponse:
+        """A page to try the model by hand."""
+        return page(PAGE)
+
+    async def answer(self, request: Request) -> Response:
+        """The model's answer to a question about a picture."""
+        settings = self._settings
+        self._sglang.model  # noqa: B018  (503 before anything is read)
+        async with self._gate.place():
+            question = await read_question(
+                request, settings.fetch_seconds, settings.max_image_bytes
+            )
+            body = await unless_disconnected(request, self._answer(question))
+        if body is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return Response(body.model_dump_json(), media_type="application/json")
+
+    async def _answer(self, question: Question) -> AnswerBody:
+        started = time.monotonic()
+        async with self._gate.turn():
+            data = question.image
+            if data is None:
+                assert question.image_url is not None
+                data = await self._fetcher.fetch(question.image_url)
+            picture = await run_sync(
+                prepare,
+                data,
+                self._settings.max_image_pixels,
+                self._settings.max_image_side,
+                limiter=self._decoders,
+            )
+            del data  # megabytes that the wait for the model has no use for
+            said = await self._ask(question, picture.data_uri)
+        usage = said.get("usage") or {}
+        self._metrics.generated_tokens.inc(usage.get("completion_tokens") or 0)
+        return AnswerBody(
+            answer=said["choices"][0]["message"]["content"] or "",
+            model=said["model"],
+            usage=usage,
+            image=ImageSize(width=picture.width, height=picture.height),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    async def _ask(self, question: Question, image: str) -> dict[str, Any]:
+        body = chat_request(
+            self._sglang.model.name,
+            question.text,
+            image,
+            min(question.max_tokens or self._settings.max_tokens, self._settings.max_tokens),
+        )
+        async with self._sglang.ask("/v1/chat/completions", body) as response:
+            text = await response.aread()
+        try:
+            said: dict[str, Any] = json.loads(text)
+            said["choices"][0]["message"]["content"], said["model"]
+        except (ValueError, LookupError, TypeError):
+            raise ApiError(502, "SGLang's answer is not understood", "model_failed") from None
+        return said
+
+
+def chat_request(model: str, question: str, image: str, max_tokens: int) -> dict[str, Any]:
+    """What SGLang is asked: it never gets a URL, which it would fetch without a check."""
+    content = [
+        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "text", "text": question},
+    ]
+    messages = [{"role": "user", "content": content}]
+    return {"model": model, "messages": messages, "max_tokens": max_tokens}
+
+
+def create_vision_app(settings: VisionSettings, fetcher: Fetcher | None = None) -> FastAPI:
+    """The server's ASGI app. Only tests bring a fetcher of their own."""
+    metrics = Metrics()
+    sglang = SGLang(settings, settings.poll_seconds, settings.model_name, needs_images=True)
+    app = create_app("Trainyard: vision", settings, sglang, metrics)
+    routes = Routes(settings, sglang, fetcher or Fetcher(limits(settings)), metrics)
+    app.add_api_route(
+        "/answer",
+        routes.answer,
+        methods=["POST"],
+        response_model=AnswerBody,
+        responses=REFUSALS,
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )
+    app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
+    return app
+
+
+def limits(settings: VisionSettings) -> FetchLimits:
+    """Where images may be fetched from, and what that may cost."""
+    hosts = settings.allow_private_hosts.lower().split(",")
+    return FetchLimits(
+        seconds=settings.fetch_seconds,
+        max_bytes=settings.max_image_bytes,
+        ports=frozenset(int(port) for port in settings.allowed_ports.split(",")),
+        private_hosts=frozenset(host.strip() for host in hosts if host.strip()),
+    )

@@ -1,0 +1,155 @@
+"""What POST /answer may be asked, as JSON or as a form with a picture in it, and its answer."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from trainyard_serving.errors import ApiError
+from trainyard_serving.vision.url import MAX_URL
+
+MAX_JSON = 64 * 1024
+MAX_QUESTION = 8000
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(min_length=1, max_length=MAX_QUESTION)
+    max_tokens: int | None = Field(default=None, ge=1, description="Length of the answer.")
+
+
+class AnswerRequest(_Asked):
+    """The JSON body of POST /answer."""
+
+    image_url: str = Field(
+        min_length=1, max_length=MAX_URL, description="http:// or https://; fetched by the server."
+    )
+
+
+class ImageSize(BaseModel):
+    """The picture as it came, upright, in pixels."""
+
+    width: int
+    height: int
+
+
+class AnswerBody(BaseModel):
+    """What POST /answer answers."""
+
+    answer: str
+    model: str
+    usage: dict[str, Any] = Field(description="prompt_tokens, completion_tokens, total_tokens")
+    image: ImageSize
+    seconds: float = Field(description="From the request's last byte to this answer.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request that fits: exactly one of `image_url` and `image` is there."""
+
+    text: str
+    max_tokens: int | None
+    image_url: str | None = None
+    image: bytes | None = None
+
+
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": AnswerRequest.model_json_schema()},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image", "question"],
+                "properties": {
+                    "image": {"type": "string", "format": "binary"},
+                    **_Asked.model_json_schema()["properties"],
+                },
+            }
+        },
+    },
+}
+
+
+async def read_question(request: Request, seconds: float, max_image_bytes: int) -> Question:
+    """The request's body, which has so many seconds to arrive.
+
+    Raises ApiError (400, 408, 413, 415, 422).
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(seconds):
+            if kind == "application/json":
+                return _from_json(await _read(request, MAX_JSON))
+            if kind == "multipart/form-data":
+                return await _from_form(request, max_image_bytes)
+    except TimeoutError:
+        late = f"the body did not arrive within {seconds:g} s"
+        raise ApiError(408, late, "body_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the body broke off", "body_incomplete") from None
+    raise ApiError(
+        415,
+        "send JSON with image_url and question (content-type: application/json),"
+        " or a form with image and question (multipart/form-data)",
+        "unsupported_media_type",
+    )
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            what = f"the JSON body is larger than {limit} bytes: upload pictures as a form"
+            raise ApiError(413, what, "body_too_large")
+    return body
+
+
+def _from_json(body: bytes) -> Question:
+    try:
+        asked = AnswerRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    return Question(asked.question, asked.max_tokens, image_url=asked.image_url)
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 2**40  # never to disk, which is read-only: the body's limit holds memory
+
+
+async def _from_form(request: Request, max_image_bytes: int) -> Question:
+    try:
+        form = await _InMemory(
+            request.headers, request.stream(), max_files=1, max_fields=3, max_part_size=MAX_JSON
+        ).parse()
+    except (MultiPartException, ValueError) as error:
+        said = getattr(error, "message", None) or str(error)
+        raise ApiError(400, f"the form cannot be read: {said}", "bad_form") from None
+    fields = dict(form)
+    image = fields.pop("image", None)
+    if not isinstance(image, UploadFile):
+        raise ApiError(422, "image: send the picture as a file of the form", "no_image", "image")
+    data = await image.read()
+    if len(data) > max_image_bytes:
+        what = f"image: is larger than {max_image_bytes} bytes"
+        raise ApiError(413, what, "image_too_large", "image")
+    try:
+        asked = _Asked.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    return Question(asked.question, asked.max_tokens, image=data)
+
+
+def _invalid(invalid: ValidationError) -> ApiError:
+    error = invalid.errors()[0]
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", "invalid_json")
+    return ApiError(422, f"{where}: {error['msg']}" if where else error["msg"], "invalid", where)
