@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,15 @@ def find_helm() -> str | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainyard" / "bin"
     built = sorted(cache.glob("**/helm"), key=lambda path: path.stat().st_mtime)
     return shutil.which("helm") or (str(built[-1]) if built else None)
+
+
+def set_flags(values: Iterable[str]) -> list[str]:
+    """`key=value` for helm's --set, `key:=JSON` for its --set-json."""
+    flags: list[str] = []
+    for value in values:
+        key, json, text = value.partition(":=")
+        flags += ["--set-json", f"{key}={text}"] if json and "=" not in key else ["--set", value]
+    return flags
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,19 @@ class Rendered:
         deployments = [item["spec"]["template"]["spec"] for item in self.all("Deployment")]
         return deployments + [item["spec"] for item in self.all("Pod")]
 
+    def pod(self) -> Manifest:
+        """The pod of the only Deployment."""
+        spec: Manifest = self.one("Deployment")["spec"]["template"]["spec"]
+        return spec
+
+    def container(self, name: str) -> Manifest:
+        """A container, init container or sidecar of the only Deployment."""
+        spec = self.pod()
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        (found,) = [container for container in containers if container["name"] == name]
+        assert isinstance(found, dict)
+        return found
+
 
 Render = Callable[..., Rendered]
 Refusal = Callable[..., str]
@@ -66,12 +88,11 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
-    """`render(chart, "key=value", ..., release="trainyard")`."""
+    """`render(chart, "key=value", "key:=JSON", ..., release="trainyard")`."""
 
     @cache  # many tests look at the same manifests
     def run(chart: str, *values: str, release: str = "trainyard", files: str = "") -> Rendered:
-        flags = [flag for value in values for flag in ("--set", value)]
-        flags += ["--values", files] if files else []
+        flags = [*set_flags(values), *(["--values", files] if files else [])]
         result = helm("template", release, str(CHARTS / chart), "--namespace", "ml", *flags)
         assert result.returncode == 0, result.stderr
         return Rendered([item for item in yaml.safe_load_all(result.stdout) if item])
@@ -84,8 +105,7 @@ def refusal(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Refusal:
     """helm's message when it refuses values."""
 
     def run(chart: str, *values: str) -> str:
-        flags = [flag for value in values for flag in ("--set", value)]
-        result = helm("template", "trainyard", str(CHARTS / chart), *flags)
+        result = helm("template", "trainyard", str(CHARTS / chart), *set_flags(values))
         assert result.returncode != 0, "helm took these values"
         return result.stderr
 

@@ -1,52 +1,32 @@
 """charts/serving: `--set run=NAME` is enough, and everything follows from it."""
 
-import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainyard_serving.settings import GenerateSettings, Source, add_flags, read_settings
+from trainyard_serving.settings import GenerateSettings, Source
 
-from .conftest import CHARTS, Refusal, Render, Rendered
-
-
-def pod(rendered: Rendered) -> dict[str, Any]:
-    spec: dict[str, Any] = rendered.one("Deployment")["spec"]["template"]["spec"]
-    return spec
-
-
-def server(rendered: Rendered) -> dict[str, Any]:
-    (container,) = pod(rendered)["containers"]
-    assert isinstance(container, dict)
-    return container
-
-
-def settings(container: dict[str, Any], kind: type[Source]) -> Any:
-    """What the program would read from the container's arguments and environment."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser, kind)
-    env = {item["name"]: item["value"] for item in container.get("env", []) if "value" in item}
-    return read_settings(kind, parser.parse_args(container["args"]), env)
+from .conftest import CHARTS, Render
+from .serving_values import CLASSIFY, GENERATE, KEY, ONNX, PROTECTED, SGLANG, SHAPES, VISION
+from .test_serving_settings import read
 
 
 def test_the_runs_name_is_enough(render: Render) -> None:
-    rendered = render("serving", "run=shakespeare")
-    spec = pod(rendered)
-    volume = next(item for item in spec["volumes"] if item["name"] == "storage")
-    assert volume["persistentVolumeClaim"]["claimName"] == "shakespeare"
-    (verify,) = spec["initContainers"]
+    rendered = render("serving", *GENERATE)
+    (volume,) = [item for item in rendered.pod()["volumes"] if item["name"] == "storage"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "shakespeare"}
+    verify = rendered.container("verify")
     assert verify["command"][-2:] == ["trainyard_serving", "verify"]
-    assert settings(verify, Source).run_dir == Path("/trainyard/shakespeare")
-    read = settings(server(rendered), GenerateSettings)
-    assert read.run_dir == Path("/trainyard/shakespeare")
-    assert (read.host, read.port) == ("0.0.0.0", 8000)
+    assert read(verify, Source).run_dir == "/trainyard/shakespeare"
+    settings = read(rendered.container("serving"), GenerateSettings)
+    assert settings.run_dir == "/trainyard/shakespeare"
+    assert (settings.host, settings.port) == ("0.0.0.0", 8000)
 
 
 def test_the_run_is_mounted_read_only_and_only_tmp_can_be_written(render: Render) -> None:
-    spec = pod(render("serving", "run=a"))
-    for container in [*spec["initContainers"], *spec["containers"]]:
+    for name in ("verify", "serving"):
+        container = render("serving", *GENERATE).container(name)
         mounts = {
             item["mountPath"]: item.get("readOnly", False) for item in container["volumeMounts"]
         }
@@ -55,62 +35,95 @@ def test_the_run_is_mounted_read_only_and_only_tmp_can_be_written(render: Render
 
 def test_another_claim_and_directory_can_be_named(render: Render) -> None:
     rendered = render("serving", "run=a", "claimName=big", "runDirectory=old/a")
-    assert pod(rendered)["volumes"][0]["persistentVolumeClaim"]["claimName"] == "big"
-    assert settings(server(rendered), GenerateSettings).run_dir == Path("/trainyard/old/a")
+    assert rendered.pod()["volumes"][0]["persistentVolumeClaim"]["claimName"] == "big"
+    assert read(rendered.container("serving"), GenerateSettings).run_dir == "/trainyard/old/a"
 
 
-def test_the_charts_defaults_are_the_programs(render: Render) -> None:
-    read = settings(server(render("serving", "run=a")), GenerateSettings)
-    own = GenerateSettings(run_dir=Path("/trainyard/a"), host="0.0.0.0")
-    assert read == own
+def test_step_and_digest_are_pinned_for_the_check_and_for_the_server(render: Render) -> None:
+    digest = "sha256:" + "0a" * 32
+    rendered = render("serving", *GENERATE, "step=0", f"digest={digest}")
+    for settings in (
+        read(rendered.container("verify"), Source),
+        read(rendered.container("serving"), GenerateSettings),
+    ):
+        assert (settings.step, settings.digest) == (0, digest)
 
 
-def test_settings_reach_the_program(render: Render) -> None:
-    values = ("servedModelName=m", "maxTokens=1", "maxPrompts=2", "maxQueue=3")
-    more = ("maxBodyBytes=5000000", "drainSeconds=60")
-    rendered = render("serving", "run=a", *(f"settings.{value}" for value in values + more))
-    read = settings(server(rendered), GenerateSettings)
-    assert read.served_model_name == "m"
-    assert (read.max_tokens, read.max_prompts, read.max_queue) == (1, 2, 3)
-    assert (read.max_body_bytes, read.drain_seconds) == (5000000, 60)
+def test_one_model_on_a_claim_can_be_served(render: Render) -> None:
+    rendered = render("serving", "model=exported/gpt", "claimName=models")
+    assert rendered.pod()["volumes"][0]["persistentVolumeClaim"]["claimName"] == "models"
+    settings = read(rendered.container("serving"), GenerateSettings)
+    assert (settings.model, settings.run_dir) == ("/trainyard/exported/gpt", None)
+    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert "trainyard.dev/serves" not in labels
 
 
-def test_there_is_time_to_drain(render: Render) -> None:
-    rendered = render("serving", "run=a", "settings.drainSeconds=60")
-    pause = server(rendered)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod(rendered)["terminationGracePeriodSeconds"] > pause + 60
-
-
-def test_probes_mean_what_they_say(render: Render) -> None:
-    container = server(render("serving", "run=a"))
-    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+@pytest.mark.parametrize(
+    ("values", "app", "engine", "port"),
+    [
+        (GENERATE, "generate", None, 8000),
+        (CLASSIFY, "classify", None, 7860),
+        (ONNX, "classify", "onnx", 7860),
+        (SGLANG, "generate", "sglang", 8000),
+        (VISION, "vision", None, 8000),
+    ],
+)
+def test_app_and_engine_are_the_programs_words(
+    render: Render, values: tuple[str, ...], app: str, engine: str | None, port: int
+) -> None:
+    rendered = render("serving", *values)
+    container = rendered.container("serving")
+    assert container["command"] == ["python", "-m", "trainyard_serving", app]
+    flags = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert flags.get("--engine") == engine
+    assert flags["--port"] == str(port)
+    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    annotations = rendered.one("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port)
 
 
 def test_the_service_leads_to_the_server(render: Render) -> None:
-    rendered = render("serving", "run=a")
+    rendered = render("serving", *GENERATE)
     service, deployment = rendered.one("Service"), rendered.one("Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
     assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     (port,) = service["spec"]["ports"]
     assert (port["port"], port["targetPort"]) == (80, "http")
-    assert server(rendered)["ports"] == [{"name": "http", "containerPort": 8000}]
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_pod_keeps_to_the_restricted_standard(render: Render, shape: str) -> None:
+    """Sidecar and test included; nothing but scratch volumes can be written to."""
+    for spec in render("serving", *SHAPES[shape]).pod_specs():
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["automountServiceAccountToken"] is False
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": True,
+            }
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+        for volume in spec.get("volumes", []):
+            assert volume.get("emptyDir", {"sizeLimit": "1"})["sizeLimit"]
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_every_mount_has_its_volume_and_every_volume_a_mount(render: Render, shape: str) -> None:
+    spec = render("serving", *SHAPES[shape]).pod()
+    containers = [*spec.get("initContainers", []), *spec["containers"]]
+    mounted = {mount["name"] for item in containers for mount in item["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in spec["volumes"]}
 
 
 def test_nothing_collides_with_the_runs_own_objects(render: Render) -> None:
     """A run owns a Service of its name, whose selector is the label trainyard.dev/run."""
-    rendered = render("serving", "run=shakespeare", release="shakespeare")
+    rendered = render("serving", *GENERATE, *KEY, release="shakespeare")
     for manifest in rendered.manifests:
         assert manifest["metadata"]["name"].startswith("shakespeare-serving")
         assert "trainyard.dev/run" not in str(manifest)
-
-
-def test_no_pod_gets_an_api_token(render: Render) -> None:
-    for spec in render("serving", "run=a").pod_specs():
-        assert spec["automountServiceAccountToken"] is False
-    assert not render("serving", "run=a").all("ServiceAccount")
 
 
 @pytest.mark.parametrize("run", ["on", "null", "true", "y"])
@@ -120,62 +133,112 @@ def test_a_name_that_yaml_takes_for_something_else_stays_a_name(
     values = tmp_path / "values.yaml"
     values.write_text(f'run: "{run}"')
     rendered = render("serving", files=str(values))
-    assert pod(rendered)["volumes"][0]["persistentVolumeClaim"]["claimName"] == run
-    assert settings(server(rendered), GenerateSettings).run_dir == Path("/trainyard") / run
+    assert rendered.pod()["volumes"][0]["persistentVolumeClaim"]["claimName"] == run
+    settings = read(rendered.container("serving"), GenerateSettings)
+    assert settings.run_dir == f"/trainyard/{run}"
     labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert labels["trainyard.dev/serves"] == run
 
 
+def test_there_is_time_to_drain(render: Render) -> None:
+    for values in (GENERATE, SGLANG):
+        rendered = render("serving", *values, "settings.drainSeconds=60")
+        pause = rendered.container("serving")["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert rendered.pod()["terminationGracePeriodSeconds"] > pause + 60
+
+
+def test_probes_ask_for_what_they_mean(render: Render) -> None:
+    """Alive is not ready: a model that loads for long is no reason to restart."""
+    container = render("serving", *GENERATE).container("serving")
+    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+
+
+def test_probes_send_the_key_where_health_asks_for_it(render: Render) -> None:
+    container = render("serving", *GENERATE, *PROTECTED).container("serving")
+    asked = {}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert "httpGet" not in container[probe]
+        *program, url = container[probe]["exec"]["command"]
+        assert program[:2] == ["python", "-c"]
+        asked[probe] = url
+    assert asked == {
+        "startupProbe": "http://127.0.0.1:8000/health",
+        "livenessProbe": "http://127.0.0.1:8000/health",
+        "readinessProbe": "http://127.0.0.1:8000/ready",
+    }
+
+
+def test_a_key_without_protected_health_leaves_the_kubelets_probes(render: Render) -> None:
+    container = render("serving", *GENERATE, *KEY).container("serving")
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
+
+
+def test_pods_are_spread_over_hosts(render: Render) -> None:
+    rendered = render("serving", *GENERATE)
+    (spread,) = rendered.pod()["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert spread["labelSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_another_spread_replaces_it(render: Render) -> None:
+    own: dict[str, Any] = {
+        "maxSkew": 2,
+        "topologyKey": "zone",
+        "whenUnsatisfiable": "DoNotSchedule",
+    }
+    values = [f"topologySpreadConstraints[0].{key}={value}" for key, value in own.items()]
+    assert render("serving", *GENERATE, *values).pod()["topologySpreadConstraints"] == [own]
+
+
 def test_recreate_leaves_no_settings_of_rolling_updates(render: Render) -> None:
-    strategy = render("serving", "run=a", "strategy.type=Recreate").one("Deployment")["spec"][
-        "strategy"
-    ]
-    assert strategy == {"type": "Recreate"}
+    deployment = render("serving", *GENERATE, "strategy.type=Recreate").one("Deployment")
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_threads_follow_the_cpu_limit_unless_they_are_set(render: Render) -> None:
+    def threads(*values: str) -> list[Any]:
+        env = render("serving", *GENERATE, *values).container("serving")["env"]
+        return [item for item in env if item["name"] == "TRAINYARD_SERVING_THREADS"]
+
+    (item,) = threads()
+    assert item["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+    (item,) = threads("settings.threads=3")
+    assert item["value"] == "3"
+
+
+def test_models_of_a_bucket_need_no_claim(render: Render) -> None:
+    values = ("run=a", "runDirectory=s3://bucket/runs/a", "s3.secretName=keys")
+    rendered = render("serving", *values, "s3.endpoint=http://minio:9000")
+    assert "persistentVolumeClaim" not in str(rendered.pod()["volumes"])
+    for name in ("verify", "serving"):
+        container = rendered.container(name)
+        assert "s3://bucket/runs/a" in container["args"]
+        assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+        assert {"name": "AWS_ENDPOINT_URL", "value": "http://minio:9000"} in container["env"]
+        assert {"name": "models", "mountPath": "/models"} in container["volumeMounts"]
 
 
 @pytest.mark.parametrize(
-    ("value", "named"),
+    ("values", "ask"),
     [
-        ("run=Shakespeare", "run"),
-        ("run=a_b", "run"),
-        ("run=-a", "run"),
-        ("run=" + "a" * 51, "run"),
-        ("claimName=A", "claimName"),
-        ("runDirectory=/abs", "runDirectory"),
-        ("runDirectory=../x", "runDirectory"),
-        ("settings.maxToken=5", "maxToken"),
-        ("settings.maxQueue=0", "maxQueue"),
-        ("service.port=0", "port"),
-        ("service.type=External", "type"),
-        ("strategy.type=Rolling", "type"),
-        ("test.prompt=", "prompt"),
+        ((*GENERATE, "service.port=81", r"test.prompt=to be\, or not"), "to be, or not"),
+        ((*CLASSIFY, "service.port=81", "test.text=A match."), "A match."),
+        ((*VISION, "service.port=81", "test.question=What?"), "What?"),
     ],
 )
-def test_helm_refuses_a_wrong_value_and_names_it(refusal: Refusal, value: str, named: str) -> None:
-    message = refusal("serving", "run=a", value)
-    assert "don't meet the specifications of the schema" in message
-    assert named in message
-
-
-def test_without_a_run_it_says_what_to_set(refusal: Refusal) -> None:
-    assert "run: name the TrainingRun to serve, for example --set run=shakespeare" in refusal(
-        "serving"
-    )
-
-
-def test_helm_test_makes_a_prediction_through_the_service(render: Render) -> None:
-    rendered = render("serving", "run=a", "service.port=81")
+def test_helm_test_makes_a_prediction_through_the_service(
+    render: Render, values: tuple[str, ...], ask: str
+) -> None:
+    rendered = render("serving", *values)
     (container,) = rendered.one("Pod")["spec"]["containers"]
     program = (CHARTS / "serving" / "files" / "predict.py").read_text()
     assert [*container["command"], *container["args"]] == ["python", "-c", program]
     env = {item["name"]: item["value"] for item in container["env"]}
-    service = rendered.one("Service")["metadata"]["name"]
-    assert env == {"HOST": service, "PORT": "81", "RUN": "a", "PROMPT": "\n"}
+    assert env["HOST"] == rendered.one("Service")["metadata"]["name"]
+    assert (env["PORT"], env["ASK"]) == ("81", ask)
+    assert env["APP"] == rendered.container("serving")["command"][-1]
     assert rendered.one("Pod")["metadata"]["annotations"]["helm.sh/hook"] == "test"
-
-
-def test_the_notes_are_commands_that_fit_the_release() -> None:
-    notes = (CHARTS / "serving" / "templates" / "NOTES.txt").read_text()
-    assert "port-forward" in notes
-    assert "/v1/completions" in notes
-    shlex.split(notes[notes.index("  curl") : notes.index("Check it")])

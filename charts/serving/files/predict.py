@@ -1,45 +1,118 @@
-"""What `helm test` runs: one completion through the Service, from the model that /health names."""
+"""What `helm test` runs: one real prediction through the Service, from the model /ready names."""
 
 import http.client
 import json
 import os
-import re
+import struct
 import sys
 import time
+import zlib
+from typing import Any
 
 DEADLINE = time.monotonic() + 120
+ASK = os.environ["ASK"]
+KEY = os.environ.get("API_KEY", "").split(",")[0].strip()
+BOUNDARY = "a-red-square"
 
 
-def ask() -> str:
-    """The one line to print when the server answers rightly; raises what went wrong."""
-    # One connection, so that every answer comes from the same pod.
-    connection = http.client.HTTPConnection(os.environ["HOST"], int(os.environ["PORT"]), timeout=60)
-    connection.request("GET", "/ready")
-    response = connection.getresponse()
-    ready = json.loads(response.read())
-    if response.status != 200:
-        raise ConnectionError(ready["reason"])
-    body = {"prompt": os.environ["PROMPT"], "max_tokens": 32, "seed": 0}
-    connection.request(
-        "POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"}
-    )
-    response = connection.getresponse()
-    answer = json.loads(response.read())
-    assert response.status == 200, f"{response.status}: {answer['error']['message']}"
-    digest = response.headers["x-trainyard-digest"]
-    assert re.fullmatch("sha256:[0-9a-f]{64}", digest), f"not a digest: {digest}"
-    assert digest == ready["digest"], f"answered by {digest}, ready with {ready['digest']}"
-    text = answer["choices"][0]["text"]
+class Server:
+    """One connection, so that every answer comes from the same pod."""
+
+    def __init__(self) -> None:
+        host, port = os.environ["HOST"], int(os.environ["PORT"])
+        self.connection = http.client.HTTPConnection(host, port, timeout=120)
+
+    def ready(self) -> dict[str, Any]:
+        """What /ready says. Raises ConnectionError while it says no."""
+        status, _, answer = self.call("GET", "/ready")
+        if status != 200:
+            raise ConnectionError(answer.get("reason", answer))
+        return answer
+
+    def predict(self, path: str, body: bytes, kind: str = "application/json") -> dict[str, Any]:
+        """The answer, from the model that is ready before and after it."""
+        before = self.ready().get("digest")
+        status, digest, answer = self.call("POST", path, body, kind)
+        assert status == 200, f"{status}: {answer}"
+        if not before == digest == self.ready().get("digest"):
+            raise ConnectionError(f"a newer model came: {before}, {digest}")
+        return answer
+
+    def call(
+        self, method: str, path: str, body: bytes = b"", kind: str = ""
+    ) -> tuple[int, str | None, dict[str, Any]]:
+        """Status, the digest in the header, JSON."""
+        headers = {"content-type": kind} if kind else {}
+        headers |= {"authorization": f"Bearer {KEY}"} if KEY else {}
+        self.connection.request(method, path, body or None, headers)
+        response = self.connection.getresponse()
+        text = response.read()
+        return response.status, response.headers["x-trainyard-digest"], json.loads(text)
+
+
+def generate(server: Server) -> str:
+    """OpenAI's completions."""
+    body = {"prompt": ASK, "max_tokens": 32, "seed": 0}
+    text = server.predict("/v1/completions", json.dumps(body).encode())["choices"][0]["text"]
     assert text, "the completion is empty"
-    assert ready["run"] == os.environ["RUN"], f"the model is of run {ready['run']}"
-    return f"step {ready['step']} {digest} answered {text!r}"
+    return repr(text)
 
 
-while True:
-    try:
-        print(ask())
-        break
-    except OSError as error:  # not reachable or not ready yet
-        if time.monotonic() > DEADLINE:
-            sys.exit(f"no answer: {error}")
-        time.sleep(1)
+def classify(server: Server) -> str:
+    """The class of a text."""
+    answer = server.predict("/predict", json.dumps({"text": ASK}).encode())
+    probabilities = answer["probs"]
+    assert abs(sum(probabilities.values()) - 1) < 0.01, f"no probabilities: {probabilities}"
+    assert answer["confidence"] == max(probabilities.values()), f"not the likeliest: {answer}"
+    return f"{answer['label']!r} with confidence {answer['confidence']:.2f}"
+
+
+def vision(server: Server) -> str:
+    """A question about an uploaded picture."""
+    disposition = "Content-Disposition: form-data; name="
+    body = b"\r\n".join(
+        [
+            f'--{BOUNDARY}\r\n{disposition}"question"\r\n\r\n{ASK}'.encode(),
+            f'--{BOUNDARY}\r\n{disposition}"image"; filename="red.png"'.encode(),
+            b"Content-Type: image/png\r\n\r\n" + red_square(),
+            f"--{BOUNDARY}--\r\n".encode(),
+        ]
+    )
+    answer = server.predict("/answer", body, f"multipart/form-data; boundary={BOUNDARY}")["answer"]
+    assert answer, "the answer is empty"
+    return repr(answer)
+
+
+def red_square() -> bytes:
+    """A PNG of 64 x 64 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    size = 64
+    header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    rows = (b"\0" + b"\xff\0\0" * size) * size
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def main() -> None:
+    """One line that says what was asked and answered, or an exit status of 1."""
+    app = {"generate": generate, "classify": classify, "vision": vision}[os.environ["APP"]]
+    run = os.environ.get("RUN")
+    while True:
+        try:
+            server = Server()
+            ready = server.ready()
+            assert not run or ready["run"] == run, f"the model is of run {ready['run']}"
+            answer = app(server)
+            print(f"{ready.get('run', 'the model')} {ready.get('digest', '')} answered {answer}")
+            break
+        except (OSError, http.client.HTTPException) as error:  # not reachable or not ready yet
+            if time.monotonic() > DEADLINE:
+                sys.exit(f"no answer: {error}")
+            time.sleep(1)
+
+
+main()

@@ -23,16 +23,27 @@ app.kubernetes.io/part-of: trainyard
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- define "serving.run" -}}
-{{- required "run: name the TrainingRun to serve, for example --set run=shakespeare" .Values.run -}}
-{{- end -}}
-
-{{- define "serving.runDir" -}}
-/trainyard/{{ default (include "serving.run" .) .Values.runDirectory }}
+{{- define "serving.testLabels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-test
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "serving.image" -}}
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+
+{{- define "serving.engine" -}}
+{{- default (ternary "sglang" "torch" (eq .Values.app "vision")) .Values.engine -}}
+{{- end -}}
+
+{{/* The port of the container: each app's own default. */}}
+{{- define "serving.port" -}}
+{{- ternary 7860 8000 (eq .Values.app "classify") -}}
+{{- end -}}
+
+{{/* The least number of pods there are. */}}
+{{- define "serving.replicas" -}}
+{{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.kind "none") -}}
 {{- end -}}
 
 {{- define "serving.podSecurityContext" -}}

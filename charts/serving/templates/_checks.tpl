@@ -1,0 +1,95 @@
+{{/* Values that don't fit together: each is refused with what to change. */}}
+{{- define "serving.check" -}}
+{{- $v := .Values -}}
+{{- $engine := include "serving.engine" . -}}
+{{- $engines := dict "generate" (list "torch" "sglang") "classify" (list "torch" "onnx") "vision" (list "sglang") -}}
+{{- if not (has $engine (get $engines $v.app)) -}}
+{{- fail (printf "engine: app %s has no engine %s: set engine to %s" $v.app $engine (join " or " (get $engines $v.app))) -}}
+{{- end -}}
+
+{{- if and (not $v.run) (not $v.model) -}}
+{{- if eq $v.app "vision" -}}
+{{- fail "model: name the vision-language model to serve, for example --set model=Qwen/Qwen2-VL-7B-Instruct" -}}
+{{- end -}}
+{{- fail "run: name the TrainingRun to serve, for example --set run=shakespeare (or one model with --set model=...)" -}}
+{{- end -}}
+{{- if and $v.run $v.model -}}
+{{- fail "run, model: both are set: leave one of them empty" -}}
+{{- end -}}
+{{- if and $v.run (eq $v.app "vision") -}}
+{{- fail "run: no recipe trains a vision-language model: set model instead" -}}
+{{- end -}}
+{{- if and $v.model $v.runDirectory -}}
+{{- fail "runDirectory: belongs to run: put the path into model" -}}
+{{- end -}}
+{{- if and $v.model (not (kindIs "invalid" $v.step)) -}}
+{{- fail "step: belongs to run: name the step's directory in model" -}}
+{{- end -}}
+
+{{- $source := include "serving.source" . -}}
+{{- if and $v.claimName (eq $source "s3") -}}
+{{- fail "claimName: the model lies at s3://: leave claimName empty" -}}
+{{- end -}}
+{{- if and (eq $source "claim") (hasPrefix "/" $v.model) -}}
+{{- fail (printf "model: %s: give the path on the claim %s without the leading /" $v.model $v.claimName) -}}
+{{- end -}}
+{{- if eq $source "hub" -}}
+{{- if ne $engine "sglang" -}}
+{{- fail (printf "model: %s: only engine sglang fetches from the Hub; for a path on a volume, set claimName" $v.model) -}}
+{{- end -}}
+{{- if not (regexMatch "^[A-Za-z0-9][\\w.-]*(/[A-Za-z0-9][\\w.-]*)?$" $v.model) -}}
+{{- fail (printf "model: %s is no Hub id; for a path on a volume, set claimName" $v.model) -}}
+{{- end -}}
+{{- if $v.digest -}}
+{{- fail "digest: a model of the Hub is not checked against a digest: pin its commit by sglang.revision" -}}
+{{- end -}}
+{{- else if $v.sglang.revision -}}
+{{- fail "sglang.revision: belongs to a Hub id: pin this model by digest or step" -}}
+{{- end -}}
+{{- if and (ne $source "s3") (or $v.s3.secretName $v.s3.endpoint) -}}
+{{- fail "s3: belongs to a model at s3://: leave s3.secretName and s3.endpoint empty" -}}
+{{- end -}}
+
+{{- $known := get (include "serving.settingsOf" . | fromYaml) $v.app -}}
+{{- $foreign := list -}}
+{{- range $key := keys $v.settings | sortAlpha -}}
+{{- if not (has $key $known) -}}
+{{- $foreign = append $foreign $key -}}
+{{- end -}}
+{{- end -}}
+{{- if $foreign -}}
+{{- fail (printf "settings: app %s has no %s" $v.app (join ", " $foreign)) -}}
+{{- end -}}
+
+{{- if and $v.apiKey.value $v.apiKey.existingSecret -}}
+{{- fail "apiKey: value and existingSecret are both set: leave one of them empty" -}}
+{{- end -}}
+{{- if not (include "serving.apiKeySecret" .) -}}
+{{- range $key := list "protectHealth" "protectMetrics" -}}
+{{- if get $v.settings $key -}}
+{{- fail (printf "settings.%s: protects nothing without a key: set apiKey.value or apiKey.existingSecret" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.metrics.serviceMonitor.enabled $v.settings.protectMetrics (contains "," $v.apiKey.value) -}}
+{{- fail "metrics.serviceMonitor: Prometheus would send all of apiKey.value as one key: put a single key there" -}}
+{{- end -}}
+
+{{- if eq $v.autoscaling.kind "cpu" -}}
+{{- if eq $engine "sglang" -}}
+{{- fail "autoscaling.kind: cpu says nothing about a GPU's load: set it to queue" -}}
+{{- end -}}
+{{- if not (get (default dict $v.resources.requests) "cpu") -}}
+{{- fail "autoscaling.kind: cpu is measured against resources.requests.cpu: set that" -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $v.autoscaling.kind "queue") (not $v.autoscaling.queue.serverAddress) -}}
+{{- fail "autoscaling.queue.serverAddress: name the Prometheus that KEDA asks, for example http://prometheus-operated.monitoring:9090" -}}
+{{- end -}}
+{{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) -}}
+{{- fail (printf "autoscaling: minReplicas %v is more than maxReplicas %v" $v.autoscaling.minReplicas $v.autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.host: name the host, for example --set ingress.host=shakespeare.example.org" -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,118 @@
+{{/* Where the model lies and how the programs are told of it. */}}
+
+{{/* claim, s3 or hub. */}}
+{{- define "serving.source" -}}
+{{- $place := ternary .Values.runDirectory .Values.model (ne .Values.run "") -}}
+{{- if hasPrefix "s3://" $place -}}
+s3
+{{- else if or .Values.run .Values.claimName -}}
+claim
+{{- else -}}
+hub
+{{- end -}}
+{{- end -}}
+
+{{/* What is served, in a word, for people. */}}
+{{- define "serving.modelTitle" -}}
+{{- if .Values.run -}}
+{{- if not (kindIs "invalid" .Values.step) -}}
+step {{ int64 .Values.step }} of run {{ .Values.run }}
+{{- else -}}
+{{- ternary "the newest verified model" "the newest verified model at its start" (ne (include "serving.engine" .) "sglang") }} of run {{ .Values.run }}
+{{- end -}}
+{{- else -}}
+{{ .Values.model }}
+{{- end -}}
+{{- end -}}
+
+{{/* Flags of `trainyard_serving verify` and of the apps that load the model themselves, as a list. */}}
+{{- define "serving.modelFlags" -}}
+{{- $source := include "serving.source" . -}}
+{{- $flags := list -}}
+{{- if .Values.run -}}
+{{- $directory := default .Values.run .Values.runDirectory -}}
+{{- $flags = list "--run-dir" (ternary $directory (printf "/trainyard/%s" $directory) (eq $source "s3")) -}}
+{{- else -}}
+{{- $flags = list "--model" (ternary .Values.model (printf "/trainyard/%s" .Values.model) (eq $source "s3")) -}}
+{{- end -}}
+{{- if not (kindIs "invalid" .Values.step) -}}
+{{- $flags = concat $flags (list "--step" (.Values.step | int64 | toString)) -}}
+{{- end -}}
+{{- with .Values.digest -}}
+{{- $flags = concat $flags (list "--digest" .) -}}
+{{- end -}}
+{{- toJson $flags -}}
+{{- end -}}
+
+{{/* Whether the app itself reads the model's files: to compute, or to know its digest. */}}
+{{- define "serving.appReadsModel" -}}
+{{- if and (ne .Values.app "vision") (ne (include "serving.source" .) "hub") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Flags that tell the app of its engine and its model, as a list. */}}
+{{- define "serving.appFlags" -}}
+{{- $flags := list -}}
+{{- if and (ne (include "serving.engine" .) "torch") (ne .Values.app "vision") -}}
+{{- $flags = list "--engine" (include "serving.engine" .) -}}
+{{- end -}}
+{{- if ne (include "serving.engine" .) "sglang" -}}
+{{- $flags = concat $flags (include "serving.modelFlags" . | fromJsonArray) -}}
+{{- else -}}
+{{- $flags = concat $flags (list "--sglang-url" "http://127.0.0.1:30000") -}}
+{{- if include "serving.appReadsModel" . -}}
+{{- $flags = concat $flags (list "--model" (include "serving.sglangModel" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $flags -}}
+{{- end -}}
+
+{{/* Where SGLang finds the model: a Hub id, or the link that the verify container makes. */}}
+{{- define "serving.sglangModel" -}}
+{{- ternary .Values.model "/models/current" (eq (include "serving.source" .) "hub") -}}
+{{- end -}}
+
+{{/* The name that SGLang and its clients call the model by. */}}
+{{- define "serving.modelName" -}}
+{{- $settings := .Values.settings -}}
+{{- $given := ternary $settings.modelName $settings.servedModelName (eq .Values.app "vision") -}}
+{{- default (default .Values.model .Values.run) $given -}}
+{{- end -}}
+
+{{/* Whether the pod needs scratch space for models. */}}
+{{- define "serving.scratch" -}}
+{{- if or (eq (include "serving.engine" .) "sglang") (eq (include "serving.source" .) "s3") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{- define "serving.modelMounts" -}}
+{{- if eq (include "serving.source" .) "claim" -}}
+- {name: storage, mountPath: /trainyard, readOnly: true}
+{{ end -}}
+{{- if include "serving.scratch" . -}}
+- {name: models, mountPath: /models}
+{{ end -}}
+{{- end -}}
+
+{{/* Credentials and address of the S3 endpoint. */}}
+{{- define "serving.s3Credentials" -}}
+{{- if and (eq (include "serving.source" .) "s3") .Values.s3.secretName -}}
+envFrom:
+  - secretRef: {name: {{ .Values.s3.secretName | quote }}}
+{{- end -}}
+{{- end -}}
+
+{{- define "serving.s3Environment" -}}
+{{- if and (eq (include "serving.source" .) "s3") .Values.s3.endpoint -}}
+- {name: AWS_ENDPOINT_URL, value: {{ .Values.s3.endpoint | quote }}}
+{{- end -}}
+{{- end -}}
+
+{{/* Port of the S3 endpoint. */}}
+{{- define "serving.s3Port" -}}
+{{- $url := urlParse (default "https://aws" .Values.s3.endpoint) -}}
+{{- $default := ternary "80" "443" (eq $url.scheme "http") -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default $default -}}
+{{- end -}}

@@ -1,0 +1,55 @@
+{{/* The keys of `settings` that each app has; a test compares them with the program's. */}}
+{{- define "serving.settingsOf" -}}
+generate: [answerSeconds, device, drainSeconds, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, servedModelName, threads]
+classify: [device, maxBodyBytes, maxQueue, pollSeconds, protectHealth, protectMetrics, drainSeconds, threads]
+vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
+{{- end -}}
+
+{{/* `settings` as environment variables: maxQueue is TRAINYARD_SERVING_MAX_QUEUE. */}}
+{{- define "serving.settings" -}}
+{{- range $key, $value := .Values.settings }}
+{{- if not (kindIs "invalid" $value) }}
+{{- $text := toString $value }}
+{{- if kindIs "slice" $value }}{{ $text = join "," $value }}{{ end }}
+{{- /* Numbers of a values file are floats, which would be written 1.048576e+06. */}}
+{{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ $text = toString (int64 $value) }}{{ end }}
+- {name: TRAINYARD_SERVING_{{ snakecase $key | upper }}, value: {{ $text | quote }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The Secret with the API key, if there is a key. */}}
+{{- define "serving.apiKeySecret" -}}
+{{- if .Values.apiKey.value -}}
+{{ include "serving.fullname" . }}
+{{- else -}}
+{{ .Values.apiKey.existingSecret }}
+{{- end -}}
+{{- end -}}
+
+{{- define "serving.apiKeyEnvironment" -}}
+{{- with include "serving.apiKeySecret" . -}}
+- name: TRAINYARD_SERVING_API_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.apiKey.secretKey | quote }}}
+{{- end -}}
+{{- end -}}
+
+{{/* A probe of the kubelet's; where the path asks for the key, only a program in the pod can send it. */}}
+{{- define "serving.probe" -}}
+{{- if .root.Values.settings.protectHealth -}}
+exec:
+  command: [python, -c, {{ .root.Files.Get "files/probe.py" | toJson }}, {{ printf "http://127.0.0.1:%s%s" (include "serving.port" .root) .path | quote }}]
+{{- else -}}
+httpGet: {path: {{ .path }}, port: http}
+{{- end -}}
+{{- end -}}
+
+{{/* Ports on the internet that the pod asks: of pictures' addresses, and of the Hub. */}}
+{{- define "serving.outsidePorts" -}}
+{{- if eq .Values.app "vision" -}}
+{{ default "80,443" .Values.settings.allowedPorts }}{{ if eq (include "serving.source" .) "hub" }},443{{ end }}
+{{- else -}}
+443
+{{- end -}}
+{{- end -}}
