@@ -26,6 +26,7 @@ class TrainConfig(BaseModel):
             "dataloader_num_workers",
             "eval_steps",
             "eval_batches",
+            "export_steps",
             "log_steps",
             "report_to",
             "sample_steps",
@@ -101,6 +102,10 @@ class TrainConfig(BaseModel):
 
     eval_on_start: bool = False
     """Evaluate the model before the first step too, for comparison."""
+
+    export_steps: int = Field(default=0, ge=0)
+    """Steps between exports of the model, for servers that follow the run; the last three stay. 0
+    exports only the finished one."""
 
     log_steps: int = Field(default=10, ge=1)
     """Steps between two lines of progress (and reads from the device)."""

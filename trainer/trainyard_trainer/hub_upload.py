@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+from trainyard_api.checkpoint import MANIFEST
+from trainyard_api.golden import GOLDEN
 from trainyard_trainer.errors import UserError
+
+OURS = (MANIFEST, GOLDEN)
 
 
 class UploadError(UserError):
@@ -11,7 +15,9 @@ class UploadError(UserError):
 
 
 def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
-    """Send every file of `directory` in one commit; the URL of the repository.
+    """Send the files of `directory` in one commit; the URL of the repository.
+
+    What is for this run's own servers stays here: the manifest, and held-out texts in particular.
 
     The repository is made if need be. The token is that of the environment variable HF_TOKEN.
     Raises UploadError.
@@ -27,7 +33,10 @@ def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
         api = HfApi(token=token)
         url = api.create_repo(hub_model_id, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=url.repo_id, folder_path=directory, commit_message=f"Trained: {directory.name}"
+            repo_id=url.repo_id,
+            folder_path=directory,
+            commit_message=f"Trained: {directory.name}",
+            ignore_patterns=list(OURS),
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

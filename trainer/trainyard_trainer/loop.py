@@ -16,6 +16,7 @@ from trainyard_trainer.data import epoch_ended, global_batch, rank_share
 from trainyard_trainer.epoch_file import write_epoch_file
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
 from trainyard_trainer.evaluate import evaluate
+from trainyard_trainer.export import Exporter
 from trainyard_trainer.group import Group
 from trainyard_trainer.listeners import Listeners
 from trainyard_trainer.loader import Loader, Shares
@@ -38,6 +39,7 @@ class Loop:
         parallel: Parallel,
         optimizer: torch.optim.Optimizer,
         checkpointer: Checkpointer,
+        exporter: Exporter,
         listeners: Listeners,
         start: int,
         metrics: dict[str, float],
@@ -50,6 +52,7 @@ class Loop:
         self.group: Group = parallel.group
         self.optimizer = optimizer
         self.checkpointer = checkpointer
+        self.exporter = exporter
         self.out = listeners
         self.start = start
         self.step = start  # optimizer steps done: also the position in the data
@@ -99,6 +102,8 @@ class Loop:
                 self._sample()
             if epoch:
                 self._keep_epoch(epoch)
+            if not done and _due(self.step, config.export_steps):
+                self._export()
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
             self._hear(self.checkpointer.poll())
@@ -297,6 +302,21 @@ class Loop:
             self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
         self._saving = self.step
         self._blocked = time.perf_counter() - began
+
+    def _export(self) -> None:
+        """Publish the model of this step; a disk that is full costs a warning, not the run."""
+        self._read_losses()
+        # Both talk to the other ranks outside training, where only one of them can at a time.
+        with self.out.doing("saving"):
+            self._hear(self.checkpointer.wait())
+        try:
+            with self.out.doing("exporting"):
+                model = self.exporter.export(self.step, self.metrics)
+        except CheckpointError as error:
+            self.out.console.warn(f"{error}; training goes on")
+            return
+        if model:
+            self.out.console.say(f"model of step {model.step} exported")
 
     def _wait_for_copy(self) -> None:
         """Let a save that has just begun finish copying what the optimizer is about to change."""

@@ -11,7 +11,7 @@ from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchan
 from trainyard_trainer.console import Console, processes
 from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.errors import StoppedError, explained, one_line
-from trainyard_trainer.export import export_model
+from trainyard_trainer.export import Exporter
 from trainyard_trainer.forwarding import Forwarding, check_report_to
 from trainyard_trainer.group import Group, join, leave, pick_device
 from trainyard_trainer.history import History
@@ -83,7 +83,10 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header, resume)
     metrics = resume.manifest.metrics if resume else {}
-    loop = Loop(job, config, recipe, parallel, optimizer, checkpointer, out, start, metrics)
+    exporter = Exporter(job, recipe, parallel, fence, settings)
+    loop = Loop(
+        job, config, recipe, parallel, optimizer, checkpointer, exporter, out, start, metrics
+    )
     with Stop(group, start) as stop:
         try:
             loop.run(stop)
@@ -91,7 +94,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
             raise explained(error, loop.step, stop.asked) from error
 
     out.report(phase="exporting")
-    model = export_model(job, recipe, parallel, fence, loop.step, settings, loop.metrics)
+    model = exporter.export(loop.step, loop.metrics)
     if model:
         directory = Path(job.run_dir) / model.path
         out.console.say(f"model exported to {directory}")

@@ -9,11 +9,13 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from trainyard_api.golden import GOLDEN, GoldenText
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
 from trainyard_serving.generate.chat_template import ChatTemplate, Turn
 from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
 from trainyard_serving.generate.sampling import Sampler
 from trainyard_serving.generate.text_stream import Detokenizer, StopMatcher
+from trainyard_serving.golden import check_text, golden_of
 from trainyard_serving.verified import VerifiedModel
 
 
@@ -63,10 +65,29 @@ class LanguageModel:
             raise BadModelError(f"{source.path}: cannot be loaded: {line[:500]}") from error
 
     def check(self) -> None:
-        """Compute once. Raises BadModelError when no number comes out."""
+        """Compute once, and the golden request if one came with the model.
+
+        Raises BadModelError when no number comes out, or another than the trainer's.
+        """
         logits = self._next_logits([0], DynamicCache(config=self._model.config))
         if not torch.isfinite(logits).any() or logits.isnan().any():
             raise BadModelError(f"{self.source.path}: the model computes NaN")
+        if golden := golden_of(self.source, GoldenText):
+            self._check_golden(golden)
+
+    def _check_golden(self, golden: GoldenText) -> None:
+        cache = DynamicCache(config=self._model.config)
+
+        def encode(text: str) -> list[int]:
+            return list(self._tokenizer(text)["input_ids"])
+
+        def logits(unread: list[int], ids: list[int]) -> list[float]:
+            return list(self._forward(unread, cache)[ids].tolist())
+
+        try:
+            check_text(self.source, golden, encode, logits, self._model.dtype == torch.float32)
+        except (IndexError, ValueError) as error:  # a token that this model doesn't have
+            raise BadModelError(f"{self.source.path}: {GOLDEN} is not this model's") from error
 
     @property
     def chats(self) -> bool:
@@ -155,11 +176,17 @@ class LanguageModel:
                 unread, cache = window, DynamicCache(config=self._model.config)
 
     @torch.inference_mode()
-    def _next_logits(self, unread: list[int], cache: DynamicCache) -> Tensor:
+    def _forward(self, unread: list[int], cache: DynamicCache) -> Tensor:
         """Logits [vocab] of the token after `unread`, which the cache then holds as well."""
         ids = torch.tensor([unread], device=self._device)
         output = self._model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
         logits: Tensor = output.logits[0, -1].float()
+        return logits
+
+    @torch.inference_mode()
+    def _next_logits(self, unread: list[int], cache: DynamicCache) -> Tensor:
+        """As `_forward`, with -inf for what must not be written."""
+        logits = self._forward(unread, cache)
         logits[len(self._tokenizer) :] = -torch.inf  # padding of the vocabulary, not tokens
         if self._unk_id is not None:
             logits[self._unk_id] = -torch.inf

@@ -23,6 +23,7 @@ import trainyard_trainer.stop as stop
 import trainyard_trainer.worker as worker
 from tests.unit.trainer.crash import die_before
 from trainyard_trainer.checkpoint import Checkpointer
+from trainyard_trainer.export import Exporter
 from trainyard_trainer.loader import Loader, Share, Shares, _Fetcher
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.parallel import Parallel
@@ -153,7 +154,7 @@ _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = [
             ("gradients", Parallel, "clip_gradients"),
             ("evaluation", evaluation, "on_device"),
             ("save", Checkpointer, "save"),
-            ("export", worker, "export_model"),
+            ("export", Exporter, "export"),
         )
     ),
 ]

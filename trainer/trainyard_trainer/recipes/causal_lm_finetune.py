@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import Batch, Ids
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.golden import prompt_tokens, write_golden_text
 from trainyard_trainer.hf_models import (
     blocks_of,
     check_tokenizer,
@@ -290,6 +292,24 @@ class CausalLMFinetune(Recipe):
         model.generation_config = self.generation_config
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+        self._write_golden(directory)
+
+    def _write_golden(self, directory: Path) -> None:
+        """What the model that was written makes of the first held-out text's opening."""
+        from transformers import AutoModelForCausalLM as Auto
+
+        model = load_pretrained("model", str(directory), Auto)
+        model.train(False)
+        context = getattr(self.model_config, "max_position_embeddings", None) or sys.maxsize
+        opening = self.held_out[0][: prompt_tokens(context)].tolist()
+        prompt = str(self.tokenizer.decode(opening, skip_special_tokens=True))
+        ids = list(self.tokenizer(prompt)["input_ids"])
+
+        def logits(ids: Tensor) -> Tensor:
+            found: Tensor = model(ids, use_cache=False).logits
+            return found
+
+        write_golden_text(directory, prompt, ids, context, logits)
 
     def upload(self, directory: Path) -> str | None:
         if self.config.hub_model_id is None:

@@ -57,6 +57,7 @@ class CharGPT(GPTRecipe):
     def export(self, weights: dict[str, Tensor], directory: Path) -> None:
         write_gpt2(weights, self.shape, directory)
         self.tokenizer.save(directory, self.config.block_size)
+        self.write_golden(weights, self.shape, directory)
 
 
 RECIPE = CharGPT

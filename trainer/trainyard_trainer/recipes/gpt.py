@@ -120,6 +120,7 @@ class BPEGPT(GPTRecipe):
         shape = replace(self.shape, vocab_size=vocab_size)
         write_gpt2(weights, shape, directory, self.tokenizer.eos_id)
         self.tokenizer.save(directory, self.config.block_size)
+        self.write_golden(weights, shape, directory)
 
 
 RECIPE = BPEGPT

@@ -3,6 +3,7 @@
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Self, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import Batch
+from trainyard_trainer.golden import prompt_tokens, write_golden_text
 from trainyard_trainer.models.cross_entropy import cross_entropy
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.recipes.base import Recipe
@@ -102,6 +104,18 @@ class GPTRecipe(Recipe):
     @functools.cached_property
     def _cross_entropy(self) -> Callable[[Tensor, Tensor], Tensor]:
         return torch.compile(plain_cross_entropy) if self.config.compile else cross_entropy
+
+    def write_golden(self, weights: dict[str, Tensor], shape: GPTShape, directory: Path) -> None:
+        """What this very model makes of the held-out text's beginning, beside the exported one."""
+        with torch.device("meta"):
+            model = GPT(shape)
+        model.load_state_dict(weights, assign=True)
+        model.train(False)
+        opening = self.held_out.tokens[: prompt_tokens(self.config.block_size)]
+        prompt = self.decode(opening.tolist())
+        # Cut anywhere, a text may have other tokens than it had as part of a longer one.
+        ids = self.encode(prompt)
+        write_golden_text(directory, prompt, ids, self.config.block_size, model)
 
     def sample(self, model: nn.Module, step: int) -> str:
         device = next(model.parameters()).device

@@ -1,0 +1,61 @@
+"""Golden requests: a model's inputs with the trainer's own outputs, written beside its weights.
+
+Serving computes them again before it lets a model answer: a tokenizer or a mapping of weights that
+does not fit, or a library that computes something else, shows there and not to users.
+"""
+
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from trainyard_api.base import Model, one_line
+
+GOLDEN = "golden.json"
+
+
+class GoldenText(Model):
+    """What a language model makes of a prompt.
+
+    The tokens are the likeliest one after another; each has the likeliest few of its position.
+    """
+
+    task: Literal["text-generation"] = "text-generation"
+    prompt: str
+    prompt_ids: list[int] = Field(min_length=1, description="The tokenizer's, of the prompt.")
+    next_ids: list[int] = Field(min_length=1, description="What the model writes after them.")
+    top_ids: list[list[int]] = Field(description="Likeliest tokens, for each of next_ids.")
+    top_logits: list[list[float]] = Field(description="Their logits.")
+
+    @model_validator(mode="after")
+    def _one_list_a_token(self) -> Self:
+        shapes = [[len(each) for each in lists] for lists in (self.top_ids, self.top_logits)]
+        if shapes[0] != shapes[1] or len(shapes[0]) != len(self.next_ids) or 0 in shapes[0]:
+            raise ValueError("topIds and topLogits must hold a list for each of nextIds")
+        return self
+
+
+class InvalidGoldenError(Exception):
+    """The file is no golden request; the message is one line that says why."""
+
+
+G = TypeVar("G", bound=Model)
+
+
+def write_golden(directory: Path, golden: Model) -> None:
+    """Write `golden` into a model's directory."""
+    (directory / GOLDEN).write_text(golden.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
+
+
+def read_golden(directory: Path, kind: type[G]) -> G | None:
+    """The golden request of a model's directory, or None where there is none.
+
+    Raises InvalidGoldenError.
+    """
+    path = directory / GOLDEN
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise InvalidGoldenError(f"{path}: {one_line(error)}") from None

@@ -1,0 +1,101 @@
+"""A language model must agree with the golden request its trainer wrote."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from trainyard_api.golden import GOLDEN, GoldenText, read_golden
+from trainyard_serving.errors import BadModelError
+from trainyard_serving.generate.language_model import LanguageModel
+from trainyard_serving.verified import describe_plain
+from trainyard_trainer.char_tokenizer import CharTokenizer
+from trainyard_trainer.golden import write_golden_text
+from trainyard_trainer.models.gpt import GPT, GPTShape
+from trainyard_trainer.models.gpt_export import write_gpt2
+
+TEXT = "to be, or not to be: that is the question"
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A model as char-gpt exports it, weights of all kinds in it."""
+    torch.manual_seed(3)
+    tokenizer = CharTokenizer.of(TEXT)
+    shape = GPTShape(tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    write_gpt2(model.state_dict(), shape, tmp_path)
+    tokenizer.save(tmp_path, 32)
+    prompt = TEXT[:12]
+    write_golden_text(tmp_path, prompt, tokenizer.encode(prompt).tolist(), 32, model.train(False))
+    return tmp_path
+
+
+def check(directory: Path) -> None:
+    LanguageModel.load(describe_plain(directory), "cpu").check()
+
+
+def test_the_trainers_model_agrees_with_itself(exported: Path) -> None:
+    golden = read_golden(exported, GoldenText)
+    assert golden
+    assert golden.prompt == TEXT[:12]
+    check(exported)
+
+
+def change_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    file = directory / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    change(weights)
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+
+
+def transpose(weights: dict[str, torch.Tensor]) -> None:
+    name = "transformer.h.1.attn.c_proj.weight"  # square: nothing else would notice
+    weights[name] = weights[name].t().contiguous()
+
+
+def swap(weights: dict[str, torch.Tensor]) -> None:
+    a, b = "transformer.h.0.ln_1.bias", "transformer.h.0.ln_2.bias"
+    weights[a], weights[b] = weights[b], weights[a]
+
+
+@pytest.mark.parametrize("change", [transpose, swap])
+def test_a_mapping_of_weights_that_does_not_fit_is_refused(
+    exported: Path, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
+    change_weights(exported, change)
+    with pytest.raises(BadModelError, match="other logits than the trainer"):
+        check(exported)
+
+
+def test_another_tokenizer_is_refused(exported: Path) -> None:
+    CharTokenizer.of(TEXT.replace("q", "Q")).save(exported, 32)
+    with pytest.raises(BadModelError, match="other tokens"):
+        check(exported)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "or not"}, "tokenizer makes other tokens"),
+        ({"prompt_ids": []}, "promptIds"),
+        ({"top_ids": [[9999] * 5] * 4}, "is not this model's"),
+        ({"top_logits": [[0.0] * 5] * 3}, "a list for each of nextIds"),
+    ],
+)
+def test_a_wrong_golden_request_is_refused_in_one_line(
+    exported: Path, change: dict[str, Any], words: str
+) -> None:
+    golden = read_golden(exported, GoldenText)
+    assert golden
+    text = golden.model_copy(update=change).model_dump_json(by_alias=True)
+    (exported / GOLDEN).write_text(text)
+    with pytest.raises(BadModelError, match=words) as error:
+        check(exported)
+    assert "\n" not in str(error.value)
