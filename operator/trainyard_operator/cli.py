@@ -103,13 +103,13 @@ def _delete(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from trainyard_operator.local.serve import DEFAULT_PORT, complete, serve
+    from trainyard_operator.local.serve import complete, serve
 
     run_dir = find_run(args.name)
     if args.prompt is not None:
-        print(complete(run_dir, args.prompt, args.port, args.max_tokens))
+        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine))
         return 0
-    return serve(run_dir, DEFAULT_PORT if args.port is None else args.port)
+    return serve(run_dir, args.port, args.engine)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,8 +159,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="answer requests with a run's model")
     serve.add_argument("name", metavar="NAME")
-    serve.add_argument("--port", type=int, help="default: 8000; with --prompt: a free one")
-    serve.add_argument("--prompt", help="print one completion of this text and exit")
+    serve.add_argument("--port", type=int, help="default: the app's; with --prompt: a free one")
+    serve.add_argument("--engine", help="torch (the default), onnx or sglang")
+    serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")
     serve.add_argument("--max-tokens", type=int, default=200, help="of --prompt; default: 200")
     serve.set_defaults(handler=_serve)
     return parser

@@ -5,6 +5,7 @@ import ctypes
 import http.client
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,25 +14,26 @@ import tempfile
 import time
 from typing import IO, Any
 
+from trainyard_operator.local.serving_apps import BY_RECIPE, CLASSIFY, App
 from trainyard_operator.local.store import RunDir, UserError
 
 HOST = "127.0.0.1"
-DEFAULT_PORT = 8000
 START_SECONDS = 300
 _PR_SET_PDEATHSIG = 1
 
 
-def serve(run_dir: RunDir, port: int) -> int:
-    """Serve the run's newest model until Ctrl-C; returns the exit status."""
-    _check_model(run_dir)
-    port = _check_port(port)
-    with _server(run_dir, port, None) as server:
+def serve(run_dir: RunDir, port: int | None, engine: str | None = None) -> int:
+    """Serve the run's newest model, and newer ones, until Ctrl-C; returns the exit status."""
+    app = _app(run_dir, engine)
+    port = _check_port(app.port if port is None else port)
+    with _server(run_dir, app, engine, port, None) as server:
         try:
             _wait_until_ready(server, port, say=True)
             url = f"http://{HOST}:{port}"
-            body = json.dumps({"prompt": "def ", "max_tokens": 64})
-            print(f"{run_dir.name} answers at {url} (a page to try it; Ctrl-C ends it). Try:")
-            print(f"  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'")
+            print(f"{run_dir.name} answers at {url} (Ctrl-C ends it).")
+            print(f"  a page to try it: {url}{app.page}")
+            body = shlex.quote(json.dumps({app.field: app.example, **app.more}))
+            print(f"  curl {url}{app.route} -H 'Content-Type: application/json' -d {body}")
             sys.stdout.flush()
             return server.wait()
         except KeyboardInterrupt:
@@ -40,38 +42,59 @@ def serve(run_dir: RunDir, port: int) -> int:
             _end(server)
 
 
-def complete(run_dir: RunDir, prompt: str, port: int | None, max_tokens: int) -> str:
-    """Start a server, ask for one completion, end the server; returns prompt and completion."""
-    _check_model(run_dir)
+def complete(
+    run_dir: RunDir, prompt: str, port: int | None, max_tokens: int, engine: str | None = None
+) -> str:
+    """Start a server, ask it once, end it; returns the prompt with its completion, or its class."""
+    app = _app(run_dir, engine)
     port = _check_port(port or 0)
-    with tempfile.TemporaryFile() as log, _server(run_dir, port, log) as server:
+    with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, port, log) as server:
         try:
             _wait_until_ready(server, port, say=False, log=log)
-            request = {"prompt": prompt, "max_tokens": max_tokens}
-            status, answer = _call(port, "POST", "/v1/completions", request, timeout=120)
+            request: dict[str, Any] = {app.field: prompt}
+            if app is not CLASSIFY:
+                request["max_tokens"] = max_tokens
+            status, answer = _call(port, "POST", app.route, request, timeout=120)
             if status != 200:
                 raise UserError(f"the server answered {status}: {json.dumps(answer)}")
+            if app is CLASSIFY:
+                return f"{answer['label']} ({answer['confidence']:.1%})"
             return prompt + str(answer["choices"][0]["text"])
         finally:
             _end(server)
 
 
-def _check_model(run_dir: RunDir) -> None:
-    """Refuse early what the server would wait for. Raises UserError."""
+def _app(run_dir: RunDir, engine: str | None) -> App:
+    """The app for the run's newest model; refuses early what the server would wait for.
+
+    Raises UserError.
+    """
     from trainyard_api.checkpoint import MODELS, newest_valid
 
     run = run_dir.read()
-    model, _, refused = newest_valid(run_dir.data(run) / MODELS)
-    if model is not None:
-        return
-    if refused:
-        raise UserError(f"{run_dir.name} has no model that verifies: {refused[0]}")
-    status = run.get("status", {})
-    where = f", step {status['progress']}" if status.get("progress") else ""
-    raise UserError(
-        f"{run_dir.name} has no model to serve yet (phase {status.get('phase', 'Pending')}{where}):"
-        " a run exports its model when it succeeds"
-    )
+    _, manifest, refused = newest_valid(run_dir.data(run) / MODELS)
+    if manifest is None:
+        if refused:
+            raise UserError(f"{run_dir.name} has no model that verifies: {refused[0]}")
+        status = run.get("status", {})
+        where = f", step {status['progress']}" if status.get("progress") else ""
+        phase = f"phase {status.get('phase', 'Pending')}{where}"
+        raise UserError(
+            f"{run_dir.name} has no model to serve yet ({phase}):"
+            " a run exports its model when it succeeds"
+        )
+    app = BY_RECIPE.get(manifest.recipe)
+    if app is None:
+        raise UserError(
+            f"{run_dir.name} is of recipe {manifest.recipe}, whose models no server answers from"
+            f" (of these there is one: {', '.join(BY_RECIPE)})"
+        )
+    if engine not in (None, *app.engines):
+        raise UserError(
+            f"{run_dir.name}: app {app.name} has no engine {engine}:"
+            f" give --engine {' or '.join(app.engines)}"
+        )
+    return app
 
 
 def _check_port(port: int) -> int:
@@ -87,11 +110,14 @@ def _check_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _server(run_dir: RunDir, port: int, log: IO[bytes] | None) -> subprocess.Popen[bytes]:
+def _server(
+    run_dir: RunDir, app: App, engine: str | None, port: int, log: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
     data = run_dir.data(run_dir.read())
-    command = [sys.executable, "-m", "trainyard_serving", "generate"]
+    command = [sys.executable, "-m", "trainyard_serving", app.name]
     command += ["--run-dir", str(data), "--host", HOST, "--port", str(port)]
+    command += ["--engine", engine] if engine else []
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

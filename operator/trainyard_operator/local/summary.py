@@ -6,6 +6,7 @@ from pathlib import Path
 from trainyard_api.checkpoint import CHECKPOINTS, InvalidCheckpointError, read_manifest, steps
 from trainyard_api.run import TrainingRun
 from trainyard_operator.local.backend import LocalBackend
+from trainyard_operator.local.serving_apps import BY_RECIPE
 from trainyard_operator.local.store import MANIFEST
 
 
@@ -38,7 +39,7 @@ def _succeeded(backend: LocalBackend, run: TrainingRun) -> list[str]:
     else:
         lines.append(f"  data    {data}")
     lines.append(f"  logs    {backend.dir.logs}")
-    if status.model:
+    if status.model and run.spec.recipe in BY_RECIPE:
         lines.append(f"  next    trainyard serve {run.name}")
     return lines
 

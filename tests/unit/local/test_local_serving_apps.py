@@ -1,0 +1,70 @@
+"""`trainyard serve` knows an app for every recipe that has one, by the words of each part."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
+from trainyard_operator import cli
+from trainyard_operator.local.serving_apps import BY_RECIPE, GENERATE
+from trainyard_operator.local.store import HOME_ENV
+from trainyard_trainer.recipes import RECIPES
+
+
+def publish(home: Path, recipe: str) -> None:
+    """A finished run named done; its model verifies, whatever is in it."""
+    run = home / "runs" / "done"
+    model = run / "data" / "models" / "step-00000001"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    manifest = Manifest(
+        kind="model",
+        run="done",
+        attempt=1,
+        recipe=recipe,
+        step=1,
+        created=datetime.now(UTC),
+        files=describe_files(model),
+    )
+    (model / MANIFEST).write_bytes(manifest_bytes(manifest))
+    (run / "run.json").write_text(json.dumps({"spec": {"recipe": recipe}}))
+
+
+def test_only_image_classification_has_no_app() -> None:
+    assert RECIPES.keys() - BY_RECIPE.keys() == {"image-classification"}
+    assert BY_RECIPE.keys() <= RECIPES.keys()
+
+
+@pytest.mark.parametrize("recipe", sorted(BY_RECIPE))
+def test_apps_are_as_the_serving_part_has_them(recipe: str) -> None:
+    programs = pytest.importorskip("trainyard_serving.__main__")
+    app = BY_RECIPE[recipe]
+    fields = programs.APPS[app.name].settings.model_fields
+    assert fields["port"].default == app.port
+    assert fields["engine"].default == app.engines[0]
+    assert set(get_args(fields["engine"].annotation)) == set(app.engines)
+
+
+def test_a_model_without_an_app_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_ENV, str(tmp_path))
+    publish(tmp_path, "image-classification")
+    assert cli.main(["serve", "done"]) == cli.EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "done is of recipe image-classification, whose models no server answers from" in line
+    assert "text-classification" in line
+
+
+def test_an_engine_the_app_does_not_have_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_ENV, str(tmp_path))
+    publish(tmp_path, "gpt")
+    assert cli.main(["serve", "done", "--engine", "onnx"]) == cli.EXIT_REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "app generate has no engine onnx: give --engine torch or sglang" in line
+    assert GENERATE.engines == ("torch", "sglang")
