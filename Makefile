@@ -31,7 +31,7 @@ demo: .venv/ready ## train on this machine, serve the model, ask it for a comple
 	@$(BIN)/python examples/demo.py $(STARTED)
 
 test: .venv/ready ## all tests that need neither a cluster nor root
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m images build --tag $(TAG) --load
