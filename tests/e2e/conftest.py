@@ -32,6 +32,13 @@ def image_values(request: pytest.FixtureRequest) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def image_names(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Part -> the full name of its image."""
+    prefix, tag = request.config.getoption("--images"), request.config.getoption("--tag")
+    return {part: f"{prefix}/{part}:{tag}" for part in ("operator", "serving", "trainer")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
     """The operator, from its chart, in its own namespace under the restricted standard."""
