@@ -14,6 +14,7 @@ from trainyard_serving.generate.answering import Answering
 from trainyard_serving.generate.chat import Chat
 from trainyard_serving.generate.chat_api import ChatRequest
 from trainyard_serving.generate.completions import Completions
+from trainyard_serving.generate.forward import create_forward_app
 from trainyard_serving.generate.openai_api import CompletionRequest, invalid_request, openai_form
 from trainyard_serving.generate.worker import Worker
 from trainyard_serving.metrics import Metrics
@@ -95,6 +96,8 @@ class Routes:
 
 def create_generate_app(settings: GenerateSettings) -> FastAPI:
     """The server's ASGI app; the model is loaded once its lifespan begins."""
+    if settings.engine == "sglang":
+        return create_forward_app(settings)
     metrics = Metrics()
     worker = Worker(settings.max_queue)
     metrics.queue_depth.set_function(lambda: worker.depth)

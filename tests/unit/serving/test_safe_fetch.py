@@ -1,0 +1,140 @@
+"""The SSRF corpus against a vision server in its own process: nothing internal is reached."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from .conftest import eventually
+from .rogue_web import rogue_web
+from .sglang_stand_in import StandIn, stand_in
+from .ssrf_corpus import BODIES, CASES, Case
+
+ROOT = Path(__file__).parents[3]
+MAX_GROWTH_KIB = 64 * 1024
+
+
+class Listener:
+    """An internal service: counts who connects, over IPv4 and IPv6."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        ipv4 = socket.create_server(("127.0.0.1", 0))
+        self.port = ipv4.getsockname()[1]
+        self._sockets = [ipv4]
+        if socket.has_ipv6:
+            self._sockets.append(socket.create_server(("::1", self.port), family=socket.AF_INET6))
+        for sock in self._sockets:
+            threading.Thread(target=self._count, args=[sock], daemon=True).start()
+
+    def _count(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                peer, _ = sock.accept()
+            except OSError:
+                return
+            self.connections += 1
+            peer.close()
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+@dataclass
+class Attacked:
+    """The server under attack, and what must not be reached from it."""
+
+    client: httpx.Client
+    pid: int
+    internal: Listener
+    sglang: StandIn
+
+    def ask(self, url: str) -> httpx.Response:
+        url = url.replace("{port}", str(self.internal.port))
+        return self.client.post("/answer", json={"image_url": url, "question": "What is it?"})
+
+    def peak_kib(self) -> int:
+        """The most memory the process ever had."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1])
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Attacked]:
+    with ExitStack() as stack:
+        web = stack.enter_context(rogue_web())
+        sglang = stack.enter_context(stand_in())
+        internal = Listener()
+        stack.callback(internal.close)
+        # A proxy from the environment would be asked to fetch whatever passes the checks.
+        proxy = f"http://127.0.0.1:{internal.port}"
+        names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+        module = "tests.unit.serving.vision_under_test"
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(web), str(internal.port), sglang.url],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | dict.fromkeys(names, proxy),
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        assert process.stdout
+        base = process.stdout.readline().removeprefix("listening on ").strip()
+        client = stack.enter_context(httpx.Client(base_url=base, timeout=30))
+        eventually(lambda: client.get("/ready").status_code == 200)
+        yield Attacked(client, process.pid, internal, sglang)
+
+
+def check(case: Case, response: httpx.Response) -> str | None:
+    """What is wrong with the answer; None when it is right."""
+    said = response.json().get("detail", "")
+    if response.status_code == case.status and case.says in said and "\n" not in said:
+        return None
+    return f"{case.url[:80]!r}: {response.status_code} {said!r}, not {case.status} {case.says!r}"
+
+
+def test_no_url_reaches_an_internal_listener_and_each_is_told_why(attacked: Attacked) -> None:
+    attacked.internal.connections = 0
+    cases = sorted(CASES, key=lambda case: case.says != "longer than")  # the slow ones first
+    with ThreadPoolExecutor(8) as pool:
+        wrong = list(pool.map(lambda case: check(case, attacked.ask(case.url)), cases))
+    assert [line for line in wrong if line] == []
+    assert attacked.internal.connections == 0
+    assert attacked.sglang.requests == []
+    assert attacked.client.get("/health").json()["status"] == "healthy"
+
+
+def test_bodies_and_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
+    assert attacked.ask("http://web.test/ok.png").status_code == 200  # all code is loaded
+    before = attacked.peak_kib()
+    for case in BODIES:
+        if case.says != "longer than":
+            assert check(case, attacked.ask(case.url)) is None
+    assert attacked.peak_kib() - before < MAX_GROWTH_KIB
+
+
+@pytest.mark.parametrize("name", ["ok.png", "ok.jpg", "ok.gif", "ok.webp", "redirect-chain?left=2"])
+def test_a_picture_at_a_public_address_is_answered(attacked: Attacked, name: str) -> None:
+    response = attacked.ask(f"http://WEB.test:80/{name}")
+    assert response.status_code == 200, response.text
+    assert response.json()["image"] == {"width": 40, "height": 20}
+
+
+def test_the_listener_counts(attacked: Attacked) -> None:
+    before = attacked.internal.connections
+    for host in ("127.0.0.1", "::1"):
+        socket.create_connection((host, attacked.internal.port)).close()
+    eventually(lambda: attacked.internal.connections == before + 2)
