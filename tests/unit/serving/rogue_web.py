@@ -170,6 +170,9 @@ _MISBEHAVIOUR: dict[str, Callable[[], Iterator[bytes]]] = {
         b"10000\r\n" + bytes(65536) + b"\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     ),
     "tiny-chunks": _again(b"1\r\nx\r\n" * 5000, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"),
+    "chunk-comments": _again(
+        b"1;" + b"a" * 10_000 + b"\r\nx\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    ),
     "huge-declared": lambda: iter([HEAD + b"Content-Length: 99999999999\r\n\r\n"]),
     "lying-length": _again(bytes(65536), HEAD + b"Connection: close\r\n\r\n"),
     "endless-headers": _again(b"X-A: " + b"b" * 1000 + b"\r\n", HEAD),

@@ -245,6 +245,7 @@ BODIES = [
     *_web(422, "does not answer", "endless-headers", "not-http", "hang-up"),
     *_web(422, "does not answer", "two-lengths", "cut-off"),
     *_web(422, "too many pieces", "tiny-chunks"),
+    *_web(422, "more than any image", "chunk-comments"),
     *_web(415, "compressed", "gzip-bomb", "deflate-bomb", "brotli", "twice-gzip"),
     *_web(415, "not a picture", "html", "svg", "no-type", "zip", "octet-stream", "json", "tiff"),
     *_web(415, "not a picture", "html-as-png", "svg-as-png", "zip-as-png", "empty", "riff-wave"),

@@ -1,0 +1,236 @@
+"""The vision server over real HTTP: questions, answers, what SGLang is sent, what goes wrong."""
+
+import base64
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from trainyard_serving.settings import VisionSettings
+from trainyard_serving.vision.app import create_vision_app, limits
+
+from .conftest import eventually, running
+from .rogue_web import picture, rogue_web
+from .sglang_stand_in import Chat, ImagePart, StandIn, stand_in
+from .vision_under_test import fetcher
+
+ASK = {"image_url": "http://web.test/ok.png", "question": "What is it?"}
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[int]:
+    with rogue_web() as port:
+        yield port
+
+
+@contextmanager
+def vision(sglang: StandIn, web: int, **changes: Any) -> Iterator[httpx.Client]:
+    """A vision server in front of `sglang`, whether that is ready or not."""
+    settings = VisionSettings(**{"sglang_url": sglang.url, "poll_seconds": 0.05, **changes})
+    with running(create_vision_app(settings, fetcher(limits(settings), web))) as client:
+        yield client
+
+
+@contextmanager
+def asked(web: int, **changes: Any) -> Iterator[tuple[httpx.Client, StandIn]]:
+    """A vision server that is ready, and its SGLang."""
+    with stand_in() as sglang, vision(sglang, web, **changes) as client:
+        eventually(lambda: client.get("/ready").status_code == 200)
+        yield client, sglang
+
+
+@pytest.fixture(scope="module")
+def shared(web: int) -> Iterator[tuple[httpx.Client, StandIn]]:
+    with asked(web, max_image_bytes=100_000, max_tokens=9) as both:
+        yield both
+
+
+def upload(client: httpx.Client, data: bytes, **fields: Any) -> httpx.Response:
+    files = {"image": ("a.png", data, "image/png")}
+    return client.post("/answer", files=files, data={"question": "What is it?"} | fields)
+
+
+def refused(response: httpx.Response, status: int) -> str:
+    """The reason, after checking its form."""
+    assert response.status_code == status, response.text
+    (detail,) = response.json().values()
+    assert "\n" not in detail
+    return str(detail)
+
+
+def test_an_answer_has_the_model_usage_size_and_time(
+    shared: tuple[httpx.Client, StandIn],
+) -> None:
+    client, sglang = shared
+    body = client.post("/answer", json=ASK | {"max_tokens": 3}).json()
+    assert body.pop("seconds") >= 0
+    assert body.pop("usage")["completion_tokens"] == 3
+    assert body == {
+        "answer": "one two three ",
+        "model": "qwen2-vl",
+        "image": {"width": 40, "height": 20},
+    }
+    text = client.get("/metrics").text
+    assert "trainyard_serving_generated_tokens_total 3.0" in text
+
+
+def test_sglang_gets_pixels_and_the_question_never_a_url(
+    shared: tuple[httpx.Client, StandIn],
+) -> None:
+    client, sglang = shared
+    sglang.requests.clear()
+    assert client.post("/answer", json=ASK).status_code == 200
+    (request,) = sglang.requests
+    assert isinstance(request, Chat)
+    assert (request.model, request.max_tokens, request.stream) == ("qwen2-vl", 9, False)
+    (message,) = request.messages
+    image, text = message.content
+    assert isinstance(image, ImagePart)
+    data = image.image_url.url.removeprefix("data:image/jpeg;base64,")
+    assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
+    assert text.model_dump() == {"type": "text", "text": "What is it?"}  # type: ignore[union-attr]
+
+
+def test_a_picture_can_be_uploaded(shared: tuple[httpx.Client, StandIn]) -> None:
+    client, _ = shared
+    response = upload(client, picture(size=(33, 22)), max_tokens="2")
+    assert response.json()["image"] == {"width": 33, "height": 22}
+    assert response.json()["answer"] == "one two "
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "not valid JSON"),
+        (b"[]", 422, "Input should be"),
+        (b"{}", 422, "question"),
+        (b'{"question": "", "image_url": "http://web.test/"}', 422, "question"),
+        (b'{"question": "a"}', 422, "image_url"),
+        (b'{"question": "a", "image_url": 5}', 422, "image_url"),
+        (b'{"question": "a", "image_url": "x", "n": 5}', 422, "n: Extra"),
+        (b'{"question": "a", "image_url": "http://web.test/", "max_tokens": 0}', 422, "max_tokens"),
+        (b'{"question": "' + b"a" * 65536, 413, "larger than 65536 bytes"),
+        (b'{"question": "\xff", "image_url": "http://web.test/"}', 400, "not valid JSON"),
+    ],
+)
+def test_a_wrong_body_is_told_why(
+    shared: tuple[httpx.Client, StandIn], body: bytes, status: int, says: str
+) -> None:
+    client, _ = shared
+    headers = {"content-type": "application/json"}
+    assert says in refused(client.post("/answer", content=body, headers=headers), status)
+
+
+def test_a_wrong_form_is_told_why(shared: tuple[httpx.Client, StandIn]) -> None:
+    client, _ = shared
+    assert "question" in refused(upload(client, picture(), question=""), 422)
+    assert "Extra" in refused(upload(client, picture(), image_url="http://web.test/"), 422)
+    assert "larger than 100000" in refused(upload(client, bytes(100_001)), 413)
+    assert "not a picture" in refused(upload(client, b"hello"), 415)
+    form = {"question": (None, "What?")}
+    assert "as a file" in refused(client.post("/answer", files=form), 422)
+    broken = {"content-type": "multipart/form-data"}
+    assert "form" in refused(client.post("/answer", content=b"x", headers=broken), 400)
+    assert "send JSON" in refused(client.post("/answer", content=b"x"), 415)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "says"),
+    [
+        ((400, "The image is too wide."), 400, "SGLang refuses the request: The image is too wide"),
+        ((404, {"error": {"message": "gone"}}), 400, "gone"),
+        ((503, "The request queue is full."), 503, "busy: The request queue is full"),
+        ((500, "Internal server error: CUDA"), 502, "SGLang failed on this request (500)"),
+        ((401, {"error": "Unauthorized"}), 503, "refuses this server's key"),
+        ((200, {"choices": []}), 502, "not understood"),
+    ],
+)
+def test_what_sglang_says_is_put_clearly(
+    shared: tuple[httpx.Client, StandIn], failure: tuple[int, Any], status: int, says: str
+) -> None:
+    client, sglang = shared
+    sglang.failure = failure
+    try:
+        response = client.post("/answer", json=ASK)
+    finally:
+        sglang.failure = None
+    assert says in refused(response, status)
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_while_sglang_is_away_or_loading_it_is_a_503_that_says_so(web: int) -> None:
+    with stand_in() as sglang:
+        sglang.loading = True
+        with vision(sglang, web) as client:
+            eventually(lambda: "still loading" in client.get("/ready").text)
+            response = client.post("/answer", json=ASK)
+            assert "still loading its model" in refused(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+            assert client.get("/health").json() == {"status": "healthy", "model_loaded": False}
+            sglang.loading = False
+            eventually(lambda: client.get("/ready").status_code == 200)
+            assert client.get("/health").json()["model_loaded"] is True
+            assert client.post("/answer", json=ASK).status_code == 200
+            sglang.takes_images = False
+            eventually(lambda: "reads no pictures" in client.get("/ready").text)
+            sglang.takes_images = True
+            eventually(lambda: client.get("/ready").status_code == 200)
+    absent = StandIn()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        absent.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with vision(absent, web) as client:
+        eventually(lambda: "does not answer" in client.get("/ready").text)
+        assert "not started yet" in refused(client.post("/answer", json=ASK), 503)
+
+
+def test_leaving_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
+    with asked(web, max_running=1, max_queue=1) as (client, sglang):
+        sglang.held = True
+        leavers = [leave_later(client) for _ in range(2)]
+        eventually(lambda: sglang.waiting == 1)
+        eventually(lambda: "trainyard_serving_queue_depth 1.0" in client.get("/metrics").text)
+        full = client.post("/answer", json=ASK)
+        assert "too many requests" in refused(full, 429)
+        assert int(full.headers["retry-after"]) >= 1
+        leavers[1].close()  # from the queue
+        eventually(lambda: "trainyard_serving_queue_depth 0.0" in client.get("/metrics").text)
+        leavers[0].close()
+        eventually(lambda: sglang.cancelled == 1)
+        sglang.held = False
+        assert client.post("/answer", json=ASK).status_code == 200
+
+
+def leave_later(client: httpx.Client) -> socket.socket:
+    """A request that is sent and whose answer nobody reads."""
+    peer = socket.create_connection((client.base_url.host, client.base_url.port or 80))
+    body = httpx.Request("POST", "/answer", json=ASK).content
+    head = f"POST /answer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n"
+    peer.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+    return peer
+
+
+def test_bodies_and_answers_that_do_not_come_are_given_up(web: int) -> None:
+    with asked(web, fetch_seconds=0.2, answer_seconds=0.2) as (client, sglang):
+        peer = socket.create_connection((client.base_url.host, client.base_url.port or 80))
+        head = "POST /answer HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+        peer.sendall(f"{head}content-length: 50\r\n\r\n{{".encode())
+        assert peer.recv(12) == b"HTTP/1.1 408"
+        peer.close()
+        sglang.held = True
+        assert "within 0.2 s" in refused(upload(client, picture()), 504)
+
+
+def test_an_api_key_guards_the_answers_and_sglangs_is_sent(web: int) -> None:
+    with stand_in() as sglang:
+        sglang.api_key = "inner"
+        with vision(sglang, web, api_key="outer", sglang_api_key="wrong") as client:
+            eventually(lambda: "set --sglang-api-key" in client.get("/ready").text)
+        with vision(sglang, web, api_key="outer", sglang_api_key="inner") as client:
+            eventually(lambda: client.get("/ready").status_code == 200)
+            assert client.post("/answer", json=ASK).status_code == 401
+            client.headers["authorization"] = "Bearer outer"
+            assert client.post("/answer", json=ASK).status_code == 200
+            assert client.get("/").status_code == 200
