@@ -10,6 +10,7 @@ model goes on answering.
 import logging
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from trainyard_api.checkpoint import InvalidCheckpointError
@@ -54,6 +55,8 @@ class Follower(Generic[M]):
         self._current: tuple[Candidate, M] | None = None
         self._previous: tuple[Candidate, M] | None = None
         self._refused: dict[str, str] = {}  # a candidate's stamp -> why
+        self._passed: set[str] = set()  # stamps of candidates that are no newer than the one served
+        self._newest: datetime | None = None  # when the newest model ever served here was made
         self._reason = "the model is loading"
 
     @property
@@ -130,12 +133,14 @@ class Follower(Generic[M]):
         known = {candidate.stamp for candidate in candidates}
         for stamp in self._refused.keys() - known:  # gone or mended: no longer worth a word
             self._refused.pop(stamp, None)
+        self._passed &= known
         unreadable = []
         for candidate in candidates:
             if self._current and candidate.stamp == self._current[0].stamp:
                 return
             try:
-                if candidate.stamp not in self._refused and self._try(candidate):
+                seen = candidate.stamp in self._refused or candidate.stamp in self._passed
+                if not seen and self._try(candidate):
                     return
             except ModelUnavailableError as error:  # perhaps readable the next time
                 unreadable.append(str(error))
@@ -146,10 +151,15 @@ class Follower(Generic[M]):
 
     def _try(self, candidate: Candidate) -> bool:
         """Whether the search ends here: with this candidate swapped in, or with the old one."""
+        # Not the model itself, which must be able to go.
+        before = self._previous and (self._previous[0], self._previous[1].source.digest)
         try:
             source = candidate.fetch()
-            if (model := self.model) and source.created <= model.source.created:
-                return True  # what is served is newer, though it has gone from the place
+            if self._is_served(candidate, source):
+                return True
+            if not candidate.alone and self._newest and source.created <= self._newest:
+                self._passed.add(candidate.stamp)  # newer ones have gone, or were rolled back
+                return False
             if self._current is None:
                 self._reason = f"the model {candidate.name} is loading"
             # At most two models in memory, or three while one loads and old requests end.
@@ -159,12 +169,42 @@ class Follower(Generic[M]):
             model.check()
         except (InvalidCheckpointError, BadModelError) as error:
             self._refuse(candidate, str(error), "refused")
+            self._bring_back(before)
             return False
+        except BaseException:
+            self._bring_back(before)
+            raise
         with self._swapping:
             self._previous, self._current = self._current, (candidate, model)
+            self._newest = max(source.created, self._newest or source.created)
         self._metrics.model_swaps.labels("loaded").inc()
         log.info("serving %s, %s", candidate.name, source.digest)
         return True
+
+    def _is_served(self, candidate: Candidate, source: VerifiedModel) -> bool:
+        """Whether `source` is what is served: its files were touched, or copied, not changed."""
+        with self._swapping:
+            if self._current is None or self._current[1].source.digest != source.digest:
+                return False
+            self._current = (candidate, self._current[1])
+        return True
+
+    def _bring_back(self, before: tuple[Candidate, str] | None) -> None:
+        """Load the model for `roll_back` again, which made room for one that was no good."""
+        if before is None or self._previous is not None:
+            return
+        candidate, digest = before
+        if self._current and self._current[1].source.digest == digest:
+            return  # rolled back to in the meantime
+        try:
+            source = candidate.fetch()
+            model = self._load(source) if source.digest == digest else None
+        except Exception as error:
+            log.warning("%s cannot be rolled back to any more: %s", candidate.name, error)
+            return
+        if model is not None:
+            with self._swapping:
+                self._previous = (candidate, model)
 
     def _refuse(self, candidate: Candidate, why: str, result: str) -> None:
         self._metrics.model_swaps.labels(result).inc()

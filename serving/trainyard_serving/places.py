@@ -30,11 +30,13 @@ class Candidate:
         stamp: changes when any of its files does; cheap to find out.
         fetch: brings it to this machine and verifies it. Raises InvalidCheckpointError, and
             ModelUnavailableError when it can't be read at present.
+        alone: the place holds just this one: it is wanted even if it is older than what is served.
     """
 
     name: str
     stamp: str
     fetch: Callable[[], VerifiedModel]
+    alone: bool = False
 
 
 class Place(Protocol):
@@ -78,6 +80,12 @@ class RunDirectory:
     digest: str | None = None
 
     def candidates(self) -> list[Candidate]:
+        try:
+            return self._candidates()
+        except OSError as error:
+            raise _unreadable(error) from None
+
+    def _candidates(self) -> list[Candidate]:
         found = list(steps(self.path / MODELS))
         if self.step is not None:
             found = [directory for directory in found if directory.name == step_name(self.step)]
@@ -111,12 +119,19 @@ class ModelDirectory:
         if not self.path.is_dir():
             raise ModelUnavailableError(f"{self.path}: no such directory")
         # `x/models/step-00000100` without its manifest is broken, not plain.
-        ours = (self.path / MANIFEST).exists() or self.path.resolve().parent.name == MODELS
-        return [_candidate(self.path, verify_model if ours else describe_plain, self.digest)]
+        try:
+            ours = (self.path / MANIFEST).exists() or self.path.resolve().parent.name == MODELS
+            verify = verify_model if ours else describe_plain
+            return [_candidate(self.path, verify, self.digest, alone=True)]
+        except OSError as error:
+            raise _unreadable(error) from None
 
 
 def _candidate(
-    directory: Path, verify: Callable[[Path], VerifiedModel], wanted: str | None
+    directory: Path,
+    verify: Callable[[Path], VerifiedModel],
+    wanted: str | None,
+    alone: bool = False,
 ) -> Candidate:
     def fetch() -> VerifiedModel:
         try:
@@ -124,12 +139,16 @@ def _candidate(
         except UnreadableCheckpointError as error:  # nobody knows whether it is whole
             raise ModelUnavailableError(str(error)) from None
         except OSError as error:  # taken away while it was read
-            raise ModelUnavailableError(f"{error.filename}: {error.strerror}") from None
+            raise _unreadable(error) from None
         if wanted not in (None, model.digest):
             raise InvalidCheckpointError(f"{directory}: its digest is {model.digest}, not {wanted}")
         return model
 
-    return Candidate(str(directory), _stamp(directory), fetch)
+    return Candidate(str(directory), _stamp(directory), fetch, alone)
+
+
+def _unreadable(error: OSError) -> ModelUnavailableError:
+    return ModelUnavailableError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _stamp(directory: Path) -> str:

@@ -1,0 +1,326 @@
+"""Following a place: what is swapped in, what is refused, and what can be rolled back to."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard_api.checkpoint import (
+    MANIFEST,
+    MODELS,
+    UnreadableCheckpointError,
+    digest,
+    step_name,
+)
+from trainyard_serving import places
+from trainyard_serving.errors import BadModelError
+from trainyard_serving.follower import Follower
+from trainyard_serving.metrics import Metrics
+from trainyard_serving.places import place_of
+from trainyard_serving.settings import Source
+from trainyard_serving.verified import VerifiedModel
+
+from .conftest import eventually, write_manifest
+
+WEIGHTS = "model.safetensors"
+
+
+class Model:
+    """Loads as a real one does: from its files, once they are verified."""
+
+    def __init__(self, source: VerifiedModel) -> None:
+        self.source = source
+        self.weights = (source.path / WEIGHTS).read_text()
+        if self.weights == "unloadable":
+            raise BadModelError(f"{source.path}: cannot be loaded")
+
+    def check(self) -> None:
+        if self.weights == "nan":
+            raise BadModelError(f"{self.source.path}: the model computes NaN")
+
+
+class Followed:
+    """A follower at work, and what it tells the world."""
+
+    def __init__(self, **source: Any) -> None:
+        self.metrics = Metrics()
+        self.loads: list[str] = []
+        settings = Source.model_validate({k: _plain(v) for k, v in source.items()})
+        self.follower = Follower(place_of(settings), self._load, 0.01, self.metrics)
+
+    def _load(self, source: VerifiedModel) -> Model:
+        model = Model(source)
+        self.loads.append(model.weights)
+        return model
+
+    @property
+    def weights(self) -> str | None:
+        model = self.follower.model
+        return model.weights if model else None
+
+    def serves(self, weights: str) -> None:
+        eventually(lambda: self.weights == weights)
+
+    def refuses(self, what: str) -> None:
+        eventually(lambda: any(what in why for why in self.follower.refused))
+
+    def looks_again(self) -> None:
+        """Wait for two whole looks."""
+        for _ in range(2):
+            before = self._looks
+            eventually(lambda before=before: self._looks > before)  # type: ignore[misc]
+
+    _looks = 0
+
+    def swaps(self, result: str) -> float:
+        text = self.metrics.exposition().decode()
+        name = f'trainyard_serving_model_swaps_total{{result="{result}"}}'
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)
+        return float(found[1]) if found else 0
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+@pytest.fixture
+def follow() -> Iterator[Callable[..., Followed]]:
+    """Starts followers; they are stopped at the end."""
+    started: list[Followed] = []
+
+    def start(**source: Any) -> Followed:
+        followed = Followed(**source)
+        look = followed.follower._look
+
+        def counted() -> None:
+            try:
+                look()
+            finally:
+                followed._looks += 1
+
+        followed.follower._look = counted  # type: ignore[method-assign]
+        started.append(followed)
+        followed.follower.start()
+        return followed
+
+    yield start
+    for followed in started:
+        followed.follower.stop()
+        assert not followed.follower.alive
+
+
+def publish(run: Path, step: int, weights: str, minutes: int | None = None) -> Path:
+    """A model of `step`, made so many minutes after the run began (default: as its step says)."""
+    hidden, final = run / MODELS / f".tmp-{step}", run / MODELS / step_name(step)
+    hidden.mkdir(parents=True)
+    (hidden / WEIGHTS).write_text(weights)
+    created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes or step)
+    write_manifest(hidden, step=step, created=created)
+    shutil.rmtree(final, ignore_errors=True)
+    hidden.rename(final)
+    return final
+
+
+def plain(directory: Path, weights: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text("{}")
+    (directory / WEIGHTS).write_text(weights)
+
+
+def test_newer_models_of_a_run_are_swapped_in(tmp_path: Path, follow: Any) -> None:
+    followed = follow(run_dir=tmp_path)
+    eventually(lambda: "no model yet" in followed.follower.reason)
+    for step in (1, 2, 3):
+        publish(tmp_path, step, f"weights {step}")
+        followed.serves(f"weights {step}")
+    assert followed.follower.served.step == 3
+    assert followed.swaps("loaded") == 3
+    followed.looks_again()
+    assert followed.loads == ["weights 1", "weights 2", "weights 3"]
+
+
+def test_a_fixed_step_is_served_whatever_comes_later(tmp_path: Path, follow: Any) -> None:
+    publish(tmp_path, 1, "one")
+    publish(tmp_path, 2, "two")
+    followed = follow(run_dir=tmp_path, step=1)
+    followed.serves("one")
+    publish(tmp_path, 3, "three")
+    followed.looks_again()
+    assert followed.weights == "one"
+
+
+def test_a_pinned_digest_is_served_and_nothing_else(tmp_path: Path, follow: Any) -> None:
+    wanted = digest(publish(tmp_path, 1, "one"))
+    newer = publish(tmp_path, 2, "two")
+    followed = follow(run_dir=tmp_path, digest=wanted)
+    followed.serves("one")
+    assert followed.follower.refused == [f"{newer}: its digest is {digest(newer)}, not {wanted}"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "nan", "unloadable"])
+def test_a_bad_newer_model_is_refused_and_taken_once_mended(
+    tmp_path: Path, follow: Any, damage: str
+) -> None:
+    publish(tmp_path, 1, "one")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("one")
+    bad = publish(tmp_path, 2, "two" if damage in ("flip", "cut") else damage)
+    if damage in ("flip", "cut"):
+        # Published whole, damaged at once: what is served in between does not matter here.
+        (bad / WEIGHTS).write_text("twX" if damage == "flip" else "tw")
+    followed.refuses(step_name(2))
+    followed.looks_again()
+    assert followed.swaps("refused") >= 1
+    publish(tmp_path, 2, "mended", minutes=3)
+    followed.serves("mended")
+    eventually(lambda: followed.follower.refused == [])
+
+
+def test_a_served_model_that_goes_or_is_damaged_on_disk_is_served_on(
+    tmp_path: Path, follow: Any
+) -> None:
+    publish(tmp_path, 1, "one")
+    newest = publish(tmp_path, 2, "two")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("two")
+    (newest / WEIGHTS).write_text("twX")
+    followed.refuses("sha256 differs")
+    shutil.rmtree(newest)
+    eventually(lambda: followed.follower.refused == [])
+    followed.looks_again()
+    assert followed.weights == "two"
+    assert followed.loads == ["two"]
+    shutil.rmtree(tmp_path / MODELS)
+    followed.looks_again()
+    assert followed.follower.ready
+    assert followed.weights == "two"
+
+
+def test_files_that_were_only_touched_are_read_once(
+    tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[Path] = []
+    real = places.verify_model
+    monkeypatch.setattr(places, "verify_model", lambda p: verified.append(p) or real(p))
+    newest = publish(tmp_path, 1, "one")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("one")
+    publish(tmp_path, 1, "one")  # another inode, the same bytes
+    eventually(lambda: len(verified) == 2)
+    followed.looks_again()
+    assert verified == [newest, newest]
+    assert followed.loads == ["one"]
+
+
+def test_a_directory_that_is_replaced_by_an_older_model_is_followed(
+    tmp_path: Path, follow: Any
+) -> None:
+    """--model names what is wanted: its age is no reason."""
+    newer = publish(tmp_path, 2, "two")
+    older = publish(tmp_path, 1, "one")
+    link = tmp_path / "wanted"
+    link.symlink_to(newer)
+    followed = follow(model=link)
+    followed.serves("two")
+    (tmp_path / "next").symlink_to(older)
+    (tmp_path / "next").rename(link)
+    followed.serves("one")
+
+
+def test_a_plain_directory_is_served_and_pinned_by_its_digest(tmp_path: Path, follow: Any) -> None:
+    plain(tmp_path / "hf", "plain")
+    followed = follow(model=tmp_path / "hf")
+    followed.serves("plain")
+    served = followed.follower.served
+    assert (served.run, served.step) == ("hf", None)
+    plain(tmp_path / "hf", "other")
+    followed.serves("other")
+    pinned = follow(model=tmp_path / "hf", digest=served.digest)
+    pinned.refuses("its digest is")
+    assert "no model verifies" in pinned.follower.reason
+    plain(tmp_path / "hf", "plain")
+    pinned.serves("plain")
+
+
+def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
+    tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, 1, "one")
+    real = places.verify_model
+    with monkeypatch.context() as patch:
+
+        def fail(directory: Path) -> VerifiedModel:
+            raise UnreadableCheckpointError(f"{directory}: cannot be read: Stale file handle")
+
+        patch.setattr(places, "verify_model", fail)
+        followed = follow(run_dir=tmp_path)
+        eventually(lambda: "Stale file handle" in followed.follower.reason)
+        assert followed.follower.refused == []
+        patch.setattr(places, "verify_model", real)
+        followed.serves("one")
+
+        def broken(self: Path) -> bool:
+            raise OSError(116, "Stale file handle", str(self))
+
+        patch.setattr(Path, "is_dir", broken)
+        eventually(lambda: "Stale file handle" in followed.follower.reason)
+        assert followed.follower.ready
+    followed.looks_again()
+    assert followed.weights == "one"
+
+
+def test_roll_back_takes_the_previous_model_and_nothing_between(
+    tmp_path: Path, follow: Any
+) -> None:
+    publish(tmp_path, 1, "one")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("one")
+    assert followed.follower.roll_back() is None
+    publish(tmp_path, 3, "three")
+    followed.serves("three")
+    publish(tmp_path, 2, "two")  # came late: an older step was never wanted
+    followed.looks_again()
+    assert followed.follower.roll_back().step == 1
+    assert followed.weights == "one"
+    assert followed.swaps("rolled_back") == 1
+    followed.looks_again()
+    assert followed.weights == "one"
+    assert "rolled back by request" in followed.follower.refused[0]
+    assert followed.follower.roll_back() is None
+    publish(tmp_path, 4, "four")
+    followed.serves("four")
+    assert followed.follower.roll_back().step == 1
+
+
+def test_a_bad_newer_model_does_not_cost_the_previous_one(tmp_path: Path, follow: Any) -> None:
+    publish(tmp_path, 1, "one")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("one")
+    publish(tmp_path, 2, "two")
+    followed.serves("two")
+    publish(tmp_path, 3, "nan")
+    followed.refuses("computes NaN")
+    followed.looks_again()
+    assert followed.follower.roll_back().step == 1
+
+
+def test_requests_under_way_keep_their_model(tmp_path: Path, follow: Any) -> None:
+    publish(tmp_path, 1, "one")
+    followed = follow(run_dir=tmp_path)
+    followed.serves("one")
+    under_way = followed.follower.model
+    publish(tmp_path, 2, "two")
+    followed.serves("two")
+    assert under_way.weights == "one"
+
+
+def test_a_manifest_that_goes_leaves_no_model_behind(tmp_path: Path, follow: Any) -> None:
+    directory = publish(tmp_path, 1, "one")
+    (directory / MANIFEST).unlink()
+    followed = follow(model=directory)  # not taken for a plain directory
+    eventually(lambda: f"no {MANIFEST}" in followed.follower.reason)
+    assert not followed.follower.ready
