@@ -217,6 +217,7 @@ def test_models_of_a_bucket_need_no_claim(render: Render) -> None:
     for name in ("verify", "serving"):
         container = rendered.container(name)
         assert "s3://bucket/runs/a" in container["args"]
+        assert "/models/s3" in container["args"], "one copy for the check and for the server"
         assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
         assert {"name": "AWS_ENDPOINT_URL", "value": "http://minio:9000"} in container["env"]
         assert {"name": "models", "mountPath": "/models"} in container["volumeMounts"]

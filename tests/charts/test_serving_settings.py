@@ -14,7 +14,7 @@ from .serving_values import GENERATE, VISION
 
 # What the chart says itself, from other values.
 OURS = {"run_dir", "model", "step", "digest", "host", "port", "api_key", "engine"}
-OURS |= {"sglang_url", "sglang_api_key"}
+OURS |= {"sglang_url", "sglang_api_key", "cache_dir"}
 APPS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "generate": (GenerateSettings, GENERATE),
     "vision": (VisionSettings, VISION),

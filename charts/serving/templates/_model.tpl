@@ -38,6 +38,9 @@ step {{ int64 .Values.step }} of run {{ .Values.run }}
 {{- if not (kindIs "invalid" .Values.step) -}}
 {{- $flags = concat $flags (list "--step" (.Values.step | int64 | toString)) -}}
 {{- end -}}
+{{- if eq $source "s3" -}}
+{{- $flags = concat $flags (list "--cache-dir" "/models/s3") -}}
+{{- end -}}
 {{- with .Values.digest -}}
 {{- $flags = concat $flags (list "--digest" .) -}}
 {{- end -}}
