@@ -51,6 +51,12 @@ class Place(Protocol):
 
 def place_of(source: Source) -> Place:
     """The place that the settings name."""
+    url = source.run_dir or source.model
+    if url is not None and url.startswith("s3://"):
+        from trainyard_serving.s3_place import S3Place
+
+        alone = source.run_dir is None
+        return S3Place(url, alone, source.step, source.digest, source.cache_dir)
     if source.run_dir is not None:
         return RunDirectory(Path(source.run_dir), source.step, source.digest)
     assert source.model is not None  # Source holds exactly one

@@ -40,6 +40,12 @@ class Source(Settings):
         pattern="^sha256:[0-9a-f]{64}$",
         description="Serve nothing but the model with this digest.",
     )
+    cache_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Where models from s3:// are copied to. Default: a directory of the user's own"
+        " in the temporary directory.",
+    )
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -1,0 +1,105 @@
+"""Twenty swaps under load, half of them of spoilt models: nobody notices, every answer is true."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from trainyard_serving.generate.completion import Sampling
+from trainyard_serving.generate.language_model import LanguageModel
+from trainyard_serving.verified import describe_plain
+from trainyard_trainer.char_tokenizer import CharTokenizer
+from trainyard_trainer.golden import write_golden_text
+from trainyard_trainer.models.gpt import GPT, GPTShape
+from trainyard_trainer.models.gpt_export import write_gpt2
+
+from .conftest import eventually, serving
+from .swap_load import publish_copy, swap_under_load
+
+KEY = "sk-right"
+TEXT = "to be, or not to be: that is the question"
+REQUEST = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
+
+
+def export(directory: Path, seed: int) -> str:
+    """A model with opinions, and its greedy answer."""
+    directory.mkdir()
+    torch.manual_seed(seed)
+    tokenizer = CharTokenizer.of(TEXT)
+    shape = GPTShape(tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    write_gpt2(model.state_dict(), shape, directory)
+    tokenizer.save(directory, 32)
+    ids = tokenizer.encode(TEXT[:8]).tolist()
+    write_golden_text(directory, TEXT[:8], ids, 32, model.train(False))
+    loaded = LanguageModel.load(describe_plain(directory), "cpu")
+    chunks = loaded.complete(0, loaded.encode("to be"), Sampling(max_tokens=8, temperature=0))
+    return "".join(chunk.text for chunk in chunks)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
+    """Two models that answer differently."""
+    parent = tmp_path_factory.mktemp("models")
+    made = [(parent / str(seed), export(parent / str(seed), seed)) for seed in (1, 2)]
+    assert made[0][1] != made[1][1]
+    return made
+
+
+async def ask(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/v1/completions", json=REQUEST)
+
+
+def tell(response: httpx.Response) -> str:
+    return str(response.json()["choices"][0]["text"])
+
+
+def test_no_request_fails_and_every_answer_names_its_model(
+    models: list[tuple[Path, str]], tmp_path: Path
+) -> None:
+    with serving(run_dir=tmp_path, poll_seconds=0.02, max_queue=64) as client:
+        base = str(client.base_url)
+        swaps = asyncio.run(
+            swap_under_load(base, tmp_path, models, ask, tell, num_swaps=20, num_clients=4)
+        )
+    assert swaps.failed == []
+    assert swaps.untrue == []
+    assert swaps.refused == len(swaps.bad) == 10
+    assert not swaps.answers.keys() & set(swaps.bad)
+    assert len(swaps.answers) == 11  # the first model and ten newer ones, each of them asked
+
+
+def test_roll_back_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    with serving(run_dir=tmp_path, poll_seconds=0.02, api_key=KEY) as client:
+
+        def serves(name: str) -> bool:
+            return bool(client.get("/health").json().get("digest") == name)
+
+        first = publish_copy(models[0][0], tmp_path, 1)
+        eventually(lambda: serves(first))
+        assert client.post("/admin/rollback").status_code == 401
+        assert client.post("/admin/rollback", headers=headers).status_code == 409
+        second = publish_copy(models[1][0], tmp_path, 2)
+        eventually(lambda: serves(second))
+        before = client.post("/v1/completions", json=REQUEST, headers=headers)
+        back = client.post("/admin/rollback", headers=headers)
+        after = client.post("/v1/completions", json=REQUEST, headers=headers)
+        assert (tell(before), tell(after)) == (models[1][1], models[0][1])
+        digests = [r.headers["x-trainyard-digest"] for r in (before, back, after)]
+        assert digests == [second, first, first]
+        assert back.json() == {"run": "shakespeare", "step": 1, "digest": first}
+        metrics = client.get("/metrics").text
+        info = f'trainyard_serving_model_info{{digest="{first}",run="shakespeare",step="1"}} 1.0'
+        assert info in metrics
+        assert second not in metrics
+        assert 'trainyard_serving_model_swaps_total{result="rolled_back"} 1.0' in metrics
+
+
+def test_without_a_key_there_is_no_roll_back(client: httpx.Client) -> None:
+    assert client.post("/admin/rollback").status_code == 404

@@ -1,0 +1,214 @@
+"""Models from a bucket of a real S3-compatible server: found, copied, verified, or explained."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
+from trainyard_serving.errors import ModelUnavailableError
+from trainyard_serving.places import newest_good, place_of
+from trainyard_serving.settings import Source
+from trainyard_serving.verified import VerifiedModel
+
+from .conftest import eventually
+from .test_follower import Followed, publish
+
+moto_server = pytest.importorskip("moto.server", reason="the dev extra is not installed")
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+class Bucket:
+    """A bucket and a client of the test's own for it."""
+
+    def __init__(self, endpoint: str) -> None:
+        import s3fs  # type: ignore[import-untyped]
+
+        self.fs = s3fs.S3FileSystem(
+            key="test", secret="test", endpoint_url=endpoint, use_listings_cache=False
+        )
+
+    def upload(self, directory: Path, path: str, names: list[str] | None = None) -> None:
+        for file in sorted(directory.rglob("*")):
+            name = file.relative_to(directory).as_posix()
+            if file.is_file() and (names is None or name in names):
+                self.fs.put_file(str(file), f"models/{path}/{name}")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_bucket(endpoint: str) -> Bucket:
+    return Bucket(endpoint)
+
+
+@pytest.fixture
+def bucket(
+    endpoint: str, shared_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bucket]:
+    """An empty bucket, and the variables that lead serving to it."""
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": endpoint}).items():
+        monkeypatch.setenv(name, value)
+    bucket = shared_bucket
+    bucket.fs.mkdir("models")
+    yield bucket
+    bucket.fs.rm("models", recursive=True)
+
+
+def found(tmp_path: Path, **source: Any) -> tuple[VerifiedModel, list[str]]:
+    settings = Source.model_validate({"cache_dir": str(tmp_path / "cache"), **source})
+    return newest_good(place_of(settings))
+
+
+def reason(tmp_path: Path, **source: Any) -> str:
+    with pytest.raises(ModelUnavailableError) as error:
+        found(tmp_path, **source)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def model(tmp_path: Path, step: int, weights: str = "weights") -> Path:
+    return publish(tmp_path / "run", step, weights)
+
+
+def test_the_newest_whole_model_is_copied_and_verified(bucket: Bucket, tmp_path: Path) -> None:
+    whole, partial = model(tmp_path, 100), model(tmp_path, 200)
+    bucket.upload(whole, f"run/{MODELS}/{step_name(100)}")
+    bucket.upload(partial, f"run/{MODELS}/{step_name(200)}", ["model.safetensors"])
+    source = {"run_dir": "s3://models/run"}
+    got, refused = found(tmp_path, **source)
+    assert (got.step, got.digest) == (100, digest(whole))
+    assert got.path.is_relative_to(tmp_path / "cache")
+    url = f"s3://models/run/{MODELS}/{step_name(200)}"
+    assert refused == [f"{url}: no {MANIFEST}: not all uploaded yet?"]
+
+    bucket.upload(partial, f"run/{MODELS}/{step_name(200)}", [MANIFEST])
+    assert found(tmp_path, **source)[0].step == 200
+    assert found(tmp_path, step=100, **source)[0].step == 100
+    assert "no model of step 7" in reason(tmp_path, step=7, **source)
+    one, _ = found(tmp_path, model=f"s3://models/run/{MODELS}/{step_name(100)}/")
+    assert one.digest == digest(whole)
+    other = "sha256:" + "0" * 64
+    assert f"not {other}" in reason(tmp_path, digest=other, **source)
+
+
+def test_what_does_not_fit_its_manifest_is_refused_under_its_own_name(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    path = f"run/{MODELS}/{step_name(1)}"
+    whole = model(tmp_path, 1)
+    url = f"s3://models/{path}"
+    bucket.upload(whole, path, [MANIFEST])
+    assert f"{url}/model.safetensors: missing" in reason(tmp_path, run_dir="s3://models/run")
+    for content, words in ((b"cut", "3 bytes, the manifest says 7"), (b"weightX", "sha256")):
+        bucket.fs.pipe_file(f"models/{path}/model.safetensors", content)
+        why = reason(tmp_path, run_dir="s3://models/run")
+        assert f"{url}/model.safetensors: {words}" in why
+        assert str(tmp_path) not in why
+    bucket.upload(whole, path)
+    bucket.fs.pipe_file(f"models/{path}/adapter_config.json", b"{}")
+    assert "is not in the manifest" in reason(tmp_path, run_dir="s3://models/run")
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+
+def test_a_plain_model_needs_no_manifest(bucket: Bucket, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    (plain / "model.safetensors").write_text("weights")
+    bucket.upload(plain, "hub/distil")
+    got, _ = found(tmp_path, model="s3://models/hub/distil")
+    assert (got.run, got.step) == ("distil", None)
+    assert (got.path / "config.json").read_text() == "{}"
+
+
+def test_a_copy_is_used_again_unless_it_was_spoilt(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
+    first, _ = found(tmp_path, run_dir="s3://models/run")
+    inode = (first.path / "model.safetensors").stat().st_ino
+    again, _ = found(tmp_path, run_dir="s3://models/run")
+    assert (again.path / "model.safetensors").stat().st_ino == inode
+    (first.path / "model.safetensors").write_text("spoilt!")
+    mended, _ = found(tmp_path, run_dir="s3://models/run")
+    assert (mended.path / "model.safetensors").read_text() == "weights"
+
+
+def test_a_run_is_followed_and_old_copies_go(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.upload(model(tmp_path, 1, "one"), f"run/{MODELS}/{step_name(1)}")
+    followed = Followed(run_dir="s3://models/run", cache_dir=str(tmp_path / "cache"))
+    followed.follower.start()
+    try:
+        for step, weights in ((1, "one"), (2, "two"), (3, "three")):
+            bucket.upload(model(tmp_path, step, weights), f"run/{MODELS}/{step_name(step)}")
+            followed.serves(weights)
+        eventually(lambda: len(list((tmp_path / "cache").glob("*/*"))) == 2)
+        bucket.fs.rm(f"models/run/{MODELS}", recursive=True)
+        eventually(lambda: "no model yet" in followed.follower.reason)
+        assert followed.weights == "three"
+    finally:
+        followed.follower.stop()
+
+
+def no_keys(patch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        patch.delenv(name)
+    patch.setenv("AWS_CONFIG_FILE", os.devnull)
+    patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+def nobody_there(patch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("url", "change", "words"),
+    [
+        ("s3://models/run", lambda patch: None, "no model yet under models/"),
+        ("s3://nowhere/run", lambda patch: None, "no such bucket"),
+        ("s3://models/run", no_keys, "no AWS credentials: set AWS_ACCESS_KEY_ID"),
+        ("s3://models/run", nobody_there, "cannot be reached"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+    change: Callable[[pytest.MonkeyPatch], None],
+    words: str,
+) -> None:
+    with monkeypatch.context() as patch:
+        change(patch)
+        why = reason(tmp_path, run_dir=url)
+    assert why.startswith(url)
+    assert words in why
+    assert "nothing is there" in reason(tmp_path, model="s3://models/gone")
+
+
+def test_a_shared_cache_directory_is_not_trusted(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"trainyard-models-{os.getuid()}").mkdir()
+    (tmp_path / f"trainyard-models-{os.getuid()}").chmod(0o777)
+    bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
+    with pytest.raises(ModelUnavailableError, match="others may change it"):
+        newest_good(place_of(Source(run_dir="s3://models/run")))
