@@ -183,7 +183,10 @@ def publish(space: Namespace, name: str, image: str, damaged: bool) -> None:
 def test_vision_asks_its_sidecar_about_a_picture(
     space: Namespace, forward: Forwarder, image_values: dict[str, str], image_names: dict[str, str]
 ) -> None:
-    """The chart's pod with two containers; SGLang's place is taken by the tests' stand-in."""
+    """The chart's pod with two containers; SGLang's place is taken by the tests' stand-in.
+
+    /health and /ready ask for the key here: the kubelet's probes must send it.
+    """
     repository, _, tag = image_names["serving"].rpartition(":")
     sglang = {
         "image": {"repository": repository, "tag": tag},
@@ -194,24 +197,26 @@ def test_vision_asks_its_sidecar_about_a_picture(
         },
     }
     values = {"app": "vision", "model": "Qwen/Qwen2-VL-7B-Instruct", "sglang": sglang}
-    values |= {"settings": {"drainSeconds": 5, "pollSeconds": 0.5}}
+    values |= {"apiKey": {"value": KEY}}
+    values |= {"settings": {"drainSeconds": 5, "pollSeconds": 0.5, "protectHealth": True}}
     install(space, "eyes", values, image_values["serving"])
     passes_its_test(space, "eyes")
     url = forward.url("service/eyes-serving", 80)
-    answer = httpx.post(
-        f"{url}/answer",
-        files={"image": PICTURE.read_bytes()},
-        data={"question": "What animal is this?"},
-        timeout=60,
-    )
+    assert httpx.get(f"{url}/ready").status_code == 401
+    with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=60) as client:
+        answers_about_a_picture(client)
+    sglang_is_on_loopback_only(space)
+    run("helm", "uninstall", "eyes", "--namespace", space.name)
+
+
+def answers_about_a_picture(client: httpx.Client) -> None:
+    question = {"question": "What animal is this?"}
+    answer = client.post("/answer", files={"image": PICTURE.read_bytes()}, data=question)
     assert answer.status_code == 200, answer.text
     assert answer.json()["answer"].startswith("one two three")
     assert answer.json()["image"] == {"width": 451, "height": 300}
-    private = {"image_url": "http://kubernetes.default.svc/", "question": "What is this?"}
-    refused = httpx.post(f"{url}/answer", json=private, timeout=60)
+    refused = client.post("/answer", json=question | {"image_url": "http://kubernetes.default.svc"})
     assert 400 <= refused.status_code < 500, refused.text
-    sglang_is_on_loopback_only(space)
-    run("helm", "uninstall", "eyes", "--namespace", space.name)
 
 
 def stand_in_program() -> str:
