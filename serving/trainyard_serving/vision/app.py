@@ -124,7 +124,7 @@ def chat_request(model: str, question: str, image: str, max_tokens: int) -> dict
         {"type": "text", "text": question},
     ]
     messages = [{"role": "user", "content": content}]
-    return {"model": model, "messages": messages, "max_tokens": max_tokens}
+    return {"model": model, "messages": messages, "max_completion_tokens": max_tokens}
 
 
 def create_vision_app(settings: VisionSettings, fetcher: Fetcher | None = None) -> FastAPI:

@@ -88,6 +88,7 @@ class StandIn:
         self.takes_images = True
         self.api_key: str | None = None
         self.failure: tuple[int, Any] | None = None  # answered to every request for text
+        self.ending: str | None = None  # of streams: with an "error", or a "break"
         self.held = False  # whether answers wait until their client has left
         self.waiting = 0  # requests that were held
         self.cancelled = 0  # requests whose client left before the end
@@ -181,6 +182,12 @@ class StandIn:
             if self.held:
                 self.waiting += 1
                 await asyncio.Event().wait()  # until the client leaves
+            if self.ending == "error":
+                error = {"object": "error", "message": "CUDA error", "type": "x", "code": 500}
+                yield f"data: {json.dumps({'error': error})}\n\n"
+            if self.ending == "break":
+                done = True
+                return
             if usage:
                 yield f"data: {json.dumps(form.piece([]) | {'usage': form.usage()})}\n\n"
             yield "data: [DONE]\n\n"

@@ -20,7 +20,7 @@ from trainyard_serving.vision.network import connect_tcp
 
 from .ssrf_corpus import NAMES, PUBLIC
 
-FETCH_SECONDS = 3
+FETCH_SECONDS = 2
 
 
 class Names:

@@ -1,0 +1,66 @@
+"""The page to ask about a picture, in a real browser."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.unit.serving.browser import PHONE, fits, shoot
+from trainyard_serving.settings import VisionSettings
+from trainyard_serving.vision.app import create_vision_app, limits
+
+from .conftest import eventually, running
+from .rogue_web import picture, rogue_web
+from .sglang_stand_in import stand_in
+from .vision_under_test import fetcher
+
+
+@pytest.fixture(scope="module")
+def vision() -> Iterator[httpx.Client]:
+    """A vision server that asks for a key."""
+    with rogue_web() as web, stand_in() as sglang:
+        settings = VisionSettings.model_validate(
+            {"sglang_url": sglang.url, "poll_seconds": 0.05, "api_key": "secret"}
+        )
+        with running(create_vision_app(settings, fetcher(limits(settings), web))) as client:
+            eventually(lambda: client.get("/ready").status_code == 200)
+            yield client
+
+
+def test_answers_about_an_address_and_a_file(
+    vision: httpx.Client, page: Page, tmp_path: Path
+) -> None:
+    page.goto(str(vision.base_url))
+    expect(page.get_by_text("The model is ready.")).to_be_visible()
+    page.get_by_label("Address of a picture").fill("http://web.test/ok.png")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("status")).to_contain_text("send a valid API key")
+
+    page.get_by_text("API key", exact=True).click()
+    page.get_by_label("Key").fill("secret")
+    page.get_by_label("Question").fill("What is it?")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("region", name="Answer")).to_contain_text("one two three")
+    expect(page.get_by_role("status")).to_contain_text("picture 40 × 20")
+
+    page.get_by_label("Address of a picture").fill("http://169.254.169.254/")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("status")).to_contain_text("not a public address: link-local")
+
+    page.reload()  # the key stays
+    file = {"name": "cat.png", "mimeType": "image/png", "buffer": picture(size=(320, 200))}
+    page.get_by_label("Picture", exact=True).set_input_files(file)  # type: ignore[arg-type]
+    shown = page.get_by_alt_text("The picture you chose")
+    expect(shown).to_be_visible()
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 320
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("status")).to_contain_text("picture 320 × 200")
+    shoot(page, tmp_path, "vision")
+    page.set_viewport_size(PHONE)
+    assert fits(page)
+    page.get_by_role("button", name="Remove").click()
+    expect(shown).to_be_hidden()
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("status")).to_contain_text("Give the address of a picture")
