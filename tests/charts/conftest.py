@@ -80,8 +80,10 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
     if program is None:
         pytest.skip("helm is neither on PATH nor built (`make cluster` builds it)")
 
+    env = os.environ | {"GOGC": "off"}  # it lives too briefly for its garbage to matter
+
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, *args], capture_output=True, text=True, timeout=60)
+        return subprocess.run([program, *args], capture_output=True, text=True, timeout=60, env=env)
 
     return run
 
