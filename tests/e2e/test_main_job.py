@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 
 from tests.e2e.conftest import Forwarder
-from tests.e2e.kube import REPO, Namespace, kill_rank, run, wait_until
+from tests.e2e.kube import Namespace, kill_rank, run, wait_until
+from tests.e2e.releases import install, passes_its_test, stand_in
 from tests.e2e.runs import char_gpt
 
 RUN = "shakespeare"
@@ -18,6 +19,7 @@ def test_train_kill_resume_serve(
     corpus: dict[str, Any],
     forward: Forwarder,
     image_values: dict[str, str],
+    image_names: dict[str, str],
 ) -> None:
     space.apply(char_gpt(RUN, corpus, {"max_steps": STEPS}))
     trains_on_two_nodes(space)
@@ -25,6 +27,7 @@ def test_train_kill_resume_serve(
     finishes(space, saved)
     shows_itself(space)
     serves(space, forward, image_values["serving"])
+    serves_by_sglang(space, forward, image_values["serving"], image_names["serving"])
     leaves_nothing_behind(space)
 
 
@@ -87,35 +90,28 @@ def shows_itself(space: Namespace) -> None:
 
 
 def serves(space: Namespace, forward: Forwarder, image: str) -> None:
-    run(
-        "helm",
-        "install",
-        "bard",
-        str(REPO / "charts" / "serving"),
-        "--namespace",
-        space.name,
-        "--set",
-        f"run={RUN},{image}",
-        "--wait",
-        "--timeout",
-        "180s",
-    )
-    text = run("helm", "test", "bard", "--namespace", space.name, "--logs", "--timeout", "120s")
-    assert "Succeeded" in text
-    services = [item["metadata"]["name"] for item in space.items("services")]
-    name = next(name for name in services if name != RUN)
-    url = forward.url(f"service/{name}", 80)
-    answer = httpx.post(
-        f"{url}/v1/completions",
-        json={"model": RUN, "prompt": "ROMEO:", "max_tokens": 80, "seed": 1},
-        timeout=60,
-    )
+    install(space, "bard", {"run": RUN}, image)
+    passes_its_test(space, "bard")
+    body = {"model": RUN, "prompt": "ROMEO:", "max_tokens": 80, "seed": 1}
+    url = forward.url("service/bard-serving", 80)
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
-    body = answer.json()
-    assert body["usage"]["completion_tokens"] == 80
-    assert len(set(body["choices"][0]["text"])) > 5
+    assert answer.json()["usage"]["completion_tokens"] == 80
+    assert len(set(answer.json()["choices"][0]["text"])) > 5
     assert answer.headers["x-trainyard-digest"] == space.status(RUN)["model"]["digest"]
-    run("helm", "uninstall", "bard", "--namespace", space.name, "--wait")
+    run("helm", "uninstall", "bard", "--namespace", space.name)
+
+
+def serves_by_sglang(space: Namespace, forward: Forwarder, image: str, name: str) -> None:
+    """SGLang, whose place the tests' stand-in takes, is given the model that was verified."""
+    small = {"requests": {"cpu": "50m", "memory": "64Mi"}}
+    values = {"run": RUN, "engine": "sglang", "sglang": stand_in(name), "resources": small}
+    install(space, "fast", values, image)
+    assert "'one two three" in passes_its_test(space, "fast")
+    url = forward.url("service/fast-serving", 80)
+    ready = httpx.get(f"{url}/ready").json()
+    assert ready["digest"] == space.status(RUN)["model"]["digest"]
+    run("helm", "uninstall", "fast", "--namespace", space.name, "--wait")
 
 
 def leaves_nothing_behind(space: Namespace) -> None:

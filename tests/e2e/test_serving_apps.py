@@ -1,11 +1,9 @@
 """The serving chart's apps on a real cluster: installed by helm, asked through their Services."""
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,10 +11,9 @@ import pytest
 from tests.e2e.conftest import Forwarder
 from tests.e2e.kube import REPO, Namespace, run, wait_until
 from tests.e2e.news import LABELS, news_run
+from tests.e2e.releases import install, passes_its_test, stand_in
 
-CHART = str(REPO / "charts" / "serving")
 KEY = "correct-horse-battery"
-STAND_IN = REPO / "tests" / "unit" / "serving" / "sglang_stand_in.py"
 PICTURE = REPO.parent / "shared" / "data" / "images" / "chelsea.png"
 
 # Run in a pod that may write to the run's volume: the newest model once more, as a later step's.
@@ -40,19 +37,6 @@ if DAMAGED:
     weights.write_bytes(data)
 copy.rename(models / step_name(step))
 """
-
-
-def install(space: Namespace, release: str, values: dict[str, Any], image: str) -> None:
-    text = json.dumps(values)
-    command = ("helm", "install", release, CHART, "--namespace", space.name)
-    waiting = ("--wait", "--timeout", "180s")
-    run(*command, "--values", "-", "--set", image, *waiting, stdin=text)
-
-
-def passes_its_test(space: Namespace, release: str) -> str:
-    text = run("helm", "test", release, "--namespace", space.name, "--logs", "--timeout", "120s")
-    assert "Succeeded" in text
-    return text
 
 
 def test_classify_follows_its_run(
@@ -187,15 +171,7 @@ def test_vision_asks_its_sidecar_about_a_picture(
 
     /health and /ready ask for the key here: the kubelet's probes must send it.
     """
-    repository, _, tag = image_names["serving"].rpartition(":")
-    sglang = {
-        "image": {"repository": repository, "tag": tag},
-        "command": ["python", "-c", stand_in_program()],
-        "resources": {
-            "requests": {"cpu": "50m", "memory": "64Mi"},
-            "limits": {"memory": "512Mi", "nvidia.com/gpu": None},
-        },
-    }
+    sglang = stand_in(image_names["serving"])
     values = {"app": "vision", "model": "Qwen/Qwen2-VL-7B-Instruct", "sglang": sglang}
     values |= {"apiKey": {"value": KEY}}
     values |= {"settings": {"drainSeconds": 5, "pollSeconds": 0.5, "protectHealth": True}}
@@ -217,26 +193,6 @@ def answers_about_a_picture(client: httpx.Client) -> None:
     assert answer.json()["image"] == {"width": 451, "height": 300}
     refused = client.post("/answer", json=question | {"image_url": "http://kubernetes.default.svc"})
     assert 400 <= refused.status_code < 500, refused.text
-
-
-def stand_in_program() -> str:
-    """The stand-in as a program that takes SGLang's flags."""
-    text = STAND_IN.read_text().replace("from .conftest import running\n", "")
-    return (
-        text
-        + """
-if __name__ == "__main__":
-    import argparse
-    import uvicorn
-    parser = argparse.ArgumentParser()
-    for flag in ("model-path", "served-model-name", "host", "port"):
-        parser.add_argument(f"--{flag}", required=True)
-    flags = parser.parse_args()
-    app = StandIn(flags.served_model_name, flags.model_path).app()
-    app.add_api_route("/health", lambda: {})
-    uvicorn.run(app, host=flags.host, port=int(flags.port))
-"""
-    )
 
 
 def sglang_is_on_loopback_only(space: Namespace) -> None:
