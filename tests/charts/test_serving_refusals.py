@@ -54,6 +54,7 @@ DIGEST = "digest=sha256:" + "00" * 32
         ((*HUB, DIGEST), "is not checked against a digest: pin its commit by sglang.revision"),
         ((*SGLANG, "sglang.revision=main"), "sglang.revision: belongs to a Hub id"),
         ((*GENERATE, "s3.secretName=a"), "s3: belongs to a model at s3://"),
+        ((*CLASSIFY, "settings.precision=int8"), "int8 needs ONNX Runtime: set engine to onnx"),
         ((*GENERATE, *KEY, "apiKey.existingSecret=a"), "value and existingSecret are both set"),
         ((*GENERATE, "settings.protectHealth=true"), "settings.protectHealth: protects nothing"),
         ((*GENERATE, "settings.protectMetrics=true"), "settings.protectMetrics: protects nothing"),

@@ -7,15 +7,22 @@ from typing import Any
 
 import pytest
 
-from trainyard_serving.settings import GenerateSettings, VisionSettings, add_flags, read_settings
+from trainyard_serving.settings import (
+    ClassifySettings,
+    GenerateSettings,
+    VisionSettings,
+    add_flags,
+    read_settings,
+)
 
 from .conftest import CHARTS, Manifest, Refusal, Render
-from .serving_values import GENERATE, VISION
+from .serving_values import GENERATE, ONNX, VISION
 
 # What the chart says itself, from other values.
 OURS = {"run_dir", "model", "step", "digest", "host", "port", "api_key", "engine"}
 OURS |= {"sglang_url", "sglang_api_key", "cache_dir"}
 APPS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "classify": (ClassifySettings, ONNX),
     "generate": (GenerateSettings, GENERATE),
     "vision": (VisionSettings, VISION),
 }

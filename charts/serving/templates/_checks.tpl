@@ -60,6 +60,9 @@
 {{- if $foreign -}}
 {{- fail (printf "settings: app %s has no %s" $v.app (join ", " $foreign)) -}}
 {{- end -}}
+{{- if and (eq (toString $v.settings.precision) "int8") (ne $engine "onnx") -}}
+{{- fail "settings.precision: int8 needs ONNX Runtime: set engine to onnx" -}}
+{{- end -}}
 
 {{- if and $v.apiKey.value $v.apiKey.existingSecret -}}
 {{- fail "apiKey: value and existingSecret are both set: leave one of them empty" -}}
