@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.errors import BadModelError
@@ -133,3 +133,16 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadModelError, match="cannot be loaded") as error:
         LanguageModel.load(verify_model(tmp_path), "cpu")
     assert "\n" not in str(error.value)
+
+
+def test_cached_logits_are_the_uncached_ones(model: LanguageModel) -> None:
+    """At every position, however the text is cut into what is read at once."""
+    ids = model.encode("To be, or not to be: that is"[: CONTEXT - 4].replace(":", ","))
+    whole = model._model(torch.tensor([ids])).logits[0]
+    for pieces in ([1] * len(ids), [5, 1, len(ids) - 6]):
+        cache: Any = DynamicCache(config=model._model.config)
+        read = 0
+        for size in pieces:
+            got = model._forward(ids[read : read + size], cache)
+            read += size
+            torch.testing.assert_close(got, whole[read - 1], rtol=1e-4, atol=1e-4)
