@@ -175,6 +175,12 @@ class VisionSettings(ServerSettings, SGLangSettings):
         " (loopback and link-local ones never).",
     )
 
+    @model_validator(mode="after")
+    def _bodies_hold_images(self) -> Self:
+        if self.max_body_bytes <= self.max_image_bytes:
+            raise ValueError("--max-body-bytes must be larger than --max-image-bytes")
+        return self
+
 
 S = TypeVar("S", bound=Settings)
 

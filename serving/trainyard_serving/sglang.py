@@ -94,6 +94,10 @@ class SGLang:
         return self._source
 
     @property
+    def details(self) -> dict[str, Any]:
+        return {"engine": "sglang"} | ({"model": info.name} if (info := self._info) else {})
+
+    @property
     def reason(self) -> str:
         return self._reason
 
@@ -104,9 +108,9 @@ class SGLang:
     @property
     def model(self) -> ModelInfo:
         """Raises ApiError (503) while SGLang is not ready."""
-        if self._info is None:
+        if (info := self._info) is None:
             raise ApiError(503, self._reason, "model_not_loaded", retry_after=RETRY_SECONDS)
-        return self._info
+        return info
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -212,6 +216,7 @@ class SGLang:
         Raises NotReadyError.
         """
         self._info = self._source = None
+        self._reason = f"the model {loaded} is being verified"
         try:
             for candidate in place.candidates():
                 if Path(candidate.name).resolve() == loaded:

@@ -28,7 +28,7 @@ real: Any = pytest.importorskip(
     exc_type=ImportError,
 )
 IMAGE = prepare(picture(), 10_000, 1000).data_uri
-TURNS = [
+TURNS: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
     {"role": "assistant", "content": "Hello"},

@@ -1,10 +1,9 @@
 """From token ids to an HTTP answer, for every endpoint: queues the work, brings its text back
 whole or streamed, and cancels it when the client goes away."""
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.completion import Chunk, Sampling
 from trainyard_serving.generate.openai_api import Answer, GenerationRequest, openai_form
@@ -21,8 +21,6 @@ from trainyard_serving.settings import GenerateSettings
 
 if TYPE_CHECKING:
     from trainyard_serving.generate.language_model import LanguageModel
-
-CLIENT_CLOSED_REQUEST = 499  # nginx's code: nobody reads this answer, but the metrics count it
 
 
 class Answering:
@@ -63,7 +61,7 @@ class Answering:
         if body.stream:
             return _EventStream(_events(chunks, answer, body.wants_usage), job, headers)
         try:
-            whole = await _unless_disconnected(request, _collect(chunks, answer))
+            whole = await unless_disconnected(request, _collect(chunks, answer))
         except JobFailedError as error:
             raise ApiError(500, str(error), headers=headers) from None
         finally:
@@ -135,23 +133,3 @@ async def _events(
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-async def _unless_disconnected(
-    request: Request, work: Awaitable[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """What `work` brings, or None when the client went away first."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

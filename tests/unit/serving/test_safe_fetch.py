@@ -1,5 +1,6 @@
 """The SSRF corpus against a vision server in its own process: nothing internal is reached."""
 
+import io
 import os
 import socket
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
+
+from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY
 
 from .conftest import eventually
 from .rogue_web import rogue_web
@@ -64,8 +68,13 @@ class Attacked:
         url = url.replace("{port}", str(self.internal.port))
         return self.client.post("/answer", json={"image_url": url, "question": "What is it?"})
 
+    def forget_peak(self) -> int:
+        """From now on the peak is the present: KiB of resident memory."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self.peak_kib()
+
     def peak_kib(self) -> int:
-        """The most memory the process ever had."""
+        """The most resident memory the process has had."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1])
@@ -119,10 +128,23 @@ def test_no_url_reaches_an_internal_listener_and_each_is_told_why(attacked: Atta
 
 def test_bodies_and_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
     assert attacked.ask("http://web.test/ok.png").status_code == 200  # all code is loaded
-    before = attacked.peak_kib()
+    before = attacked.forget_peak()
     for case in BODIES:
         if case.says != "longer than":
             assert check(case, attacked.ask(case.url)) is None
+    assert attacked.peak_kib() - before < MAX_GROWTH_KIB
+
+
+def test_the_largest_pictures_allowed_do_not_fill_it_either(attacked: Attacked) -> None:
+    before = attacked.forget_peak()
+    for kind in ("progressive JPEG", "PNG", "WEBP"):  # those that cost the most
+        side = int((MEMORY // BYTES_PER_PIXEL[kind]) ** 0.5)
+        out = io.BytesIO()
+        picture = Image.new("RGB", (side, side), "red")
+        picture.save(out, kind.split()[-1], progressive=kind.startswith("progressive"), method=0)
+        files = {"image": ("a", out.getvalue())}
+        response = attacked.client.post("/answer", files=files, data={"question": "?"})
+        assert response.json()["image"] == {"width": side, "height": side}
     assert attacked.peak_kib() - before < MAX_GROWTH_KIB
 
 
