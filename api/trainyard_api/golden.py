@@ -4,6 +4,7 @@ Serving computes them again before it lets a model answer: a tokenizer or a mapp
 does not fit, or a library that computes something else, shows there and not to users.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -12,6 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 from trainyard_api.base import Model, one_line
 
 GOLDEN = "golden.json"
+EVALUATION = "evaluation.jsonl"
+MAX_EVALUATION_TEXTS = 2000
 
 
 class GoldenText(Model):
@@ -33,6 +36,28 @@ class GoldenText(Model):
         if shapes[0] != shapes[1] or len(shapes[0]) != len(self.next_ids) or 0 in shapes[0]:
             raise ValueError("topIds and topLogits must hold a list for each of nextIds")
         return self
+
+
+class GoldenClasses(Model):
+    """What a text classifier makes of some texts."""
+
+    task: Literal["text-classification"] = "text-classification"
+    labels: list[str] = Field(min_length=1)
+    texts: list[str] = Field(min_length=1)
+    probabilities: list[list[float]] = Field(description="Of each class, for each of texts.")
+
+    @model_validator(mode="after")
+    def _one_list_a_text(self) -> Self:
+        if [len(each) for each in self.probabilities] != [len(self.labels)] * len(self.texts):
+            raise ValueError("probabilities must hold one of each label for each of texts")
+        return self
+
+
+class EvaluationText(Model):
+    """A labelled text that a classifier was not trained on: a line of evaluation.jsonl."""
+
+    text: str
+    label: int = Field(ge=0)
 
 
 class InvalidGoldenError(Exception):
@@ -57,5 +82,26 @@ def read_golden(directory: Path, kind: type[G]) -> G | None:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise InvalidGoldenError(f"{path}: {one_line(error)}") from None
+
+
+def write_evaluation(directory: Path, texts: Iterable[EvaluationText]) -> None:
+    """Write labelled texts into a model's directory."""
+    lines = [text.model_dump_json() + "\n" for text in texts]
+    (directory / EVALUATION).write_text("".join(lines), encoding="utf-8")
+
+
+def read_evaluation(directory: Path) -> list[EvaluationText]:
+    """The labelled texts of a model's directory; none where there is no file.
+
+    Raises InvalidGoldenError.
+    """
+    path = directory / EVALUATION
+    try:
+        lines = path.read_bytes().splitlines()
+        return [EvaluationText.model_validate_json(line) for line in lines]
+    except FileNotFoundError:
+        return []
     except ValidationError as error:
         raise InvalidGoldenError(f"{path}: {one_line(error)}") from None

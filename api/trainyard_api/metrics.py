@@ -102,3 +102,13 @@ MODEL_SWAPS = Metric(
     "Newer models met: loaded, refused, or rolled_back by request.",
     ("result",),
 )
+BATCH_SIZE = Metric("trainyard_serving_batch_size", "histogram", "Texts computed together.")
+STAGE_SECONDS = Metric(
+    "trainyard_serving_stage_seconds",
+    "histogram",
+    "Time of a batch in a stage: queue (its oldest text), tokenise or compute.",
+    ("stage",),
+)
+PREDICTIONS = Metric(
+    "trainyard_serving_predictions_total", "counter", "Texts classified, by class.", ("label",)
+)

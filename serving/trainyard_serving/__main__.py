@@ -11,6 +11,7 @@ from pathlib import Path
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import (
+    ClassifySettings,
     GenerateSettings,
     ServerSettings,
     SettingsError,
@@ -32,6 +33,12 @@ class App:
 
 
 APPS = {
+    "classify": App(
+        "the classes of texts",
+        ClassifySettings,
+        "trainyard_serving.classify.app",
+        "create_classify_app",
+    ),
     "generate": App(
         "OpenAI-compatible text completions",
         GenerateSettings,

@@ -26,7 +26,7 @@ class ApiKey:
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._known(scope):
+        if scope["type"] != "http" or self._is_open(scope["path"]) or self._known(scope):
             await self._app(scope, receive, send)
             return
         error = ApiError(
@@ -36,6 +36,9 @@ class ApiKey:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await self._form(error)(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith("/docs/")
 
     def _known(self, scope: Scope) -> bool:
         headers: dict[bytes, bytes] = dict(scope["headers"])

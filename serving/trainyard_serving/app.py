@@ -47,6 +47,7 @@ class _Shared:
                 "status": "healthy" if alive else "a thread of the server has died",
                 "model_loaded": self._backend.ready,
                 **_fields(self._backend.served),
+                **self._backend.details,
             },
             status_code=200 if alive else 503,
         )
@@ -58,7 +59,8 @@ class _Shared:
             error = not_ready(self._backend, self._settings)
             content = {"ready": False, "reason": error.detail, "refused": refused}
             return JSONResponse(content, 503, headers=error.headers)
-        return JSONResponse({"ready": True, **_fields(self._backend.served), "refused": refused})
+        fields = _fields(self._backend.served) | self._backend.details
+        return JSONResponse({"ready": True, **fields, "refused": refused})
 
     async def metrics_text(self) -> Response:
         """Prometheus metrics."""

@@ -1,7 +1,7 @@
 """What stands behind an app's routes: something that answers, or says why it can't yet."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Backend(Part, Protocol):
     @property
     def ready(self) -> bool:
         """Whether requests will be answered."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What else /health and /ready tell of the model."""
 
     @property
     def reason(self) -> str:

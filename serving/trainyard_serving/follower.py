@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from trainyard_api.checkpoint import InvalidCheckpointError
 from trainyard_serving.backend import Served
@@ -27,6 +27,7 @@ class Loaded(Protocol):
     """A model in memory."""
 
     source: VerifiedModel
+    details: dict[str, Any]  # what /health and /ready tell of it, beside its name
 
     def check(self) -> None:
         """Answer a golden request. Raises BadModelError when the answer is not right."""
@@ -76,6 +77,10 @@ class Follower(Generic[M]):
     @property
     def served(self) -> Served | None:
         return model.source.served if (model := self.model) else None
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return model.details if (model := self.model) else {}
 
     @property
     def reason(self) -> str:

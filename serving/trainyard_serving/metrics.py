@@ -1,5 +1,7 @@
 """The server's Prometheus metrics, in a registry of their own; names come from trainyard_api."""
 
+from collections.abc import Sequence
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,6 +15,7 @@ from trainyard_api import metrics as names
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -28,6 +31,9 @@ class Metrics:
         self.queue_depth = self._gauge(names.SERVING_QUEUE)
         self.model_info = self._gauge(names.MODEL_INFO)
         self.model_swaps = self._counter(names.MODEL_SWAPS)
+        self.batch_size = self._histogram(names.BATCH_SIZE, SIZES)
+        self.stage_seconds = self._histogram(names.STAGE_SECONDS)
+        self.predictions = self._counter(names.PREDICTIONS)
 
     def exposition(self) -> bytes:
         """The text format, version 0.0.4."""
@@ -39,7 +45,7 @@ class Metrics:
     def _gauge(self, metric: names.Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
 
-    def _histogram(self, metric: names.Metric) -> Histogram:
+    def _histogram(self, metric: names.Metric, buckets: Sequence[float] = SECONDS) -> Histogram:
         return Histogram(
-            metric.name, metric.help, metric.labels, registry=self._registry, buckets=SECONDS
+            metric.name, metric.help, metric.labels, registry=self._registry, buckets=buckets
         )

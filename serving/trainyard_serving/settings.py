@@ -133,6 +133,41 @@ class GenerateSettings(Source, ServerSettings, ComputeSettings, SGLangSettings):
         return self.engine == "sglang" and self.step is None and self.digest is None
 
 
+class ClassifySettings(Source, ServerSettings, ComputeSettings):
+    """Settings of the text classification server."""
+
+    port: int = Field(default=7860, ge=0, le=65535, description="Port; 0 takes a free one.")
+    max_queue: int = Field(default=256, ge=1, description="Texts that may wait; more get a 429.")
+    engine: Literal["torch", "onnx"] = Field(
+        default="torch", description="onnx exports the model to ONNX Runtime when it is loaded."
+    )
+    precision: Literal["fp32", "int8"] = Field(
+        default="fp32",
+        description="int8, with engine onnx, is quick; it is taken only if it costs at most 0.3"
+        " points of accuracy on the model's evaluation texts.",
+    )
+    max_batch_size: int = Field(default=32, ge=1, description="Texts computed together.")
+    max_texts: int = Field(default=128, ge=1, description="Texts in one request.")
+    min_accuracy: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="A model below it on its evaluation texts is refused. Default: 5 points below"
+        " what the run reported.",
+    )
+    check_texts: int = Field(
+        default=500, ge=1, description="Evaluation texts that a model is checked on (int8: all)."
+    )
+
+    @model_validator(mode="after")
+    def _int8_needs_onnx(self) -> Self:
+        if self.precision == "int8" and self.engine != "onnx":
+            raise ValueError("--precision int8 needs --engine onnx")
+        if self.max_texts > self.max_queue:
+            raise ValueError("--max-texts must not be above --max-queue")
+        return self
+
+
 class VisionSettings(ServerSettings, SGLangSettings):
     """Settings of the vision server."""
 

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from trainyard_api.checkpoint import MANIFEST
-from trainyard_api.golden import GOLDEN
+from trainyard_api.golden import EVALUATION, GOLDEN
 from trainyard_trainer.errors import UserError
 
-OURS = (MANIFEST, GOLDEN)
+OURS = (MANIFEST, GOLDEN, EVALUATION)
 
 
 class UploadError(UserError):

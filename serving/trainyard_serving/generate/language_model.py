@@ -26,6 +26,7 @@ class LanguageModel:
         self, source: VerifiedModel, model: Any, tokenizer: Any, device: torch.device
     ) -> None:
         self.source = source
+        self.details: dict[str, Any] = {"engine": "torch"}
         self._model = model
         self._tokenizer = tokenizer
         self._device = device

@@ -14,6 +14,7 @@ from trainyard_trainer.class_scores import Scores, class_sums
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import Batch
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.golden_classes import choose_texts, write_golden_classes
 from trainyard_trainer.hf_models import (
     check_tokenizer,
     load_config,
@@ -159,6 +160,9 @@ class TextClassification(Recipe):
             texts = rows[config.text_column].to_pylist()
             return Texts.of(texts, labels, self.tokenizer, config.max_length)
 
+        self.evaluation_texts = choose_texts(
+            held_out[config.text_column].to_pylist(), held_out_labels
+        )
         self.train = tokenised(train, labels)
         self.held_out = tokenised(held_out, held_out_labels).by_length()
         digest = hashlib.sha256()
@@ -275,6 +279,7 @@ class TextClassification(Recipe):
         self.model_config.architectures = ["DistilBertForSequenceClassification"]
         self.model_config.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+        write_golden_classes(directory, self.classes, self.evaluation_texts, self.config.max_length)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Shape (batch, classes)."""

@@ -1,0 +1,132 @@
+"""The text classification server: the class of a text, and of many."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+
+from trainyard_serving.app import create_app, not_ready, page
+from trainyard_serving.classify.api import BatchRequest, Prediction, PredictRequest
+from trainyard_serving.classify.batcher import Batcher, ComputingFailedError, QueueFullError
+from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
+from trainyard_serving.docs_page import add_docs
+from trainyard_serving.errors import ApiError
+from trainyard_serving.follower import Follower
+from trainyard_serving.metrics import Metrics
+from trainyard_serving.middleware import DIGEST_HEADER
+from trainyard_serving.places import place_of
+from trainyard_serving.settings import ClassifySettings
+from trainyard_serving.verified import VerifiedModel
+
+if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
+    from trainyard_serving.classify.classifier import Classifier
+
+PAGE = Path(__file__).with_name("page.html")
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"description": "The body is too large."},
+    429: {"description": "Too many texts are waiting; see Retry-After."},
+    503: {"description": "The model is not loaded; see Retry-After."},
+}
+
+
+class Routes:
+    """The routes of this app."""
+
+    def __init__(
+        self, settings: ClassifySettings, follower: "Follower[Classifier]", batcher: Batcher
+    ) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._batcher = batcher
+
+    async def page(self) -> HTMLResponse:
+        """A page to try the model by hand."""
+        return page(PAGE)
+
+    async def predict(self, request: Request, body: PredictRequest) -> Response:
+        """The class of a text."""
+        return await self._answer(request, [body.text], one=True)
+
+    async def predict_batch(self, request: Request, body: BatchRequest) -> Response:
+        """The classes of several texts, in their order."""
+        if len(body.texts) > self._settings.max_texts:
+            got = f"(got {len(body.texts)})"
+            raise ApiError(422, f"texts: at most {self._settings.max_texts} in one request {got}")
+        return await self._answer(request, body.texts, one=False)
+
+    async def _answer(self, request: Request, texts: list[str], one: bool) -> Response:
+        model = self._follower.model
+        if model is None:
+            raise not_ready(self._follower, self._settings)
+        try:
+            work = self._batcher.classify(model, texts)
+            found = await unless_disconnected(request, work)
+        except QueueFullError as error:
+            raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from None
+        except ComputingFailedError as error:
+            raise ApiError(500, str(error)) from None
+        if found is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        predictions = [Prediction.of(model.labels, each).model_dump() for each in found]
+        # The digest of the model that answered, whatever is loaded by now.
+        headers = {DIGEST_HEADER.decode(): model.source.digest}
+        return JSONResponse(predictions[0] if one else predictions, headers=headers)
+
+
+def create_classify_app(settings: ClassifySettings) -> FastAPI:
+    """The server's ASGI app; the model is loaded once its lifespan begins."""
+    metrics = Metrics()
+    batcher = Batcher(settings.max_batch_size, settings.max_queue, metrics)
+    metrics.queue_depth.set_function(lambda: batcher.depth)
+    follower: Follower[Classifier] = Follower(
+        place_of(settings), partial(_load, settings), settings.poll_seconds, metrics
+    )
+    app = create_app(
+        "Trainyard: classify",
+        settings,
+        follower,
+        metrics,
+        beside=[batcher],
+        roll_back=follower.roll_back,
+    )
+    app.description = "The class of a text. [A page to try it by hand](/try)."
+    routes = Routes(settings, follower, batcher)
+    app.add_api_route(
+        "/predict",
+        routes.predict,
+        methods=["POST"],
+        response_model=Prediction,
+        responses=REFUSALS,
+    )
+    app.add_api_route(
+        "/predict/batch",
+        routes.predict_batch,
+        methods=["POST"],
+        response_model=list[Prediction],
+        responses=REFUSALS,
+    )
+    app.add_api_route("/try", routes.page, response_class=HTMLResponse, include_in_schema=False)
+    app.add_api_route("/", _to_docs, response_class=RedirectResponse, include_in_schema=False)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    add_docs(app)
+    return app
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """FastAPI's usual form, without the input: it may be long, or no valid Unicode."""
+    assert isinstance(error, RequestValidationError)
+    said = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+    return JSONResponse({"detail": said}, 422)
+
+
+def _load(settings: ClassifySettings, source: VerifiedModel) -> "Classifier":
+    from trainyard_serving.classify.classifier import Classifier
+
+    return Classifier.load(source, settings)

@@ -1,0 +1,53 @@
+"""Engine torch: the model as PyTorch computes it, in 32 bits on a CPU."""
+
+from typing import Any, Self
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from trainyard_serving.classify.engine import Floats, Ids
+from trainyard_serving.errors import ModelUnavailableError
+from trainyard_serving.verified import VerifiedModel
+
+
+class TorchEngine:
+    """A sequence classification model of transformers."""
+
+    precision = "fp32"
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self._device = device
+
+    @classmethod
+    def load(cls, source: VerifiedModel, device: str, threads: int) -> Self:
+        """Raises ModelUnavailableError when the device is not there, OSError or ValueError when
+        the directory holds no such model."""
+        if threads:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source.path,
+            local_files_only=True,
+            use_safetensors=True,  # pickled weights can run code
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(
+                f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}"
+            )
+        model.requires_grad_(False).train(False)
+        return cls(model.to(device), torch.device(device))
+
+    @torch.inference_mode()
+    def logits(self, ids: Ids, mask: Ids) -> Floats:
+        output = self.model(
+            input_ids=torch.from_numpy(ids).to(self._device),
+            attention_mask=torch.from_numpy(mask).to(self._device),
+        )
+        logits: Floats = output.logits.float().cpu().numpy()
+        return logits
