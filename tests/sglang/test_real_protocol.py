@@ -59,6 +59,13 @@ def test_visions_question() -> None:
     assert (text.text, request.max_completion_tokens) == ("What is it?", 9)
 
 
+def test_sglang_decodes_the_picture() -> None:
+    """Its loader's data: branch; on a GPU server it may decode there instead: not measured here."""
+    loader: Any = pytest.importorskip("sglang.srt.utils.common", exc_type=ImportError)
+    image, _ = loader.load_image(IMAGE, gpu_image_decode=False)
+    assert image.size == (40, 20)
+
+
 @pytest.mark.parametrize("more", [{}, EVERYTHING])
 def test_completions(more: dict[str, Any]) -> None:
     ours = CompletionRequest.model_validate({"prompt": ["a", "b"], "echo": True} | more)

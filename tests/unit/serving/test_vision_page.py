@@ -49,6 +49,19 @@ def test_answers_about_an_address_and_a_file(
     expect(page.get_by_role("status")).to_contain_text("not a public address: link-local")
 
     page.reload()  # the key stays
+    dropped = page.evaluate_handle(
+        """bytes => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "dog.png", { type: "image/png" }));
+          return data;
+        }""",
+        list(picture(size=(50, 60))),
+    )
+    page.dispatch_event("main", "drop", {"dataTransfer": dropped})
+    expect(page.get_by_text("dog.png")).to_be_visible()
+    page.get_by_role("button", name="Ask").click()
+    expect(page.get_by_role("status")).to_contain_text("picture 50 × 60")
+
     file = {"name": "cat.png", "mimeType": "image/png", "buffer": picture(size=(320, 200))}
     page.get_by_label("Picture", exact=True).set_input_files(file)  # type: ignore[arg-type]
     shown = page.get_by_alt_text("The picture you chose")
