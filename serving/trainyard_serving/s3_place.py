@@ -56,6 +56,8 @@ class S3Place:
 
     def candidates(self) -> list[Candidate]:
         root = self.url.removeprefix("s3://").strip("/")
+        if not root:
+            raise ModelUnavailableError(f"{self.url}: names no bucket: give s3://BUCKET/PATH")
         prefix = root if self.alone else f"{root}/{MODELS}"
         with _explained(self.url):
             listed: dict[str, Any] = self._filesystem().find(prefix, detail=True)
@@ -157,7 +159,7 @@ class S3Place:
                     "retries": {"max_attempts": 1},
                 },
             )
-            fs.retries = 2  # the follower tries again anyway
+            fs.retries = 1  # the follower tries again anyway
             object.__setattr__(self, "_fs", fs)
         return self._fs
 

@@ -44,7 +44,10 @@ def publish_copy(model: Path, run: Path, step: int, spoil: str | None = None) ->
         _fill_with_nan(weights)
     if spoil == "wrong golden":
         golden = hidden / GOLDEN
-        golden.write_text(golden.read_text().replace('"topLogits":[[', '"topLogits":[[9', 1))
+        text = golden.read_text()
+        for outputs in ('"topLogits":[[', '"probabilities":[['):
+            text = text.replace(outputs, f"{outputs}9", 1)
+        golden.write_text(text)
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=step)
     write_manifest(hidden, step=step, created=created, files=describe_files(hidden))
     if spoil == "flipped byte":

@@ -9,7 +9,6 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from trainyard_serving import api_key
 from trainyard_serving.app import PAGES
 from trainyard_serving.generate.app import create_generate_app
 from trainyard_serving.settings import GenerateSettings
@@ -32,7 +31,7 @@ def routes(**settings: Any) -> list[tuple[str, str]]:
     app = create_generate_app(GenerateSettings(run_dir="nowhere", **settings))
     found = [route for route in app.routes if isinstance(route, APIRoute)]
     assert {"/v1/completions", "/v1/chat/completions", "/admin/rollback"} <= {r.path for r in found}
-    return [(min(route.methods), route.path.replace("{name:path}", "x")) for route in found]
+    return [(min(route.methods or ()), route.path.replace("{name:path}", "x")) for route in found]
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -91,7 +90,7 @@ def test_every_key_is_compared_in_constant_time(
         compared.append((len(a), len(b)))
         return real(a, b)
 
-    monkeypatch.setattr(api_key.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     for key in ("x", "sk-first", "y" * 5000):
         locked.get("/v1/models", headers=bearer(key))
     assert compared == [(32, 32)] * 6

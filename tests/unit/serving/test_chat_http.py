@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from trainyard_serving.generate.chat_template import ChatTemplate
 from trainyard_serving.generate.completion import Sampling
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import describe_plain
+from trainyard_serving.verified import VerifiedModel
 
 from .chat_model import CHAT_CONTEXT, chatml, export_chat_gpt
 from .conftest import loaded, write_manifest
@@ -175,7 +177,7 @@ def test_the_templates_end_of_turn_ends_the_answer(chat: httpx.Client) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not beside this checkout")
-def test_qwen2s_real_template_and_its_end_of_turn(tmp_path: Path) -> None:
+def test_qwen2s_real_template_and_its_end_of_turn() -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     tokenizer: Any = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2")
@@ -196,9 +198,9 @@ def test_qwen2s_real_template_and_its_end_of_turn(tmp_path: Path) -> None:
             "layer_types": ["full_attention"],
         }
     )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model = LanguageModel.load(describe_plain(tmp_path), "cpu")
+    network = Qwen2ForCausalLM(config).train(False)
+    source = VerifiedModel(Path(), "qwen2", None, "sha256:0", datetime.now(UTC))
+    model = LanguageModel(source, network, tokenizer, torch.device("cpu"))
     prompt = model.encode_chat(HELLO)
     expected = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     assert prompt == expected

@@ -22,7 +22,7 @@ from trainyard_serving.follower import Follower
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import place_of
 from trainyard_serving.settings import Source
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.verified import VerifiedModel, verify_model
 
 from .conftest import eventually, write_manifest
 
@@ -34,6 +34,7 @@ class Model:
 
     def __init__(self, source: VerifiedModel) -> None:
         self.source = source
+        self.details: dict[str, Any] = {}
         self.weights = (source.path / WEIGHTS).read_text()
         if self.weights == "unloadable":
             raise BadModelError(f"{source.path}: cannot be loaded")
@@ -204,8 +205,12 @@ def test_files_that_were_only_touched_are_read_once(
     tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[Path] = []
-    real = places.verify_model
-    monkeypatch.setattr(places, "verify_model", lambda p: verified.append(p) or real(p))
+
+    def verify(directory: Path) -> VerifiedModel:
+        verified.append(directory)
+        return verify_model(directory)
+
+    monkeypatch.setattr(places, "verify_model", verify)
     newest = publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
@@ -250,7 +255,6 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
     tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path, 1, "one")
-    real = places.verify_model
     with monkeypatch.context() as patch:
 
         def fail(directory: Path) -> VerifiedModel:
@@ -260,7 +264,7 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
         followed = follow(run_dir=tmp_path)
         eventually(lambda: "Stale file handle" in followed.follower.reason)
         assert followed.follower.refused == []
-        patch.setattr(places, "verify_model", real)
+        patch.setattr(places, "verify_model", verify_model)
         followed.serves("one")
 
         def broken(self: Path) -> bool:

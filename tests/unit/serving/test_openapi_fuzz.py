@@ -12,12 +12,16 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
+from trainyard_serving.classify.app import create_classify_app
+from trainyard_serving.settings import ClassifySettings
+
 from .chat_model import export_chat_gpt
-from .conftest import loaded, write_manifest
+from .conftest import eventually, loaded, running, write_manifest
+from .news_model import write_news_model
 from .rogue_web import rogue_web
 from .test_vision_http import asked
 
-EXAMPLES = 15  # of each operation, valid and invalid ones
+EXAMPLES = 10  # of each operation, valid and invalid ones
 
 
 @contextmanager
@@ -34,7 +38,16 @@ def vision(directory: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-APPS = {"generate": generate, "vision": vision}
+@contextmanager
+def classify(directory: Path) -> Iterator[httpx.Client]:
+    write_news_model(directory)
+    settings = ClassifySettings(model=str(directory), threads=1, poll_seconds=0.05)
+    with running(create_classify_app(settings)) as client:
+        eventually(lambda: client.get("/ready").status_code == 200)
+        yield client
+
+
+APPS = {"generate": generate, "vision": vision, "classify": classify}
 
 
 @pytest.fixture(scope="module", params=APPS)
@@ -47,7 +60,8 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[httpx
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_no_request_makes_the_server_fail(app: httpx.Client, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_dict(app.get("/openapi.json").json())
-    operations = [found.ok() for found in schema.get_all_operations()]
+    found: list[Any] = list(schema.get_all_operations())
+    operations = [operation.ok() for operation in found]
     if mode is GenerationMode.NEGATIVE:
         operations = [operation for operation in operations if operation.body]
     assert operations

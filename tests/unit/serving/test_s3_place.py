@@ -104,6 +104,8 @@ def test_the_newest_whole_model_is_copied_and_verified(bucket: Bucket, tmp_path:
     assert "no model of step 7" in reason(tmp_path, step=7, **source)
     one, _ = found(tmp_path, model=f"s3://models/run/{MODELS}/{step_name(100)}/")
     assert one.digest == digest(whole)
+    assert "nothing is there" in reason(tmp_path, model="s3://models/gone")
+    assert "names no bucket" in reason(tmp_path, model="s3://")
     other = "sha256:" + "0" * 64
     assert f"not {other}" in reason(tmp_path, digest=other, **source)
 
@@ -200,7 +202,6 @@ def test_what_is_wrong_is_one_line(
         why = reason(tmp_path, run_dir=url)
     assert why.startswith(url)
     assert words in why
-    assert "nothing is there" in reason(tmp_path, model="s3://models/gone")
 
 
 def test_a_shared_cache_directory_is_not_trusted(
