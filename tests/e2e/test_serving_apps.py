@@ -50,6 +50,7 @@ def test_classify_follows_its_run(
     status = space.wait_phase("news", "Succeeded", deadline=240)
     values = {
         "app": "classify",
+        "engine": "onnx",
         "run": "news",
         "apiKey": {"value": KEY},
         "settings": {"pollSeconds": 0.5, "drainSeconds": 5},
