@@ -20,6 +20,7 @@ from trainyard_serving.backend import Served
 from trainyard_serving.errors import ApiError, ModelUnavailableError
 from trainyard_serving.places import Place
 from trainyard_serving.settings import SGLangSettings
+from trainyard_serving.tls import tls_context
 from trainyard_serving.verified import VerifiedModel
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class SGLang:
             headers=self._headers,
             timeout=httpx.Timeout(self._answer_seconds, connect=PROBE_SECONDS),
             limits=httpx.Limits(max_connections=None),
+            verify=tls_context(),
             trust_env=False,
         )
         self._thread.start()
@@ -171,7 +173,11 @@ class SGLang:
 
     def _watch(self) -> None:
         with httpx.Client(
-            base_url=self._url, headers=self._headers, timeout=PROBE_SECONDS, trust_env=False
+            base_url=self._url,
+            headers=self._headers,
+            timeout=PROBE_SECONDS,
+            verify=tls_context(),
+            trust_env=False,
         ) as client:
             while not self._stop.is_set():
                 try:

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urljoin
 
 import httpcore
-import httpx
 
 from trainyard_api import __version__
+from trainyard_serving.tls import tls_context
 from trainyard_serving.vision.addresses import Address, is_company, why_not_public
 from trainyard_serving.vision.network import Connect, Network, connect_tcp
 from trainyard_serving.vision.url import Url, parse, refuse
@@ -75,7 +75,7 @@ class Fetcher:
         self._limits = limits
         self._resolve = resolve
         self._connect = connect
-        self._tls = httpx.create_ssl_context()
+        tls_context()  # read now, not while a request waits
 
     async def fetch(self, url: str) -> bytes:
         """The bytes that `url` names: at most `max_bytes`, said to be an image.
@@ -130,7 +130,7 @@ class Fetcher:
             },
         )
         connection = httpcore.AsyncHTTPConnection(
-            target.origin, ssl_context=self._tls, network_backend=network
+            target.origin, ssl_context=tls_context(), network_backend=network
         )
         try:
             yield await connection.handle_async_request(request)
