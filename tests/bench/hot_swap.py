@@ -1,6 +1,6 @@
 """Swaps of the model under load: failed requests, refused models, and what swapping costs.
 
-    OMP_NUM_THREADS=1 python -m tests.bench.hot_swap [--swaps 20] [--clients 8]
+    OMP_NUM_THREADS=1 python -m tests.bench.hot_swap [generate classify] [--swaps 20] [--clients 8]
 
 A server follows a run into which good models and spoilt ones (a flipped byte, a cut file, NaN
 weights, a wrong golden request) are published in turn, while clients ask without a pause. Every
@@ -11,63 +11,114 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.bench.serving_process import export_tiny, serving
+from tests.unit.serving.news_model import LABELS, write_news_model
 from tests.unit.serving.swap_load import swap_under_load
 from trainyard_serving.generate.completion import Sampling
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 
-REQUEST = {"prompt": "to be", "max_tokens": 16, "temperature": 0}
+TEXT = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
+NEWS = {"text": "word1 word2 word3"}
+Models = list[tuple[Path, str]]
 
 
-def greedy(directory: Path) -> str:
-    """What the model answers to REQUEST."""
-    model = LanguageModel.load(describe_plain(directory), "cpu")
-    sampling = Sampling(max_tokens=16, temperature=0)
-    return "".join(chunk.text for chunk in model.complete(0, model.encode("to be"), sampling))
+@dataclass(frozen=True)
+class Subject:
+    """What is swapped: how two models that answer differently are made, asked, and told apart."""
+
+    make: Callable[[Path], Models]
+    route: str
+    body: dict[str, Any]
+    tell: Callable[[httpx.Response], str]
+
+    async def ask(self, client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(self.route, json=self.body)
 
 
-async def ask(client: httpx.AsyncClient) -> httpx.Response:
-    return await client.post("/v1/completions", json=REQUEST)
+def language_models(folder: Path) -> Models:
+    """With what each answers to TEXT."""
+    sampling = Sampling(max_tokens=8, temperature=0)
+    made = []
+    for seed in (1, 2):
+        directory = export_tiny(folder / str(seed), seed, n_layer=2, n_embd=64)
+        model = LanguageModel.load(describe_plain(directory), "cpu")
+        chunks = model.complete(0, model.encode("to be"), sampling)
+        made.append((directory, "".join(chunk.text for chunk in chunks)))
+    return made
 
 
-def tell(response: httpx.Response) -> str:
-    return str(response.json()["choices"][0]["text"])
+def classifiers(folder: Path) -> Models:
+    """With the class each finds for NEWS."""
+    made: dict[str, Path] = {}
+    seed = 0
+    while len(made) < 2:
+        directory = folder / str(seed)
+        write_news_model(directory, seed)
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(directory)
+        logits = model(**tokenizer(NEWS["text"], return_tensors="pt")).logits
+        made.setdefault(LABELS[int(logits.argmax())], directory)
+        seed += 1
+    return [(directory, label) for label, directory in made.items()]
+
+
+SUBJECTS = {
+    "generate": Subject(
+        language_models,
+        "/v1/completions",
+        TEXT,
+        lambda response: str(response.json()["choices"][0]["text"]),
+    ),
+    "classify": Subject(
+        classifiers, "/predict", NEWS, lambda response: str(response.json()["label"])
+    ),
+}
+
+
+def measure(app: str, num_swaps: int, num_clients: int) -> None:
+    """Swap, and print what the clients saw."""
+    subject = SUBJECTS[app]
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        run.mkdir()
+        models = subject.make(Path(folder))
+        assert models[0][1] != models[1][1]
+        with serving(app, f"--run-dir={run}", "--poll-seconds=0.1") as server:
+            began = time.monotonic()
+            swaps = asyncio.run(
+                swap_under_load(
+                    server.url, run, models, subject.ask, subject.tell, num_swaps, num_clients
+                )
+            )
+            took = time.monotonic() - began
+    answers = swaps.answers
+    print(
+        f"{app}: {num_swaps} models published in {took:.1f} s, {len(swaps.bad)} of them spoilt;"
+        f" {answers.total():,} requests by {num_clients} clients ({answers.total() / took:.0f}/s)"
+    )
+    print(f"  failed requests: {len(swaps.failed)}")
+    print(f"  spoilt models refused: {swaps.refused} of {len(swaps.bad)}")
+    print(f"  answers by a spoilt model: {sum(answers[name] for name in swaps.bad)}")
+    print(f"  answers under another model's digest: {len(swaps.untrue)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("apps", nargs="*", default=list(SUBJECTS), metavar="APP")
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--clients", type=int, default=8)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        run.mkdir()
-        made = [export_tiny(Path(folder) / str(n), n, n_layer=4, n_embd=128) for n in (1, 2)]
-        models = [(directory, greedy(directory)) for directory in made]
-        assert models[0][1] != models[1][1]
-        with serving(f"--run-dir={run}", "--poll-seconds=0.1") as server:
-            began = time.monotonic()
-            swaps = asyncio.run(
-                swap_under_load(
-                    server.url, run, models, ask, tell, args.swaps, num_clients=args.clients
-                )
-            )
-            took = time.monotonic() - began
-    answers = Counter(swaps.answers)
-    print(
-        f"{args.swaps} models published in {took:.1f} s, {len(swaps.bad)} of them spoilt;"
-        f" {answers.total():,} requests by {args.clients} clients ({answers.total() / took:.0f}/s)"
-    )
-    print(f"failed requests: {len(swaps.failed)}")
-    print(f"spoilt models refused: {swaps.refused} of {len(swaps.bad)}")
-    print(f"answers by a spoilt model: {sum(answers[name] for name in swaps.bad)}")
-    print(f"answers under another model's digest: {len(swaps.untrue)}")
+    for app in args.apps:
+        measure(app, args.swaps, args.clients)
 
 
 if __name__ == "__main__":

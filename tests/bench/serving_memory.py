@@ -9,7 +9,6 @@ wrong. Prints resident memory on the way, and the slope over the second half.
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import statistics
 import tempfile
@@ -84,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = export_tiny(Path(folder) / "model", seed=1)
-        with serving(f"--model={model}") as server, contextlib.suppress(KeyboardInterrupt):
+        with serving("generate", f"--model={model}") as server:
             wait_ready(server.url)
             asyncio.run(load(server, args.requests, args.seconds))
 

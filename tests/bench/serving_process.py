@@ -1,4 +1,4 @@
-"""A generate server of its own process for benchmarks, and tiny models for it."""
+"""A server of its own process for benchmarks, and tiny models for `generate`."""
 
 import contextlib
 import os
@@ -34,9 +34,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags: str) -> Iterator[Server]:
-    """`trainyard_serving generate` with `flags`, on one thread."""
-    command = [sys.executable, "-m", "trainyard_serving", "generate", "--port=0", *flags]
+def serving(app: str, *flags: str) -> Iterator[Server]:
+    """`trainyard_serving APP` with `flags`, on one thread."""
+    command = [sys.executable, "-m", "trainyard_serving", app, "--port=0", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
