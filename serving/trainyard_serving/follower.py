@@ -57,6 +57,7 @@ class Follower(Generic[M]):
         self._previous: tuple[Candidate, M] | None = None
         self._refused: dict[str, str] = {}  # a candidate's stamp -> why
         self._passed: set[str] = set()  # stamps of candidates that are no newer than the one served
+        self._rolled_back: set[str] = set()  # digests
         self._newest: datetime | None = None  # when the newest model ever served here was made
         self._reason = "the model is loading"
 
@@ -108,7 +109,8 @@ class Follower(Generic[M]):
                 return None
             candidate, model = self._current
             self._current, self._previous = self._previous, None
-            self._refuse(candidate, f"{candidate.name}: rolled back by request", "rolled_back")
+            self._rolled_back.add(model.source.digest)
+            self._refuse(candidate, _rolled_back(candidate), "rolled_back")
             back = self._current[1].source.served
         log.warning("rolled back from %s to %s", model.source.digest, back.digest)
         return back
@@ -162,6 +164,8 @@ class Follower(Generic[M]):
             source = candidate.fetch()
             if self._is_served(candidate, source):
                 return True
+            if source.digest in self._rolled_back:  # touched, or copied, but the same
+                raise BadModelError(_rolled_back(candidate))
             if not candidate.alone and self._newest and source.created <= self._newest:
                 self._passed.add(candidate.stamp)  # newer ones have gone, or were rolled back
                 return False
@@ -215,3 +219,7 @@ class Follower(Generic[M]):
         self._metrics.model_swaps.labels(result).inc()
         log.warning("refused: %s", why)
         self._refused[candidate.stamp] = why
+
+
+def _rolled_back(candidate: Candidate) -> str:
+    return f"{candidate.name}: rolled back by request"

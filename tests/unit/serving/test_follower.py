@@ -300,6 +300,23 @@ def test_roll_back_takes_the_previous_model_and_nothing_between(
     assert followed.follower.roll_back().step == 1
 
 
+def test_a_model_that_was_rolled_back_stays_so_though_its_files_are_touched(
+    tmp_path: Path, follow: Any
+) -> None:
+    plain(tmp_path / "hf", "one")
+    followed = follow(model=tmp_path / "hf")
+    followed.serves("one")
+    plain(tmp_path / "hf", "two")
+    followed.serves("two")
+    assert followed.follower.roll_back()
+    (tmp_path / "hf" / WEIGHTS).touch()
+    followed.looks_again()
+    followed.refuses("rolled back by request")
+    assert followed.weights == "one"
+    plain(tmp_path / "hf", "three")
+    followed.serves("three")
+
+
 def test_a_bad_newer_model_does_not_cost_the_previous_one(tmp_path: Path, follow: Any) -> None:
     publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
