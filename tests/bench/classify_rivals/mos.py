@@ -1,0 +1,24 @@
+"""mosec with its batching. Arguments: model directory; --port and the like are mosec's."""
+
+import sys
+from typing import Any
+
+import mosec  # type: ignore[import-not-found]
+
+from tests.bench.classify_rivals.model import Model
+
+DIRECTORY = sys.argv.pop(1)
+
+
+class Predict(mosec.Worker):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.model = Model(DIRECTORY)
+
+    def forward(self, data: list[dict[str, str]]) -> list[dict[str, Any]]:
+        return self.model.predict([each["text"] for each in data])
+
+
+if __name__ == "__main__":
+    server = mosec.Server()
+    server.append_worker(Predict, num=1, max_batch_size=32, max_wait_time=10)
+    server.run()
