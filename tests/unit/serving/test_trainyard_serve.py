@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-COMMAND = [sys.executable, "-m", "trainyard_operator.cli", "serve", "shakespeare"]
+COMMAND = [sys.executable, "-m", "trainyard_operator.cli", "serve"]
 
 
 def test_serve_prints_a_page_and_a_command_that_work(run_dir: Path, tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_serve_prints_a_page_and_a_command_that_work(run_dir: Path, tmp_path: Pa
     shutil.copytree(run_dir, run / "data")
     (run / "run.json").write_text(json.dumps({"spec": {"recipe": "char-gpt"}}))
     with subprocess.Popen(
-        [*COMMAND, "--port", "0"],
+        [*COMMAND, "shakespeare", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"TRAINYARD_HOME": str(tmp_path)},
