@@ -5,6 +5,12 @@ from typing import Any
 
 import pytest
 
+from trainyard_serving.vision.addresses import (
+    _NOT_PUBLIC_IPV4,
+    _NOT_PUBLIC_IPV6,
+    why_not_public,
+)
+
 from .conftest import Render, Rendered
 from .serving_values import (
     CLASSIFY,
@@ -85,6 +91,19 @@ def test_the_policy_is_as_strict_as_pythons_registry_of_addresses(render: Render
     for block in blocks:
         for address in (block[0], block[1], block[2**16], block[-2], block[-1]):
             assert address.is_global or not reaches(internet, address), str(address)
+
+
+def test_the_policy_and_the_gateway_agree_on_what_is_public(render: Render) -> None:
+    """At both ends of every block that one of the two leaves out."""
+    _, internet = egress(render("serving", *VISION))
+    blocks = [block for peer in internet["to"] for block in peer["ipBlock"]["except"]]
+    blocks += [str(network) for network, _ in (*_NOT_PUBLIC_IPV4, *_NOT_PUBLIC_IPV6)]
+    for block in map(ip_network, blocks):
+        edges = {int(block[0]) - 1, int(block[0]), int(block[-1]), int(block[-1]) + 1}
+        family = IPv4Address if block.version == 4 else IPv6Address
+        for edge in filter(range(2**block.max_prefixlen).__contains__, edges):
+            address = family(edge)
+            assert reaches(internet, address) == (why_not_public(address) is None), str(address)
 
 
 @pytest.mark.parametrize("address", INTERNET)
