@@ -6,6 +6,7 @@ AWS tool takes them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a role, ...).
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -150,6 +151,8 @@ class S3Place:
         if self._fs is None:
             import s3fs  # type: ignore[import-untyped]
 
+            for chatty in ("botocore", "aiobotocore"):  # where each credential was found
+                logging.getLogger(chatty).setLevel(logging.WARNING)
             fs = s3fs.S3FileSystem(
                 use_listings_cache=False,
                 skip_instance_cache=True,
