@@ -1,14 +1,14 @@
 """The classify app beside seed D's own shape, LitServe and mosec: capacity, p99, overload.
 
-    python -m tests.bench.classify_serving --tokenizer DIR [--rivals FOLDER] [--repeats 3] \
+    python -m tests.bench.classify_serving --tokenizer DIR [--rivals PYTHON] [--repeats 3] \
         [--trained DIR --texts test.parquet]
 
 All serve one DistilBERT of 66 M parameters (random weights) and are asked for the class of a text
 of 64 tokens by 16 clients, interleaved, on all cores; the load comes from a process of its own.
-The rivals compute in 32 bits with PyTorch, in batches where they can. FOLDER holds two of them:
-`pip install --target FOLDER --no-deps litserve mosec pyzmq msgspec numbin defspec`. Then ours with
-int8 gets five times the requests it can answer. With --trained, a small trained classifier, the
-accuracy of each engine on labelled texts (columns text and label) is told.
+The rivals compute in 32 bits with PyTorch, in batches where they can. PYTHON is the interpreter of
+a virtual environment with litserve and mosec. Then ours with int8 gets five times the requests it
+can answer. With --trained, a small trained classifier, the accuracy of each engine on
+labelled texts (columns text and label) is told.
 """
 
 import argparse
@@ -84,13 +84,13 @@ def publish(directory: Path) -> None:
     (directory / MANIFEST).write_bytes(manifest_bytes(manifest))
 
 
-def command(name: str, directory: Path, port: int) -> list[str]:
+def command(name: str, directory: Path, port: int, python: str) -> list[str]:
     if name in OURS:
         program = ["trainyard_serving", "classify", f"--model={directory}", f"--port={port}"]
         return [sys.executable, "-m", *program, *OURS[name]]
     program = [f"tests.bench.classify_rivals.{RIVALS[name]}", str(directory)]
     told = [f"--port={port}", "--address=127.0.0.1"] if RIVALS[name] == "mos" else [str(port)]
-    return [sys.executable, "-m", *program, *told]
+    return [python, "-m", *program, *told]
 
 
 @contextlib.contextmanager
@@ -99,10 +99,10 @@ def served(name: str, directory: Path, rivals: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = os.pathsep.join(filter(None, [*sys.path, rivals]))
+    path = os.pathsep.join(filter(None, sys.path))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command(name, directory, port),
+            command(name, directory, port, rivals or sys.executable),
             stdout=log,
             stderr=log,
             env=os.environ | {"PYTHONPATH": path},
@@ -216,7 +216,7 @@ def accuracy(options: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     options.add_argument("--tokenizer", required=True, help="directory of DistilBERT's tokenizer")
-    options.add_argument("--rivals", default="", help="folder with litserve and mosec")
+    options.add_argument("--rivals", default="", help="a Python with litserve and mosec")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--seconds", type=float, default=10)
     options.add_argument("--trained", help="a trained classifier's directory")

@@ -20,5 +20,5 @@ class Predict(mosec.Worker):  # type: ignore[misc]
 
 if __name__ == "__main__":
     server = mosec.Server()
-    server.append_worker(Predict, num=1, max_batch_size=32, max_wait_time=10)
+    server.append_worker(Predict, num=1, max_batch_size=32, max_wait_time=10, route="/predict")
     server.run()
