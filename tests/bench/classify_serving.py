@@ -88,9 +88,10 @@ def command(name: str, directory: Path, port: int, python: str) -> list[str]:
     if name in OURS:
         program = ["trainyard_serving", "classify", f"--model={directory}", f"--port={port}"]
         return [sys.executable, "-m", *program, *OURS[name]]
-    program = [f"tests.bench.classify_rivals.{RIVALS[name]}", str(directory)]
-    told = [f"--port={port}", "--address=127.0.0.1"] if RIVALS[name] == "mos" else [str(port)]
-    return [python, "-m", *program, *told]
+    told = [str(directory), str(port)]
+    if RIVALS[name] == "mos":
+        told = [f"--port={port}", "--address=127.0.0.1"]
+    return [python, "-m", f"tests.bench.classify_rivals.{RIVALS[name]}", *told]
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def served(name: str, directory: Path, rivals: str) -> Iterator[str]:
             command(name, directory, port, rivals or sys.executable),
             stdout=log,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, "BENCH_MODEL": str(directory)},
             start_new_session=True,
         )
         url = f"http://127.0.0.1:{port}"

@@ -1,18 +1,16 @@
-"""mosec with its batching. Arguments: model directory; --port and the like are mosec's."""
+"""mosec with its batching. BENCH_MODEL: the model's directory; the arguments are mosec's."""
 
-import sys
+import os
 from typing import Any
 
 import mosec  # type: ignore[import-not-found]
 
 from tests.bench.classify_rivals.model import Model
 
-DIRECTORY = sys.argv.pop(1)
-
 
 class Predict(mosec.Worker):  # type: ignore[misc]
     def __init__(self) -> None:
-        self.model = Model(DIRECTORY)
+        self.model = Model(os.environ["BENCH_MODEL"])
 
     def forward(self, data: list[dict[str, str]]) -> list[dict[str, Any]]:
         return self.model.predict([each["text"] for each in data])
