@@ -23,17 +23,22 @@ def test_serve_prints_a_page_and_a_command_that_work(run_dir: Path, tmp_path: Pa
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"TRAINYARD_HOME": str(tmp_path)},
+        # Where these tests run in a shell's background, SIGINT is ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as command:
-        assert command.stdout
-        said = []
-        for line in command.stdout:
-            said.append(line)
-            if "curl" in line:
-                break
-        words = shlex.split(said[-1])
-        answer = httpx.post(words[1], content=words[-1], headers=dict([words[3].split(": ")]))
-        assert answer.json()["usage"]["completion_tokens"] == 64
-        page = said[-2].split()[-1]
-        assert httpx.get(page).headers["content-type"].startswith("text/html")
-        command.send_signal(signal.SIGINT)
-        assert command.wait(60) == 0
+        try:
+            assert command.stdout
+            said = []
+            for line in command.stdout:
+                said.append(line)
+                if "curl" in line:
+                    break
+            words = shlex.split(said[-1])
+            answer = httpx.post(words[1], content=words[-1], headers=dict([words[3].split(": ")]))
+            assert answer.json()["usage"]["completion_tokens"] == 64
+            page = said[-2].split()[-1]
+            assert httpx.get(page).headers["content-type"].startswith("text/html")
+            command.send_signal(signal.SIGINT)
+            assert command.wait(60) == 0
+        finally:
+            command.kill()
