@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes clean
+.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,8 +30,11 @@ help: ## list the targets
 demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
 	@$(BIN)/python examples/demo.py $(STARTED)
 
-test: .venv/ready ## all tests that need neither a cluster nor root
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: .venv/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not system"
+
+system: .venv/ready ## whole programs on this machine: torchrun, trainyard bench and serve, MLflow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m system
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m images build --tag $(TAG) --load

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.system
+
 TINY = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
 
 # Stands in for the trainer: reports steps of 0.1 s, or waits to be stopped with a batch of 2.

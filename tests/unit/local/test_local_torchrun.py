@@ -5,6 +5,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.system
+
 # Rank 1 of the first attempt tells its process id and waits to be killed.
 STUBBORN = """
 import os, pathlib, sys, time

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.system
 
 COMMAND = [sys.executable, "-m", "trainyard_operator.cli", "serve"]
 

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainyard_api.checkpoint import CHECKPOINTS, MODELS, file_sha256
 from trainyard_api.job import JOB_ENV, TrainerJob
+
+pytestmark = pytest.mark.system
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TORCHRUN += ["-m", "trainyard_trainer"]

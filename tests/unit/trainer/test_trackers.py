@@ -24,6 +24,8 @@ from trainyard_trainer.sink import metrics_of
 from trainyard_trainer.to_mlflow import STATE_FILE, MLflowSink
 from trainyard_trainer.to_tensorboard import DIRECTORY
 
+pytestmark = pytest.mark.system
+
 MakeJob = Callable[..., TrainerJob]
 SERVER_DEADLINE = 180.0  # seconds; it makes its database first
 METRICS = ["eval_loss", "grad_norm", "learning_rate", "loss", "samples_per_second"]

@@ -10,6 +10,8 @@ import yaml
 
 from trainyard_api.run import TrainingRun
 
+pytestmark = pytest.mark.system
+
 TOP = Path(__file__).parents[3]
 SCRIPT = TOP / "examples" / "walkthrough" / "train.py"
 PAGE = TOP / "docs" / "ddp-walkthrough.md"
