@@ -76,6 +76,29 @@ RESTARTS = Metric(
 QUEUE_DEPTH = Metric("trainyard_operator_queue_depth", "gauge", "Runs waiting to be reconciled.")
 LEADER = Metric("trainyard_operator_leader", "gauge", "1 on the replica that holds the Lease.")
 
+# Operator: results of studies. `configuration` is the cell without its size, `source` is measured
+# or projected. A study's cells bound the number of series.
+_POINT = ("namespace", "study", "configuration", "processes", "source")
+STUDIES = Metric("trainyard_operator_studies", "gauge", "Scaling studies by phase.", ("phase",))
+STUDY_TOKENS_PER_SECOND = Metric(
+    "trainyard_study_tokens_per_second", "gauge", "Tokens per second.", _POINT
+)
+STUDY_SAMPLES_PER_SECOND = Metric(
+    "trainyard_study_samples_per_second", "gauge", "Samples per second.", _POINT
+)
+STUDY_SPEEDUP = Metric(
+    "trainyard_study_speedup_ratio", "gauge", "Throughput / that of the smallest size.", _POINT
+)
+STUDY_EFFICIENCY = Metric(
+    "trainyard_study_efficiency_ratio", "gauge", "Throughput per process / the smallest's.", _POINT
+)
+STUDY_COST = Metric(
+    "trainyard_study_cost_per_million",
+    "gauge",
+    "Cost of a million tokens or samples (unit), in the currency the study names.",
+    (*_POINT, "unit", "currency"),
+)
+
 # Serving.
 REQUESTS = Metric(
     "trainyard_serving_requests_total",

@@ -1,0 +1,142 @@
+"""ScalingStudy status: what was measured, figure by figure, and what follows from it."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trainyard_api.base import Model
+from trainyard_api.progress import StepSeconds
+from trainyard_api.scaling_law import Interval, ScalingLaw
+from trainyard_api.status import Condition
+
+StudyPhase = Literal[
+    "Pending",  # nothing runs yet
+    "Running",
+    "Suspended",
+    "Succeeded",  # every run of every cell was measured
+    "Failed",  # it is over, and at least one cell has failed
+]
+CellPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
+Unit = Literal["tokens", "samples"]
+
+
+class Measurement(Model):
+    """One run of one cell."""
+
+    repeat: int
+    batch_size: int = Field(description="Samples of one optimizer step, all ranks together.")
+    samples_per_second: float = Field(description="batch_size / step_seconds.mean")
+    tokens_per_second: float | None = None
+    step_seconds: StepSeconds
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Most memory any rank has used: of its GPU, else of the process."
+    )
+    loss: float | None = Field(default=None, description="Training loss when it ended.")
+    seconds: float = Field(description="The whole run, from start-up to export.")
+
+
+class CellFailure(Model):
+    """Why a cell has no (more) measurements."""
+
+    repeat: int
+    reason: str
+    message: str
+    run: str = Field(default="", description="The TrainingRun that failed; it is kept.")
+    log: str | None = Field(default=None, description="On one machine: relative to the report.")
+
+
+class Spread(Model):
+    """A measured figure over the repeats."""
+
+    median: float
+    min: float
+    max: float
+
+
+class CellResult(Model):
+    """One cell: the values it has of the matrix, its runs, and what follows from them."""
+
+    number: int = Field(description="From 1, in the matrix's order.")
+    values: dict[str, Any] = Field(description="Of the matrix, by path.")
+    label: str = Field(description="What tells this cell from the others, for people.")
+    processes: int = Field(description="Ranks of its runs.")
+    phase: CellPhase = "Pending"
+    measurements: list[Measurement] = Field(default_factory=list)
+    failure: CellFailure | None = None
+
+    samples_per_second: Spread | None = None
+    tokens_per_second: Spread | None = None
+    step_seconds: Spread | None = Field(default=None, description="Of the runs' mean step times.")
+    step_seconds_p50: Spread | None = Field(default=None, description="Of the runs' medians.")
+    step_seconds_p99: Spread | None = Field(default=None, description="Of the runs' 99th centiles.")
+    peak_memory_bytes: int | None = Field(default=None, description="The most of any run.")
+    speedup: float | None = Field(default=None, description="Throughput / the first cell's.")
+    efficiency: float | None = Field(
+        default=None,
+        description="Throughput per process / that of the same configuration at its smallest size.",
+    )
+    cost_per_million: float | None = Field(
+        default=None, description="Of tokens, or of samples where there are none; in the currency."
+    )
+
+
+class ScalingPoint(Model):
+    """Throughput of one configuration at one number of processes."""
+
+    processes: int
+    source: Literal["measured", "projected"]
+    throughput: Interval = Field(
+        description="Per second. Measured: median, least and most; projected: of the law, with the"
+        " interval of 90 of 100 resamples."
+    )
+    speedup: float = Field(description="Throughput / that of the smallest measured size.")
+    efficiency: float = Field(description="Speedup / (processes / the smallest measured size).")
+    cost_per_million: float | None = None
+
+
+class ScalingCurve(Model):
+    """How one configuration (every value of the matrix but its size) scales."""
+
+    configuration: dict[str, Any] = Field(description="Values of the matrix, sizes left out.")
+    label: str = Field(description="The configuration, for people; empty if there is just one.")
+    unit: Unit
+    law: ScalingLaw | None = Field(default=None, description="Absent when it can't be fitted.")
+    why_no_law: str = Field(default="", description="One line, when there is none.")
+    points: list[ScalingPoint] = Field(description="By processes, measured ones first.")
+
+
+class Machine(Model):
+    """Where a study was measured, when that was one machine."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int | None = None
+    gpus: list[str] = Field(default_factory=list)
+    system: str
+    python: str
+    torch: str | None = None
+    trainyard: str
+    load: float | None = Field(default=None, description="Load average when the study began.")
+    threads_per_process: str = Field(default="", description="OMP_NUM_THREADS, in every cell.")
+
+
+class ScalingStudyStatus(Model):
+    """Phase, table and curves."""
+
+    observed_generation: int | None = None
+    phase: StudyPhase | None = None
+    reason: str = ""
+    message: str = Field(default="", description="One line: what it does, or what went wrong.")
+    conditions: list[Condition] = Field(default_factory=list)
+    progress: str = Field(default="", description="Runs done / all, for people.")
+    headline: str = Field(
+        default="", description="For people: `1.87x on 2 (93%), 12.3k tokens/s; 8: 6.1x projected`."
+    )
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+    cells: list[CellResult] = Field(default_factory=list)
+    curves: list[ScalingCurve] = Field(default_factory=list)
+    machine: Machine | None = None
+    command: str = Field(default="", description="On one machine: what was typed.")
+    commit: str | None = Field(default=None, description="Of the git checkout it was started in.")
