@@ -3,6 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Part = Literal["trainer", "operator", "serving", "all"]
+
+
+class Label(str):
+    """A label's name, where its values come from, and how many of them one process exports."""
+
+    values: str
+    at_most: int
+
+    def __new__(cls, name: str, values: str, at_most: int) -> "Label":
+        label = super().__new__(cls, name)
+        label.values, label.at_most = values, at_most
+        return label
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -11,75 +25,175 @@ class Metric:
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
+
+    def __str__(self) -> str:
+        """The name, so that queries are written f"rate({TOKENS}[5m])"."""
+        return self.name
+
+    @property
+    def part(self) -> Part:
+        """Whose /metrics has it."""
+        if self.name.startswith("process_"):
+            return "all"
+        if self.name.startswith(("trainyard_operator_", "trainyard_study_")):
+            return "operator"
+        return "serving" if self.name.startswith("trainyard_serving_") else "trainer"
 
 
-# Trainer: served by rank 0 at /metrics. A scrape adds pod and namespace.
-STEP = Metric("trainyard_step", "gauge", "Optimizer steps done.", ("run",))
-TOTAL_STEPS = Metric("trainyard_total_steps", "gauge", "Optimizer steps asked for.", ("run",))
-LOSS = Metric("trainyard_loss", "gauge", "Training loss of the newest logged step.", ("run",))
-EVAL_LOSS = Metric("trainyard_eval_loss", "gauge", "Newest evaluation loss.", ("run",))
-EVALUATION = Metric(
-    "trainyard_evaluation", "gauge", "Newest evaluation, by metric.", ("run", "metric")
+_RUN = Label("run", "the run's name", 1)
+_METRIC = Label("metric", "names the recipe gives its evaluation; further ones are left out", 32)
+_RANK = Label("rank", "0 and up; of a larger group the slowest ranks", 256)
+
+# Trainer: served by rank 0 at /metrics. What isn't known yet is absent. A scrape adds pod and
+# namespace.
+RUN_INFO = Metric(
+    "trainyard_run_info",
+    "gauge",
+    "1: what this run is.",
+    (
+        _RUN,
+        Label("recipe", "the run's recipe", 1),
+        Label("strategy", "ddp or fsdp", 1),
+        Label("precision", "fp32, bf16 or fp16", 1),
+    ),
 )
-LEARNING_RATE = Metric("trainyard_learning_rate", "gauge", "Learning rate.", ("run",))
-GRAD_NORM = Metric("trainyard_grad_norm", "gauge", "Gradient norm before clipping.", ("run",))
-STEP_SECONDS = Metric("trainyard_step_seconds", "histogram", "Time of one step.", ("run",))
+ATTEMPT = Metric("trainyard_attempt", "gauge", "Number of the attempt, from 1.", (_RUN,))
+STEP = Metric("trainyard_step", "gauge", "Optimizer steps done.", (_RUN,))
+TOTAL_STEPS = Metric("trainyard_total_steps", "gauge", "Optimizer steps asked for.", (_RUN,))
+LOSS = Metric("trainyard_loss", "gauge", "Training loss of the newest logged step.", (_RUN,))
+EVAL_LOSS = Metric("trainyard_eval_loss", "gauge", "Newest evaluation loss.", (_RUN,))
+EVALUATION = Metric(
+    "trainyard_evaluation", "gauge", "Newest evaluation, by metric.", (_RUN, _METRIC)
+)
+LEARNING_RATE = Metric("trainyard_learning_rate", "gauge", "Learning rate.", (_RUN,))
+GRAD_NORM = Metric("trainyard_grad_norm", "gauge", "Gradient norm before clipping.", (_RUN,))
+STEP_SECONDS = Metric("trainyard_step_seconds", "histogram", "Time of one step.", (_RUN,))
 RANK_STEP_SECONDS = Metric(
     "trainyard_rank_step_seconds",
     "gauge",
     "A rank's own work in a step, without waiting for the others; mean since the last log line.",
-    ("run", "rank"),
+    (_RUN, _RANK),
+)
+PRODUCTIVE_SECONDS = Metric(
+    "trainyard_productive_seconds_total",
+    "counter",
+    "Time in optimizer steps, without those done a second time after a restart.",
+    (_RUN,),
+)
+EVALUATION_SECONDS = Metric(
+    "trainyard_evaluation_seconds_total", "counter", "Time training stood for evaluation.", (_RUN,)
 )
 DATA_WAIT_SECONDS = Metric(
-    "trainyard_data_wait_seconds_total", "counter", "Time steps waited for data.", ("run",)
+    "trainyard_data_wait_seconds_total", "counter", "Time steps waited for data.", (_RUN,)
 )
-TOKENS = Metric("trainyard_tokens_total", "counter", "Tokens trained on, all ranks.", ("run",))
-SAMPLES = Metric("trainyard_samples_total", "counter", "Samples trained on, all ranks.", ("run",))
+TOKENS = Metric("trainyard_tokens_total", "counter", "Tokens trained on, all ranks.", (_RUN,))
+SAMPLES = Metric("trainyard_samples_total", "counter", "Samples trained on, all ranks.", (_RUN,))
 TOKENS_PER_SECOND = Metric(
-    "trainyard_tokens_per_second", "gauge", "Tokens per second, all ranks.", ("run",)
+    "trainyard_tokens_per_second", "gauge", "Tokens per second, all ranks.", (_RUN,)
 )
 SAMPLES_PER_SECOND = Metric(
-    "trainyard_samples_per_second", "gauge", "Samples per second, all ranks.", ("run",)
+    "trainyard_samples_per_second", "gauge", "Samples per second, all ranks.", (_RUN,)
 )
 CHECKPOINT_SECONDS = Metric(
     "trainyard_checkpoint_seconds",
     "histogram",
     "Time of a checkpoint: stage is block (training waits) or write (in the background).",
-    ("run", "stage"),
+    (_RUN, Label("stage", "block or write", 2)),
 )
 CHECKPOINT_STEP = Metric(
-    "trainyard_checkpoint_step", "gauge", "Step of the newest complete checkpoint.", ("run",)
+    "trainyard_checkpoint_step", "gauge", "Step of the newest complete checkpoint.", (_RUN,)
+)
+CHECKPOINT_TIME = Metric(
+    "trainyard_checkpoint_timestamp_seconds",
+    "gauge",
+    "When the newest complete checkpoint was made, seconds since 1970.",
+    (_RUN,),
 )
 GPU_MEMORY_BYTES = Metric(
-    "trainyard_gpu_memory_bytes", "gauge", "Peak memory allocated on rank 0's GPU.", ("run",)
+    "trainyard_gpu_memory_bytes", "gauge", "Peak memory allocated on rank 0's GPU.", (_RUN,)
 )
-WORLD_SIZE = Metric("trainyard_world_size", "gauge", "Ranks in the process group.", ("run",))
+WORLD_SIZE = Metric("trainyard_world_size", "gauge", "Ranks in the process group.", (_RUN,))
 STALLED_SECONDS = Metric(
     "trainyard_stalled_seconds",
     "gauge",
     "Time since the rank that has waited longest made progress.",
-    ("run",),
+    (_RUN,),
 )
 
-# Operator.
-RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", ("phase",))
+# Operator: served by every replica; only the leader has runs. What is told of single runs comes from
+# the objects themselves: with a run, its series go.
+_NAMESPACE = Label("namespace", "of the runs below", 5000)
+_OF_RUNS = Label("run", "unfinished runs and those of the last 15 minutes, no more than these", 5000)
+_PHASE = Label("phase", "TrainingRun's phases", 7)
+_REASON = Label("reason", "why attempts fail: docs/concepts.md lists them", 16)
+RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", (_PHASE,))
+RUN_PHASE = Metric(
+    "trainyard_operator_run_phase",
+    "gauge",
+    "1 for the phase that a run is in.",
+    (_NAMESPACE, _OF_RUNS, _PHASE),
+)
+RUN_WAITING_SECONDS = Metric(
+    "trainyard_operator_run_waiting_seconds",
+    "gauge",
+    "Time that a Pending run has waited for its pods; queue is the one it names, if any.",
+    (_NAMESPACE, _OF_RUNS, Label("queue", "spec.queue.name", 5000)),
+)
+RUN_GPUS = Metric(
+    "trainyard_operator_run_gpus", "gauge", "GPUs that a run asks for.", (_NAMESPACE, _OF_RUNS)
+)
+RUN_ACTIVE_SECONDS = Metric(
+    "trainyard_operator_run_active_seconds_total",
+    "counter",
+    "Wall time of a run since it began, without suspensions.",
+    (_NAMESPACE, _OF_RUNS),
+)
+RUN_RESTARTS = Metric(
+    "trainyard_operator_run_restarts_total",
+    "counter",
+    "Failed attempts of a run that were tried again.",
+    (_NAMESPACE, _OF_RUNS),
+)
+RUN_FAILED_ATTEMPTS = Metric(
+    "trainyard_operator_run_failed_attempts",
+    "gauge",
+    "Failed ones among a run's newest ten attempts, by reason.",
+    (_NAMESPACE, _OF_RUNS, _REASON),
+)
 RECONCILES = Metric(
-    "trainyard_operator_reconciles_total", "counter", "Reconciles by result.", ("result",)
+    "trainyard_operator_reconciles_total",
+    "counter",
+    "Reconciles by result.",
+    (Label("result", "ok, gone, conflict, invalid, rejected or error", 6),),
 )
 RECONCILE_SECONDS = Metric(
     "trainyard_operator_reconcile_seconds", "histogram", "Time of one reconcile."
 )
 RESTARTS = Metric(
-    "trainyard_operator_restarts_total", "counter", "Attempts that failed, by reason.", ("reason",)
+    "trainyard_operator_restarts_total", "counter", "Attempts that failed, by reason.", (_REASON,)
 )
 QUEUE_DEPTH = Metric("trainyard_operator_queue_depth", "gauge", "Runs waiting to be reconciled.")
+FAILING = Metric(
+    "trainyard_operator_failing_runs", "gauge", "Runs whose newest reconcile has failed."
+)
 LEADER = Metric("trainyard_operator_leader", "gauge", "1 on the replica that holds the Lease.")
 
 # Operator: results of studies. `configuration` is the cell without its size, `source` is measured
 # or projected. A study's cells bound the number of series.
-_POINT = ("namespace", "study", "configuration", "processes", "source")
-STUDIES = Metric("trainyard_operator_studies", "gauge", "Scaling studies by phase.", ("phase",))
+_POINT = (
+    Label("namespace", "of the studies below", 1000),
+    Label("study", "ScalingStudies", 1000),
+    Label("configuration", "the values of the study's matrix, sizes left out", 1000),
+    Label("processes", "sizes measured and projected to", 1000),
+    Label("source", "measured or projected", 2),
+)
+STUDIES = Metric(
+    "trainyard_operator_studies",
+    "gauge",
+    "Scaling studies by phase.",
+    (Label("phase", "ScalingStudy's phases", 5),),
+)
 STUDY_TOKENS_PER_SECOND = Metric(
     "trainyard_study_tokens_per_second", "gauge", "Tokens per second.", _POINT
 )
@@ -96,18 +210,26 @@ STUDY_COST = Metric(
     "trainyard_study_cost_per_million",
     "gauge",
     "Cost of a million tokens or samples (unit), in the currency the study names.",
-    (*_POINT, "unit", "currency"),
+    (
+        *_POINT,
+        Label("unit", "tokens or samples", 2),
+        Label("currency", "three letters, as the studies name them", 200),
+    ),
 )
 
 # Serving.
+_ROUTE = Label("route", "the app's routes; other paths are other", 16)
 REQUESTS = Metric(
     "trainyard_serving_requests_total",
     "counter",
     "Requests by route and status.",
-    ("route", "code"),
+    (_ROUTE, Label("code", "HTTP's statuses", 64)),
 )
 REQUEST_SECONDS = Metric(
-    "trainyard_serving_request_seconds", "histogram", "Time to the full answer.", ("route",)
+    "trainyard_serving_request_seconds", "histogram", "Time to the full answer.", (_ROUTE,)
+)
+REQUESTS_IN_PROGRESS = Metric(
+    "trainyard_serving_requests_in_progress", "gauge", "Requests being answered, waiting ones too."
 )
 FIRST_TOKEN_SECONDS = Metric(
     "trainyard_serving_first_token_seconds", "histogram", "Time to the first generated token."
@@ -117,21 +239,47 @@ GENERATED_TOKENS = Metric(
 )
 SERVING_QUEUE = Metric("trainyard_serving_queue_depth", "gauge", "Requests waiting for the model.")
 MODEL_INFO = Metric(
-    "trainyard_serving_model_info", "gauge", "1 for the model served.", ("run", "step", "digest")
+    "trainyard_serving_model_info",
+    "gauge",
+    "1 for the model served.",
+    (
+        Label("run", "the run that made it", 1),
+        Label("step", "the step it is of", 1),
+        Label("digest", "its manifest's sha256", 1),
+    ),
 )
 MODEL_SWAPS = Metric(
     "trainyard_serving_model_swaps_total",
     "counter",
     "Newer models met: loaded, refused, or rolled_back by request.",
-    ("result",),
+    (Label("result", "loaded, refused or rolled_back", 3),),
 )
 BATCH_SIZE = Metric("trainyard_serving_batch_size", "histogram", "Texts computed together.")
 STAGE_SECONDS = Metric(
     "trainyard_serving_stage_seconds",
     "histogram",
     "Time of a batch in a stage: queue (its oldest text), tokenise or compute.",
-    ("stage",),
+    (Label("stage", "queue, tokenise or compute", 3),),
 )
 PREDICTIONS = Metric(
-    "trainyard_serving_predictions_total", "counter", "Texts classified, by class.", ("label",)
+    "trainyard_serving_predictions_total",
+    "counter",
+    "Texts classified, by class.",
+    (Label("label", "the model's classes; further ones are other", 101),),
 )
+
+# Every part: of its process, as Prometheus' client libraries name them (on Linux).
+PROCESS_MEMORY_BYTES = Metric(
+    "process_resident_memory_bytes", "gauge", "Resident memory of the process."
+)
+PROCESS_VIRTUAL_MEMORY_BYTES = Metric(
+    "process_virtual_memory_bytes", "gauge", "Virtual memory of the process."
+)
+PROCESS_CPU_SECONDS = Metric("process_cpu_seconds_total", "counter", "CPU time of the process.")
+PROCESS_START_TIME = Metric(
+    "process_start_time_seconds", "gauge", "When the process began, seconds since 1970."
+)
+PROCESS_OPEN_FDS = Metric("process_open_fds", "gauge", "Open file descriptors.")
+PROCESS_MAX_FDS = Metric("process_max_fds", "gauge", "Most file descriptors it may open.")
+
+ALL = tuple(value for value in vars().values() if isinstance(value, Metric))

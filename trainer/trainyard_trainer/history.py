@@ -38,6 +38,7 @@ class History:
         self._drawn = time.monotonic()
         self._began = time.time() - since_start()
         self._seconds_before = 0.0
+        self.furthest = 0  # the newest step that an earlier attempt has logged
         self._torn = False
         self._file: BinaryIO | None = None
         try:
@@ -113,7 +114,9 @@ class History:
         """Forget what an earlier attempt logged beyond the step this one goes on from."""
         if not self.path.exists():
             return
-        kept = [line for line in read_history(self.path) if line["step"] <= step and step]
+        lines = list(read_history(self.path))
+        self.furthest = max((line["step"] for line in lines), default=0)
+        kept = [line for line in lines if line["step"] <= step and step]
         self._seconds_before = _seconds(kept)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

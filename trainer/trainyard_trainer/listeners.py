@@ -1,7 +1,9 @@
 """Who hears of the training on this rank."""
 
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from trainyard_api.progress import SlowestRank
@@ -23,12 +25,15 @@ class Listeners:
     position: Position = field(default_factory=Position)
     stragglers: Stragglers | None = None
     forwarding: Forwarding | None = None
+    _evaluating: float = 0.0  # since when
 
     def report(self, **values: Any) -> None:
         """Set fields of the progress report."""
         self.position.step = values.get("step", self.position.step)
         if "phase" in values:
             self.position.enter(values["phase"])
+            if values["phase"] == "evaluating":
+                self._evaluating = time.perf_counter()
         if self.reporter:
             self.reporter.update(**values)
 
@@ -51,11 +56,21 @@ class Listeners:
         self.position.tick()
         if self.reporter:
             self.reporter.update(step=step)
+            self.reporter.metrics.step.set(step)
 
-    def timed(self, seconds: float) -> None:
+    def timed(self, step: int, seconds: float) -> None:
         """What one of the steps since the last line of progress took."""
         if self.reporter:
             self.reporter.metrics.step_seconds.observe(seconds)
+            # One that an earlier attempt has done, too, brings the run no further.
+            if self.history is None or step > self.history.furthest:
+                self.reporter.metrics.productive_seconds.inc(seconds)
+
+    def checkpointed(self, step: int, when: datetime) -> None:
+        """The newest checkpoint that is complete."""
+        if self.reporter:
+            self.reporter.metrics.checkpoint_step.set(step)
+            self.reporter.metrics.checkpoint_time.set(when.timestamp())
 
     def worked(self, seconds: list[float], steps: int) -> None:
         """Each rank's own work in a step, the mean of those since the last line of progress."""
@@ -79,6 +94,8 @@ class Listeners:
             self.history.keep_evaluation({"step": step} | results | details)
         if self.reporter:
             self.reporter.metrics.evaluated(results)
+            seconds = time.perf_counter() - self._evaluating
+            self.reporter.metrics.evaluation_seconds.inc(seconds)
 
     def ended(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """This attempt is over. One that went well leaves its report and sees the trackers off."""

@@ -175,10 +175,10 @@ class Loop:
         read = self.group.sum(torch.cat([*unread, work.to(self._losses.device)])).cpu()
         losses, norms = (read[: 2 * self._unread] / self.group.world_size).view(2, -1).tolist()
         self._work += read[2 * self._unread :]
-        for step_time in times:
-            self.throughput.add(step_time.seconds)
-            self.out.timed(step_time.seconds)
         first = self.step - self._unread + 1
+        for step, step_time in enumerate(times, first):
+            self.throughput.add(step_time.seconds)
+            self.out.timed(step, step_time.seconds)
         self._losses.zero_()
         self._unread = 0
         self._window.extend(losses)
@@ -234,12 +234,12 @@ class Loop:
         self.out.console.step(self.step, self.config.max_steps, loss, rate, *speed, eta)
         if self.out.reporter:
             metrics = self.out.reporter.metrics
-            metrics.step.set(self.step)
             metrics.loss.set(loss)
             metrics.learning_rate.set(rate)
             metrics.grad_norm.set(float(norm))
             metrics.samples_per_second.set(samples_per_second)
-            metrics.tokens_per_second.set(tokens_per_second or 0)
+            if tokens_per_second:
+                metrics.tokens_per_second.set(tokens_per_second)
             samples = steps * self.config.batch_size
             metrics.samples.inc(samples)
             metrics.tokens.inc(samples * self.recipe.tokens_per_sample)
@@ -342,7 +342,7 @@ class Loop:
         self.out.report(last_checkpoint=saved.ref)
         if self.out.reporter:
             self.out.reporter.metrics.checkpoint_write.observe(saved.seconds)
-            self.out.reporter.metrics.checkpoint_step.set(saved.step)
+        self.out.checkpointed(saved.step, saved.ref.time)
         if self.out.history:
             self.out.history.draw()
 

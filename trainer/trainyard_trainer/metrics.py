@@ -2,72 +2,102 @@
 
 from collections.abc import Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from trainyard_api import metrics as names
+from trainyard_api.job import TrainerJob
 from trainyard_api.metrics import Metric
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+
 _STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Known:
+    """A gauge that is absent until it is known."""
+
+    def __init__(self, gauge: Gauge, run: str) -> None:
+        self._gauge = gauge
+        self._run = run
+
+    def set(self, value: float) -> None:
+        self._gauge.labels(self._run).set(value)
 
 
 class TrainerMetrics:
     """The metrics rank 0 serves; plain attributes, one per metric."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, job: TrainerJob) -> None:
         self._registry = CollectorRegistry()
-        self._run = run
-        self.step = self._gauge(names.STEP)
-        self.total_steps = self._gauge(names.TOTAL_STEPS)
-        self.loss = self._gauge(names.LOSS)
-        self.eval_loss = self._gauge(names.EVAL_LOSS)
-        self._evaluation = Gauge(
-            names.EVALUATION.name,
-            names.EVALUATION.help,
-            names.EVALUATION.labels,
-            registry=self._registry,
-        )
-        self.learning_rate = self._gauge(names.LEARNING_RATE)
-        self.grad_norm = self._gauge(names.GRAD_NORM)
-        self.step_seconds = self._histogram(names.STEP_SECONDS).labels(run)
-        self._rank_step_seconds = Gauge(
-            names.RANK_STEP_SECONDS.name,
-            names.RANK_STEP_SECONDS.help,
-            names.RANK_STEP_SECONDS.labels,
-            registry=self._registry,
-        )
+        self._run = job.run
+        ProcessCollector(registry=self._registry)
+        about = (job.run, job.recipe, job.strategy, job.precision)
+        self._gauge(names.RUN_INFO).labels(*about).set(1)
+        self._known(names.ATTEMPT).set(job.attempt)
+        self.step = self._known(names.STEP)
+        self.total_steps = self._known(names.TOTAL_STEPS)
+        self.loss = self._known(names.LOSS)
+        self.eval_loss = self._known(names.EVAL_LOSS)
+        self._evaluation = self._gauge(names.EVALUATION)
+        self._evaluated: set[str] = set()
+        self.learning_rate = self._known(names.LEARNING_RATE)
+        self.grad_norm = self._known(names.GRAD_NORM)
+        self.step_seconds = self._histogram(names.STEP_SECONDS).labels(job.run)
+        self._rank_step_seconds = self._gauge(names.RANK_STEP_SECONDS)
+        self.productive_seconds = self._counter(names.PRODUCTIVE_SECONDS)
+        self.evaluation_seconds = self._counter(names.EVALUATION_SECONDS)
         self.data_wait = self._counter(names.DATA_WAIT_SECONDS)
         self.tokens = self._counter(names.TOKENS)
         self.samples = self._counter(names.SAMPLES)
-        self.tokens_per_second = self._gauge(names.TOKENS_PER_SECOND)
-        self.samples_per_second = self._gauge(names.SAMPLES_PER_SECOND)
+        self.tokens_per_second = self._known(names.TOKENS_PER_SECOND)
+        self.samples_per_second = self._known(names.SAMPLES_PER_SECOND)
         checkpoint = self._histogram(names.CHECKPOINT_SECONDS)
-        self.checkpoint_block = checkpoint.labels(run, "block")
-        self.checkpoint_write = checkpoint.labels(run, "write")
-        self.checkpoint_step = self._gauge(names.CHECKPOINT_STEP)
-        self.gpu_memory = self._gauge(names.GPU_MEMORY_BYTES)
-        self.world_size = self._gauge(names.WORLD_SIZE)
-        self.stalled_seconds = self._gauge(names.STALLED_SECONDS)
+        self.checkpoint_block = checkpoint.labels(job.run, "block")
+        self.checkpoint_write = checkpoint.labels(job.run, "write")
+        self.checkpoint_step = self._known(names.CHECKPOINT_STEP)
+        self.checkpoint_time = self._known(names.CHECKPOINT_TIME)
+        self.gpu_memory = self._known(names.GPU_MEMORY_BYTES)
+        self.world_size = self._known(names.WORLD_SIZE)
+        self.stalled_seconds = self._known(names.STALLED_SECONDS)
 
     def evaluated(self, results: dict[str, float]) -> None:
         """Set the metrics of an evaluation; a recipe has a handful of them."""
         if "eval_loss" in results:
             self.eval_loss.set(results["eval_loss"])
         for name, value in results.items():
-            self._evaluation.labels(self._run, name).set(value)
+            if name in self._evaluated or len(self._evaluated) < names.EVALUATION.labels[1].at_most:
+                self._evaluated.add(name)
+                self._evaluation.labels(self._run, name).set(value)
 
     def worked(self, seconds: Sequence[float]) -> None:
-        """Set each rank's own seconds in a step."""
-        for rank, value in enumerate(seconds):
-            self._rank_step_seconds.labels(self._run, str(rank)).set(value)
+        """Set each rank's own seconds in a step; of a large group only the slowest ranks'."""
+        most = names.RANK_STEP_SECONDS.labels[1].at_most
+        ranks = range(len(seconds))
+        if len(seconds) > most:
+            ranks_kept = sorted(ranks, key=lambda rank: -seconds[rank])[:most]
+            self._rank_step_seconds.clear()
+        else:
+            ranks_kept = list(ranks)
+        for rank in ranks_kept:
+            self._rank_step_seconds.labels(self._run, str(rank)).set(seconds[rank])
 
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
 
     def _gauge(self, metric: Metric) -> Gauge:
-        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry).labels(
-            self._run
-        )
+        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def _known(self, metric: Metric) -> Known:
+        return Known(self._gauge(metric), self._run)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry).labels(

@@ -29,7 +29,7 @@ class Reporter:
             "ranks_joined": 0,
             "world_size": world_size,
         }
-        self.metrics = TrainerMetrics(job.run)
+        self.metrics = TrainerMetrics(job)
         self._server: ThreadingHTTPServer | None = None
 
     def update(self, **values: Any) -> None:

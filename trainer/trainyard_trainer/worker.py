@@ -79,6 +79,8 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
         out.forwarding = Forwarding(Path(job.run_dir), config, out.console)
         out.stragglers = Stragglers(hosts, out.console)
         out.report(resumed_from_step=came_from)
+        if resume:
+            out.checkpointed(start, resume.manifest.created)
 
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header, resume)
