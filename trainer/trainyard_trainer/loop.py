@@ -27,6 +27,8 @@ from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.stop import Stop
 from trainyard_trainer.throughput import Throughput
 
+RANKS_KEPT = 64  # of a larger run the metrics tell each rank's time, the history does not
+
 
 class Loop:
     """Trains `recipe` from step `start` to the last; every rank runs the same calls in order."""
@@ -216,6 +218,7 @@ class Loop:
             step_seconds=self.throughput.step_seconds(),
             peak_memory_bytes=peak_memory_bytes(self.group.device),
         )
+        ranks = (self._work / steps).tolist() if self.parallel.knows_waits else []
         self.out.record(
             step=self.step,
             loss=loss,
@@ -225,9 +228,10 @@ class Loop:
             samples_per_second=samples_per_second,
             attempt=self.job.attempt,
             time=time.time(),
+            **({"rank_step_seconds": ranks} if 0 < len(ranks) <= RANKS_KEPT else {}),
         )
-        if self.parallel.knows_waits:
-            self.out.worked((self._work / steps).tolist(), steps)
+        if ranks:
+            self.out.worked(ranks, steps)
         speed = (samples_per_second, "samples")
         if tokens_per_second:
             speed = (tokens_per_second, "tokens")
@@ -291,6 +295,7 @@ class Loop:
         if text is not None:
             self.out.console.sample(self.step, text)
             self.out.report(sample=text)
+            self.out.record(step=self.step, sample=text, attempt=self.job.attempt)
 
     def _save(self) -> None:
         """Start a checkpoint of this step; training goes on while it is written."""
