@@ -121,12 +121,12 @@ STALLED_SECONDS = Metric(
     (_RUN,),
 )
 
-# Operator: served by every replica; only the leader has runs. What is told of single runs comes from
-# the objects themselves: with a run, its series go.
+# Operator: served by every replica; only the leader has runs. What is told of single runs comes
+# from the objects themselves: with a run, its series go.
 _NAMESPACE = Label("namespace", "of the runs below", 5000)
-_OF_RUNS = Label("run", "unfinished runs and those of the last 15 minutes, no more than these", 5000)
+_OF_RUNS = Label("run", "unfinished runs, and those that ended in the last 15 minutes", 5000)
 _PHASE = Label("phase", "TrainingRun's phases", 7)
-_REASON = Label("reason", "why attempts fail: docs/concepts.md lists them", 16)
+_REASON = Label("reason", "why attempts fail, as docs/concepts.md lists them", 24)
 RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", (_PHASE,))
 RUN_PHASE = Metric(
     "trainyard_operator_run_phase",

@@ -43,6 +43,17 @@ _CLASSES: dict[str, tuple[int, bool]] = {
     "PeerLost": (7, True),
     "Unknown": (8, True),
 }
+# Every reason of a failed attempt: those above, and what keeps a gang from starting or ends it.
+REASONS = frozenset(_CLASSES) | {
+    "StartTimeout",
+    "DeadlineExceeded",
+    "Image",
+    "Volume",
+    "Container",
+    "Scheduling",
+    "Creating",
+    "Rejected",
+}
 
 _DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",

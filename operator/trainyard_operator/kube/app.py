@@ -13,7 +13,7 @@ from trainyard_api import labels
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_operator.kube import reports, server
 from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.controller import Controller, key_of, phase_of
+from trainyard_operator.kube.controller import Controller, key_of
 from trainyard_operator.kube.errors import ApiError
 from trainyard_operator.kube.execute import Executor
 from trainyard_operator.kube.instruments import Instruments
@@ -44,7 +44,7 @@ class App:
         executor = Executor(kube, settings.trainer_image)
         self._controller = Controller(kube, observer, executor, self._instruments)
         self._queue: Queue[Key] = Queue(self._controller.handle, settings.workers)
-        self._instruments.watch_queue(lambda: self._queue.depth)
+        self._instruments.watch_queue(lambda: self._queue.depth, lambda: self._queue.failing)
         self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
         self._heard = time.monotonic()
         self._watched: dict[Key, str] = {}  # resourceVersion of each run, as the watch told it
@@ -123,7 +123,7 @@ class App:
         """A run was made, changed or deleted."""
         self._heard = time.monotonic()
         key, meta = key_of(body), body["metadata"]
-        self._instruments.seen(key, None if deleted else phase_of(body))
+        self._instruments.seen(key, None if deleted else body)
         wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"))
         # Our own status comes back as an event too: answering it would never end.
         if deleted or wanted != self._wanted.get(key):

@@ -45,8 +45,8 @@ class Controller:
     async def list_runs(self, namespace: str) -> dict[Key, str]:
         """Every run there is (in `namespace`, if given) and its resourceVersion."""
         items = await self._kube.list_all(path_of(API_VERSION, PLURAL, namespace or None))
-        phases: dict[Hashable, str] = {key_of(item): phase_of(item) for item in items}
-        self._instruments.seen_all(phases)
+        bodies: dict[Hashable, Any] = {key_of(item): item for item in items}
+        self._instruments.seen_all(bodies)
         return {key_of(item): item["metadata"]["resourceVersion"] for item in items}
 
     async def _reconcile(self, key: Key) -> tuple[str, float | None]:
@@ -79,8 +79,3 @@ class Controller:
 def key_of(item: dict[str, Any]) -> Key:
     """The key of a stored run."""
     return Key(item["metadata"]["namespace"], item["metadata"]["name"])
-
-
-def phase_of(item: dict[str, Any]) -> str:
-    """The phase of a stored run; Pending before it has one."""
-    return str((item.get("status") or {}).get("phase") or "Pending")

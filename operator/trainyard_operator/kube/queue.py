@@ -54,6 +54,11 @@ class Queue(Generic[K]):
         now = time.monotonic()
         return sum(when <= now for when in self._due.values())
 
+    @property
+    def failing(self) -> int:
+        """Keys whose newest handling has failed."""
+        return len(self._failures)
+
     def stalled(self) -> bool:
         """True when work isn't getting done: a handler hangs, or what is due isn't taken up."""
         limit = time.monotonic() - STALLED_SECONDS

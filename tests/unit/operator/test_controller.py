@@ -116,7 +116,7 @@ async def test_long_lists_come_page_by_page() -> None:
 
 async def test_endpoints() -> None:
     instruments = Instruments()
-    instruments.watch_queue(lambda: 3)
+    instruments.watch_queue(lambda: 3, lambda: 1)
     instruments.failed_attempts(TrainingRunStatus(), TrainingRunStatus())
     wrong = ""
     app = server.application(lambda: wrong, lambda: "not yet", instruments.registry)
@@ -131,6 +131,7 @@ async def test_endpoints() -> None:
         status, text = await get("/metrics")
         assert status == 200
         assert "trainyard_operator_queue_depth 3.0" in text
+        assert "trainyard_operator_failing_runs 1.0" in text
         wrong = "reconciling has stalled"
         assert await get("/healthz") == (503, "reconciling has stalled\n")
 
