@@ -7,6 +7,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -24,16 +25,29 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self.requests = self._counter(names.REQUESTS)
         self.request_seconds = self._histogram(names.REQUEST_SECONDS)
+        self.requests_in_progress = self._gauge(names.REQUESTS_IN_PROGRESS)
         self.first_token_seconds = self._histogram(names.FIRST_TOKEN_SECONDS)
         self.generated_tokens = self._counter(names.GENERATED_TOKENS)
         self.queue_depth = self._gauge(names.SERVING_QUEUE)
         self.model_info = self._gauge(names.MODEL_INFO)
         self.model_swaps = self._counter(names.MODEL_SWAPS)
+        for result in ("loaded", "refused", "rolled_back"):
+            self.model_swaps.labels(result)  # a counter that begins at 1 has never grown
         self.batch_size = self._histogram(names.BATCH_SIZE, SIZES)
         self.stage_seconds = self._histogram(names.STAGE_SECONDS)
-        self.predictions = self._counter(names.PREDICTIONS)
+        self._predictions = self._counter(names.PREDICTIONS)
+        self._classes: set[str] = set()
+
+    def predicted(self, label: str) -> None:
+        """Count a text of this class; with too many classes, those met last are one, `other`."""
+        if label not in self._classes:
+            if len(self._classes) + 1 >= names.PREDICTIONS.labels[0].at_most:
+                label = "other"
+            self._classes.add(label)
+        self._predictions.labels(label).inc()
 
     def exposition(self) -> bytes:
         """The text format, version 0.0.4."""

@@ -52,6 +52,8 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"] != "/metrics":  # else it would count itself
+            self._metrics.requests_in_progress.inc()
         started = time.monotonic()
         status: int | None = 500  # None once it is counted
 
@@ -80,3 +82,5 @@ class Observe:
             await self._app(scope, receive, observed)
         finally:
             count()
+            if scope["path"] != "/metrics":
+                self._metrics.requests_in_progress.dec()

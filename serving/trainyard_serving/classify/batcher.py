@@ -163,7 +163,7 @@ class Batcher:
             self._metrics.batch_size.observe(len(group))
             for place, probabilities in zip(group, found, strict=True):
                 request, number = batch[place]
-                self._metrics.predictions.labels(model.labels[int(probabilities.argmax())]).inc()
+                self._metrics.predicted(model.labels[int(probabilities.argmax())])
                 request.found[number] = probabilities
                 request.left -= 1
                 if request.left == 0:
