@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import (
@@ -50,6 +51,12 @@ APPS = {
         VisionSettings,
         "trainyard_serving.vision.app",
         "create_vision_app",
+    ),
+    "dashboard": App(
+        "a page about runs, scaling, cost and served models; it changes nothing",
+        DashboardSettings,
+        "trainyard_serving.dashboard.app",
+        "create_dashboard_app",
     ),
 }
 

@@ -38,7 +38,7 @@ class ApiKey:
         await self._form(error)(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in self._open_paths or path.startswith("/docs/")
+        return path in self._open_paths or path.startswith(("/docs/", "/static/"))
 
     def _known(self, scope: Scope) -> bool:
         headers: dict[bytes, bytes] = dict(scope["headers"])

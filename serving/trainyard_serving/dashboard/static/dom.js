@@ -1,0 +1,55 @@
+// Builds elements. Text is always set as text: names of runs and samples are strangers' words.
+
+export const at = (id) => document.getElementById(id);
+
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// Says where a number is from, in words: measured, projected or entered.
+export const badge = (origin) => h("span", { class: `badge ${origin}` }, origin);
+
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// Roles are written out: on a phone rows are laid out as cards, which takes the tables' own away.
+export function headRow(table, columns) {
+  table.tHead.rows[0].replaceChildren(
+    ...columns.map(([name, origin]) =>
+      h("th", { scope: "col", role: "columnheader" }, name, origin ? " " : null,
+        origin ? badge(origin) : null)),
+  );
+}
+
+export function cell(name, ...children) {
+  return h("td", { role: "cell", "data-label": name }, ...children);
+}
+
+export const row = (...cells) => h("tr", { role: "row" }, ...cells);
+
+export function options(select, entries) {
+  const before = select.value;
+  const same = select.options.length === entries.length
+    && entries.every(([value, text], i) =>
+      select.options[i].value === value && select.options[i].text === text);
+  if (same) return;
+  select.replaceChildren(...entries.map(([value, text]) => h("option", { value }, text)));
+  if (entries.some(([value]) => value === before)) select.value = before;
+}
+
+// Calls `action` once typing has paused.
+export function paused(action, milliseconds = 200) {
+  let timer;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(action, milliseconds);
+  };
+}

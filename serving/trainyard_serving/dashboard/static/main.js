@@ -1,0 +1,91 @@
+// Starts the page and keeps it current.
+
+import { loadPlotly, redraw } from "./chart.js";
+import * as cost from "./cost.js";
+import * as demo from "./demo.js";
+import { at, h, paused, setText } from "./dom.js";
+import { get, key, KeyNeeded } from "./http.js";
+import * as performance from "./performance.js";
+import { onChoice, runs, update } from "./runs.js";
+import * as scaling from "./scaling.js";
+import { startTabs } from "./tabs.js";
+import * as training from "./training.js";
+
+const VIEWS = { performance, scaling, training, cost, demo };
+let view = "performance";
+let pollSeconds = 5;
+let timer = 0;
+let running = false;
+let again = false;
+
+function problems(lines) {
+  const box = at("problems");
+  box.hidden = lines.length === 0;
+  if (box.dataset.state === lines.join("\n")) return;
+  box.dataset.state = lines.join("\n");
+  box.replaceChildren(...lines.map((line) => h("li", {}, line)));
+}
+
+async function look() {
+  if (running) {
+    again = true;
+    return;
+  }
+  running = true;
+  clearTimeout(timer);
+  try {
+    await update();
+    at("key-form").hidden = true;
+    const live = runs.all.filter((run) => run.phase === "Running").length;
+    setText(at("state"), `${runs.all.length} runs, ${live} running`);
+    const found = await VIEWS[view].refresh();
+    problems([...runs.problems, ...found]);
+    redraw();
+  } catch (error) {
+    if (error instanceof KeyNeeded) askForKey(error);
+    else problems([error.message]);
+  } finally {
+    running = false;
+  }
+  if (again) {
+    again = false;
+    look();
+  } else if (!document.hidden) {
+    timer = setTimeout(look, pollSeconds * 1000);
+  }
+}
+
+function askForKey(error) {
+  at("key-form").hidden = false;
+  setText(at("state"), key.get() ? "That key is not the one." : error.message);
+  if (document.activeElement !== at("key")) at("key").focus();
+  again = false;
+}
+
+async function start() {
+  try {
+    const state = await get("api/state");
+    pollSeconds = state.poll_seconds;
+    setText(at("sources"), `From ${state.sources.join(" and ")}.`);
+  } catch (error) {
+    if (!(error instanceof KeyNeeded)) problems([error.message]);
+  }
+  await look();
+}
+
+at("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  key.set(at("key").value);
+  start();
+});
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) look();
+});
+window.addEventListener("resize", paused(redraw));
+onChoice(look);
+startTabs((name) => {
+  view = name;
+  look();
+});
+start();
+setTimeout(loadPlotly, 0);

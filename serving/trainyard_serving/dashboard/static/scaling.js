@@ -1,0 +1,162 @@
+// Tab 2: what N processes would bring, from what a study measured.
+
+import { draw, quiet } from "./chart.js";
+import { at, badge, cell, h, headRow, options, paused, row } from "./dom.js";
+import { duration, interval, money, number, percent, times } from "./format.js";
+import { get } from "./http.js";
+
+const form = at("scaling-form");
+const field = form.elements;
+let studies = [];
+let asked = "";
+
+export async function refresh() {
+  const answer = await get("api/studies");
+  studies = answer.studies.filter((study) => study.configurations.length);
+  form.hidden = studies.length === 0;
+  at("no-studies").hidden = studies.length > 0;
+  at("scaling-result").hidden = studies.length === 0;
+  if (!studies.length) return answer.problems;
+  const before = field.study.value;
+  options(field.study, studies.map((study) => [study.id, [study.name, study.phase].join(", ")]));
+  if (field.study.value !== before) chooseStudy();
+  try {
+    await calculate();
+  } catch (error) {
+    return [...answer.problems, error.message];
+  }
+  return answer.problems;
+}
+
+const study = () => studies.find((one) => one.id === field.study.value);
+
+function chooseStudy() {
+  const { configurations, price, currency } = study();
+  options(field.configuration, configurations.map((one, i) =>
+    [String(i), `${one.label} (measured: ${one.sizes.join(", ")})`]));
+  if (price !== null) field.price.value = price;
+  form.querySelector(".currency").textContent = currency;
+  name();
+}
+
+function name() {
+  const unit = study().configurations[Number(field.configuration.value)]?.unit ?? "tokens";
+  form.querySelector(".budget-name").textContent = `Budget, million ${unit}`;
+}
+
+async function calculate() {
+  if (!form.checkValidity()) return;
+  name();
+  const parameters = [
+    ["study", field.study.value], ["configuration", field.configuration.value],
+    ["processes", field.processes.value], ["budget", field.budget.value * 1e6],
+    ...(field.price.value === "" ? [] : [["price", field.price.value]]),
+  ];
+  const state = JSON.stringify([parameters, study().progress]);
+  if (state === asked) return;
+  const found = await get("api/projection", parameters);
+  asked = state;
+  tiles(found);
+  sizes(found);
+  at("scaling-warnings").replaceChildren(...found.warnings.map((text) => h("li", {}, text)));
+  at("law").textContent = law(found);
+  await chart(found);
+}
+
+function tile(name, value, range, origin) {
+  return h("div", { class: "tile" }, h("p", { class: "what" }, name, " ", badge(origin)),
+    h("p", { class: "value" }, value), h("p", { class: "range" }, range));
+}
+
+function tiles({ chosen, unit, base_processes: base, why_no_law: why }) {
+  const { currency } = study();
+  if (!chosen) {
+    at("scaling-tiles").replaceChildren(h("p", {}, `Unknown at this size: ${why}.`));
+    return;
+  }
+  const seconds = (hours) => duration(hours * 3600);
+  const price = (value) => money(value, currency);
+  at("scaling-tiles").replaceChildren(
+    tile("Time", seconds(chosen.hours.value), interval(chosen.hours, seconds), "projected"),
+    tile("Cost", chosen.cost ? price(chosen.cost.value) : "enter a price",
+      chosen.cost ? interval(chosen.cost, price) : "", "projected"),
+    tile("Throughput", `${number(chosen.throughput.value)} ${unit}/s`,
+      interval(chosen.throughput, number), chosen.origin),
+    tile("Speedup", times(chosen.speedup.value),
+      `against ${base}; efficiency ${percent(chosen.efficiency)}`, chosen.origin),
+  );
+}
+
+function sizes({ sizes: rows, unit }) {
+  const { currency } = study();
+  const names = ["Processes", "Throughput", "Speedup", "Efficiency", "Time (projected)",
+    "Cost (projected)"];
+  headRow(at("sizes"), names.map((one) => [one, null]));
+  at("sizes").tBodies[0].replaceChildren(...rows.map((one) => row(
+    h("th", { scope: "row", role: "rowheader" }, String(one.processes), " ", badge(one.origin)),
+    cell(names[1], `${number(one.throughput.value)} ${unit}/s`, range(one.throughput, number)),
+    cell(names[2], times(one.speedup.value)),
+    cell(names[3], percent(one.efficiency)),
+    cell(names[4], duration(one.hours.value * 3600)),
+    cell(names[5], one.cost ? money(one.cost.value, currency) : "–"),
+  )));
+}
+
+function range(value, show) {
+  const text = interval(value, show);
+  return text ? h("small", {}, ` ${text}`) : null;
+}
+
+function law({ law: found, why_no_law: why }) {
+  const { machine } = study();
+  const where = machine ? ` Measured on ${machine}.` : "";
+  if (!found) return `No law: ${why}.${where}`;
+  const kind = found.kind === "usl" ? "Universal scalability law" : "Amdahl's law";
+  const share = (value) => `${percent(value.value)}${interval(value, percent)
+    ? ` (${interval(value, percent)})` : ""}`;
+  const small = (value) => number(value, 2);
+  const pairs = found.kind === "usl" ? `, coherency κ ${small(found.kappa.value)}` : "";
+  const best = found.best_processes
+    ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
+  return `${kind}: contention σ ${share(found.sigma)}${pairs}; it misses the measured sizes by`
+    + ` ${percent(found.residual)}.${best} Intervals: 90 of 100 resamples of the measurements.`
+    + where;
+}
+
+async function chart(found) {
+  const base = found.base_processes;
+  const last = found.chart.at(-1).processes;
+  const measured = found.chart.filter((point) => point.origin === "measured");
+  const edge = Math.max(...measured.map((point) => point.processes));
+  const projected = found.chart.filter((point) =>
+    point.origin === "projected" || point.processes === edge);
+  const x = (points) => points.map((point) => point.processes);
+  const y = (points, part = "value") => points.map((point) => point.speedup[part]);
+  const ends = found.chart.map((point) => point.processes);
+  const lines = [
+    { name: "ideal", x: ends, y: ends.map((n) => n / base), dash: "dot", width: 1.2,
+      colour: quiet() },
+    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0,
+      error: { type: "data", symmetric: false,
+        array: measured.map((p) => p.speedup.high - p.speedup.value),
+        arrayminus: measured.map((p) => p.speedup.value - p.speedup.low) } },
+  ];
+  if (found.law) {
+    lines.push({ name: "projected", x: x(projected), y: y(projected), dash: "dash", slot: 1,
+      band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% of resamples" } });
+  }
+  const wide = last / base > 64;
+  await draw("scaling-charts", {
+    id: "speedup", title: "Speedup", x: "processes", y: `times ${base} process${base > 1 ? "es" : ""}`,
+    lines, logX: wide, logY: wide, fromZero: !wide, height: 340,
+  });
+}
+
+const late = paused(() => calculate().catch((error) => {
+  at("scaling-warnings").replaceChildren(h("li", {}, error.message));
+}));
+form.addEventListener("input", (event) => {
+  if (event.target === field.study) chooseStudy();
+  late();
+});
+form.addEventListener("submit", (event) => event.preventDefault());
