@@ -128,6 +128,9 @@ class GenerateSettings(Source, ServerSettings, ComputeSettings, SGLangSettings):
         default=4096, ge=1, description="The largest max_tokens a request may ask for."
     )
     max_prompts: int = Field(default=16, ge=1, description="Prompts in one request.")
+    max_batch_size: int = Field(
+        default=8, ge=1, description="Texts written together (engine torch); more wait."
+    )
 
     def _may_be_absent(self) -> bool:
         return self.engine == "sglang" and self.step is None and self.digest is None

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.bench.serving_process import export_tiny, serving
 from tests.unit.serving.news_model import LABELS, write_news_model
 from tests.unit.serving.swap_load import swap_under_load
-from trainyard_serving.generate.completion import Sampling
+from tests.unit.serving.writing import text_of, write
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 
@@ -46,13 +46,12 @@ class Subject:
 
 def language_models(folder: Path) -> Models:
     """With what each answers to TEXT."""
-    sampling = Sampling(max_tokens=8, temperature=0)
+    greedy: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
     made = []
     for seed in (1, 2):
         directory = export_tiny(folder / str(seed), seed, n_layer=2, n_embd=64)
         model = LanguageModel.load(describe_plain(directory), "cpu")
-        chunks = model.complete(0, model.encode("to be"), sampling)
-        made.append((directory, "".join(chunk.text for chunk in chunks)))
+        made.append((directory, text_of(write(model, model.encode("to be"), **greedy))))
     return made
 
 

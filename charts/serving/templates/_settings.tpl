@@ -1,6 +1,6 @@
 {{/* The keys of `settings` that each app has; a test compares them with the program's. */}}
 {{- define "serving.settingsOf" -}}
-generate: [answerSeconds, device, drainSeconds, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, servedModelName, threads]
+generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, servedModelName, threads]
 classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, threads]
 vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
 {{- end -}}

@@ -3,8 +3,7 @@ whole or streamed, and cancels it when the client goes away."""
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -54,7 +53,7 @@ class Answering:
         # The digest of the model that answers, whatever is loaded when the answer goes out.
         headers = {"x-trainyard-digest": model.source.digest}
         try:
-            job = self._worker.submit(partial(_complete_all, model, prompts, sampling))
+            job = self._worker.submit(model, prompts, sampling)
         except QueueFullError as error:
             raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from None
         chunks = self._counted(job, answer, started)
@@ -70,9 +69,7 @@ class Answering:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return JSONResponse(whole, headers=headers)
 
-    async def _counted(
-        self, job: Job[Chunk], answer: Answer, started: float
-    ) -> AsyncIterator[Chunk]:
+    async def _counted(self, job: Job, answer: Answer, started: float) -> AsyncIterator[Chunk]:
         first = True
         async for chunk in job.results():
             if first:
@@ -86,9 +83,7 @@ class Answering:
 class _EventStream(StreamingResponse):
     """Server-sent events whose job ends with them, even when they were never begun."""
 
-    def __init__(
-        self, events: AsyncIterator[str], job: Job[Chunk], headers: dict[str, str]
-    ) -> None:
+    def __init__(self, events: AsyncIterator[str], job: Job, headers: dict[str, str]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._job = job
 
@@ -97,13 +92,6 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._job.cancel()
-
-
-def _complete_all(
-    model: "LanguageModel", prompts: list[list[int]], sampling: Sampling
-) -> Iterator[Chunk]:
-    for index, prompt in enumerate(prompts):
-        yield from model.complete(index, prompt, sampling)
 
 
 async def _collect(chunks: AsyncIterator[Chunk], answer: Answer) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
     if settings.engine == "sglang":
         return create_forward_app(settings)
     metrics = Metrics()
-    worker = Worker(settings.max_queue)
+    worker = Worker(settings.max_queue, settings.max_batch_size, metrics)
     metrics.queue_depth.set_function(lambda: worker.depth)
     follower: Follower[LanguageModel] = Follower(
         place_of(settings), partial(_load, settings), settings.poll_seconds, metrics

@@ -1,22 +1,28 @@
 """A causal language model in memory: loads a verified directory, reads prompts, writes text."""
 
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence as Seq
 from typing import Any, Self
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainyard_api.golden import GOLDEN, GoldenText
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
+from trainyard_serving.generate.batch import Batch
+from trainyard_serving.generate.batchable import obstacle
 from trainyard_serving.generate.chat_template import ChatTemplate, Turn
-from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
+from trainyard_serving.generate.completion import PromptError, Sampling
 from trainyard_serving.generate.sampling import Sampler
-from trainyard_serving.generate.text_stream import Detokenizer, StopMatcher
+from trainyard_serving.generate.sequence import Sequence
+from trainyard_serving.generate.text_stream import Detokenizer
+from trainyard_serving.generate.token_model import TokenModel
 from trainyard_serving.golden import check_text, golden_of
 from trainyard_serving.verified import VerifiedModel
+
+log = logging.getLogger(__name__)
 
 
 class LanguageModel:
@@ -27,13 +33,15 @@ class LanguageModel:
     ) -> None:
         self.source = source
         self.details: dict[str, Any] = {"engine": "torch"}
-        self._model = model
         self._tokenizer = tokenizer
-        self._device = device
         self.context_length = _context_length(model, tokenizer)
         self._chat_template = ChatTemplate(tokenizer)
         self._eos_ids = _eos_ids(model, tokenizer) | self._chat_template.end_of_turn()
         self._unk_id = _unk_id(tokenizer, self._eos_ids)
+        self.tokens = TokenModel(
+            model, device, self.context_length, num_tokens=len(tokenizer), never=self._unk_id
+        )
+        self._obstacle = obstacle(self.tokens)
         # Tokenizers that split on white space drop it; those that know some must know it all.
         self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
 
@@ -70,23 +78,29 @@ class LanguageModel:
 
         Raises BadModelError when no number comes out, or another than the trainer's.
         """
-        logits = self._next_logits([0], DynamicCache(config=self._model.config))
+        logits = self.tokens.next_logits([[0]], self.tokens.new_cache())
         if not torch.isfinite(logits).any() or logits.isnan().any():
             raise BadModelError(f"{self.source.path}: the model computes NaN")
         if golden := golden_of(self.source, GoldenText):
             self._check_golden(golden)
+        if self._obstacle:
+            log.warning(
+                "%s: its texts are written one at a time, not together: %s",
+                self.source.path,
+                self._obstacle,
+            )
 
     def _check_golden(self, golden: GoldenText) -> None:
-        cache = DynamicCache(config=self._model.config)
+        cache = self.tokens.new_cache()
 
         def encode(text: str) -> list[int]:
             return list(self._tokenizer(text)["input_ids"])
 
         def logits(unread: list[int], ids: list[int]) -> list[float]:
-            return list(self._forward(unread, cache)[ids].tolist())
+            return list(self.tokens.logits([unread], cache)[0, ids].tolist())
 
         try:
-            check_text(self.source, golden, encode, logits, self._model.dtype == torch.float32)
+            check_text(self.source, golden, encode, logits, self.tokens.exact)
         except (IndexError, ValueError) as error:  # a token that this model doesn't have
             raise BadModelError(f"{self.source.path}: {GOLDEN} is not this model's") from error
 
@@ -102,7 +116,7 @@ class LanguageModel:
         """
         return self._encode(prompt, add_special_tokens=True)
 
-    def encode_chat(self, conversation: Sequence[Turn]) -> list[int]:
+    def encode_chat(self, conversation: Seq[Turn]) -> list[int]:
         """Token ids of the conversation up to where the assistant's next turn begins.
 
         Raises PromptError as `encode` does, and when the chat template refuses it.
@@ -135,63 +149,21 @@ class LanguageModel:
             )
         return ids
 
-    def complete(self, index: int, prompt: list[int], sampling: Sampling) -> Iterator[Chunk]:
-        """The completion of `prompt` (from `encode`), a chunk per piece of final text.
+    def begin(self, index: int, prompt: list[int], sampling: Sampling) -> Sequence:
+        """The completion of `prompt` (from `encode`), for a batch to write."""
+        return Sequence(
+            index,
+            prompt,
+            sampling,
+            Sampler(sampling, self.tokens.device),
+            Detokenizer(self._decode, prompt),
+            self._eos_ids,
+            self.context_length,
+        )
 
-        The last chunk, and only it, has a finish reason.
-        """
-        detokenizer = Detokenizer(self._decode, prompt)
-        stops = StopMatcher(sampling.stop)
-        fresh = 0  # tokens since the last chunk
-        for number, token in enumerate(self._tokens(prompt, sampling), start=1):
-            fresh += 1
-            ended, full = token in self._eos_ids, number == sampling.max_tokens
-            text = "" if ended else stops.push(detokenizer.push(token))
-            if (ended or full) and not stops.hit:
-                text += stops.push(detokenizer.flush())
-                text += stops.flush()
-            if stops.hit or ended or full:
-                yield Chunk(index, text, fresh, "stop" if stops.hit or ended else "length")
-                return
-            if text:
-                yield Chunk(index, text, fresh)
-                fresh = 0
-
-    def _tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[int]:
-        """Endless token ids after `prompt`, with a key-value cache.
-
-        When the context is full, the newer half of it is read again and generation goes on.
-        """
-        sampler = Sampler(sampling, self._device)
-        window = list(prompt)  # what the model attends to
-        unread, cache = window, DynamicCache(config=self._model.config)
-        while True:
-            token = sampler.pick(self._next_logits(unread, cache))
-            yield token
-            window.append(token)
-            unread = [token]
-            if len(window) > self.context_length:
-                # Cached keys carry their positions, so a slid window has to be read anew; half
-                # a context at a time keeps that rare.
-                window = window[-max(1, self.context_length // 2) :]
-                unread, cache = window, DynamicCache(config=self._model.config)
-
-    @torch.inference_mode()
-    def _forward(self, unread: list[int], cache: DynamicCache) -> Tensor:
-        """Logits [vocab] of the token after `unread`, which the cache then holds as well."""
-        ids = torch.tensor([unread], device=self._device)
-        output = self._model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-        logits: Tensor = output.logits[0, -1].float()
-        return logits
-
-    @torch.inference_mode()
-    def _next_logits(self, unread: list[int], cache: DynamicCache) -> Tensor:
-        """As `_forward`, with -inf for what must not be written."""
-        logits = self._forward(unread, cache)
-        logits[len(self._tokenizer) :] = -torch.inf  # padding of the vocabulary, not tokens
-        if self._unk_id is not None:
-            logits[self._unk_id] = -torch.inf
-        return logits
+    def batch(self, capacity: int) -> Batch:
+        """An empty batch; of one place, where this model's texts can't be written together."""
+        return Batch(self.tokens, 1 if self._obstacle else capacity)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,4 +1,10 @@
-"""One thread that runs the model, behind a bounded queue: the event loop never computes."""
+"""One thread that runs the model, behind a bounded queue: the event loop never computes.
+
+Texts join those being written at any token and leave when they end (continuous batching, Yu et
+al. 2022, "Orca"). One round of the thread:
+
+    forget what nobody waits for -> begin what waits -> read a piece of a prompt -> write a token
+"""
 
 import asyncio
 import logging
@@ -6,12 +12,18 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.metrics import Metrics
+
+if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
+    from trainyard_serving.generate.batch import Batch, News
+    from trainyard_serving.generate.language_model import LanguageModel
+    from trainyard_serving.generate.sequence import Sequence
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class QueueFullError(Exception):
@@ -26,25 +38,47 @@ class JobFailedError(Exception):
     """The computation raised; the traceback is in the log."""
 
 
-class Job(Generic[T]):
-    """One request's work: an iterator the worker drains, and the results on their way back."""
+class Job:
+    """One request: prompts for one model, and the chunks of their texts on their way back.
 
-    def __init__(self, produce: Callable[[], Iterator[T]], worker: "Worker") -> None:
-        self.produce = produce
+    Attributes:
+        unbegun: prompts whose texts are not under way, with their places in the request.
+        num_left: texts that have not ended.
+        begun: when the first of them was begun.
+    """
+
+    def __init__(
+        self,
+        model: "LanguageModel",
+        prompts: list[list[int]],
+        sampling: Sampling,
+        worker: "Worker",
+    ) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.unbegun = deque(enumerate(prompts))
+        self.num_left = len(prompts)
+        self.begun: float | None = None
         self.cancelled = threading.Event()
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[T | JobFailedError | None] = asyncio.Queue()
+        self._results: asyncio.Queue[Chunk | JobFailedError | None] = asyncio.Queue()
 
-    def put(self, result: T | JobFailedError | None) -> None:
-        """Called by the worker: a result, None at the end, or why there is none."""
+    def put(self, result: Chunk | JobFailedError | None) -> None:
+        """Called by the worker: a chunk, None at the end, or why there is none."""
         try:
             self._loop.call_soon_threadsafe(self._results.put_nowait, result)
         except RuntimeError:  # the event loop is closed: nobody waits any more
             self.cancelled.set()
 
-    async def results(self) -> AsyncIterator[T]:
-        """The results as they come. Whoever stops listening cancels the job.
+    def fail(self, message: str) -> None:
+        """Called by the worker: no more will come, of none of its texts."""
+        self.put(JobFailedError(message))
+        self.cancel()
+
+    async def results(self) -> AsyncIterator[Chunk]:
+        """The chunks as they come, those of several texts mixed. Whoever stops listening cancels
+        the job.
 
         Raises JobFailedError.
         """
@@ -54,18 +88,23 @@ class Job(Generic[T]):
             yield result
 
     def cancel(self) -> None:
-        """Stop before the next result, or give the place in the queue back. Harmless when done."""
+        """Stop before the next token, or give the place in the queue back. Harmless when done."""
         self.cancelled.set()
         self._worker.forget(self)
 
 
 class Worker:
-    """Runs jobs one after the other, first come first served."""
+    """Writes the texts of up to `max_batch_size` prompts together, first come first served."""
 
-    def __init__(self, max_queue: int) -> None:
+    def __init__(self, max_queue: int, max_batch_size: int, metrics: Metrics) -> None:
         self._max_queue = max_queue
-        self._queue: deque[Job[Any]] = deque()
-        self._running: Job[Any] | None = None
+        self._max_batch_size = max_batch_size
+        self._metrics = metrics
+        self._waiting: deque[Job] = deque()
+        # Sequences of different models never mix. There are several models only while texts that
+        # began before a swap are still written; each gets its token every round.
+        self._batches: dict[LanguageModel, Batch] = {}
+        self._jobs: dict[Sequence, Job] = {}  # of every sequence under way
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_per_job = 1.0  # moving average
@@ -73,8 +112,8 @@ class Worker:
 
     @property
     def depth(self) -> int:
-        """Requests waiting; the one being computed is not among them."""
-        return len(self._queue)
+        """Requests waiting, those included of whose prompts some are under way."""
+        return len(self._waiting)
 
     @property
     def alive(self) -> bool:
@@ -84,58 +123,115 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cancel what is left and wait for the thread to end."""
+        """Give up what is left and wait for the thread to end."""
         with self._changed:
             self._stopping = True
-            for job in [*self._queue, *([self._running] if self._running else [])]:
-                job.cancelled.set()
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, produce: Callable[[], Iterator[T]]) -> Job[T]:
-        """Queue `produce`, whose iterator the worker's thread will drain.
+    def submit(self, model: "LanguageModel", prompts: list[list[int]], sampling: Sampling) -> Job:
+        """Queue the completion of `prompts` (of `model.encode`).
 
         Raises QueueFullError when `max_queue` requests wait already.
         """
-        job = Job(produce, self)
+        job = Job(model, prompts, sampling, self)
         with self._changed:
-            if len(self._queue) >= self._max_queue:
+            if len(self._waiting) >= self._max_queue:
                 raise QueueFullError(self._retry_after())
-            self._queue.append(job)
+            self._waiting.append(job)
             self._changed.notify()
         return job
 
-    def forget(self, job: Job[Any]) -> None:
+    def forget(self, job: Job) -> None:
         """Take `job` out of the queue, if it still waits there."""
         with self._changed:
-            if job in self._queue:
-                self._queue.remove(job)
+            if job in self._waiting:
+                self._waiting.remove(job)
 
     def _retry_after(self) -> int:
-        return min(60, max(1, math.ceil(self._seconds_per_job * len(self._queue))))
+        rounds = len(self._waiting) / self._max_batch_size
+        return min(60, max(1, math.ceil(self._seconds_per_job * rounds)))
 
     def _run(self) -> None:
-        while (job := self._take()) is not None:
-            started = time.monotonic()
-            self._drain(job)
-            self._seconds_per_job += 0.2 * (time.monotonic() - started - self._seconds_per_job)
+        while self._has_work():
+            self._drop_cancelled()
+            self._begin_waiting()
+            self._advance()
+        for job in {*self._waiting, *self._jobs.values()}:
+            job.fail("the server is stopping")
 
-    def _take(self) -> Job[Any] | None:
+    def _has_work(self) -> bool:
+        """Wait for some; False when it is time to stop."""
         with self._changed:
-            self._running = None
-            self._changed.wait_for(lambda: self._queue or self._stopping)
-            self._running = self._queue.popleft() if self._queue else None
-            return self._running
+            self._changed.wait_for(lambda: self._jobs or self._waiting or self._stopping)
+            return not self._stopping
 
-    def _drain(self, job: Job[Any]) -> None:
-        try:
-            if not job.cancelled.is_set():
-                for result in job.produce():
-                    if job.cancelled.is_set():
-                        break
-                    job.put(result)
-        except Exception:
-            log.exception("a request failed inside the model")
-            job.put(JobFailedError("the model failed on this request; the server's log says why"))
-        else:
+    def _drop_cancelled(self) -> None:
+        gone = {sequence for sequence, job in self._jobs.items() if job.cancelled.is_set()}
+        if gone:
+            for sequence in gone:
+                del self._jobs[sequence]
+            for batch in self._batches.values():
+                batch.drop(gone)
+
+    def _begin_waiting(self) -> None:
+        """Give the free places to whoever waits longest."""
+        while (job := self._next()) is not None:
+            try:
+                sequence = job.model.begin(*job.unbegun.popleft(), job.sampling)
+                if job.model not in self._batches:
+                    self._batches[job.model] = job.model.batch(self._max_batch_size)
+                self._batches[job.model].add(sequence)
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            self._jobs[sequence] = job
+            job.begun = job.begun or time.monotonic()
+
+    def _next(self) -> Job | None:
+        """The first in the line, if one more text of its model has a place."""
+        with self._changed:
+            while self._waiting and not self._waiting[0].unbegun:
+                self._waiting.popleft()
+            if not self._waiting or len(self._jobs) >= self._max_batch_size:
+                return None
+            batch = self._batches.get(self._waiting[0].model)
+            return None if batch and batch.full else self._waiting[0]
+
+    def _advance(self) -> None:
+        """A piece of a prompt, then a token of every text, model by model."""
+        for model, batch in list(self._batches.items()):
+            try:
+                self._tell(batch.read())
+                if batch.num_writing:
+                    self._metrics.batch_size.observe(batch.num_writing)
+                    self._tell(batch.write())
+            except Exception as error:  # of no single text: what all had in the cache is lost
+                del self._batches[model]
+                for job in {job for job in self._jobs.values() if job.model is model}:
+                    self._fail(job, error)
+            else:
+                if not batch.sequences:
+                    del self._batches[model]
+
+    def _tell(self, news: "News") -> None:
+        for sequence, said in news:
+            job = self._jobs[sequence]
+            if isinstance(said, Exception):
+                self._fail(job, said)
+                continue
+            job.put(said)
+            if said.finish_reason:
+                del self._jobs[sequence]
+                self._count_end(job)
+
+    def _count_end(self, job: Job) -> None:
+        job.num_left -= 1
+        if job.num_left == 0:
             job.put(None)
+            spent = time.monotonic() - (job.begun or 0)
+            self._seconds_per_job += 0.2 * (spent - self._seconds_per_job)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        log.error("a request failed inside the model", exc_info=error)
+        job.fail("the model failed on this request; the server's log says why")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from trainyard_serving.generate.chat_template import ChatTemplate
-from trainyard_serving.generate.completion import Sampling
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import VerifiedModel
 
 from .chat_model import CHAT_CONTEXT, chatml, export_chat_gpt
 from .conftest import loaded, write_manifest
+from .writing import write
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -204,5 +204,5 @@ def test_qwen2s_real_template_and_its_end_of_turn() -> None:
     prompt = model.encode_chat(HELLO)
     expected = tokenizer.apply_chat_template(HELLO, add_generation_prompt=True)["input_ids"]
     assert prompt == expected
-    chunks = list(model.complete(0, prompt, Sampling(max_tokens=4, seed=1)))
+    chunks = write(model, prompt, max_tokens=4, seed=1)
     assert sum(chunk.num_tokens for chunk in chunks) == 4

@@ -10,7 +10,7 @@ import pytest
 
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
-from trainyard_serving.generate.language_model import LanguageModel
+from trainyard_serving.generate.token_model import TokenModel
 
 from .conftest import ALPHABET, CONTEXT, eventually, export_char_gpt, serving, write_manifest
 
@@ -241,7 +241,7 @@ def test_a_failure_inside_the_model_is_a_500_and_the_next_request_works(
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr(LanguageModel, "_next_logits", fail)
+        patch.setattr(TokenModel, "next_logits", fail)
         error = refused(post(client), 500)
         assert "boom" not in error["message"]
         assert error["type"] == "server_error"

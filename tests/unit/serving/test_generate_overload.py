@@ -40,7 +40,8 @@ def served(client: httpx.Client, code: int) -> float:
 
 
 def test_a_full_queue_is_a_429_and_leaving_makes_room(run_dir: Path) -> None:
-    settings: dict[str, Any] = {"run_dir": run_dir, "max_queue": 1, "max_tokens": 10**9}
+    settings: dict[str, Any] = {"run_dir": run_dir, "max_queue": 1, "max_batch_size": 1}
+    settings["max_tokens"] = 10**9
     small = b'{"prompt": "a", "max_tokens": 1}'
     with loaded(**settings) as client:
         with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as endless:

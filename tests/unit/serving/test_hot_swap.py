@@ -7,7 +7,6 @@ import httpx
 import pytest
 import torch
 
-from trainyard_serving.generate.completion import Sampling
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 from trainyard_trainer.char_tokenizer import CharTokenizer
@@ -17,6 +16,7 @@ from trainyard_trainer.models.gpt_export import write_gpt2
 
 from .conftest import eventually, serving
 from .swap_load import publish_copy, swap_under_load
+from .writing import text_of, write
 
 KEY = "sk-right"
 TEXT = "to be, or not to be: that is the question"
@@ -38,8 +38,7 @@ def export(directory: Path, seed: int) -> str:
     ids = tokenizer.encode(TEXT[:8]).tolist()
     write_golden_text(directory, TEXT[:8], ids, 32, model.train(False))
     loaded = LanguageModel.load(describe_plain(directory), "cpu")
-    chunks = loaded.complete(0, loaded.encode("to be"), Sampling(max_tokens=8, temperature=0))
-    return "".join(chunk.text for chunk in chunks)
+    return text_of(write(loaded, loaded.encode("to be"), max_tokens=8, temperature=0))
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.errors import BadModelError
-from trainyard_serving.generate.completion import Chunk, PromptError, Sampling
+from trainyard_serving.generate.completion import Chunk, PromptError
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import verify_model
 
 from .conftest import ALPHABET, CONTEXT, export_char_gpt, write_manifest
+from .writing import text_of as text
+from .writing import write
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +24,7 @@ def model(run_dir: Path) -> LanguageModel:
 
 
 def complete(model: LanguageModel, prompt: str, **sampling: Any) -> list[Chunk]:
-    return list(model.complete(0, model.encode(prompt), Sampling(**sampling)))
-
-
-def text(chunks: list[Chunk]) -> str:
-    return "".join(chunk.text for chunk in chunks)
+    return write(model, model.encode(prompt), **sampling)
 
 
 @pytest.mark.parametrize("which", ["run_dir", "stories_dir"])
@@ -138,11 +136,11 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_cached_logits_are_the_uncached_ones(model: LanguageModel) -> None:
     """At every position, however the text is cut into what is read at once."""
     ids = model.encode("To be, or not to be: that is"[: CONTEXT - 4].replace(":", ","))
-    whole = model._model(torch.tensor([ids])).logits[0]
+    whole = model.tokens.module(torch.tensor([ids])).logits[0]
     for pieces in ([1] * len(ids), [5, 1, len(ids) - 6]):
-        cache: Any = DynamicCache(config=model._model.config)
+        cache = model.tokens.new_cache()
         read = 0
         for size in pieces:
-            got = model._forward(ids[read : read + size], cache)
+            got = model.tokens.logits([ids[read : read + size]], cache)[0]
             read += size
             torch.testing.assert_close(got, whole[read - 1], rtol=1e-4, atol=1e-4)
