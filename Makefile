@@ -67,8 +67,8 @@ images: .venv/ready ## build the images with docker, podman or buildah (LOAD=1: 
 lock: .venv/ready ## write the images' locked requirements anew
 	$(BIN)/python -m images lock
 
-crd: .venv/ready ## write the CRD from the models
-	$(BIN)/python -m trainyard_api.crd > .crd && mv .crd charts/operator/crds/trainingruns.trainyard.dev.yaml
+crd: .venv/ready ## write the CRDs from the models
+	$(BIN)/python -m trainyard_api.crd charts/operator/crds
 
 recipes: .venv/ready ## write docs/recipes.md from the recipes' settings
 	$(BIN)/python docs/recipes.py > .recipes && mv .recipes docs/recipes.md

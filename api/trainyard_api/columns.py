@@ -1,4 +1,4 @@
-"""Columns of `kubectl get trainingruns` and `trainyard get`. Imports nothing: it must be quick."""
+"""Columns of `kubectl get` and `trainyard get`. Imports nothing: it must be quick."""
 
 # Name, type, JSON path, priority (1: only with `-o wide`).
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
@@ -12,6 +12,15 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Saved", "date", ".status.lastCheckpoint.time", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Nodes", "integer", ".status.nodes", 1),
+    ("Reason", "string", ".status.reason", 1),
+    ("Message", "string", ".status.message", 1),
+)
+
+STUDY_COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "string", ".status.progress", 0),
+    ("Headline", "string", ".status.headline", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Reason", "string", ".status.reason", 1),
     ("Message", "string", ".status.message", 1),
 )

@@ -6,24 +6,13 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.status import CheckpointRef, ModelRef
+from trainyard_api.status import CheckpointRef, ModelRef, StepSeconds
 
 REPORT_PORT = 9400  # in a pod; on one machine each run gets a free port
 
 TrainerPhase = Literal[
     "joining", "loading", "training", "evaluating", "saving", "exporting", "finished", "failed"
 ]
-
-
-class StepSeconds(Model):
-    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt.
-
-    The first ones (config.timing_warmup_steps) are left out.
-    """
-
-    mean: float
-    p50: float
-    p99: float
 
 
 class SlowestRank(Model):

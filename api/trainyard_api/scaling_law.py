@@ -53,8 +53,8 @@ class ScalingLaw(Model):
         default_factory=list, description="X(1), sigma, kappa of each resample.", exclude=True
     )
 
-    def throughput(self, processes: int) -> Interval:
-        """What the law says of a number of processes, measured or not."""
+    def throughput(self, processes: float) -> Interval:
+        """What the law says of a number of processes, measured or not (or between two)."""
         value = _throughput(processes, self.single.value, self.sigma.value, self.kappa.value)
         return _interval(value, (_throughput(processes, *fit) for fit in self.resamples))
 
@@ -103,7 +103,7 @@ def fit(measured: Mapping[int, Sequence[float]]) -> ScalingLaw:
     )
 
 
-def _throughput(n: int, single: float, sigma: float, kappa: float) -> float:
+def _throughput(n: float, single: float, sigma: float, kappa: float) -> float:
     return single * n / (1 + sigma * (n - 1) + kappa * n * (n - 1))
 
 

@@ -47,6 +47,17 @@ class ModelRef(Model):
     path: str = Field(description="Relative to the run's directory.")
 
 
+class StepSeconds(Model):
+    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt.
+
+    The first ones (config.timing_warmup_steps) are left out.
+    """
+
+    mean: float
+    p50: float
+    p99: float
+
+
 class Attempt(Model):
     """One gang of pods, from creation to its end."""
 
@@ -94,6 +105,14 @@ class TrainingRunStatus(Model):
     throughput: str = Field(default="", description="tokens/s or samples/s, for people.")
     eta_seconds: int | None = None
     eta: str = ""
+    batch_size: int | None = Field(
+        default=None, description="Samples of one optimizer step, all ranks together."
+    )
+    tokens_per_batch: int | None = Field(default=None, description="Where there are tokens.")
+    step_seconds: StepSeconds | None = None
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Most memory any rank has used: of its GPU, else of the process."
+    )
     resumed_from_step: int | None = None
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None

@@ -1,5 +1,7 @@
 """ScalingStudy: a matrix of training runs to be measured side by side, as a user writes it."""
 
+import hashlib
+import json
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from trainyard_api.base import Model, Rule, SpecModel, matches
 from trainyard_api.run import ObjectMeta
-from trainyard_api.spec import NAME_PATTERN
+from trainyard_api.spec import NAME_PATTERN, immutable
 from trainyard_api.study_status import ScalingStudyStatus
 
 STUDY_KIND = "ScalingStudy"
@@ -15,6 +17,8 @@ STUDY_PLURAL = "scalingstudies"
 
 MAX_STUDY_NAME = 40  # its runs are NAME-CELL-REPEAT, and their names are limited too
 MAX_RUNS = 1000  # cells x repeats: the status must fit into one object
+MAX_PATHS = 16  # of the matrix
+MAX_VALUES = 64  # of a path
 # Set by steps and warmupSteps, in every cell alike.
 STEP_BUDGET = ("config.max_steps", "config.num_epochs", "config.timing_warmup_steps")
 
@@ -26,6 +30,9 @@ def _check_values(values: list[Any]) -> list[Any]:
         if any(same(value, other) for other in values[:index]):
             raise ValueError(f"{value!r} is listed twice")
     return values
+
+
+Values = Annotated[list[Any], Field(max_length=MAX_VALUES), AfterValidator(_check_values)]
 
 
 def _check_matrix(matrix: dict[str, Any]) -> dict[str, Any]:
@@ -60,21 +67,22 @@ class Cost(SpecModel):
 class ScalingStudySpec(SpecModel):
     """Every combination of the matrix is a cell: one TrainingRun, measured `repeats` times."""
 
+    noun: ClassVar = "study"
+
     template: RunTemplate
-    matrix: Annotated[
-        dict[str, Annotated[list[Any], AfterValidator(_check_values)]],
-        AfterValidator(_check_matrix),
-    ] = Field(
+    matrix: Annotated[dict[str, Values], AfterValidator(_check_matrix)] = Field(
+        max_length=MAX_PATHS,
         description="Dotted paths in the template's spec, each with the values to try:"
         " {numProcPerNode: [1, 2], config.batch_size: [32, 64]}. null: as the template has it.",
     )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list,
+        max_length=MAX_RUNS,
         description="Combinations to leave out: a cell that has all values of an entry.",
     )
-    repeats: int = Field(default=3, ge=1, le=100, description="Runs of every cell.")
-    steps: int = Field(default=50, ge=1, le=10_000, description="Optimizer steps measured.")
-    warmup_steps: int = Field(
+    repeats: int = immutable(default=3, ge=1, le=100, description="Runs of every cell.")
+    steps: int = immutable(default=50, ge=1, le=10_000, description="Optimizer steps measured.")
+    warmup_steps: int = immutable(
         default=10, ge=0, le=10_000, description="Optimizer steps before them, not measured."
     )
     parallelism: int = Field(
@@ -92,6 +100,15 @@ class ScalingStudySpec(SpecModel):
         " measured.",
     )
     suspend: bool = Field(default=False, description="Stop; go on with the runs not yet measured.")
+
+    def fingerprint(self) -> str:
+        """Of what is measured. CEL can't see into the template and the matrix, so this tells when
+        they were changed."""
+        measured = self.model_dump(
+            mode="json",
+            include={"template", "matrix", "exclude", "repeats", "steps", "warmup_steps"},
+        )
+        return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ScalingStudy(Model):

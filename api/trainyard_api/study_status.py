@@ -6,9 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.progress import StepSeconds
 from trainyard_api.scaling_law import Interval, ScalingLaw
-from trainyard_api.status import Condition
+from trainyard_api.status import Condition, StepSeconds
 
 StudyPhase = Literal[
     "Pending",  # nothing runs yet
@@ -71,10 +70,13 @@ class CellResult(Model):
     step_seconds_p50: Spread | None = Field(default=None, description="Of the runs' medians.")
     step_seconds_p99: Spread | None = Field(default=None, description="Of the runs' 99th centiles.")
     peak_memory_bytes: int | None = Field(default=None, description="The most of any run.")
-    speedup: float | None = Field(default=None, description="Throughput / the first cell's.")
-    efficiency: float | None = Field(
+    versus_first: float | None = Field(default=None, description="Throughput / the first cell's.")
+    speedup: float | None = Field(
         default=None,
-        description="Throughput per process / that of the same configuration at its smallest size.",
+        description="Throughput / that of the same configuration at its smallest size.",
+    )
+    efficiency: float | None = Field(
+        default=None, description="Speedup / (processes / the smallest size's)."
     )
     cost_per_million: float | None = Field(
         default=None, description="Of tokens, or of samples where there are none; in the currency."
@@ -118,7 +120,6 @@ class Machine(Model):
     torch: str | None = None
     trainyard: str
     load: float | None = Field(default=None, description="Load average when the study began.")
-    threads_per_process: str = Field(default="", description="OMP_NUM_THREADS, in every cell.")
 
 
 class ScalingStudyStatus(Model):
@@ -135,6 +136,12 @@ class ScalingStudyStatus(Model):
     )
     start_time: datetime | None = None
     completion_time: datetime | None = None
+    fingerprint: str = Field(
+        default="", description="Of what was measured: the spec's parts that may not change."
+    )
+    threads_per_process: int | None = Field(
+        default=None, description="OMP_NUM_THREADS, the same in every cell."
+    )
     cells: list[CellResult] = Field(default_factory=list)
     curves: list[ScalingCurve] = Field(default_factory=list)
     machine: Machine | None = None

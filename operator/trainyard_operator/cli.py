@@ -45,17 +45,24 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from trainyard_operator.local.manifest import load
+    from trainyard_api.study import STUDY_KIND
+    from trainyard_operator.local.manifest import kind_of, load
+    from trainyard_operator.study.file import load as load_study
 
+    if kind_of(args.file) == STUDY_KIND:
+        study, cells = load_study(args.file)
+        print(f"{args.file}: {study.kind} {study.name} is valid: {len(cells)} cells")
+        return 0
     run = load(args.file)
     print(f"{args.file}: {run.kind} {run.name} is valid")
     return 0
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from trainyard_operator.bench.command import bench
+def _study(args: argparse.Namespace) -> int:
+    from trainyard_operator.study.command import study
 
-    return bench(args.file, repeats=args.repeats, steps=args.steps, out=args.out)
+    options = {"repeats": args.repeats, "steps": args.steps, "again": args.again}
+    return study(args.file, out=args.out, **options)
 
 
 def _get(args: argparse.Namespace) -> int:
@@ -125,12 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("file", metavar="FILE", type=Path)
     validate.set_defaults(handler=_validate)
 
-    bench = commands.add_parser("bench", help="measure a matrix of runs side by side")
-    bench.add_argument("file", metavar="FILE", type=Path, help="a template and a matrix")
-    bench.add_argument("--repeats", type=int, metavar="N", help="runs of every cell")
-    bench.add_argument("--steps", type=int, metavar="N", help="optimizer steps measured")
-    bench.add_argument("--out", type=Path, metavar="DIR", help="default: bench/NAME-TIME")
-    bench.set_defaults(handler=_bench)
+    study = commands.add_parser("study", help="measure how training scales, or go on measuring")
+    study.add_argument("file", metavar="FILE", type=Path, help="a ScalingStudy manifest")
+    study.add_argument("--repeats", type=int, metavar="N", help="runs of every cell")
+    study.add_argument("--steps", type=int, metavar="N", help="optimizer steps measured")
+    study.add_argument("--out", type=Path, metavar="DIR", help="default: ~/.trainyard/studies/NAME")
+    study.add_argument("--again", action="store_true", help="measure anew, the old set aside")
+    study.set_defaults(handler=_study)
 
     get = commands.add_parser("get", help="list runs")
     get.add_argument("name", metavar="NAME", nargs="?")

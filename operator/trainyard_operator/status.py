@@ -4,12 +4,13 @@ from datetime import datetime
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.status import Attempt, Condition, ConditionType, TrainingRunStatus
+from trainyard_api.study_status import ScalingStudyStatus
 
 MAX_ATTEMPTS_KEPT = 10
 
 
 def set_condition(
-    status: TrainingRunStatus,
+    status: TrainingRunStatus | ScalingStudyStatus,
     kind: ConditionType,
     value: bool,
     reason: str,
@@ -65,6 +66,9 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         "samples_per_second",
         "tokens_per_second",
         "eta_seconds",
+        "batch_size",
+        "step_seconds",
+        "peak_memory_bytes",
         "resumed_from_step",
         "last_checkpoint",
         "model",
@@ -72,6 +76,9 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         value = getattr(report, name)
         if value is not None:
             setattr(status, name, _rounded(value) if isinstance(value, float) else value)
+    if report.batch_size and report.samples_per_second and report.tokens_per_second:
+        tokens_per_sample = report.tokens_per_second / report.samples_per_second
+        status.tokens_per_batch = round(report.batch_size * tokens_per_sample)
     attempt = current_attempt(status)
     if attempt and report.resumed_from_step is not None:
         attempt.resumed_from_step = report.resumed_from_step
@@ -84,8 +91,13 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
 def throughput_text(tokens: float | None, samples: float | None) -> str:
     """`12.3k tokens/s`, or samples where there are no tokens."""
     if tokens is not None:
-        return f"{_short(tokens)} tokens/s"
-    return f"{_short(samples)} samples/s" if samples is not None else ""
+        return rate_text(tokens, "tokens")
+    return rate_text(samples, "samples") if samples is not None else ""
+
+
+def rate_text(value: float, unit: str) -> str:
+    """`12.3k tokens/s`."""
+    return f"{_short(value)} {unit}/s"
 
 
 def duration_text(seconds: float) -> str:

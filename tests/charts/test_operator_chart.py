@@ -154,9 +154,9 @@ def test_a_disruption_budget_comes_with_replicas(
     assert len(found) == budgets
 
 
-def test_the_crd_is_in_the_chart_and_how_to_upgrade_it_is_said(render: Render) -> None:
-    (crd,) = (CHARTS / "operator" / "crds").glob("*.yaml")
-    assert crd.name == "trainingruns.trainyard.dev.yaml"
+def test_the_crds_are_in_the_chart_and_how_to_upgrade_them_is_said(render: Render) -> None:
+    crds = {path.name for path in (CHARTS / "operator" / "crds").iterdir()}
+    assert crds == {"trainingruns.trainyard.dev.yaml", "scalingstudies.trainyard.dev.yaml"}
     told = (CHARTS / "operator" / "templates" / "NOTES.txt").read_text()
     command = "kubectl apply --server-side --force-conflicts --field-manager=helm"
     assert f"{command} -f charts/operator/crds/" in told

@@ -4,7 +4,7 @@ from collections import deque
 
 import numpy as np
 
-from trainyard_api.progress import StepSeconds
+from trainyard_api.status import StepSeconds
 
 _REMEMBERED = 10_000  # steps
 

@@ -1,6 +1,5 @@
 """The objects of a run: headless Service, volume claim, pods. Pure: a run in, manifests out."""
 
-from decimal import Decimal
 from typing import Any
 
 from trainyard_api import labels
@@ -9,6 +8,7 @@ from trainyard_api.progress import REPORT_PORT
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
 from trainyard_api.spec import GPU
 from trainyard_operator import launch
+from trainyard_operator.cpus import cpus
 from trainyard_operator.kube import gang
 from trainyard_operator.kube.merge import merge
 from trainyard_operator.plan import worker_name
@@ -204,16 +204,8 @@ def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
 
 def _threads(run: TrainingRun) -> dict[str, str]:
     """PyTorch counts the machine's cores, not the container's: tell it its share."""
-    resources = run.spec.resources_per_node
-    share = (resources.limits.get("cpu") or resources.requests.get("cpu")) if resources else None
-    if share is None:
-        return {}
-    cores = Decimal(share[:-1]) / 1000 if share.endswith("m") else _decimal(share)
+    cores = cpus(run)
     return {"OMP_NUM_THREADS": str(max(1, int(cores / run.nproc)))} if cores else {}
-
-
-def _decimal(text: str) -> Decimal | None:
-    return Decimal(text) if text.replace(".", "", 1).isdecimal() else None
 
 
 def _literal(text: str) -> str:

@@ -8,14 +8,19 @@ import pytest
 import yaml
 
 from trainyard_api import crd
+from trainyard_api.base import Model
+from trainyard_api.run import TrainingRun
 from trainyard_api.spec import TrainingRunSpec
+from trainyard_api.study import ScalingStudy, ScalingStudySpec
 
-COMMITTED = Path(__file__).parents[3] / "charts/operator/crds/trainingruns.trainyard.dev.yaml"
+CRDS = Path(__file__).parents[3] / "charts/operator/crds"
+each_kind = pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.kind)
 
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    return crd.schema()
+    """TrainingRun's."""
+    return crd.schema(TrainingRun)
 
 
 def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,15 +33,20 @@ def walk(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, 
             yield from walk(node[key], f"{path}[]")
 
 
-def test_committed_definition_is_current() -> None:
-    assert COMMITTED.read_text() == crd.to_yaml(), (
-        f"stale: python -m trainyard_api.crd > {COMMITTED.relative_to(Path(__file__).parents[3])}"
-    )
+@each_kind
+def test_committed_definition_is_current(kind: crd.Kind) -> None:
+    assert (CRDS / kind.file_name).read_text() == crd.to_yaml(kind), "stale: make crd"
 
 
-def test_every_level_is_structural(schema: dict[str, Any]) -> None:
-    for path, node in walk(schema):
-        assert node.keys() & {"type", "x-kubernetes-int-or-string"}, path
+def test_no_other_definition_is_committed() -> None:
+    assert {path.name for path in CRDS.iterdir()} == {kind.file_name for kind in crd.KINDS}
+
+
+@each_kind
+def test_every_level_is_structural(kind: crd.Kind) -> None:
+    for path, node in walk(crd.schema(kind.model)):
+        untyped = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
+        assert node.keys() & {"type", *untyped}, path
         assert not node.keys() & {"$ref", "$defs", "title", "const", "oneOf", "allOf"}, path
         if "anyOf" in node:
             assert node.get("x-kubernetes-int-or-string"), path
@@ -44,9 +54,21 @@ def test_every_level_is_structural(schema: dict[str, Any]) -> None:
         assert node.get("default", "") is not None, path
 
 
-def test_fields_are_all_there_by_their_wire_names(schema: dict[str, Any]) -> None:
-    spec = schema["properties"]["spec"]["properties"]
-    assert set(spec) == {field.alias for field in TrainingRunSpec.model_fields.values()}
+@pytest.mark.parametrize(
+    ("kind", "model"), [(TrainingRun, TrainingRunSpec), (ScalingStudy, ScalingStudySpec)]
+)
+def test_fields_are_all_there_by_their_wire_names(kind: type[Model], model: type[Model]) -> None:
+    spec = crd.schema(kind)["properties"]["spec"]["properties"]
+    assert set(spec) == {field.alias for field in model.model_fields.values()}
+
+
+def test_a_matrix_holds_values_of_any_kind() -> None:
+    """Also null; and exclude's entries, and the template's spec."""
+    spec = crd.schema(ScalingStudy)["properties"]["spec"]["properties"]
+    values = spec["matrix"]["additionalProperties"]
+    assert values["items"] == {"x-kubernetes-preserve-unknown-fields": True, "nullable": True}
+    for node in (spec["exclude"]["items"], spec["template"]["properties"]["spec"]):
+        assert (node["type"], node["x-kubernetes-preserve-unknown-fields"]) == ("object", True)
 
 
 def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) -> None:
@@ -101,25 +123,33 @@ def test_every_immutable_field_has_a_transition_rule(schema: dict[str, Any]) -> 
     assert transitions[".seed"]["message"] == "spec.seed is immutable: make a new run"
 
 
-def test_rules_of_unbounded_values_are_affordable(schema: dict[str, Any]) -> None:
+def test_what_a_study_measures_can_not_change_as_far_as_cel_sees_it() -> None:
+    rules = crd.schema(ScalingStudy)["properties"]["spec"]["x-kubernetes-validations"]
+    assert {rule["fieldPath"] for rule in rules} == {".repeats", ".steps", ".warmupSteps"}
+    assert rules[0]["message"] == "spec.repeats is immutable: make a new study"
+
+
+@each_kind
+def test_rules_of_unbounded_values_are_affordable(kind: crd.Kind) -> None:
     """The API server refuses a rule whose worst case is too dear: what it walks needs a bound."""
-    for path, node in walk(schema["properties"]["spec"], "spec"):
+    for path, node in walk(crd.schema(kind.model)["properties"]["spec"], "spec"):
         if "x-kubernetes-validations" in node and node.get("type") == "string":
             assert "maxLength" in node, path
         if "additionalProperties" in node:
             assert "maxProperties" in node, path
 
 
-def test_columns_exist_in_the_schema(schema: dict[str, Any]) -> None:
-    definition = crd.definition()
-    paths = {path for path, _ in walk(schema)}
-    version = definition["spec"]["versions"][0]
+@each_kind
+def test_columns_exist_in_the_schema(kind: crd.Kind) -> None:
+    paths = {path for path, _ in walk(crd.schema(kind.model))}
+    version = crd.definition(kind)["spec"]["versions"][0]
     for column in version["additionalPrinterColumns"]:
         path = column["jsonPath"]
         assert path in paths or path == ".metadata.creationTimestamp", path
-    scale = version["subresources"]["scale"]
-    assert {scale["specReplicasPath"], scale["statusReplicasPath"]} <= paths
+    for path in version["subresources"].get("scale", {}).values():
+        assert path in paths
 
 
-def test_yaml_round_trips() -> None:
-    assert yaml.safe_load(crd.to_yaml()) == crd.definition()
+@each_kind
+def test_yaml_round_trips(kind: crd.Kind) -> None:
+    assert yaml.safe_load(crd.to_yaml(kind)) == crd.definition(kind)

@@ -4,6 +4,7 @@ import copy
 import difflib
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainyard_api.base import problems
-from trainyard_api.bench import STEP_BUDGET, BenchSpec, same
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
-from trainyard_api.spec import TrainingRunSpec
+from trainyard_api.spec import GPU, TrainingRunSpec
+from trainyard_api.study import MAX_RUNS, STEP_BUDGET, ScalingStudySpec, same
+from trainyard_operator.study.threads import with_same_threads
 
 Location = tuple[str | int, ...]
 FIELDS = [str(field.alias or name) for name, field in TrainingRunSpec.model_fields.items()]
 NO_RECIPE = "a recipe is needed: a command of your own reports no step times"
+OWN_CLAIM = "leave claimName out: each run of a study gets a volume of its own, and it goes with it"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Cell:
     number: int  # from 1
     values: dict[str, Any]
     label: str
-    run: TrainingRun
+    run: TrainingRun  # its name is the cell's
+    threads: int  # of each process
 
     @property
     def processes(self) -> int:
@@ -52,38 +56,50 @@ class MatrixError(Exception):
         self.problems = found
 
 
-def make_cells(bench: BenchSpec) -> list[Cell]:
-    """Every cell, in the matrix's order (the last path changes fastest). Raises MatrixError."""
-    if found := [*_wrong_paths(bench), *_wrong_exclusions(bench)]:
+def make_cells(study: ScalingStudySpec, threads: int | None = None) -> list[Cell]:
+    """Every cell, in the matrix's order (the last path changes fastest). Raises MatrixError.
+
+    threads: of every process in every cell; None: a share of the CPUs that the template asks for.
+    """
+    if too_many := _too_many(study):
+        raise MatrixError([too_many])
+    if found := [*_wrong_paths(study), *_wrong_exclusions(study)]:
         raise MatrixError(found)
-    combinations = expand(bench)
+    combinations = expand(study)
     if not combinations:
         raise MatrixError([Problem(("exclude",), "exclude leaves no cell to run")])
-    labels = [label(values, bench.matrix) for values in combinations]
-    cells: list[Cell] = []
+    if len(combinations) * study.repeats > MAX_RUNS:
+        raise MatrixError([_runs(study, len(combinations))])
+    labels = [label(values, study.matrix) for values in combinations]
+    runs: list[TrainingRun] = []
     wrong: dict[Problem, list[str]] = {}  # and the cells it is wrong in
     for number, (values, text) in enumerate(zip(combinations, labels, strict=True), start=1):
-        run = _run(bench, number, values)
+        run = _run(study, number, values)
         if isinstance(run, TrainingRun):
-            cells.append(Cell(number, values, text, run))
+            runs.append(run)
         else:
             for problem in run:
                 wrong.setdefault(problem, []).append(text)
     if wrong:
         raise MatrixError([_naming(cell, where, len(labels)) for cell, where in wrong.items()])
-    return cells
+    return [
+        Cell(number, values, text, run, used)
+        for number, (values, text, (run, used)) in enumerate(
+            zip(combinations, labels, with_same_threads(runs, threads), strict=True), start=1
+        )
+    ]
 
 
-def expand(bench: BenchSpec) -> list[dict[str, Any]]:
+def expand(study: ScalingStudySpec) -> list[dict[str, Any]]:
     """Every combination of the matrix's values that isn't excluded."""
-    every = itertools.product(*bench.matrix.values())
-    combinations = [dict(zip(bench.matrix, values, strict=True)) for values in every]
+    every = itertools.product(*study.matrix.values())
+    combinations = [dict(zip(study.matrix, values, strict=True)) for values in every]
     return [
         values
         for values in combinations
         if not any(
             all(same(values[path], value) for path, value in entry.items())
-            for entry in bench.exclude
+            for entry in study.exclude
         )
     ]
 
@@ -116,9 +132,11 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _run(bench: BenchSpec, number: int, values: dict[str, Any]) -> TrainingRun | list[Problem]:
+def _run(
+    study: ScalingStudySpec, number: int, values: dict[str, Any]
+) -> TrainingRun | list[Problem]:
     """The run of a cell, or why there is none."""
-    spec = cell_spec(bench, values)
+    spec = cell_spec(study, values)
     manifest = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -130,24 +148,29 @@ def _run(bench: BenchSpec, number: int, values: dict[str, Any]) -> TrainingRun |
         run = TrainingRun.model_validate_json(json.dumps(manifest, default=str), strict=True)
     except ValidationError as error:
         return [
-            Problem(_origin(item["loc"], bench), text)
+            Problem(_origin(item["loc"], study), text)
             for item, text in zip(error.errors(), problems(error), strict=True)
         ]
     if run.spec.recipe is None:
         return [Problem(("template", "spec", "command"), NO_RECIPE)]
+    if run.spec.storage and run.spec.storage.claim_name:
+        return [Problem(("template", "spec", "storage", "claimName"), OWN_CLAIM)]
     return run
 
 
-def cell_spec(bench: BenchSpec, values: dict[str, Any]) -> dict[str, Any]:
+def cell_spec(study: ScalingStudySpec, values: dict[str, Any]) -> dict[str, Any]:
     """The template's spec as a cell runs it.
 
     What isn't a training step is kept short: one evaluation batch and one checkpoint, at the end.
-    A run that fails is not tried again, and nothing of it outlives the bench.
+    A run that fails is not tried again, its size is what the cell says, and its volume goes with
+    it. Each process has a GPU of its own, where the template has any.
     """
-    spec = copy.deepcopy(bench.template.spec)
-    for name in ("storage", "ttlSecondsAfterFinished", "suspend"):
+    spec = copy.deepcopy(study.template.spec)
+    for name in ("elastic", "ttlSecondsAfterFinished", "suspend"):
         spec.pop(name, None)
-    steps = bench.warmup_steps + bench.steps
+    if isinstance(storage := spec.get("storage"), dict) and "claimName" not in storage:
+        storage["whenDeleted"] = "Delete"
+    steps = study.warmup_steps + study.steps
     settings: dict[str, Any] = {
         "maxRestarts": 0,
         "checkpoint.everySteps": steps,
@@ -156,16 +179,24 @@ def cell_spec(bench: BenchSpec, values: dict[str, Any]) -> dict[str, Any]:
         "config.eval_batches": 1,
         "config.sample_steps": 0,
         "config.max_steps": steps,
-        "config.timing_warmup_steps": bench.warmup_steps,
+        "config.timing_warmup_steps": study.warmup_steps,
     }
     if isinstance(config := spec.get("config"), dict):
         config.pop("num_epochs", None)
     if spec.get("recipe") is None and "recipe" not in values:
         settings = {}  # a command: refused, but not for settings that the user didn't write
+    if (processes := values.get("numProcPerNode")) and _has_gpus(spec):
+        spec["resourcesPerNode"]["limits"][GPU] = processes
     chosen = {path: value for path, value in values.items() if value is not None}
     for path, value in (settings | chosen).items():
         put(spec, path, value)
     return spec
+
+
+def _has_gpus(spec: dict[str, Any]) -> bool:
+    resources = spec.get("resourcesPerNode")
+    limits = resources.get("limits") if isinstance(resources, dict) else None
+    return isinstance(limits, dict) and GPU in limits
 
 
 def put(spec: dict[str, Any], path: str, value: Any) -> None:
@@ -180,10 +211,10 @@ def put(spec: dict[str, Any], path: str, value: Any) -> None:
     spec[last] = copy.deepcopy(value)
 
 
-def _origin(location: Location, bench: BenchSpec) -> Location:
+def _origin(location: Location, study: ScalingStudySpec) -> Location:
     """Where in the file a cell's `location` comes from: the matrix or the template."""
     path = ".".join(str(part) for part in location[1:])
-    for key in bench.matrix:
+    for key in study.matrix:
         if path == key or path.startswith(f"{key}."):
             return ("matrix", key)
     return ("template", *location)
@@ -197,8 +228,19 @@ def _naming(problem: Problem, cells: list[str], total: int) -> Problem:
     return Problem(problem.location, f"cell {cells[0]}{more}: {problem.message}")
 
 
-def _wrong_paths(bench: BenchSpec) -> Iterator[Problem]:
-    for path in bench.matrix:
+def _too_many(study: ScalingStudySpec) -> Problem | None:
+    """A matrix too large even to be written out."""
+    product = math.prod(len(values) for values in study.matrix.values())
+    return _runs(study, product) if product > 100 * MAX_RUNS else None
+
+
+def _runs(study: ScalingStudySpec, cells: int) -> Problem:
+    text = f"matrix: {cells} cells x {study.repeats} repeats are more than {MAX_RUNS} runs"
+    return Problem(("matrix",), text)
+
+
+def _wrong_paths(study: ScalingStudySpec) -> Iterator[Problem]:
+    for path in study.matrix:
         first = path.split(".")[0]
         if path in STEP_BUDGET:
             yield Problem(("matrix", path), f"matrix.{path}: steps and warmupSteps set it")
@@ -209,10 +251,10 @@ def _wrong_paths(bench: BenchSpec) -> Iterator[Problem]:
             yield Problem(("matrix", path), text)
 
 
-def _wrong_exclusions(bench: BenchSpec) -> Iterator[Problem]:
-    for index, entry in enumerate(bench.exclude):
+def _wrong_exclusions(study: ScalingStudySpec) -> Iterator[Problem]:
+    for index, entry in enumerate(study.exclude):
         for path, value in entry.items():
-            known = bench.matrix.get(path)
+            known = study.matrix.get(path)
             if known is None:
                 what = f"exclude: {path} is not in the matrix"
             elif not any(same(value, other) for other in known):

@@ -1,4 +1,4 @@
-"""Shows a bench as it goes: bars on a terminal, and a line for every finished run."""
+"""Shows a study as it goes: bars on a terminal, and a line for every finished run."""
 
 import sys
 import time
@@ -9,59 +9,55 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
-from trainyard_api.bench_report import CellFailure, Measurement
-from trainyard_operator.bench.cells import Cell
-from trainyard_operator.bench.units import memory, milliseconds, number
+from trainyard_api.study_status import CellFailure, Measurement
 from trainyard_operator.local.display import Display, View
 from trainyard_operator.plan import RunEvent
-from trainyard_operator.status import duration_text
+from trainyard_operator.status import duration_text, rate_text
+from trainyard_operator.study.units import memory, milliseconds
 
 
-class BenchDisplay(Display):
+class StudyDisplay(Display):
     """A line for every finished run: for logs and pipes."""
 
-    def __init__(self, total: int) -> None:
-        """`total`: runs of the whole bench."""
-        self._total = total
-        self._number = 0
+    def __init__(self) -> None:
+        self._number = self._total = 0
+        self._first = 0  # of the runs that this process measures
         self._began = time.monotonic()
 
-    def begin(self, cell: Cell, repeat: int) -> None:
-        """Another run begins."""
-        self._number += 1
+    def begin(self, what: str, number: int, total: int) -> None:
+        """The study's run `number` of `total` begins: `what` is its cell and repeat."""
+        self._first = self._first or number
+        self._number, self._total = number, total
 
-    def end(self, cell: Cell, repeat: int, outcome: Measurement | CellFailure) -> None:
+    def end(self, what: str, outcome: Measurement | CellFailure) -> None:
         """It has ended, with figures or without."""
-        head = f"[{self._number}/{self._total}] {cell.label}; repeat {repeat}"
+        head = f"[{self._number}/{self._total}] {what}"
         if isinstance(outcome, CellFailure):
             self.say(f"{head}: failed: {outcome.reason}: {outcome.message}")
             return
-        parts = [
-            f"{number(outcome.samples_per_second)} samples/s",
-            f"{milliseconds(outcome.step_seconds.mean)} ms a step",
-        ]
+        if outcome.tokens_per_second is not None:
+            parts = [rate_text(outcome.tokens_per_second, "tokens")]
+        else:
+            parts = [rate_text(outcome.samples_per_second, "samples")]
+        parts.append(f"{milliseconds(outcome.step_seconds.mean)} ms a step")
         if outcome.peak_memory_bytes:
             parts.append(f"peak {memory(outcome.peak_memory_bytes)}")
         self.say(f"{head}: {', '.join(parts)} ({duration_text(outcome.seconds)})")
 
-    def skip(self, runs: int) -> None:
-        """So many of the runs won't be needed."""
-        self._total -= runs
-
     def left(self) -> str:
         """How long the rest will take if it takes as long as what is done; empty at first."""
-        done = self._number - 1
+        done = self._number - self._first
         if done < 1:
             return ""
         each = (time.monotonic() - self._began) / done
-        return f"{duration_text(each * (self._total - done))} left"
+        return f"{duration_text(each * (self._total - self._number + 1))} left"
 
 
-class LiveBenchDisplay(BenchDisplay):
-    """Also bars for the bench and for its current run."""
+class LiveStudyDisplay(StudyDisplay):
+    """Also bars for the study and for its current run."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
+    def __init__(self) -> None:
+        super().__init__()
         self._console = Console(highlight=False)
         self._progress = Progress(
             SpinnerColumn(),
@@ -71,7 +67,7 @@ class LiveBenchDisplay(BenchDisplay):
             console=self._console,
             transient=True,
         )
-        self._runs = self._progress.add_task("", total=total, note="")
+        self._runs = self._progress.add_task("", total=None, note="")
         self._steps: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -81,19 +77,18 @@ class LiveBenchDisplay(BenchDisplay):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def begin(self, cell: Cell, repeat: int) -> None:
-        super().begin(cell, repeat)
+    def begin(self, what: str, number: int, total: int) -> None:
+        super().begin(what, number, total)
         self._progress.update(
             self._runs,
-            description=f"run {self._number} of {self._total}",
-            completed=self._number - 1,
-            total=self._total,
-            note=", ".join(filter(None, (self.left(), "Ctrl-C ends the bench"))),
+            description=f"run {number} of {total}",
+            completed=number - 1,
+            total=total,
+            note=", ".join(filter(None, (self.left(), "Ctrl-C stops the study"))),
         )
         if self._steps is not None:
             self._progress.remove_task(self._steps)
-        description = f"{cell.label}; repeat {repeat}"
-        self._steps = self._progress.add_task(description, total=None, note="")
+        self._steps = self._progress.add_task(what, total=None, note="")
 
     def show(self, view: View, events: Sequence[RunEvent]) -> None:
         status = view.run.status
@@ -109,6 +104,6 @@ class LiveBenchDisplay(BenchDisplay):
         self._console.print(Text(text), soft_wrap=True)
 
 
-def new_display(total: int) -> BenchDisplay:
+def new_display() -> StudyDisplay:
     """The display that fits where the output goes."""
-    return LiveBenchDisplay(total) if sys.stdout.isatty() else BenchDisplay(total)
+    return LiveStudyDisplay() if sys.stdout.isatty() else StudyDisplay()

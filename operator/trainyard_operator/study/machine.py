@@ -1,4 +1,4 @@
-"""Where and of what a bench is measured: processor, GPUs, versions, commit."""
+"""Where and of what a study is measured: processor, GPUs, versions, commit."""
 
 import importlib.metadata
 import os
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainyard_api import __version__
-from trainyard_api.bench_report import Machine
+from trainyard_api.study_status import Machine
 
 
 def this_machine() -> Machine:

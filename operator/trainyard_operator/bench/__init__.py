@@ -1,1 +1,0 @@
-"""Benchmarks: a matrix of training runs, measured side by side."""

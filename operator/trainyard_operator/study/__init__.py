@@ -1,0 +1,1 @@
+"""Scaling studies: a matrix of training runs, measured side by side."""
