@@ -161,6 +161,12 @@ RUN_FAILED_ATTEMPTS = Metric(
     "Failed ones among a run's newest ten attempts, by reason.",
     (_NAMESPACE, _OF_RUNS, _REASON),
 )
+RUN_STUDY = Metric(
+    "trainyard_operator_run_study",
+    "gauge",
+    "1 for a run that is labelled trainyard.dev/study: the study says what it could do.",
+    (_NAMESPACE, _OF_RUNS, Label("study", "the label's values", 5000)),
+)
 RECONCILES = Metric(
     "trainyard_operator_reconciles_total",
     "counter",

@@ -11,7 +11,7 @@ from prometheus_client import Metric as Family
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from trainyard_api import metrics
+from trainyard_api import labels, metrics
 from trainyard_api.spec import GPU
 from trainyard_api.status import FINISHED
 from trainyard_operator.failures import REASONS
@@ -29,6 +29,7 @@ class RunFacts:
     name: str
     phase: str
     queue: str
+    study: str
     gpus: int
     restarts: int
     failures: Mapping[str, int]  # failed attempts by reason
@@ -61,6 +62,7 @@ def facts_of(body: Mapping[str, Any]) -> RunFacts:
         name=metadata["name"],
         phase=str(status.get("phase") or "Pending"),
         queue=str(_mapping(spec.get("queue")).get("name") or ""),
+        study=_mapping(metadata.get("labels")).get(labels.STUDY, ""),
         gpus=_whole(nodes) * _whole(limits.get(GPU)),
         restarts=status.get("restarts") or 0,
         failures=Counter(known_reason(attempt.get("reason")) for attempt in failed),
@@ -92,6 +94,7 @@ class RunSeries(Collector):
         active = _counter(metrics.RUN_ACTIVE_SECONDS)
         restarts = _counter(metrics.RUN_RESTARTS)
         failed = _gauge(metrics.RUN_FAILED_ATTEMPTS)
+        study = _gauge(metrics.RUN_STUDY)
         for run in told:
             of = [run.namespace, run.name]
             phase.add_metric([*of, run.phase], 1)
@@ -100,9 +103,11 @@ class RunSeries(Collector):
             restarts.add_metric(of, run.restarts)
             if run.phase == "Pending":
                 waiting.add_metric([*of, run.queue], max(0.0, now - run.waiting_since))
+            if run.study:
+                study.add_metric([*of, run.study], 1)
             for reason, count in run.failures.items():
                 failed.add_metric([*of, reason], count)
-        yield from (phase, waiting, gpus, active, restarts, failed)
+        yield from (phase, waiting, gpus, active, restarts, failed, study)
 
 
 def _gauge(metric: metrics.Metric) -> GaugeMetricFamily:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_api import metrics
+from trainyard_api import labels, metrics
 from trainyard_operator.kube.instruments import Instruments
 from trainyard_operator.kube.observe import Key
 from trainyard_operator.kube.run_series import FINISHED_SECONDS
@@ -80,6 +80,13 @@ def test_a_finished_run_is_active_no_longer_and_soon_no_more_told() -> None:
     assert told(instruments, metrics.RUN_ACTIVE_SECONDS) == pytest.approx(100, abs=1)
     ended = at(FINISHED_SECONDS + 1)
     assert not of_runs(seen(run(phase="Succeeded", activeSince=at(9000), completionTime=ended)))
+
+
+def test_a_run_names_the_study_it_is_labelled_with() -> None:
+    body = run()
+    assert told(seen(body), metrics.RUN_STUDY, study="s") is None
+    body["metadata"]["labels"] = {labels.STUDY: "s"}
+    assert told(seen(body), metrics.RUN_STUDY, study="s") == 1
 
 
 def test_the_series_of_deleted_runs_go() -> None:
