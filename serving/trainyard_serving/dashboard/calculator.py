@@ -1,7 +1,7 @@
 """Time and cost of a training at any number of processes, from what a study measured."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -12,6 +12,7 @@ from trainyard_api.study_status import ScalingCurve, ScalingStudyStatus
 MAX_PROCESSES = 100_000
 FAR = 8  # times the largest measured size: beyond that a projection deserves a warning
 CHART_POINTS = 48
+SIZES = ("numNodes", "numProcPerNode")
 
 Known = Literal["measured", "projected"]
 
@@ -69,7 +70,7 @@ class Scaling:
         self.law: ScalingLaw | None = None
         self.why_no_law = ""
         try:
-            self.law = fit(self.measured)
+            self.law = fit(measured)  # in the study's order: then the intervals are the study's
         except ScalingError as error:
             self.why_no_law = str(error)
 
@@ -168,13 +169,18 @@ def _measured(status: ScalingStudyStatus, curve: ScalingCurve) -> dict[int, list
     """Every measurement of the curve's cells: those that have all values of its configuration."""
     rates: dict[int, list[float]] = {}
     for cell in status.cells:
-        if any(cell.values.get(path) != value for path, value in curve.configuration.items()):
+        if _configuration(cell.values) != _configuration(curve.configuration):
             continue
         for run in cell.measurements:
             rate = run.tokens_per_second if curve.unit == "tokens" else run.samples_per_second
             if rate:
                 rates.setdefault(cell.processes, []).append(rate)
     return rates
+
+
+def _configuration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without sizes, and without what is as the template has it: null is lost on the wire."""
+    return {k: v for k, v in values.items() if k not in SIZES and v is not None}
 
 
 def _sizes(measured: Mapping[int, object], largest: int) -> list[int]:

@@ -46,7 +46,7 @@ function layout(spec) {
       font: { color: style("--ink"), size: 12 }, namelength: -1 },
     hovermode: spec.bars ? "closest" : "x unified",
     showlegend: spec.lines.filter((line) => line.legend !== false).length > 1 && !spec.bars,
-    legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top", font: { color: style("--ink") } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: style("--ink") } },
     xaxis: { ...axis, title: { ...axis.title, text: spec.x }, type: spec.logX ? "log" : "linear",
       rangemode: spec.bars ? "tozero" : "normal", ...spec.xaxis },
     yaxis: { ...axis, title: { ...axis.title, text: spec.bars ? "" : spec.y },
@@ -95,10 +95,12 @@ function figure(parent, spec) {
   const details = h("details", {}, h("summary", {}, "As a table"),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${spec.title}: table` },
       table));
-  const title = h("h2", {}, spec.title, " ", spec.origin ? badge(spec.origin) : "");
-  const element = h("figure", { class: "card" }, h("figcaption", {}, title), plot, empty, details);
+  const mark = spec.origin ? badge(spec.origin) : null;
+  const title = h("h2", {}, spec.title);
+  const element = h("figure", { class: "card" }, h("figcaption", {}, title, " ", mark), plot, empty,
+    details);
   at(parent).append(element);
-  chart = { element, plot, empty, table, details, spec };
+  chart = { plot, empty, table, details, title, mark, spec };
   details.addEventListener("toggle", () => fillTable(chart));
   charts.set(spec.id, chart);
   return chart;
@@ -132,6 +134,8 @@ export async function draw(parent, spec) {
   chart.empty.hidden = !nothing;
   chart.plot.hidden = nothing;
   chart.details.hidden = nothing;
+  chart.title.textContent = spec.title;
+  if (chart.mark) chart.mark.hidden = nothing;
   if (nothing) return;
   const shown = spec.lines.slice(0, 6).map((line) => {
     const [x, y] = [line.x.at(-1), line.y.at(-1)].map((v) => (typeof v === "number" ? number(v) : v));

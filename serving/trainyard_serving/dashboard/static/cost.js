@@ -15,7 +15,8 @@ let sized = "";
 
 export async function refresh() {
   const { studies, problems } = await get("api/studies");
-  const measured = runs.all.filter((run) => run.processes !== null && run.step);
+  const measured = runs.all.filter((run) => run.processes !== null && run.step)
+    .sort((a, b) => (b.phase === "Succeeded") - (a.phase === "Succeeded"));
   const bases = [
     ...studies.flatMap((study) => study.configurations.map((one, i) =>
       [JSON.stringify({ study: study.id, configuration: i, unit: one.unit, size: one.sizes.at(-1) }),
@@ -107,11 +108,11 @@ function table() {
     return row(
       h("th", { scope: "row", role: "rowheader" }, one.name,
         h("span", { class: "note" }, `${kind}${speed}${lost} · ${one.note}`)),
-      cell(names[1], `${one.units} of ${one.unit_processes} process`
+      cell(names[1], `${one.units} × ${one.unit_processes} process`
         + `${one.unit_processes > 1 ? "es" : ""}`),
-      cell(names[2], input, ` ${found.currency}`),
-      cell(names[3], duration(one.hours.value * 3600)),
-      cell(names[4], total, range, lowest),
+      cell("Price of a unit-hour (entered)", input, ` ${found.currency}`),
+      cell("Time (projected)", duration(one.hours.value * 3600)),
+      cell("Cost (projected)", total, range, lowest),
     );
   }));
   for (const one of found.rows) one.mark();
@@ -123,7 +124,7 @@ async function chart() {
     id: "costs", title: "Cost", origin: "projected", bars: true, x: found.currency,
     height: 60 + 42 * rows.length,
     lines: [{ name: "cost", slot: 0, x: rows.map(cost), y: rows.map((one) => one.name),
-      error: { type: "data", symmetric: false,
+      error: rows.some((one) => one.cost.high > one.cost.low) && { type: "data", symmetric: false,
         array: rows.map((one) => price(one) * (one.unit_hours.high - one.unit_hours.value)),
         arrayminus: rows.map((one) => price(one) * (one.unit_hours.value - one.unit_hours.low)) },
     }],

@@ -6,6 +6,7 @@ import { get } from "./http.js";
 
 const DRAWN_AT_FIRST = 4;
 const SHOWN_AT_FIRST = 60;
+const DASHES = ["solid", "dot", "dash", "dashdot"]; // of one run's ranks or GPUs
 const OVER = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
 
 export const runs = { all: [], problems: [] };
@@ -112,9 +113,10 @@ function made(run) {
   const element = row(
     h("th", { scope: "row", role: "rowheader" },
       h("label", {}, box, swatch, parts.name), parts.note),
-    cell("Phase", parts.phase), cell("Step", parts.step, parts.bar), cell("Loss", parts.loss),
-    cell("Throughput", parts.throughput), cell("Time left (projected)", parts.left),
-    cell("Restarts", parts.restarts), cell("Processes", parts.processes),
+    cell("Phase (measured)", parts.phase), cell("Step (measured)", parts.step, parts.bar),
+    cell("Loss (measured)", parts.loss), cell("Throughput (measured)", parts.throughput),
+    cell("Time left (projected)", parts.left), cell("Restarts (measured)", parts.restarts),
+    cell("Processes (measured)", parts.processes),
   );
   const kept = { element, parts, box };
   rows.set(run.id, kept);
@@ -164,7 +166,9 @@ export function lines(found, metric, style = {}) {
       .map((curve, index) => ({
         name: curve.part ? `${title(run)}: ${curve.part}` : title(run),
         x: curve.x, y: curve.y, seconds: curve.x_is === "seconds",
-        slot: curve.part ? slot(run.id) + index : slot(run.id), ...style,
+        // Ranks of several runs have their run's colour, those of one run colours of their own.
+        slot: slot(run.id) + (chosen.size === 1 ? index : 0), dash: DASHES[index % DASHES.length],
+        ...style,
       })));
 }
 
