@@ -10,8 +10,13 @@ from trainyard_operator.kube.settings import Settings
 from .conftest import CHARTS, Refusal, Render
 
 RULES: set[tuple[str, str, str]] = {
-    *(("trainyard.dev", "trainingruns", verb) for verb in ("get", "list", "watch", "delete")),
+    *(
+        ("trainyard.dev", "trainingruns", verb)
+        for verb in ("get", "list", "watch", "create", "delete")
+    ),
+    *(("trainyard.dev", "scalingstudies", verb) for verb in ("get", "list", "watch")),
     ("trainyard.dev", "trainingruns/status", "update"),
+    ("trainyard.dev", "scalingstudies/status", "update"),
     *(("", "pods", verb) for verb in ("list", "watch", "create", "delete")),
     ("", "pods/log", "get"),
     *(("", "services", verb) for verb in ("get", "create", "patch")),
@@ -93,8 +98,12 @@ def test_people_get_rights_through_the_usual_roles(render: Render) -> None:
     assert view["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
     assert {verb for _, _, verb in rules(view)} == {"get", "list", "watch"}
     assert edit["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
-    assert ("trainyard.dev", "trainingruns", "create") in rules(edit)
-    assert not {resource for _, resource, _ in rules(edit)} & {"trainingruns/status"}
+    for kind in ("trainingruns", "scalingstudies"):
+        assert ("trainyard.dev", kind, "create") in rules(edit)
+        assert {("trainyard.dev", kind, "get"), ("trainyard.dev", f"{kind}/status", "get")} <= (
+            rules(view)
+        )
+        assert f"{kind}/status" not in {resource for _, resource, _ in rules(edit)}
     assert not render("operator", "rbac.aggregate=false").all("ClusterRole", "-view")
 
 

@@ -57,9 +57,12 @@ readOnlyRootFilesystem: true
 {{- define "operator.rules" -}}
 - apiGroups: [trainyard.dev]
   resources: [trainingruns]
-  verbs: [get, list, watch, delete]  # delete: ttlSecondsAfterFinished
+  verbs: [get, list, watch, create, delete]  # of studies; delete: also ttlSecondsAfterFinished
 - apiGroups: [trainyard.dev]
-  resources: [trainingruns/status]
+  resources: [scalingstudies]
+  verbs: [get, list, watch]
+- apiGroups: [trainyard.dev]
+  resources: [trainingruns/status, scalingstudies/status]
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]

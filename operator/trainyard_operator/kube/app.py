@@ -1,32 +1,33 @@
-"""The operator process: a Lease, kopf's watches that feed the queue, and the HTTP endpoints."""
+"""The operator process: a Lease, watches that feed the queues, and the HTTP endpoints."""
 
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from typing import Any
 
-import kopf
-
 from trainyard_api import labels
-from trainyard_api.run import GROUP, PLURAL, VERSION
-from trainyard_operator.kube import reports, server
+from trainyard_api.run import PLURAL
+from trainyard_api.study import STUDY_PLURAL
+from trainyard_operator.kube import reports, server, watch
 from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.controller import Controller, key_of
+from trainyard_operator.kube.controller import Controller
 from trainyard_operator.kube.errors import ApiError
 from trainyard_operator.kube.execute import Executor
+from trainyard_operator.kube.feed import Body, Feed, key_of
 from trainyard_operator.kube.instruments import Instruments
 from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.observe import Key, Observer
 from trainyard_operator.kube.queue import Queue
 from trainyard_operator.kube.settings import Settings
+from trainyard_operator.kube.studies import StudyController
 
 LEASE = "trainyard-operator"
 RESYNC_SECONDS = 120.0
 # Neither a watch nor the list has succeeded for this long: start afresh.
 SILENT_SECONDS = 600.0
-POD_EVENT_DELAY = 0.1  # a gang's pods change together: look once
+CHANGE_DELAY = 0.1  # a gang's pods change together, as do a study's runs: look once
+STUDY_WORKERS = 4
 
 logger = logging.getLogger(__name__)
 
@@ -40,21 +41,30 @@ class App:
 
     def __init__(self, settings: Settings, kube: Kube, observer: Observer) -> None:
         self._settings = settings
-        self._instruments = Instruments()
-        executor = Executor(kube, settings.trainer_image)
-        self._controller = Controller(kube, observer, executor, self._instruments)
-        self._queue: Queue[Key] = Queue(self._controller.handle, settings.workers)
-        self._instruments.watch_queue(lambda: self._queue.depth, lambda: self._queue.failing)
+        self._instruments = told = Instruments()
+        runs = Controller(observer, Executor(kube, settings.trainer_image), told)
+        studies = StudyController(kube, told)
+        self._runs: Queue[Key] = Queue(runs.handle, settings.workers)
+        self._studies: Queue[Key] = Queue(studies.handle, STUDY_WORKERS)
+        self._queues = (self._runs, self._studies)
+        only = settings.namespace
+        self._run_feed = Feed(kube, PLURAL, only, self._runs.add, told.seen, told.seen_all)
+        self._study_feed = Feed(
+            kube, STUDY_PLURAL, only, self._studies.add, told.studies.seen, told.studies.seen_all
+        )
+        self._feeds = (self._run_feed, self._study_feed)
+        told.watch_queue(
+            lambda: sum(queue.depth for queue in self._queues),
+            lambda: sum(queue.failing for queue in self._queues),
+        )
         self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
-        self._heard = time.monotonic()
-        self._watched: dict[Key, str] = {}  # resourceVersion of each run, as the watch told it
-        self._wanted: dict[Key, tuple[Any, ...]] = {}  # what a user may change, likewise
+        self._phases: dict[Key, Any] = {}  # of the runs of studies
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve, wait for the Lease, then look after runs until `stop`.
+        """Serve, wait for the Lease, then look after runs and studies until `stop`.
 
         Raises StoppedError when the Lease is lost or the watch has died, and ApiError when the
-        TrainingRun resource isn't there.
+        resources aren't there.
         """
         app = server.application(self.wrong, self.wrong, self._instruments.registry)
         async with server.serve(app, self._settings.host, self._settings.port):
@@ -67,19 +77,21 @@ class App:
                 await self._lease.release()
 
     async def _lead(self, stop: asyncio.Event) -> None:
-        listed = await self._list()
+        for feed in self._feeds:
+            await feed.list()
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("lease", self._lease.keep()),
-                ("queue", self._queue.run()),
-                ("resync", self._resync(listed)),
+                ("runs", self._runs.run()),
+                ("studies", self._studies.run()),
+                *(("resync", self._resync(feed)) for feed in self._feeds),
             )
         ]
         # kopf takes every task made after it was started for its own: it comes last.
-        watch = asyncio.create_task(self._watch(stop), name="watch")
+        watching = asyncio.create_task(self._watch(stop), name="watch")
         try:
-            done, _ = await asyncio.wait({*tasks, watch}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({*tasks, watching}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             if not self._lease.held:
@@ -90,88 +102,49 @@ class App:
             await asyncio.gather(*tasks, return_exceptions=True)
             # Nothing is decided here any more: a successor may start while kopf takes its time.
             await self._lease.release()
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    async def _list(self) -> dict[Key, str]:
-        """List all runs and have each looked at; their resource versions."""
-        listed = await self._controller.list_runs(self._settings.namespace)
-        self._heard = time.monotonic()
-        for key in listed:
-            self._queue.add(key)
-        return listed
-
-    async def _resync(self, before: dict[Key, str]) -> None:
-        """List all runs now and then: a watch can die silently.
-
-        A run that hasn't changed since the list before, in a version that the watch never told
-        us about, proves that it has.
-        """
+    async def _resync(self, feed: Feed) -> None:
+        """List all objects of a kind now and then: a watch can die silently."""
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
             try:
-                listed = await self._list()
+                untold = await feed.list_again()
             except ApiError as error:
-                logger.warning("runs can't be listed: %s", error)
+                logger.warning("%s", error)
                 continue
-            for key, version in listed.items():
-                if version == before.get(key) and version != self._watched.get(key):
-                    raise StoppedError(f"the watch has died: it never told of {key}")
-            before = listed
+            if untold is not None:
+                raise StoppedError(f"the watch has died: it never told of {untold}")
 
-    def run_changed(self, body: Any, *, deleted: bool) -> None:
-        """A run was made, changed or deleted."""
-        self._heard = time.monotonic()
+    def run_changed(self, body: Body, *, deleted: bool) -> None:
+        """A run was made, changed or deleted; its study looks at it when it has moved."""
+        self._run_feed.changed(body, deleted=deleted)
         key, meta = key_of(body), body["metadata"]
-        self._instruments.seen(key, None if deleted else body)
-        wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"))
-        # Our own status comes back as an event too: answering it would never end.
-        if deleted or wanted != self._wanted.get(key):
-            self._queue.add(key)
+        study = (meta.get("labels") or {}).get(labels.STUDY)
+        if study is None:
+            return
+        phase = (body.get("status") or {}).get("phase")
+        moved = (meta["uid"], meta.get("deletionTimestamp"), phase)
+        if deleted or self._phases.get(key) != moved:
+            self._studies.add(Key(key.namespace, study), CHANGE_DELAY)
         if deleted:
-            self._watched.pop(key, None)
-            self._wanted.pop(key, None)
+            self._phases.pop(key, None)
         else:
-            self._watched[key], self._wanted[key] = meta["resourceVersion"], wanted
+            self._phases[key] = moved
+
+    def study_changed(self, body: Body, *, deleted: bool) -> None:
+        """A study was made, changed or deleted."""
+        self._study_feed.changed(body, deleted=deleted)
 
     def pod_changed(self, body: Any) -> None:
         """A pod of a run was made, changed or deleted."""
-        self._heard = time.monotonic()
+        self._run_feed.heard = time.monotonic()
         meta = body["metadata"]
-        self._queue.add(Key(meta["namespace"], meta["labels"][labels.RUN]), POD_EVENT_DELAY)
+        self._runs.add(Key(meta["namespace"], meta["labels"][labels.RUN]), CHANGE_DELAY)
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        """kopf's part: watch runs and their pods, and put what changed into the queue.
-
-        The handlers are coroutines, because kopf runs plain functions in threads.
-        """
-        registry = kopf.OperatorRegistry()
-
-        @kopf.on.login(registry=registry)
-        async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-            return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
-
-        @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-        async def run_event(event: Any, body: Any, **_: Any) -> None:
-            self.run_changed(body, deleted=event["type"] == "DELETED")
-
-        @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
-        async def pod_event(body: Any, **_: Any) -> None:
-            self.pod_changed(body)
-
-        namespace = self._settings.namespace
-        started = asyncio.Event()
-        signals = asyncio.create_task(_take_signals_back(started, stop), name="signals")
-        await kopf.operator(
-            registry=registry,
-            settings=_kopf_settings(),
-            standalone=True,
-            clusterwide=not namespace,
-            namespaces=[namespace] if namespace else [],
-            stop_flag=stop,
-            ready_flag=started,
-        )
-        signals.cancel()
+        await watch.watch(self, self._settings.namespace, stop)
 
     def wrong(self) -> str:
         """What is wrong with this process, in one line; empty when nothing is.
@@ -180,28 +153,12 @@ class App:
         """
         if not self._lease.held:
             return ""
-        if self._queue.stalled():
+        if any(queue.stalled() for queue in self._queues):
             return "reconciling has stalled"
-        if time.monotonic() - self._heard > SILENT_SECONDS:
+        heard = max(feed.heard for feed in self._feeds)
+        if time.monotonic() - heard > SILENT_SECONDS:
             return "nothing was heard from the API server for too long"
         return ""
-
-
-def _kopf_settings() -> kopf.OperatorSettings:
-    settings = kopf.OperatorSettings()
-    settings.posting.enabled = False  # our events are part of the Plan
-    settings.scanning.disabled = True  # needs rights on CRDs and namespaces, and we use neither
-    settings.watching.server_timeout = 270
-    settings.watching.client_timeout = 300
-    settings.watching.connect_timeout = 10
-    settings.watching.chunk_size = 500
-    settings.watching.label_selectors["v1", "pods"] = labels.RUN
-    settings.networking.request_timeout = 30
-    settings.networking.connect_timeout = 10
-    settings.queueing.worker_limit = 50
-    settings.queueing.idle_timeout = 1.0
-    settings.execution.max_workers = 1
-    return settings
 
 
 async def _unless(stop: asyncio.Event, work: Any) -> bool:
@@ -221,22 +178,10 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """Have SIGTERM and SIGINT set `stop`."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
-
-async def _take_signals_back(started: asyncio.Event, stop: asyncio.Event) -> None:
-    """kopf takes signals for itself when it starts; but we have more to stop than it."""
-    await started.wait()
-    stop_on_signals(stop)
-
-
 async def run(settings: Settings) -> None:
     """Connect and run one operator process, until a signal ends it."""
     stop = asyncio.Event()
-    stop_on_signals(stop)
+    watch.stop_on_signals(stop)
     kube = await Kube.connect()
     try:
         async with reports.session() as http:

@@ -1,12 +1,9 @@
-"""One reconcile of one run: observe, decide, apply; and the list that finds runs again."""
+"""One reconcile of one run: observe, decide, apply."""
 
 import logging
 import time
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Awaitable
 
-from trainyard_api.run import API_VERSION, PLURAL
-from trainyard_operator.kube.client import Kube, path_of
 from trainyard_operator.kube.errors import ApiError, Rejected
 from trainyard_operator.kube.execute import Executor
 from trainyard_operator.kube.instruments import Instruments
@@ -20,34 +17,14 @@ logger = logging.getLogger(__name__)
 class Controller:
     """What the queue calls."""
 
-    def __init__(
-        self, kube: Kube, observer: Observer, executor: Executor, instruments: Instruments
-    ) -> None:
-        self._kube = kube
+    def __init__(self, observer: Observer, executor: Executor, instruments: Instruments) -> None:
         self._observer = observer
         self._executor = executor
         self._instruments = instruments
 
     async def handle(self, key: Key) -> float | None:
         """Reconcile once; the seconds after which the run wants to be looked at again."""
-        started = time.perf_counter()
-        result = "error"
-        try:
-            result, again = await self._reconcile(key)
-            return again
-        except Rejected:
-            result = "rejected"
-            raise
-        finally:
-            self._instruments.reconciles.labels(result).inc()
-            self._instruments.reconcile_seconds.observe(time.perf_counter() - started)
-
-    async def list_runs(self, namespace: str) -> dict[Key, str]:
-        """Every run there is (in `namespace`, if given) and its resourceVersion."""
-        items = await self._kube.list_all(path_of(API_VERSION, PLURAL, namespace or None))
-        bodies: dict[Hashable, Any] = {key_of(item): item for item in items}
-        self._instruments.seen_all(bodies)
-        return {key_of(item): item["metadata"]["resourceVersion"] for item in items}
+        return await measured(self._instruments, self._reconcile(key))
 
     async def _reconcile(self, key: Key) -> tuple[str, float | None]:
         try:
@@ -76,6 +53,18 @@ class Controller:
         return "ok", plan.requeue_after
 
 
-def key_of(item: dict[str, Any]) -> Key:
-    """The key of a stored run."""
-    return Key(item["metadata"]["namespace"], item["metadata"]["name"])
+async def measured(
+    instruments: Instruments, reconcile: Awaitable[tuple[str, float | None]]
+) -> float | None:
+    """Await a reconcile, which says (its result, seconds until the next); count and time it."""
+    started = time.perf_counter()
+    result = "error"
+    try:
+        result, again = await reconcile
+        return again
+    except Rejected:
+        result = "rejected"
+        raise
+    finally:
+        instruments.reconciles.labels(result).inc()
+        instruments.reconcile_seconds.observe(time.perf_counter() - started)

@@ -4,32 +4,22 @@ Every action is idempotent: what is already so counts as done. The status comes 
 touched, and only if nobody else has written the run since it was read.
 """
 
-import asyncio
-import logging
-import math
-import re
-from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 from trainyard_api.base import one_line
-from trainyard_api.run import API_VERSION, GROUP, KIND, PLURAL, TrainingRun
+from trainyard_api.run import API_VERSION, PLURAL, TrainingRun
 from trainyard_api.status import FINISHED, TrainingRunStatus
 from trainyard_operator.kube import manifests
 from trainyard_operator.kube.client import Kube, Object, path_of
-from trainyard_operator.kube.errors import ApiError, Rejected
+from trainyard_operator.kube.errors import Rejected
 from trainyard_operator.kube.observe import owned_by
 from trainyard_operator.kube.stored import InvalidRun
+from trainyard_operator.kube.write import accepted, each, replace_status, tell, to_status
 from trainyard_operator.observed import Observed
 from trainyard_operator.plan import Plan, RunEvent
 
-COMPONENT = "trainyard-operator"
-MAX_PARALLEL = 16  # requests at once per run: a large gang must not starve the API server
 # A gang that has failed has nothing left to save: its other workers hang in a collective.
 FAILED_GRACE_SECONDS = 5
-_MAX_EVENT_MESSAGE = 1024
-
-logger = logging.getLogger(__name__)
 
 
 class Executor:
@@ -51,10 +41,10 @@ class Executor:
         """
         run = observed.run
         for event in plan.events:
-            await self._event(run, event)
-        raw = await self._write_status(raw, plan.status)
+            await tell(self._kube, run, event)
+        raw = await replace_status(self._kube, PLURAL, raw, to_status(plan.status))
         grace = grace_seconds(plan.status)
-        await self._each(self._delete_pod(run, name, grace) for name in plan.delete)
+        await each(self._delete_pod(run, name, grace) for name in plan.delete)
         if plan.create:
             try:
                 await self._create(run, plan)
@@ -79,13 +69,7 @@ class Executor:
             message=one_line(invalid.error),
             completion_time=datetime.now(UTC),
         )
-        await self._replace_status(invalid.raw, {**status, **to_status(refused)})
-
-    async def _write_status(self, raw: Object, status: TrainingRunStatus) -> Object:
-        new = to_status(status)
-        if new == raw.get("status"):
-            return raw
-        return await self._replace_status(raw, new)
+        await replace_status(self._kube, PLURAL, invalid.raw, {**status, **to_status(refused)})
 
     async def _write_rejection(
         self, run: TrainingRun, raw: Object, status: TrainingRunStatus, message: str
@@ -95,21 +79,8 @@ class Executor:
         )
         if (status.reason, status.message) != (rejected.reason, rejected.message):
             key = f"{status.attempt}-rejected"
-            await self._event(run, RunEvent("Warning", "Rejected", message, key))
-            await self._write_status(raw, rejected)
-
-    async def _replace_status(self, raw: Object, status: Object) -> Object:
-        metadata = raw["metadata"]
-        path = path_of(API_VERSION, PLURAL, metadata["namespace"], metadata["name"], "status")
-        return await self._kube.replace(path, {**raw, "status": status})
-
-    async def _event(self, run: TrainingRun, event: RunEvent) -> None:
-        try:
-            body = event_object(run, event, datetime.now(UTC))
-            await self._kube.create(path_of("v1", "events", run.namespace), body)
-        except ApiError as error:
-            # Events are for people; a full or vanishing namespace must not stop the run.
-            logger.warning("%s: event %s not written: %s", run.name, event.reason, error)
+            await tell(self._kube, run, RunEvent("Warning", "Rejected", message, key))
+            await replace_status(self._kube, PLURAL, raw, to_status(rejected))
 
     async def _delete_pod(self, run: TrainingRun, name: str, grace: int | None) -> None:
         options: Object = {"propagationPolicy": "Background"}
@@ -132,7 +103,7 @@ class Executor:
             for key in plan.create
         ]
         path = path_of("v1", "pods", run.namespace)
-        await self._each(self._accepted(self._kube.create(path, pod)) for pod in pods)
+        await each(accepted(self._kube.create(path, pod)) for pod in pods)
 
     async def _ensure(
         self, run: TrainingRun, api: str, plural: str, body: Object, *, keep: bool = False
@@ -142,7 +113,7 @@ class Executor:
         Raises Rejected when the name is taken by an object of somebody else.
         """
         collection = path_of(api, plural, run.namespace)
-        if await self._accepted(self._kube.create(collection, body)) is not None:
+        if await accepted(self._kube.create(collection, body)) is not None:
             return
         name = body["metadata"]["name"]
         path = path_of(api, plural, run.namespace, name)
@@ -150,7 +121,7 @@ class Executor:
         if there is None or "deletionTimestamp" in there["metadata"]:
             raise Rejected(f"{body['kind']} {name} of an earlier run is still being deleted")
         if not keep and owned_by(there, run.metadata.uid):
-            await self._accepted(self._kube.apply(path, body))
+            await accepted(self._kube.apply(path, body))
             return
         owner = next(iter(there["metadata"].get("ownerReferences") or []), None)
         if owner is not None and not owned_by(there, run.metadata.uid):
@@ -158,78 +129,8 @@ class Executor:
         if not keep:
             raise Rejected(f"a {body['kind']} named {name} is already there: rename the run")
 
-    async def _accepted(self, request: Awaitable[Object | None]) -> Object | None:
-        """The answer; refusals that only the user can mend become Rejected."""
-        try:
-            return await request
-        except ApiError as error:
-            if error.status in (400, 403, 404, 422):
-                raise Rejected(" ".join(str(error).split())) from None
-            raise
-
-    async def _each(self, requests: Iterable[Awaitable[Any]]) -> None:
-        """Run all, a bounded number at a time; the first error is raised once all have ended."""
-        slots = asyncio.Semaphore(MAX_PARALLEL)
-
-        async def one(request: Awaitable[Any]) -> None:
-            async with slots:
-                await request
-
-        results = await asyncio.gather(*map(one, requests), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-
-
-def to_status(status: TrainingRunStatus) -> Object:
-    """The status as stored: JSON has no NaN or infinity, so such a loss is left out."""
-    wire: Object = _finite(status.to_wire())
-    return wire
-
-
-def event_object(run: TrainingRun, event: RunEvent, now: datetime) -> Object:
-    """A v1 Event with a name made from its key: telling the same thing twice makes one event."""
-    uid = run.metadata.uid or ""
-    key = re.sub(r"[^a-z0-9]+", "-", event.key.lower()).strip("-")
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": f"{run.name}.{uid.replace('-', '')[:12]}.{key}",
-            "namespace": run.namespace,
-        },
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": run.name,
-            "namespace": run.namespace,
-            "uid": uid,
-            "resourceVersion": run.metadata.resource_version,
-        },
-        "type": event.type,
-        "reason": event.reason,
-        "message": event.message[:_MAX_EVENT_MESSAGE],
-        "source": {"component": COMPONENT},
-        "reportingComponent": f"{GROUP}/operator",
-        "reportingInstance": COMPONENT,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "count": 1,
-    }
-
 
 def grace_seconds(status: TrainingRunStatus) -> int | None:
     """Time for pods to end; None: what the pod itself says, enough for a last checkpoint."""
     failed = bool(status.attempts) and status.attempts[-1].outcome == "Failed"
     return FAILED_GRACE_SECONDS if failed else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _finite(child)
-            for key, child in value.items()
-            if not (isinstance(child, float) and not math.isfinite(child))
-        }
-    return [_finite(child) for child in value] if isinstance(value, list) else value

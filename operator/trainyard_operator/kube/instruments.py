@@ -17,6 +17,7 @@ from trainyard_api import metrics
 from trainyard_api.status import TrainingRunStatus
 from trainyard_operator.failures import REASONS
 from trainyard_operator.kube.run_series import RunFacts, RunSeries, facts_of, known_reason
+from trainyard_operator.kube.study_series import StudySeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
@@ -42,6 +43,8 @@ class Instruments:
         self.failing = Gauge(*_named(metrics.FAILING), registry=self.registry)
         self._runs: dict[Hashable, RunFacts] = {}
         self.registry.register(RunSeries(self._runs))
+        self.studies = StudySeries()
+        self.registry.register(self.studies)
 
     def watch_queue(self, depth: Callable[[], float], failing: Callable[[], float]) -> None:
         """Read the queue's depth and its failing keys whenever metrics are scraped."""

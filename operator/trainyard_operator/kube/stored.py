@@ -1,15 +1,18 @@
-"""A stored TrainingRun as a model, also when another version of the operator wrote its status."""
+"""A stored object as a model, also when another version of the operator wrote its status."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from trainyard_api.base import Model
 from trainyard_api.run import TrainingRun
 from trainyard_operator.kube.client import Object
 
+M = TypeVar("M", bound=Model)
+
 
 class InvalidRun(Exception):
-    """The object is no valid TrainingRun though the API server took it."""
+    """The object is no valid TrainingRun (or ScalingStudy) though the API server took it."""
 
     def __init__(self, raw: Object, error: ValidationError) -> None:
         super().__init__()
@@ -18,16 +21,21 @@ class InvalidRun(Exception):
 
 
 def parse_run(raw: Object) -> TrainingRun:
+    """The stored run. Raises InvalidRun."""
+    return parse(TrainingRun, raw)
+
+
+def parse(model: type[M], raw: Object) -> M:
     """The stored object as a model; keys of a status that a newer operator wrote are dropped.
 
     Raises InvalidRun.
     """
     try:
-        return TrainingRun.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         known = {**raw, "status": _known_status(raw.get("status", {}), error)}
     try:
-        return TrainingRun.model_validate(known)
+        return model.model_validate(known)
     except ValidationError as error:
         raise InvalidRun(raw, error) from None
 

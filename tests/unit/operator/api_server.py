@@ -114,7 +114,7 @@ class ApiServer:
         return {"metadata": rest, "items": found[start:end]}
 
 
-_COLLECTIONS = ("pods", "nodes", "events", "trainingruns", "services", "leases")
+_COLLECTIONS = ("pods", "nodes", "events", "trainingruns", "scalingstudies", "services", "leases")
 
 
 def _with_metadata(body: Object, more: Object) -> Object:
@@ -142,9 +142,9 @@ def _status(code: int, reason: str, message: str) -> web.Response:
 
 
 @asynccontextmanager
-async def api_server() -> AsyncIterator[tuple[ApiServer, Kube]]:
+async def api_server(state: ApiServer | None = None) -> AsyncIterator[tuple[ApiServer, Kube]]:
     """A running server and a client of it."""
-    state = ApiServer()
+    state = state or ApiServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", state.handle)
     runner = web.AppRunner(app)

@@ -129,7 +129,7 @@ async def test_what_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
     async with api_server() as (state, kube), reports.session() as http:
         app = App(Settings(), kube, Observer(kube, http))
         added: list[Key] = []
-        monkeypatch.setattr(app._queue, "add", lambda key, delay=0.0: added.append(key))
+        monkeypatch.setattr(app._run_feed, "_add", added.append)
 
         def tell(deleted: bool = False, **metadata: Any) -> int:
             app.run_changed(put_run(state, **metadata), deleted=deleted)

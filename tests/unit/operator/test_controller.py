@@ -30,7 +30,7 @@ def put_run(state: ApiServer, name: str = "r", **status: Any) -> dict[str, Any]:
 
 
 def controller(kube: Kube, http: aiohttp.ClientSession, instruments: Instruments) -> Controller:
-    return Controller(kube, Observer(kube, http), Executor(kube, "ours:1"), instruments)
+    return Controller(Observer(kube, http), Executor(kube, "ours:1"), instruments)
 
 
 def metric(instruments: Instruments, name: str, **labels: str) -> float | None:
@@ -89,22 +89,6 @@ async def test_a_conflict_is_looked_at_again_at_once() -> None:
         state.refuse("PUT", "/status", 409, "Conflict", "modified")
         assert await controller(kube, http, instruments).handle(KEY) == 0.0
     assert metric(instruments, "trainyard_operator_reconciles_total", result="conflict") == 1
-
-
-async def test_the_list_finds_every_run_and_forgets_those_that_are_gone() -> None:
-    instruments = Instruments()
-    async with api_server() as (state, kube), reports.session() as http:
-        control = controller(kube, http, instruments)
-        put_run(state, "a", phase="Running")
-        put_run(state, "b")
-        assert set(await control.list_runs("")) == {Key("ns", "a"), Key("ns", "b")}
-        assert metric(instruments, "trainyard_operator_runs", phase="Running") == 1
-        assert metric(instruments, "trainyard_operator_runs", phase="Pending") == 1
-        del state.objects[f"{RUNS}/a"]
-        await control.list_runs("ns")
-        assert metric(instruments, "trainyard_operator_runs", phase="Running") is None
-        instruments.seen(Key("ns", "b"), None)
-        assert metric(instruments, "trainyard_operator_runs", phase="Pending") is None
 
 
 async def test_long_lists_come_page_by_page() -> None:

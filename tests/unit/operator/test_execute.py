@@ -12,8 +12,9 @@ from tests.unit.operator.builders import T0, make_run
 from trainyard_api.status import Attempt, TrainingRunStatus
 from trainyard_operator.kube.client import Kube
 from trainyard_operator.kube.errors import ApiError, Rejected
-from trainyard_operator.kube.execute import Executor, event_object, grace_seconds, to_status
+from trainyard_operator.kube.execute import Executor, grace_seconds
 from trainyard_operator.kube.stored import InvalidRun, parse_run
+from trainyard_operator.kube.write import event_object, to_status
 from trainyard_operator.observed import Observed
 from trainyard_operator.plan import Plan, RunEvent, WorkerKey
 
