@@ -65,6 +65,9 @@ def main() -> int:
     """Exit status: 0 when all went well, 1 for what the user can mend (one line says what)."""
     args = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # Libraries' records under their own names stay; ONNX Runtime's quantiser writes 50 lines
+    # about itself under none.
+    logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
     try:
         return _verify(args) if args.command == "verify" else _serve(args)
     except SettingsError as error:

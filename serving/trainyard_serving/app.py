@@ -17,7 +17,7 @@ from trainyard_serving.api_key import ApiKey
 from trainyard_serving.backend import Backend, Part, Served
 from trainyard_serving.errors import ApiError, as_api_error, detail_form
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.middleware import BodyLimit, Observe
+from trainyard_serving.middleware import BodyLimit, Observe, Shed
 from trainyard_serving.settings import ServerSettings
 
 # Pages need no key: they hold nothing secret, and ask for the key where one is needed.
@@ -88,6 +88,7 @@ def create_app(
     invalid: Callable[[RequestValidationError], ApiError] | None = None,
     beside: Sequence[Part] = (),
     roll_back: Callable[[], Served | None] | None = None,
+    refuse: Callable[[str], ApiError | None] | None = None,
 ) -> FastAPI:
     """An app with the shared routes; the caller adds its own.
 
@@ -97,6 +98,7 @@ def create_app(
         beside: what else lives as long as the server.
         roll_back: takes the model before the current one back; POST /admin/rollback, which exists
             only behind an API key.
+        refuse: why a request to this path is refused right now, before it is read.
     """
     parts = [*beside, backend]
     shared = _Shared(settings, backend, parts, metrics)
@@ -146,6 +148,8 @@ def create_app(
     app.add_exception_handler(Exception, server_error)
     if invalid:
         app.add_exception_handler(RequestValidationError, validation_error)
+    if refuse:
+        app.add_middleware(Shed, refuse=refuse, form=form)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKey, keys=keys, open_paths=_open_paths(settings), form=form)

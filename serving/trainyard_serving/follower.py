@@ -7,6 +7,7 @@ current one stays loaded for `roll_back`. What fails on the way is refused and r
 model goes on answering.
 """
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from trainyard_serving.backend import Served
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import Candidate, Place
+from trainyard_serving.threads import computing_thread
 from trainyard_serving.verified import VerifiedModel
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ class Follower(Generic[M]):
         self._poll_seconds = poll_seconds
         self._metrics = metrics
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="model-follower")
+        self._thread = computing_thread(self._follow, "model-follower")
         self._swapping = threading.Lock()
         self._current: tuple[Candidate, M] | None = None
         self._previous: tuple[Candidate, M] | None = None
@@ -98,6 +100,7 @@ class Follower(Generic[M]):
         """End the search; a load under way is finished first."""
         self._stop.set()
         self._thread.join()
+        gc.unfreeze()
 
     def roll_back(self) -> Served | None:
         """Take the previous model back and refuse the current one from now on.
@@ -186,6 +189,11 @@ class Follower(Generic[M]):
         with self._swapping:
             self._previous, self._current = self._current, (candidate, model)
             self._newest = max(source.created, self._newest or source.created)
+            first = self._previous is None
+        if first:
+            # Half a million objects of libraries: looking through them for garbage would hold up
+            # every request for a quarter of a second, now and then. Models go without that.
+            gc.freeze()
         self._metrics.model_swaps.labels("loaded").inc()
         log.info("serving %s, %s", candidate.name, source.digest)
         return True

@@ -4,6 +4,7 @@ streams pass through untouched."""
 import time
 from collections.abc import Callable
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainyard_serving.backend import Served
@@ -11,6 +12,7 @@ from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
 
 DIGEST_HEADER = b"x-trainyard-digest"
+ROUTE = "trainyard.route"  # in a scope: the route of a request that never reached the router
 
 
 class BodyLimit:
@@ -40,6 +42,29 @@ class BodyLimit:
         return ApiError(413, f"the body is larger than {self._limit} bytes", "body_too_large")
 
 
+class Shed:
+    """Refuses at once, before it is read, what there is no room for: that costs a twentieth of
+    understanding it first, so that under overload the model goes on computing."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        refuse: Callable[[str], ApiError | None],
+        form: Callable[[ApiError], Response],
+    ) -> None:
+        """`refuse`: why a request to this path is refused right now, if it is."""
+        self._app = app
+        self._refuse = refuse
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (error := self._refuse(scope["path"])):
+            scope[ROUTE] = scope["path"]
+            await self._form(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 class Observe:
     """Counts and times every request, and names the model in the answer's header."""
 
@@ -61,7 +86,7 @@ class Observe:
             nonlocal status
             if status is not None:
                 # The router leaves its route here; paths of strangers' making are not labels.
-                route = getattr(scope.get("route"), "path", "other")
+                route = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
                 self._metrics.requests.labels(route, str(status)).inc()
                 self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
             status = None

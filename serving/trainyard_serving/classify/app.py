@@ -24,6 +24,7 @@ from trainyard_serving.verified import VerifiedModel
 if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
     from trainyard_serving.classify.classifier import Classifier
 
+COMPUTED = frozenset({"/predict", "/predict/batch"})
 PAGE = Path(__file__).with_name("page.html")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
@@ -65,7 +66,7 @@ class Routes:
             work = self._batcher.classify(model, texts)
             found = await unless_disconnected(request, work)
         except QueueFullError as error:
-            raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from None
+            raise _too_many(error) from None
         except ComputingFailedError as error:
             raise ApiError(500, str(error)) from None
         if found is None:
@@ -91,6 +92,7 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
         metrics,
         beside=[batcher],
         roll_back=follower.roll_back,
+        refuse=partial(_refuse, batcher),
     )
     app.description = "The class of a text. [A page to try it by hand](/try)."
     routes = Routes(settings, follower, batcher)
@@ -113,6 +115,16 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     add_docs(app)
     return app
+
+
+def _refuse(batcher: Batcher, path: str) -> ApiError | None:
+    if path in COMPUTED and (full := batcher.full()):
+        return _too_many(full)
+    return None
+
+
+def _too_many(error: QueueFullError) -> ApiError:
+    return ApiError(429, str(error), "queue_full", retry_after=error.retry_after)
 
 
 async def _to_docs() -> RedirectResponse:

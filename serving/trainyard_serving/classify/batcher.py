@@ -16,6 +16,7 @@ from itertools import islice
 from trainyard_serving.classify.classifier import Classifier
 from trainyard_serving.classify.engine import Floats
 from trainyard_serving.metrics import Metrics
+from trainyard_serving.threads import computing_thread
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,17 @@ class Batcher:
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_per_text = 0.05  # moving average
-        self._thread = threading.Thread(target=self._run, name="model-batcher")
+        self._thread = computing_thread(self._run, "model-batcher")
 
     @property
     def depth(self) -> int:
         """Texts waiting."""
         return len(self._queue)
+
+    def full(self) -> QueueFullError | None:
+        """Why not even one text would fit now; None when it would."""
+        full = len(self._queue) >= self._max_queue
+        return QueueFullError(self._retry_after()) if full else None
 
     @property
     def alive(self) -> bool:

@@ -159,8 +159,17 @@ def test_more_than_the_queue_holds_is_429_and_the_rest_is_answered(
         with pytest.raises(httpx.ReadTimeout):  # a client that goes away gives its place back
             client.post("/predict", json={"text": "e"}, timeout=0.2)
         eventually(lambda: "queue_depth 2.0" in client.get("/metrics").text)
+        third = pool.submit(client.post, "/predict", json={"text": "f"})
+        eventually(lambda: "queue_depth 3.0" in client.get("/metrics").text)
+        unread = client.post("/predict", content=b"no JSON at all")
+        assert unread.status_code == 429
+        assert int(unread.headers["retry-after"]) >= 1
+        counted = 'trainyard_serving_requests_total{code="429",route="/predict"} 1.0'
+        assert counted in client.get("/metrics").text
+        assert client.get("/predict").status_code == 429  # the path alone says what it costs
         go_on.set()
         assert first.result().status_code == 200
+        assert third.result().status_code == 200
         assert len(waiting.result().json()) == 2
 
 
