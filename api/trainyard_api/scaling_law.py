@@ -83,10 +83,14 @@ def fit(measured: Mapping[int, Sequence[float]]) -> ScalingLaw:
     medians = {size: _median(values) for size, values in runs.items()}
     best = _solve(medians, usl)
     generator = random.Random(_SEED)
-    resamples = [
-        _solve({n: _median(generator.choices(v, k=len(v))) for n, v in sorted(runs.items())}, usl)
-        for _ in range(RESAMPLES if any(len(values) > 1 for values in runs.values()) else 0)
-    ]
+    sizes = sorted(runs)
+    solved: dict[tuple[float, ...], tuple[float, float, float]] = {}
+    resamples = []
+    for _ in range(RESAMPLES if any(len(values) > 1 for values in runs.values()) else 0):
+        drawn = tuple(_median(generator.choices(runs[n], k=len(runs[n]))) for n in sizes)
+        if drawn not in solved:  # a few repeats have few medians
+            solved[drawn] = _solve(dict(zip(sizes, drawn, strict=True)), usl)
+        resamples.append(solved[drawn])
     errors = [_throughput(n, *best) / x - 1 for n, x in medians.items()]
     columns = zip(*(resamples or [best]), strict=True)
     single, sigma, kappa = (
@@ -98,7 +102,7 @@ def fit(measured: Mapping[int, Sequence[float]]) -> ScalingLaw:
         sigma=sigma,
         kappa=kappa,
         residual=math.sqrt(sum(error**2 for error in errors) / len(errors)),
-        sizes=sorted(runs),
+        sizes=sizes,
         resamples=resamples,
     )
 

@@ -43,6 +43,7 @@ def study(
         words += [part for name, value in given.items() for part in (f"--{name}", str(value))]
         if old is None:
             wanted.metadata.creation_timestamp = datetime.now(UTC)
+            wanted.metadata.generation = 1
             wanted.status = ScalingStudyStatus(
                 machine=this_machine(), command=shlex.join(words), commit=commit()
             )
@@ -50,6 +51,7 @@ def study(
         else:
             _refuse_another(old, wanted)
             wanted.metadata.creation_timestamp = old.metadata.creation_timestamp
+            wanted.metadata.generation = (old.metadata.generation or 0) + 1
             wanted.status = old.status
             threads = old.status.threads_per_process or threads_here(cells)
         runner = Runner(directory, wanted, threads)

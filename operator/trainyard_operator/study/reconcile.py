@@ -53,8 +53,10 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
     if status.reason == "InvalidSpec" and edited:
         status = ScalingStudyStatus()  # nothing was measured: another try
     status.observed_generation = study.metadata.generation
+    unchanged = status.fingerprint == study.spec.fingerprint()
+    if edited and status.cells and unchanged:
+        _conclude(observed, status)  # the price, or the sizes to project to, may have changed
     if status.phase in FINISHED:
-        _conclude(observed, status)
         return StudyPlan(status, delete=_superfluous(observed, status))
     try:
         cells = make_cells(study.spec, observed.threads)
@@ -65,7 +67,7 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
     events: list[RunEvent] = []
     if not status.cells:
         events.append(_begin(observed, status, cells))
-    elif status.fingerprint != study.spec.fingerprint():
+    elif not unchanged:
         return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
     events += _record(observed, status)
     if study.spec.suspend:
@@ -91,6 +93,7 @@ def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell
 def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEvent]:
     """Take over what finished runs have to say, once."""
     events = []
+    news = not status.progress
     for run, (number, repeat) in _runs_of_cells(observed, status):
         cell = status.cells[number - 1]
         if run.status.phase not in RUN_FINISHED or _is_measured(cell, repeat):
@@ -98,16 +101,20 @@ def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEven
         found = measurement(run, repeat) if run.status.phase == "Succeeded" else None
         if found is not None:
             cell.measurements = sorted([*cell.measurements, found], key=lambda m: m.repeat)
-        elif cell.failure is None:
+        elif cell.failure is not None:
+            continue
+        else:
             cell.failure = failure(run, repeat)
             why = f"{cell.label}; repeat {repeat}: {cell.failure.reason}: {cell.failure.message}"
             events.append(RunEvent("Warning", "CellFailed", why, f"cell-{number}-failed"))
-    _conclude(observed, status)
+        news = True
+    if news:
+        _conclude(observed, status)
     return events
 
 
 def _conclude(observed: StudyObserved, status: ScalingStudyStatus) -> None:
-    """All that follows from the measurements."""
+    """All that follows from the measurements: not for nothing, as the fits take their time."""
     spec = observed.study.spec
     found = configurations(status.cells)
     summarise(status.cells, found, spec.cost)
@@ -130,7 +137,9 @@ def _drive(
     waiting = list(_waiting(status, spec.repeats))
     if not waiting and not active:
         return _finish(observed, status, events)
-    create = [key for key in waiting if key not in there][: max(0, spec.parallelism - len(active))]
+    # A run that is being deleted still holds its hardware.
+    busy = sum(run.status.phase not in RUN_FINISHED for run in there.values())
+    create = [key for key in waiting if key not in there][: max(0, spec.parallelism - busy)]
     moving = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
     measured = any(cell.measurements or cell.failure for cell in status.cells)
     status.phase = "Running" if moving or measured else "Pending"
