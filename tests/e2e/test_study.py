@@ -1,0 +1,149 @@
+"""A ScalingStudy on the cluster: char-gpt on 1 and 2 processes, the operator deleted half-way."""
+
+import json
+from typing import Any
+
+import httpx
+
+from tests.e2e.conftest import Forwarder
+from tests.e2e.kube import Namespace, wait_until
+from tests.e2e.test_operator_faults import kill_operator
+
+TINY = {
+    "corpus": "stdlib",
+    "block_size": 32,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 32,
+    "dropout": 0.0,
+    "batch_size": 8,
+    "log_steps": 5,
+}
+
+
+def study(name: str, **spec: Any) -> dict[str, Any]:
+    """Three cells: 1 and 2 processes, and one whose batch 3 processes can't share."""
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "ScalingStudy",
+        "metadata": {"name": name},
+        "spec": {
+            "template": {
+                "spec": {
+                    "recipe": "char-gpt",
+                    "config": TINY,
+                    "storage": {"size": "1Gi"},
+                    "resourcesPerNode": {"requests": {"cpu": "500m"}},
+                }
+            },
+            "matrix": {"numProcPerNode": [1, 2, 3]},
+            "repeats": 1,
+            "steps": 40,
+            "warmupSteps": 5,
+            "cost": {"perProcessHour": 0.02},
+        }
+        | spec,
+    }
+
+
+def status_of(space: Namespace, name: str) -> dict[str, Any]:
+    return (space.get("scalingstudy", name) or {}).get("status") or {}
+
+
+def wait_study(space: Namespace, name: str, what: str, *, deadline: float = 180) -> dict[str, Any]:
+    """The status once it has this phase, or this progress."""
+
+    def look() -> dict[str, Any] | None:
+        status = status_of(space, name)
+        return status if what in (status.get("phase"), status.get("progress")) else None
+
+    try:
+        return wait_until(f"{name}: {what}", look, deadline)
+    except AssertionError as error:
+        parts = [space.kubectl("get", kind, "-o", "yaml") for kind in ("study", "trainingruns")]
+        parts.append(space.kubectl("get", "events", "--sort-by", ".lastTimestamp"))
+        raise AssertionError("\n".join([str(error), *parts])) from None
+
+
+def test_a_study_is_measured_whatever_becomes_of_the_operator(
+    space: Namespace, operator: Namespace
+) -> None:
+    space.apply(study("sizes"))
+    wait_study(space, "sizes", "1/3")
+    kill_operator(operator)
+    status = wait_study(space, "sizes", "Failed")
+
+    one, two, three = status["cells"]
+    for cell in (one, two):
+        (run,) = cell["measurements"]
+        assert run["tokensPerSecond"] > 0
+        assert run["stepSeconds"]["p50"] <= run["stepSeconds"]["p99"]
+        assert run["peakMemoryBytes"] > 50 * 2**20
+    assert (one["speedup"], one["efficiency"]) == (1, 1)
+    assert two["efficiency"] == two["speedup"] / 2
+    assert three["failure"]["reason"] == "ConfigError"
+    assert "8 samples can't be shared evenly by 3 processes" in three["failure"]["message"]
+    assert status["threadsPerProcess"] == 1
+    (curve,) = status["curves"]
+    points = {point["processes"]: point for point in curve["points"]}
+    assert [points[n]["source"] for n in (1, 2, 4, 8, 16)] == ["measured"] * 2 + ["projected"] * 3
+    assert points[16]["costPerMillion"] > 0
+
+    # Only the run that failed is kept, for its log; the volumes of the others are gone.
+    assert [run["metadata"]["name"] for run in space.items("trainingruns")] == ["sizes-3-1"]
+    wait_until(
+        "only the failed run's volume is left",
+        lambda: [c["metadata"]["name"] for c in space.items("pvc")] == ["sizes-3-1"],
+        60,
+    )
+    table = space.kubectl("get", "scalingstudies")
+    print(table)
+    assert table.splitlines()[0].split() == ["NAME", "PHASE", "PROGRESS", "HEADLINE", "AGE"]
+    assert f"{two['speedup']:.2f}x on 2 ({two['efficiency']:.0%})" in table
+
+    labels = f'namespace="{space.name}",processes="2",source="measured",study="sizes"'
+    text = wait_metrics(operator, f'trainyard_study_speedup_ratio{{configuration="",{labels}}}')
+    assert 'trainyard_operator_studies{phase="Failed"} 1.0' in text
+    space.kubectl("delete", "study", "sizes")
+    wait_until("the runs go with it", lambda: space.items("trainingruns") == [], 60)
+    wait_until("so do its series", lambda: "sizes" not in metrics(operator), 60)
+
+
+def test_a_bad_study_is_refused(space: Namespace) -> None:
+    """What CEL can't see is told in the status, before anything runs."""
+    space.apply(study("bad", matrix={"numProcPerNode": [1, 99]}))
+    status = wait_study(space, "bad", "Failed", deadline=60)
+    assert status["reason"] == "InvalidSpec"
+    assert "cell numProcPerNode=99: spec.numProcPerNode" in status["message"]
+    assert space.items("trainingruns") == []
+
+
+def test_null_in_a_matrix_and_suspension(space: Namespace) -> None:
+    space.apply(study("later", matrix={"config.n_head": [None, 1]}, suspend=True))
+    wait_study(space, "later", "Suspended", deadline=60)
+    stored = space.get("scalingstudy", "later")
+    assert stored
+    assert stored["spec"]["matrix"] == {"config.n_head": [None, 1]}
+    assert space.items("trainingruns") == []
+    patch = json.dumps({"spec": {"suspend": False}})
+    space.kubectl("patch", "study", "later", "--type", "merge", "--patch", patch)
+    wait_until("a run is made", lambda: space.items("trainingruns"), 60)
+
+
+def metrics(operator: Namespace) -> str:
+    forwarder = Forwarder(operator)
+    try:
+        url = forwarder.url("deployment/trainyard-operator", 8080)
+        return httpx.get(f"{url}/metrics", timeout=10).text
+    finally:
+        forwarder.close()
+
+
+def wait_metrics(operator: Namespace, series: str) -> str:
+    """/metrics once it has the series."""
+
+    def look() -> str | None:
+        text = metrics(operator)
+        return text if series in text else None
+
+    return wait_until(series, look, 60)

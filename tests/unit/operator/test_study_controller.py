@@ -1,0 +1,147 @@
+"""Studies over HTTP: from a stored study to its runs and back, what is refused, the series."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.operator.api_server import ApiServer, api_server
+from tests.unit.operator.study_builders import make_study, succeeded
+from trainyard_api.run import TrainingRun
+from trainyard_operator.kube.client import Kube
+from trainyard_operator.kube.errors import Rejected
+from trainyard_operator.kube.instruments import Instruments
+from trainyard_operator.kube.observe import Key
+from trainyard_operator.kube.studies import StudyController
+
+KEY = Key("ns", "s")
+API = "/apis/trainyard.dev/v1alpha1/namespaces/ns"
+STUDY = f"{API}/scalingstudies/s"
+
+
+def put_study(state: ApiServer, **spec: Any) -> dict[str, Any]:
+    wire = make_study(**spec).to_wire()
+    wire.pop("status")
+    return state.put(STUDY, wire)
+
+
+def control(kube: Kube, instruments: Instruments | None = None) -> StudyController:
+    return StudyController(kube, instruments or Instruments())
+
+
+def finish(state: ApiServer, name: str, samples_per_second: float) -> None:
+    """Write a run's status as the run controller would."""
+    path = f"{API}/trainingruns/{name}"
+    raw = state.objects[path]
+    run = succeeded(TrainingRun.model_validate(raw), samples_per_second)
+    state.put(path, {**raw, "status": run.status.to_wire()})
+
+
+def status(state: ApiServer) -> dict[str, Any]:
+    found: dict[str, Any] = state.objects[STUDY]["status"]
+    return found
+
+
+async def test_a_studys_life() -> None:
+    async with api_server() as (state, kube):
+        put_study(state, repeats=1, cost={"perProcessHour": 1})
+        instruments = Instruments()
+        handle = control(kube, instruments).handle
+        assert await handle(KEY) is not None
+        run = state.objects[f"{API}/trainingruns/s-1-1"]
+        (owner,) = run["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("ScalingStudy", "study", True)
+        assert run["metadata"]["labels"]["trainyard.dev/study"] == "s"
+        assert run["spec"]["config"]["max_steps"] == 60
+        assert "status" not in run
+        env = run["spec"]["podTemplate"]["spec"]["containers"][0]["env"]
+        assert env == [{"name": "OMP_NUM_THREADS", "value": "1"}]
+
+        finish(state, "s-1-1", 100)
+        await handle(KEY)
+        assert f"{API}/trainingruns/s-1-1" not in state.objects
+        writes = [request for request in state.writes() if "s-1-1" in request[1]]
+        put = state.requests.index(("PUT", f"{STUDY}/status"))
+        assert state.requests.index(writes[-1]) > put, "figures first, then the run goes"
+        finish(state, "s-2-1", 180)
+        assert await handle(KEY) is None
+        assert (status(state)["phase"], status(state)["progress"]) == ("Succeeded", "2/2")
+        assert status(state)["headline"].startswith("1.80x on 2 (90%)")
+        assert "resamples" not in status(state)["curves"][0]["law"]
+        before = len(state.writes())
+        assert await handle(KEY) is None
+        assert len(state.writes()) == before, "nothing is written when nothing changes"
+
+
+async def test_a_study_that_is_gone_needs_nothing() -> None:
+    async with api_server() as (_, kube):
+        assert await control(kube).handle(KEY) is None
+
+
+async def test_a_conflict_is_looked_at_again_and_nothing_else_is_done() -> None:
+    async with api_server() as (state, kube):
+        put_study(state)
+        state.refuse("PUT", "/status", 409, "Conflict", "modified")
+        assert await control(kube).handle(KEY) == 0.0
+        assert not [path for path in state.objects if "trainingruns" in path]
+
+
+async def test_a_run_that_the_api_server_refuses_is_told() -> None:
+    async with api_server() as (state, kube):
+        put_study(state)
+        state.refuse("POST", "/trainingruns", 403, "Forbidden", "exceeded quota: runs")
+        with pytest.raises(Rejected):
+            await control(kube).handle(KEY)
+        assert status(state)["reason"] == "Rejected"
+        assert status(state)["message"] == "exceeded quota: runs"
+        state.accept()
+        await control(kube).handle(KEY)
+        assert status(state)["reason"] == "Starting"
+
+
+async def test_a_run_of_that_name_that_is_somebody_elses_is_not_touched() -> None:
+    async with api_server() as (state, kube):
+        put_study(state)
+        theirs = state.put(f"{API}/trainingruns/s-1-1", {"spec": {"recipe": "x"}})
+        with pytest.raises(Rejected):
+            await control(kube).handle(KEY)
+        assert "TrainingRun s-1-1 is already there" in status(state)["message"]
+        assert state.objects[f"{API}/trainingruns/s-1-1"] == theirs
+
+
+async def test_a_spec_that_cannot_be_read_is_refused_in_the_status() -> None:
+    async with api_server() as (state, kube):
+        raw = put_study(state)
+        state.put(STUDY, {**raw, "spec": {**raw["spec"], "repeats": "many"}})
+        assert await control(kube).handle(KEY) is None
+        assert (status(state)["phase"], status(state)["reason"]) == ("Failed", "InvalidSpec")
+        assert status(state)["message"].startswith("spec.repeats: ")
+
+
+async def test_results_are_series_until_the_study_goes() -> None:
+    async with api_server() as (state, kube):
+        put_study(state, repeats=1, cost={"perProcessHour": 3.6, "currency": "EUR"})
+        for name, rate in ((None, 0.0), ("s-1-1", 100.0), ("s-2-1", 150.0)):
+            if name:
+                finish(state, name, rate)
+            await control(kube).handle(KEY)
+        instruments = Instruments()
+        instruments.studies.seen(KEY, state.objects[STUDY])
+
+    def told(name: str, **more: str) -> float | None:
+        point = {"namespace": "ns", "study": "s", "configuration": "", "processes": "2"}
+        return instruments.registry.get_sample_value(name, point | {"source": "measured"} | more)
+
+    assert instruments.registry.get_sample_value(
+        "trainyard_operator_studies", {"phase": "Succeeded"}
+    )
+    assert told("trainyard_study_tokens_per_second") == 600
+    assert told("trainyard_study_samples_per_second") is None
+    assert told("trainyard_study_speedup_ratio") == 1.5
+    assert told("trainyard_study_efficiency_ratio") == 0.75
+    projected = told("trainyard_study_speedup_ratio", processes="16", source="projected")
+    assert projected is not None
+    assert 1.5 < projected < 3.1
+    priced = {"unit": "tokens", "currency": "EUR"}
+    assert told("trainyard_study_cost_per_million", **priced) == pytest.approx(0.002 / 600 * 1e6)
+    instruments.studies.seen_all({})
+    assert told("trainyard_study_speedup_ratio") is None
