@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from trainyard_api.base import Model
 
@@ -49,14 +49,13 @@ class ScalingLaw(Model):
         description="Root mean square of the relative error over the measured sizes."
     )
     sizes: list[int] = Field(description="Numbers of processes measured.")
-    resamples: list[tuple[float, float, float]] = Field(
-        default_factory=list, description="X(1), sigma, kappa of each resample.", exclude=True
-    )
+    # X(1), sigma, kappa of each resample: not stored, as a fit finds them again.
+    _resamples: list[tuple[float, float, float]] = PrivateAttr(default_factory=list)
 
     def throughput(self, processes: float) -> Interval:
         """What the law says of a number of processes, measured or not (or between two)."""
         value = _throughput(processes, self.single.value, self.sigma.value, self.kappa.value)
-        return _interval(value, (_throughput(processes, *fit) for fit in self.resamples))
+        return _interval(value, (_throughput(processes, *fit) for fit in self._resamples))
 
     @property
     def best_processes(self) -> float:
@@ -96,15 +95,16 @@ def fit(measured: Mapping[int, Sequence[float]]) -> ScalingLaw:
     single, sigma, kappa = (
         _interval(value, column) for value, column in zip(best, columns, strict=True)
     )
-    return ScalingLaw(
+    law = ScalingLaw(
         kind="usl" if usl else "amdahl",
         single=single,
         sigma=sigma,
         kappa=kappa,
         residual=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         sizes=sizes,
-        resamples=resamples,
     )
+    law._resamples = resamples
+    return law
 
 
 def _throughput(n: float, single: float, sigma: float, kappa: float) -> float:

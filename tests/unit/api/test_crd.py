@@ -48,6 +48,7 @@ def test_every_level_is_structural(kind: crd.Kind) -> None:
         untyped = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
         assert node.keys() & {"type", *untyped}, path
         assert not node.keys() & {"$ref", "$defs", "title", "const", "oneOf", "allOf"}, path
+        assert (node.get("type") == "array") == ("items" in node), path
         if "anyOf" in node:
             assert node.get("x-kubernetes-int-or-string"), path
         assert not isinstance(node.get("additionalProperties"), bool), path
