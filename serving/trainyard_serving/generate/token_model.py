@@ -70,9 +70,8 @@ class TokenModel:
     def next_logits(
         self, unread: Sequence[list[int]], cache: DynamicCache, padding: Sequence[int] = ()
     ) -> Tensor:
-        """As `logits`, with -inf for what must not be written."""
-        logits = self.logits(unread, cache, padding)
-        logits[:, self._num_tokens :] = -torch.inf
+        """As `logits`, of the tokenizer's tokens, with -inf for what must not be written."""
+        logits = self.logits(unread, cache, padding)[:, : self._num_tokens]
         if self._never is not None:
             logits[:, self._never] = -torch.inf
         return logits

@@ -1,22 +1,46 @@
-"""API keys: asked for on every route but the open ones, compared in constant time."""
+"""API keys: on every route of every app but the public ones, compared in constant time."""
 
 import hmac
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
+from fastapi import FastAPI
+from starlette.routing import Mount, Route
 
-from trainyard_serving.app import PAGES
+from trainyard_serving.classify.app import create_classify_app
+from trainyard_serving.dashboard.app import create_dashboard_app
+from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.generate.app import create_generate_app
-from trainyard_serving.settings import GenerateSettings
+from trainyard_serving.settings import ClassifySettings, GenerateSettings, VisionSettings
+from trainyard_serving.vision.app import create_vision_app
 
 from .conftest import serving
 
 KEYS = ["sk-first", "sk-second"]
 HEALTH, METRICS = {"/health", "/ready"}, {"/metrics"}
+# All that anybody may read: pages to try an app and its documentation, which hold nothing of the
+# user's and ask for the key themselves. A new route is closed unless it is added here, too.
+PAGES = {"/", "/openapi.json"}
+FILES = ("/docs", "/docs/static", "/static")  # what is below them is public
+DOCS = {"/docs", "/docs/start.js", "/docs/static/x"}
+OPEN = {
+    "generate": PAGES,
+    "generate on SGLang": PAGES,
+    "classify": PAGES | DOCS | {"/try"},
+    "vision": PAGES,
+    "dashboard": PAGES | {"/static/x"},
+}
+CLOSED = {
+    "generate": {"/v1/completions", "/v1/chat/completions", "/v1/models", "/admin/rollback"},
+    "generate on SGLang": {"/v1/completions", "/v1/chat/completions", "/v1/models"},
+    "classify": {"/predict", "/predict/batch", "/admin/rollback"},
+    "vision": {"/answer"},
+    "dashboard": {"/api/state", "/api/runs", "/api/demo"},
+}
+apps = pytest.mark.parametrize("name", CLOSED)
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +50,90 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
 
 
-def routes(**settings: Any) -> list[tuple[str, str]]:
-    """Method and path of every route of an app."""
-    app = create_generate_app(GenerateSettings(run_dir="nowhere", **settings))
-    found = [route for route in app.routes if isinstance(route, APIRoute)]
-    assert {"/v1/completions", "/v1/chat/completions", "/admin/rollback"} <= {r.path for r in found}
-    return [(min(route.methods or ()), route.path.replace("{name:path}", "x")) for route in found]
+def create(name: str, **settings: Any) -> FastAPI:
+    """An app that is never started: it has no model, and needs none to turn strangers away."""
+    match name:
+        case "generate":
+            return create_generate_app(GenerateSettings(run_dir="nowhere", **settings))
+        case "generate on SGLang":
+            return create_generate_app(GenerateSettings(engine="sglang", **settings))
+        case "classify":
+            return create_classify_app(ClassifySettings(run_dir="nowhere", **settings))
+        case "vision":
+            return create_vision_app(VisionSettings(**settings))
+    return create_dashboard_app(DashboardSettings(home="nowhere", **settings))
+
+
+def routes(app: FastAPI) -> set[tuple[str, str]]:
+    """Method and path of all that the app answers: its routes, and what its OpenAPI tells of."""
+    found = set()
+    for route in app.routes:
+        assert isinstance(route, Route | Mount), route
+        path = route.path + "/x" if isinstance(route, Mount) else route.path
+        methods = {"GET"} if isinstance(route, Mount) else route.methods or set()
+        found |= {(method, re.sub("{[^}]*}", "x", path)) for method in methods}
+    told = {
+        (method.upper(), re.sub("{[^}]*}", "x", path))
+        for path, operations in app.openapi()["paths"].items()
+        for method in operations
+    }
+    assert told <= found
+    return found
+
+
+async def statuses(app: FastAPI, **headers: str) -> dict[str, set[int]]:
+    """Path -> the statuses of its methods' answers, and of methods and paths that aren't there."""
+    found: dict[str, set[int]] = {}
+    asked = routes(app) | {("GET", "/nothing"), ("PUT", "/health"), ("POST", "/predict/")}
+    # Dots lead nowhere: what a prefix opens are files, and no route is behind them.
+    asked |= {("GET", f"{prefix}/%2e%2e/metrics") for prefix in FILES}
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        for method, path in asked:
+            response = await client.request(method, path, headers=headers)
+            found.setdefault(path, set()).add(response.status_code)
+            if response.status_code == 401:
+                assert response.headers["www-authenticate"] == "Bearer"
+                assert "API key" in response.text
+    return found
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_without_a_key_only_the_open_routes_answer(locked: httpx.Client) -> None:
-    open_paths = PAGES | HEALTH | METRICS
-    for method, path in [*routes(api_key="a"), ("GET", "/nothing"), ("PUT", "/v1/models")]:
-        response = locked.request(method, path)
-        assert (response.status_code == 401) == (path not in open_paths), path
-        if response.status_code == 401:
-            assert response.headers["www-authenticate"] == "Bearer"
-            assert response.json()["error"]["code"] == "invalid_api_key"
+@apps
+@pytest.mark.parametrize("protected", [set(), HEALTH, METRICS], ids=["usual", "health", "metrics"])
+async def test_without_a_key_only_what_is_public_answers(name: str, protected: set[str]) -> None:
+    settings = {"protect_health": protected == HEALTH, "protect_metrics": protected == METRICS}
+    found = await statuses(create(name, api_key="sk-first", **settings))
+    public = OPEN[name] | HEALTH | METRICS
+    assert found.keys() >= CLOSED[name] | public
+    closed = {path for path, codes in found.items() if codes == {401}}
+    dotted = {f"{prefix}/%2e%2e/metrics" for prefix in FILES}
+    assert closed == found.keys() - (public - protected) - dotted
+    assert all(401 not in codes for path, codes in found.items() if path not in closed)
+    assert all(found[path] == {404} for path in dotted)
+
+
+@apps
+async def test_with_a_key_every_route_answers(name: str) -> None:
+    app = create(name, api_key="sk-first", protect_health=True, protect_metrics=True)
+    found = await statuses(app, **bearer("sk-first"))
+    assert all(401 not in codes for codes in found.values())
+
+
+@apps
+async def test_without_keys_everything_is_open_and_nothing_can_be_rolled_back(name: str) -> None:
+    found = await statuses(create(name, api_key=" , "))
+    assert all(401 not in codes for codes in found.values())
+    assert "/admin/rollback" not in found
+
+
+def test_the_refusal_has_the_form_of_the_clients(locked: httpx.Client) -> None:
+    response = locked.post("/v1/completions")
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize(
@@ -94,21 +182,3 @@ def test_every_key_is_compared_in_constant_time(
     for key in ("x", "sk-first", "y" * 5000):
         locked.get("/v1/models", headers=bearer(key))
     assert compared == [(32, 32)] * 6
-
-
-@pytest.mark.parametrize("protected", ["health", "metrics"])
-def test_health_and_metrics_can_be_closed(tmp_path: Path, protected: str) -> None:
-    closed, still_open = (HEALTH, METRICS) if protected == "health" else (METRICS, HEALTH)
-    settings: dict[str, Any] = {f"protect_{protected}": True}
-    with serving(run_dir=tmp_path, api_key="sk-first", **settings) as client:
-        for path in closed:
-            assert client.get(path).status_code == 401
-            assert client.get(path, headers=bearer("sk-first")).status_code in (200, 503)
-        for path in still_open:
-            assert client.get(path).status_code in (200, 503)
-
-
-def test_without_keys_everything_is_open_and_nothing_can_be_rolled_back(tmp_path: Path) -> None:
-    with serving(run_dir=tmp_path, api_key=" , ") as client:
-        assert client.get("/v1/models").status_code == 503
-        assert client.post("/admin/rollback").status_code == 404

@@ -119,12 +119,12 @@ def pool(name: str) -> tuple[TokenModel, list[tuple[list[int], Sampling, str]]]:
     for number in range(8):
         prompt = [rng.randrange(VOCABULARY - 2) for _ in range(rng.choice([1, 5, 13, CONTEXT]))]
         how: dict[str, Any] = {"temperature": 0} if number % 2 else {"seed": number, "top_p": 0.9}
-        sampling = Sampling(max_tokens=rng.choice([1, 9, 33]), **how)
+        sampling = Sampling(max_tokens=rng.choice([1, 9, 28, 28]), **how)
         asked.append((prompt, sampling, alone(model, prompt, sampling)))
     return model, asked
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
 def test_in_any_company_each_text_is_the_one_written_alone(
     name: str, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -139,7 +139,7 @@ def test_in_any_company_each_text_is_the_one_written_alone(
     dropped = set()
     together = 0
     while waiting or batch.sequences:
-        if waiting and not batch.full and rng.random() < 0.5:
+        if waiting and not batch.full and rng.random() < 0.8:
             batch.add(waiting.pop()[0])
         if batch.sequences and rng.random() < 0.02:
             gone = {rng.choice(batch.sequences)}
@@ -150,7 +150,7 @@ def test_in_any_company_each_text_is_the_one_written_alone(
         together = max(together, batch.num_writing)
         told.hear(batch.write())
         check_bounds(batch)
-    assert together > 1
+    assert together > 1  # there was company
     assert told.failed == {}
     assert told.ended == expected.keys() - dropped
     for sequence, text in told.texts.items():
