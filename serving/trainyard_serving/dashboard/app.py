@@ -151,7 +151,7 @@ class Routes:
             rows.append(
                 StudyRow(
                     id=name,
-                    name=study.name,
+                    name=name.rpartition("/")[2],
                     phase=status.phase,
                     progress=status.progress,
                     headline=status.headline,

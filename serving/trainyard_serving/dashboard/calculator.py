@@ -54,8 +54,8 @@ class Projection(BaseModel):
     law: Law | None
     why_no_law: str = ""
     chosen: Training | None = Field(description="Absent: not measured, and there is no law.")
-    sizes: list[Training] = Field(description="Measured sizes, and doublings up to the chosen.")
-    chart: list[Point]
+    sizes: list[Training] = Field(description="Measured ones, and doublings up to the chosen.")
+    chart: list[Point] = Field(description="The law from the smallest size on, for a line.")
     base_processes: int = Field(description="The smallest measured size.")
     warnings: list[str]
 
@@ -76,14 +76,15 @@ class Scaling:
 
     def point(self, processes: int) -> Point | None:
         """What was measured there, else what the law says; None without a law."""
-        base = min(self.measured)
-        origin: Known = "measured"
         if values := self.measured.get(processes):
             throughput = Interval(value=_median(values), low=values[0], high=values[-1])
-        elif self.law is not None:
-            throughput, origin = self.law.throughput(processes), "projected"
-        else:
-            return None
+            return self._point(processes, "measured", throughput)
+        if self.law is not None:
+            return self._point(processes, "projected", self.law.throughput(processes))
+        return None
+
+    def _point(self, processes: int, origin: Known, throughput: Interval) -> Point:
+        base = min(self.measured)
         single = _median(self.measured[base])
         speedup = Interval(
             value=throughput.value / single,
@@ -127,10 +128,19 @@ class Scaling:
             why_no_law=self.why_no_law,
             chosen=self.training(processes, budget, price),
             sizes=[t for n in sizes if (t := self.training(n, budget, price))],
-            chart=[p for n in _chart_sizes(self.measured, largest) if (p := self.point(n))],
+            chart=self._chart(largest),
             base_processes=min(self.measured),
             warnings=self._warnings(processes),
         )
+
+    def _chart(self, largest: int) -> list[Point]:
+        """The law, beside the measured sizes too."""
+        if self.law is None:
+            return []
+        return [
+            self._point(n, "projected", self.law.throughput(n))
+            for n in _chart_sizes(self.measured, largest)
+        ]
 
     def _warnings(self, processes: int) -> list[str]:
         if processes in self.measured or self.law is None:
@@ -146,7 +156,7 @@ class Scaling:
                 "Only two sizes were measured: that determines Amdahl's law, but says nothing of"
                 " the cost of communication that grows with size."
             )
-        if not self.law.resamples:
+        if all(len(values) == 1 for values in self.measured.values()):
             found.append("Every size was measured once: the intervals are not known.")
         if processes > self.law.best_processes:
             found.append(

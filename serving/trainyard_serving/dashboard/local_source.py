@@ -45,7 +45,7 @@ class LocalSource:
         rows = []
         for path in files:
             try:
-                row = run_row(self._run(path), "local")
+                row = run_row(self._run(path), "local", path.parent.name)
             except FileNotFoundError:
                 continue  # deleted just now
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -80,7 +80,8 @@ class LocalSource:
             except (OSError, ValueError) as error:
                 problems.append(f"{path} can't be read: {_why(error)}")
             else:
-                found.append((f"local/{study.namespace}/{study.name}", study))
+                # A study measured anew leaves the old one beside it, in a directory with a date.
+                found.append((f"local/{study.namespace}/{path.parent.name}", study))
         return found, problems
 
     def _newest(self, folder: str, name: str, limit: int) -> tuple[list[Path], list[str]]:

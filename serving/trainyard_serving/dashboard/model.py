@@ -82,17 +82,20 @@ class Source(Protocol):
         """The studies by id, and a line for each that can't be read. Raises SourceError."""
 
 
-def run_row(run: dict[str, Any], source: Literal["local", "cluster"]) -> RunRow:
-    """The row of a TrainingRun in wire form.
+def run_row(
+    run: dict[str, Any], source: Literal["local", "cluster"], name: str | None = None
+) -> RunRow:
+    """The row of a TrainingRun in wire form; `name` is what it is kept under, if not its own.
 
     Read field by field: a newer operator may say more than this dashboard knows. Raises
     ValueError.
     """
     metadata, spec, status = (run.get(part) or {} for part in ("metadata", "spec", "status"))
     namespace = metadata.get("namespace") or "default"
+    name = name or metadata["name"]
     return RunRow(
-        id=f"{source}/{namespace}/{metadata['name']}",
-        name=metadata["name"],
+        id=f"{source}/{namespace}/{name}",
+        name=name,
         namespace=namespace,
         source=source,
         recipe=spec.get("recipe"),

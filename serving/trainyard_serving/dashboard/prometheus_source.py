@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -19,7 +20,8 @@ TIMEOUT = 5.0  # seconds, of one query
 MAX_BYTES = 8 << 20  # of one answer
 POINTS = 500
 RECENT = "1h"  # a run whose last sample is older is not listed
-UNKNOWN_START = 6 * 3600  # seconds to look back for a run whose start nobody knows
+LOOK_BACK = "6h"  # for the start of a run that nobody knows
+YOUNG = 120  # seconds that such a run is drawn from at least
 MAX_PARTS = 64  # ranks or GPUs of one run
 
 CURVES: dict[str, Metric] = {
@@ -66,6 +68,10 @@ class PrometheusSource:
 
     def runs(self) -> tuple[list[RunRow], list[str]]:
         """Runs seen lately. Their phase is unknown: Prometheus has only their numbers."""
+        with self._understood():
+            return self._runs(), []
+
+    def _runs(self) -> list[RunRow]:
         rows: dict[tuple[str, str], dict[str, Any]] = {}
         for field, metric in ROW.items():
             query = f"max by (namespace, run) (last_over_time({metric.name}[{RECENT}]))"
@@ -76,7 +82,7 @@ class PrometheusSource:
                 if not math.isfinite(value):
                     continue
                 rows.setdefault(key, {})[field] = int(value) if field in WHOLE else value
-        found = [
+        return [
             RunRow(
                 id=f"prometheus/{namespace}/{run}",
                 name=run,
@@ -86,13 +92,16 @@ class PrometheusSource:
             )
             for (namespace, run), values in sorted(rows.items())
         ]
-        return found, []
 
     def history(self, run: RunRow, metrics: Sequence[str]) -> RunHistory:
+        with self._understood():
+            return self._history(run, metrics)
+
+    def _history(self, run: RunRow, metrics: Sequence[str]) -> RunHistory:
         end = run.completion_time.timestamp() if run.completion_time else time.time()
-        start = run.start_time.timestamp() if run.start_time else end - UNKNOWN_START
+        start = run.start_time.timestamp() if run.start_time else self._begin(run, end)
         window = {"start": start, "end": end, "step": max(1, math.ceil((end - start) / POINTS))}
-        chosen = f"{{run={json.dumps(run.name)}{_namespace(run)}}}"
+        chosen = _of(run)
         pods = f'{run.name}-[0-9]+-[0-9]+"'
         steps: dict[float, float] = {}
         if any(metric in CURVES for metric in metrics):
@@ -118,6 +127,12 @@ class PrometheusSource:
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         return [], []  # their measurements are in their status, not in metrics
 
+    def _begin(self, run: RunRow, end: float) -> float:
+        """When a run's numbers begin, to the minute."""
+        seen = f"min_over_time(timestamp({names.STEP.name}{_of(run)})[{LOOK_BACK}:1m])"
+        times = [float(series["value"][1]) for series in self._ask("query", query=f"min({seen})")]
+        return min([end - YOUNG, *times])
+
     def _range(self, query: str, window: dict[str, float]) -> list[dict[str, Any]]:
         return self._ask("query_range", query=query, **window)
 
@@ -133,19 +148,28 @@ class PrometheusSource:
                         raise SourceError(f"{self.where} answers more than {MAX_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
                         raise SourceError(f"{self.where} takes too long to answer")
-            answer = json.loads(data)
-            if answer["status"] != "success":
-                raise SourceError(f"{self.where}: {str(answer.get('error'))[:200]}")
-            result = answer["data"]["result"]
-            return [item for item in result if isinstance(item["metric"], dict)]
         except httpx.TimeoutException:
             raise SourceError(f"{self.where} does not answer within {TIMEOUT:g} s") from None
         except httpx.HTTPError as error:
             raise SourceError(f"{self.where} can't be reached: {error}") from None
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise SourceError(
-                f"{self.where} answers {response.status_code}, and not as a Prometheus does"
-            ) from None
+        answer = json.loads(data)
+        if answer["status"] != "success":
+            raise SourceError(f"{self.where}: {str(answer.get('error'))[:200]}")
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Raises SourceError for answers of another form than a Prometheus's."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise SourceError(f"{self.where} does not answer as a Prometheus does") from None
+
+
+def _of(run: RunRow) -> str:
+    """The labels of a run's metrics."""
+    return f"{{run={json.dumps(run.name)}{_namespace(run)}}}"
 
 
 def _namespace(run: RunRow) -> str:

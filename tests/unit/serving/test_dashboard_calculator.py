@@ -58,6 +58,7 @@ def test_the_answer_tells_sizes_and_a_chart_with_every_measured_point() -> None:
         (24, "projected"),
     ]
     sizes = [point.processes for point in found.chart]
+    assert all(point.throughput == LAW.throughput(point.processes) for point in found.chart)
     assert sizes == sorted(set(sizes))
     assert {1, 2, 4, 24} <= set(sizes)
     assert max(sizes) == 24

@@ -1,6 +1,6 @@
 // Charts: Plotly draws them; a table of the same figures is there for those who can't see them.
 
-import { at, badge, h } from "./dom.js";
+import { at, badge, h, paused } from "./dom.js";
 import { number } from "./format.js";
 
 const COLOURS = 8;
@@ -125,6 +125,15 @@ function fillTable({ table, details, spec }) {
   );
 }
 
+// What a drawing depends on: the same again need not be drawn again, which takes its time.
+function signature(spec) {
+  const lines = spec.lines.map((line) => [line.name, line.slot, line.dash, line.x.length,
+    line.x.at(-1), line.y.at(-1), line.y.reduce((sum, y) => sum + (y || 0), 0),
+    line.x.reduce((sum, x) => sum + (x || 0), 0), line.band && [line.band.low, line.band.high]]);
+  return JSON.stringify([spec.title, spec.x, spec.y, spec.logX, lines, window.innerWidth < 600,
+    style("--ink")]);
+}
+
 // spec: {id, title, origin, x, y, lines: [{name, x, y, slot, dash, mode, band, error}], empty}
 export async function draw(parent, spec) {
   const chart = figure(parent, spec);
@@ -143,17 +152,20 @@ export async function draw(parent, spec) {
   });
   chart.plot.setAttribute("aria-label", `${spec.title}. ${shown.filter(Boolean).join("; ")}`);
   fillTable(chart);
+  const state = signature(spec);
+  if (chart.state === state) return;
   const Plotly = await loadPlotly();
   if (chart.spec !== spec || !chart.plot.offsetParent) return; // overtaken, or its tab was left
   const config = { displaylogo: false, responsive: true, displayModeBar: false };
   await Plotly.react(chart.plot, traces(spec), layout(spec), config);
-  chart.plot.dataset.drawn = String(spec.lines.length);
+  chart.state = state;
 }
 
-export function redraw() {
+function redraw() {
   for (const [, chart] of charts) {
     if (chart.plot.offsetParent) draw(null, chart.spec);
   }
 }
 
+window.addEventListener("resize", paused(redraw));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

@@ -1,9 +1,9 @@
 // Starts the page and keeps it current.
 
-import { loadPlotly, redraw } from "./chart.js";
+import { loadPlotly } from "./chart.js";
 import * as cost from "./cost.js";
 import * as demo from "./demo.js";
-import { at, h, paused, setText } from "./dom.js";
+import { at, h, setText } from "./dom.js";
 import { get, key, KeyNeeded } from "./http.js";
 import * as performance from "./performance.js";
 import { onChoice, runs, update } from "./runs.js";
@@ -40,7 +40,6 @@ async function look() {
     setText(at("state"), `${runs.all.length} runs, ${live} running`);
     const found = await VIEWS[view].refresh();
     problems([...runs.problems, ...found]);
-    redraw();
   } catch (error) {
     if (error instanceof KeyNeeded) askForKey(error);
     else problems([error.message]);
@@ -81,7 +80,6 @@ at("key-form").addEventListener("submit", (event) => {
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) look();
 });
-window.addEventListener("resize", paused(redraw));
 onChoice(look);
 startTabs((name) => {
   view = name;

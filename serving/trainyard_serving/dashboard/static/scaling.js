@@ -116,32 +116,32 @@ function law({ law: found, why_no_law: why }) {
     ? ` (${interval(value, percent)})` : ""}`;
   const small = (value) => number(value, 2);
   const pairs = found.kind === "usl" ? `, coherency κ ${small(found.kappa.value)}` : "";
+  const misses = found.residual < 1e-9 ? "it runs through the measured sizes"
+    : `it misses the measured sizes by ${percent(found.residual)}`;
   const best = found.best_processes
     ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
-  return `${kind}: contention σ ${share(found.sigma)}${pairs}; it misses the measured sizes by`
-    + ` ${percent(found.residual)}.${best} Intervals: 90 of 100 resamples of the measurements.`
+  return `${kind}: contention σ ${share(found.sigma)}${pairs}; ${misses}.${best}`
+    + ` Intervals: 90 of 100 resamples of the measurements.`
     + where;
 }
 
 async function chart(found) {
   const base = found.base_processes;
-  const last = found.chart.at(-1).processes;
-  const measured = found.chart.filter((point) => point.origin === "measured");
-  const edge = Math.max(...measured.map((point) => point.processes));
-  const projected = found.chart.filter((point) =>
-    point.origin === "projected" || point.processes === edge);
+  const measured = found.sizes.filter((point) => point.origin === "measured");
+  const projected = found.chart;
+  const ends = (projected.length ? projected : measured).map((point) => point.processes);
+  const last = ends.at(-1);
   const x = (points) => points.map((point) => point.processes);
   const y = (points, part = "value") => points.map((point) => point.speedup[part]);
-  const ends = found.chart.map((point) => point.processes);
   const lines = [
     { name: "ideal", x: ends, y: ends.map((n) => n / base), dash: "dot", width: 1.2,
       colour: quiet() },
-    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0,
+    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0, legend: true,
       error: { type: "data", symmetric: false,
         array: measured.map((p) => p.speedup.high - p.speedup.value),
         arrayminus: measured.map((p) => p.speedup.value - p.speedup.low) } },
   ];
-  if (found.law) {
+  if (projected.length) {
     lines.push({ name: "projected", x: x(projected), y: y(projected), dash: "dash", slot: 1,
       band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% of resamples" } });
   }
