@@ -119,6 +119,16 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(run_dir, args.port, args.engine)
 
 
+def _dashboard(args: argparse.Namespace) -> int:
+    from trainyard_operator.local.dashboard import dashboard
+
+    given = {"--prices": args.prices, "--prometheus-url": args.prometheus_url}
+    given |= {"--demo-url": args.demo_url, "--context": args.context}
+    given |= {"--cluster": "true" if args.cluster or args.context else None}
+    flags = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    return dashboard(args.port, flags, open_browser=not args.no_browser)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="trainyard", description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
@@ -172,6 +182,16 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")
     serve.add_argument("--max-tokens", type=int, default=200, help="of --prompt; default: 200")
     serve.set_defaults(handler=_serve)
+
+    dashboard = commands.add_parser("dashboard", help="a page about runs, scaling and cost")
+    dashboard.add_argument("--port", type=int, help="default: 8050; 0: a free one")
+    dashboard.add_argument("--no-browser", action="store_true", help="only print its address")
+    dashboard.add_argument("--prices", metavar="FILE", type=Path, help="what hardware costs you")
+    dashboard.add_argument("--demo-url", metavar="URL", help="of a server to ask in the demo")
+    dashboard.add_argument("--prometheus-url", metavar="URL", help="its runs, or curves of them")
+    dashboard.add_argument("--cluster", action="store_true", help="the kubeconfig's cluster's runs")
+    dashboard.add_argument("--context", help="of the kubeconfig; implies --cluster")
+    dashboard.set_defaults(handler=_dashboard)
     return parser
 
 
