@@ -39,9 +39,7 @@ def _by_processes(*names: str) -> tuple[Json, ...]:
     )
 
 
-def _curve(
-    title: str, description: str, unit: str, queries: dict[str, str], width: int = 12
-) -> Panel:
+def _curve(title: str, description: str, unit: str, queries: dict[str, str]) -> Panel:
     dashed = {"fill": "dash", "dash": [8, 8]}
     return Panel(
         title,
@@ -49,7 +47,7 @@ def _curve(
         tuple(Query(expr, instant=True) for expr in queries.values()),
         unit,
         kind="trend",
-        width=width,
+        width=12,
         height=10,
         transformations=_by_processes(*queries),
         overrides=tuple(
@@ -124,21 +122,14 @@ _SCALING = Row(
             },
         ),
         _curve(
-            "Tokens per second",
-            _MARKED,
+            "Throughput",
+            f"Tokens per second, or samples where the recipe has no tokens. {_MARKED}",
             "short",
             {
-                "Measured": _at(m.STUDY_TOKENS_PER_SECOND, "measured"),
-                "Projected": _at(m.STUDY_TOKENS_PER_SECOND, "projected"),
+                source.capitalize(): f"{_at(m.STUDY_TOKENS_PER_SECOND, source)}"
+                f" or {_at(m.STUDY_SAMPLES_PER_SECOND, source)}"
+                for source in ("measured", "projected")
             },
-            width=8,
-        ),
-        _curve(
-            "Samples per second",
-            "Of recipes without tokens the figure that the study projects.",
-            "short",
-            {"Measured": _at(m.STUDY_SAMPLES_PER_SECOND, "measured")},
-            width=8,
         ),
         _curve(
             "Cost of a million",
@@ -148,16 +139,15 @@ _SCALING = Row(
                 "Measured": _at(m.STUDY_COST, "measured"),
                 "Projected": _at(m.STUDY_COST, "projected"),
             },
-            width=8,
         ),
     ),
 )
 _POINTS = ("configuration", "processes", "source")
 
 
-def _point(metric: m.Metric, *more: str) -> Query:
+def _point(metric: m.Metric, *more: str) -> str:
     by = ", ".join((*_POINTS, *more))
-    return Query(f"max by ({by}) ({metric}{{{_STUDY}}})", instant=True)
+    return f"max by ({by}) ({metric}{{{_STUDY}}})"
 
 
 _TABLE = Row(
@@ -165,13 +155,15 @@ _TABLE = Row(
     (
         Panel(
             "Results",
-            _MARKED,
+            f"Throughput in tokens, or samples, per second. {_MARKED}",
             (
-                _point(m.STUDY_TOKENS_PER_SECOND),
-                _point(m.STUDY_SAMPLES_PER_SECOND),
-                _point(m.STUDY_SPEEDUP),
-                _point(m.STUDY_EFFICIENCY),
-                _point(m.STUDY_COST, "unit", "currency"),
+                Query(
+                    f"{_point(m.STUDY_TOKENS_PER_SECOND)} or {_point(m.STUDY_SAMPLES_PER_SECOND)}",
+                    instant=True,
+                ),
+                Query(_point(m.STUDY_SPEEDUP), instant=True),
+                Query(_point(m.STUDY_EFFICIENCY), instant=True),
+                Query(_point(m.STUDY_COST, "unit", "currency"), instant=True),
             ),
             kind="table",
             width=24,
@@ -184,11 +176,10 @@ _TABLE = Row(
                         "configuration": "Configuration",
                         "processes": "Processes",
                         "source": "Measured or projected",
-                        "Value #A": "Tokens/s",
-                        "Value #B": "Samples/s",
-                        "Value #C": "Speedup",
-                        "Value #D": "Efficiency",
-                        "Value #E": "Cost of a million",
+                        "Value #A": "Per second",
+                        "Value #B": "Speedup",
+                        "Value #C": "Efficiency",
+                        "Value #D": "Cost of a million",
                         "unit": "of",
                         "currency": "Currency",
                     },
@@ -196,8 +187,7 @@ _TABLE = Row(
                 ),
             ),
             overrides=(
-                column("Tokens/s", unit="short", decimals=1),
-                column("Samples/s", unit="short", decimals=1),
+                column("Per second", unit="short", decimals=1),
                 column("Speedup", decimals=2),
                 column("Efficiency", unit="percentunit", decimals=0),
                 column("Cost of a million", decimals=4),

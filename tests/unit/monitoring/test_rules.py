@@ -1,0 +1,95 @@
+"""The rules, executed by Prometheus' own promtool: what each makes of some series."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from monitoring.alerts import ALERTS
+from monitoring.records import RECORDS
+from monitoring.rules import Alert, Record, rules_file
+from tests.unit.monitoring.rule_cases import ALERT_CASES, RECORD_CASES, Case, selector
+
+ROOT = Path(__file__).parents[3]
+SEVERITY = {alert.name: alert.severity for alert in ALERTS}
+
+
+@pytest.fixture
+def promtool() -> str:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not on PATH (Debian: apt-get install prometheus)")
+    return program
+
+
+def to_promtool(case: Case) -> dict[str, object]:
+    """One test of promtool's; an alert is asked for by the series that it leaves while it fires."""
+    if case.rule in SEVERITY:
+        more = {"alertname": case.rule, "alertstate": "firing", "severity": SEVERITY[case.rule]}
+        asked = selector("ALERTS", {key: more[key] for key in ("alertname", "alertstate")})
+    else:
+        asked, more = case.rule, {}
+    samples = [
+        {"labels": selector("", {**labels, **more}), "value": round(value, 3)}
+        for labels, value in case.samples
+    ]
+    return {
+        "name": f"{case.rule}: {case.what}",
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in case.series],
+        "promql_expr_test": [
+            {"expr": f"round({asked}, 0.001)", "eval_time": case.at, "exp_samples": samples}
+        ],
+    }
+
+
+def needed(rule: Record | Alert) -> tuple[Record | Alert, ...]:
+    """The rule, behind the recording rules that it asks: all of them would take half a minute."""
+    asked = [
+        needed(record) for record in RECORDS if record is not rule and record.name in rule.expr
+    ]
+    return (*itertools.chain(*asked), rule)
+
+
+def test_what_the_rules_make_of_series(promtool: str, tmp_path: Path) -> None:
+    tests = []
+    for rule in (*RECORDS, *ALERTS):
+        (tmp_path / f"{rule.name}.rules").write_text(rules_file({"rules": needed(rule)}))
+        cases = [case for case in (*RECORD_CASES, *ALERT_CASES) if case.rule == rule.name]
+        document = {
+            "rule_files": [f"{rule.name}.rules"],
+            "evaluation_interval": "1m",
+            "tests": [to_promtool(case) for case in cases],
+        }
+        tests.append(f"{rule.name}.json")
+        (tmp_path / tests[-1]).write_text(json.dumps(document))
+    command = [promtool, "test", "rules", *tests]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in RECORD_CASES} == {record.name for record in RECORDS}
+    for alert in ALERTS:
+        of_it = [case for case in ALERT_CASES if case.rule == alert.name]
+        assert any(case.samples for case in of_it), f"{alert.name} is never seen to fire"
+        assert any(not case.samples for case in of_it), f"{alert.name} is never seen not to"
+
+
+def test_the_file_is_good(promtool: str) -> None:
+    file = ROOT / "charts" / "operator" / "rules" / "trainyard.yaml"
+    command = [promtool, "check", "rules", "--lint-fatal", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_alerts_say_where_help_is() -> None:
+    for alert in ALERTS:
+        file, _, anchor = alert.runbook.partition("#")
+        headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.M)
+        anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+        assert anchor in anchors, f"{alert.name}: {alert.runbook}"
