@@ -52,6 +52,11 @@ class ScalingLaw(Model):
     # X(1), sigma, kappa of each resample: not stored, as a fit finds them again.
     _resamples: list[tuple[float, float, float]] = PrivateAttr(default_factory=list)
 
+    @property
+    def resamples(self) -> list[tuple[float, float, float]]:
+        """Of a law as fitted here; empty in one that was stored."""
+        return self._resamples
+
     def throughput(self, processes: float) -> Interval:
         """What the law says of a number of processes, measured or not (or between two)."""
         value = _throughput(processes, self.single.value, self.sigma.value, self.kappa.value)
