@@ -55,7 +55,7 @@ class Answering:
         try:
             job = self._worker.submit(model, prompts, sampling)
         except QueueFullError as error:
-            raise ApiError(429, str(error), "queue_full", retry_after=error.retry_after) from None
+            raise too_many(error) from None
         chunks = self._counted(job, answer, started)
         if body.stream:
             return _EventStream(_events(chunks, answer, body.wants_usage), job, headers)
@@ -78,6 +78,10 @@ class Answering:
             self._metrics.generated_tokens.inc(chunk.num_tokens)
             answer.count(chunk)
             yield chunk
+
+
+def too_many(error: QueueFullError) -> ApiError:
+    return ApiError(429, str(error), "queue_full", retry_after=error.retry_after)
 
 
 class _EventStream(StreamingResponse):

@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from trainyard_serving.app import create_app, not_ready, page
 from trainyard_serving.errors import ApiError
 from trainyard_serving.follower import Follower
-from trainyard_serving.generate.answering import Answering
+from trainyard_serving.generate.answering import Answering, too_many
 from trainyard_serving.generate.chat import Chat
 from trainyard_serving.generate.chat_api import ChatRequest
 from trainyard_serving.generate.completions import Completions
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; the server must answer befor
     from trainyard_serving.generate.language_model import LanguageModel
 
 PAGE = Path(__file__).with_name("page.html")
+COMPUTED = frozenset({"/v1/completions", "/v1/chat/completions"})
 
 
 class Routes:
@@ -113,6 +114,7 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         invalid=invalid_request,
         beside=[worker],
         roll_back=follower.roll_back,
+        refuse=partial(_refuse, worker),
     )
     answering = Answering(settings, worker, metrics)
     routes = Routes(settings, follower, Completions(settings, answering), Chat(settings, answering))
@@ -124,6 +126,11 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
     )
     app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
     return app
+
+
+def _refuse(worker: Worker, path: str) -> ApiError | None:
+    full = worker.full() if path in COMPUTED else None
+    return too_many(full) if full else None
 
 
 def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":

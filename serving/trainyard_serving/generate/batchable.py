@@ -9,7 +9,8 @@ from transformers.cache_utils import DynamicLayer
 from trainyard_serving.generate.padded_cache import PaddedCache
 from trainyard_serving.generate.token_model import TokenModel
 
-LONG, SHORT = [0, 1, 2, 1, 0, 2, 1], [2, 1, 0]  # two prompts; every vocabulary has these tokens
+# Two prompts, and a token that goes on from both; every vocabulary has these.
+LONG, SHORT, NEXT = [0, 1, 2, 1, 0, 2, 1], [2, 1, 0], [1]
 
 
 def obstacle(model: TokenModel) -> str | None:
@@ -23,6 +24,8 @@ def obstacle(model: TokenModel) -> str | None:
     rope: Any = getattr(model.module.config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         return "its positions depend on the longest text beside them (longrope)"
+    if model.context_length <= len(LONG):
+        return f"its context of {model.context_length} tokens is too short to try"
     try:
         apart, together = _alone(model), _side_by_side(model)
     except Exception as error:
@@ -35,21 +38,21 @@ def obstacle(model: TokenModel) -> str | None:
 
 
 def _alone(model: TokenModel) -> Tensor:
-    """Logits [2, vocabulary] of the token after each prompt and a greedy one."""
+    """Logits [2, vocabulary] of the token after each prompt and its next token."""
     rows = []
     for prompt in (LONG, SHORT):
         cache = model.new_cache()
-        token = int(model.logits([prompt], cache).argmax())
-        rows.append(model.logits([[token]], cache))
+        model.logits([prompt], cache)
+        rows.append(model.logits([NEXT], cache))
     return cat(rows)
 
 
 def _side_by_side(model: TokenModel) -> Tensor:
     """The same, from two rows, the first of them read in two pieces."""
-    batch, tokens = PaddedCache(), []
+    batch = PaddedCache()
     for pieces in ((LONG[:4], LONG[4:]), (SHORT,)):
         cache = model.new_cache()
-        logits = [model.logits([piece], cache) for piece in pieces]
-        tokens.append([int(logits[-1].argmax())])
+        for piece in pieces:
+            model.logits([piece], cache)
         batch.join(cache)
-    return model.logits(tokens, batch.cache, batch.padding)
+    return model.logits([NEXT, NEXT], batch.cache, batch.padding)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from trainyard_serving.generate.completion import Chunk, Sampling
 from trainyard_serving.metrics import Metrics
+from trainyard_serving.threads import computing_thread
 
 if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
     from trainyard_serving.generate.batch import Batch, News
@@ -108,12 +109,17 @@ class Worker:
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_per_job = 1.0  # moving average
-        self._thread = threading.Thread(target=self._run, name="model-worker")
+        self._thread = computing_thread(self._run, "model-worker")
 
     @property
     def depth(self) -> int:
         """Requests waiting, those included of whose prompts some are under way."""
         return len(self._waiting)
+
+    def full(self) -> QueueFullError | None:
+        """Why no request would be taken now; None when one would."""
+        full = len(self._waiting) >= self._max_queue
+        return QueueFullError(self._retry_after()) if full else None
 
     @property
     def alive(self) -> bool:
@@ -136,8 +142,8 @@ class Worker:
         """
         job = Job(model, prompts, sampling, self)
         with self._changed:
-            if len(self._waiting) >= self._max_queue:
-                raise QueueFullError(self._retry_after())
+            if full := self.full():
+                raise full
             self._waiting.append(job)
             self._changed.notify()
         return job

@@ -54,6 +54,8 @@ def test_a_full_queue_is_a_429_and_leaving_makes_room(run_dir: Path) -> None:
             assert full.status_code == 429
             assert 1 <= int(full.headers["retry-after"]) <= 60
             assert full.json()["error"]["code"] == "queue_full"
+            # Refused before it is read, so that too much costs next to nothing.
+            assert client.post("/v1/chat/completions", content=b"{").status_code == 429
             assert client.get("/health").status_code == 200  # the event loop is free
 
             waiting.close()  # leaves the queue before its turn

@@ -1,6 +1,7 @@
 """OpenAI's own client, unchanged, against both endpoints."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -89,3 +90,17 @@ def test_errors_become_the_clients_own(ai: openai.OpenAI) -> None:
         ai.completions.create(model="gpt-4", prompt="a")
     with pytest.raises(openai.AuthenticationError, match="API key"):
         ai.with_options(api_key="sk-wrong").models.list()
+
+
+def test_many_at_once_each_get_the_text_of_their_seed(ai: openai.OpenAI) -> None:
+    def streamed(seed: int) -> str:
+        prompt = "To be, or not to be"[: 3 * seed]
+        with ai.completions.create(
+            model="chat", prompt=prompt, max_tokens=30, seed=seed, stream=True
+        ) as stream:
+            return "".join(piece.choices[0].text for piece in stream)
+
+    alone = [streamed(seed) for seed in range(1, 5)]
+    with ThreadPoolExecutor(4) as at_once:
+        assert list(at_once.map(streamed, range(1, 5))) == alone
+    assert len(set(alone)) == 4
