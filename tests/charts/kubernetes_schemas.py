@@ -12,7 +12,7 @@ from referencing import Registry, Resource
 # The oldest version that charts/serving takes, and the one that `make cluster` builds.
 VERSIONS = ("1.30.0", "1.36.0")
 # Of the Prometheus operator and of KEDA: their schemas are in no package.
-CUSTOM = frozenset({"ServiceMonitor", "ScaledObject"})
+CUSTOM = frozenset({"PodMonitor", "PrometheusRule", "ServiceMonitor", "ScaledObject"})
 
 
 def violations(manifest: dict[str, Any], version: str) -> list[str]:

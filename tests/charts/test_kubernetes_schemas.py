@@ -4,12 +4,14 @@ import pytest
 
 from .conftest import Render
 from .kubernetes_schemas import CUSTOM, VERSIONS, violations
+from .operator_values import MONITORED
 from .serving_values import SHAPES
 
 OPERATOR = {
     "default": (),
     "replicas": ("replicas=2",),
     "one-namespace": ("watchNamespace=team", "rbac.aggregate=false"),
+    "monitored": MONITORED,
 }
 CASES = [("operator", *item) for item in OPERATOR.items()]
 CASES += [("serving", *item) for item in SHAPES.items()]

@@ -146,7 +146,8 @@ def test_the_port_is_the_operators_everywhere(render: Render) -> None:
     assert container["ports"] == [{"name": "http", "containerPort": Settings.port}]
     service = rendered.one("Service")
     assert service["spec"]["ports"][0]["targetPort"] == "http"
-    assert service["metadata"]["annotations"]["prometheus.io/port"] == str(Settings.port)
+    template = rendered.one("Deployment")["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(Settings.port)
     for probe, path in (
         ("startupProbe", "/healthz"),
         ("livenessProbe", "/healthz"),

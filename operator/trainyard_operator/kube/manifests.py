@@ -115,6 +115,8 @@ def pod(
             "volumes": _volumes(run),
         },
     }
+    # Rank 0 tells of all; what a user's command serves, if anything, we don't know.
+    built["metadata"]["annotations"] = _SCRAPE if node == 0 and run.spec.recipe else {}
     built = merge(built, gang.mark(run, attempt, nodes))
     template = run.spec.pod_template
     if template:
@@ -122,6 +124,7 @@ def pod(
         if spec.get("hostNetwork"):
             spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
         metadata = merge(template.metadata.to_wire(), built["metadata"])  # our labels win
+        metadata["annotations"] = built["metadata"]["annotations"] | template.metadata.annotations
         built |= {"metadata": metadata, "spec": spec}
     # What makes it a worker can't be overridden: one life, and the name that its peers look up.
     built["spec"] |= {"restartPolicy": "Never", "hostname": name, "subdomain": run.name}
@@ -172,6 +175,11 @@ def _container(
     return container
 
 
+_SCRAPE = {
+    "prometheus.io/scrape": "true",
+    "prometheus.io/port": str(REPORT_PORT),
+    "prometheus.io/path": "/metrics",
+}
 _MOUNTS = {"storage": MOUNT_PATH, "shm": "/dev/shm", "tmp": "/tmp"}
 
 

@@ -226,6 +226,16 @@ def test_host_network_still_finds_its_peers() -> None:
     )
 
 
+def test_prometheus_finds_rank_0_unless_told_otherwise() -> None:
+    assert pod(node=0)["metadata"]["annotations"]["prometheus.io/port"] == "9400"
+    assert "prometheus.io/scrape" not in pod(node=1)["metadata"]["annotations"]
+    own = pod(node=0, command=["train.py"])
+    assert "prometheus.io/scrape" not in own["metadata"]["annotations"]
+    quiet = {"metadata": {"annotations": {"prometheus.io/scrape": "false", "a": "b"}}}
+    found = pod(node=0, podTemplate=quiet)["metadata"]["annotations"]
+    assert (found["prometheus.io/scrape"], found["a"]) == ("false", "b")
+
+
 def test_bad_template_is_rejected_in_one_line() -> None:
     with pytest.raises(Rejected, match=r"podTemplate.spec.containers\[trainer\].env"):
         pod(podTemplate={"spec": {"containers": [{"name": "trainer", "env": ["A=1"]}]}})
