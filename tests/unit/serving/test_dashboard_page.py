@@ -54,7 +54,7 @@ def requests(page: Page) -> list[str]:
 
 
 def drawn(page: Page, chart: str) -> None:
-    expect(page.locator(f"#plot-{chart} .main-svg").first).to_be_visible()
+    expect(page.locator(f"#plot-{chart} svg").first).to_be_visible()
 
 
 def test_runs_are_shown_and_followed(
@@ -124,7 +124,7 @@ def test_runs_are_compared_and_costs_and_answers_come(dashboard: str, page: Page
         drawn(page, chart)
     expect(page.get_by_text("Unknown: GPU metrics come from a Prometheus")).to_be_visible()
     expect(page.locator("#samples pre").first).to_have_text("to be <b>or</b> not")
-    lines = page.locator("#plot-grad_norm .scatterlayer .trace")
+    lines = page.locator("#plot-grad_norm path.line")
     expect(lines).to_have_count(3)
     page.get_by_role("checkbox", name="Draw done").uncheck()
     expect(lines).to_have_count(2)

@@ -1,95 +1,17 @@
-// Charts: Plotly draws them; a table of the same figures is there for those who can't see them.
+// Charts: a figure with a drawing, a legend, what is below the pointer, and the same as a table.
 
-import { at, badge, h, paused } from "./dom.js";
+import { at, badge, h } from "./dom.js";
 import { number } from "./format.js";
+import { drawBars, drawLines, sample } from "./svg.js";
 
-const COLOURS = 8;
 const TABLE_ROWS = 12;
+const TOLD = 10; // lines that are told below the pointer, and to screen readers
 const charts = new Map();
-let plotly = null;
-
-// Loaded once the page stands: it is the largest thing of all.
-export function loadPlotly() {
-  plotly ??= new Promise((resolve, reject) => {
-    const script = h("script", { src: "static/plotly.min.js", async: true });
-    script.addEventListener("load", () => resolve(window.Plotly));
-    script.addEventListener("error", () => {
-      plotly = null;
-      reject(new Error("The charts' program can't be loaded."));
-    });
-    document.head.append(script);
-  });
-  return plotly;
-}
-
-const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-export const colour = (index) => style(`--line-${index % COLOURS}`);
-export const quiet = () => style("--quiet");
-
-function translucent(hex) {
-  const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  return `rgba(${r},${g},${b},0.18)`;
-}
-
-function layout(spec) {
-  const axis = { gridcolor: style("--grid"), zeroline: false, linecolor: style("--line"),
-    automargin: true, ticks: "outside", tickcolor: style("--line"), title: { standoff: 8 } };
-  const small = window.innerWidth < 600;
-  return {
-    autosize: true,
-    height: spec.height ?? (small ? 260 : 300),
-    margin: { l: 48, r: 12, t: 8, b: 40 },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, sans-serif", size: 12, color: style("--quiet") },
-    hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"),
-      font: { color: style("--ink"), size: 12 }, namelength: -1 },
-    hovermode: spec.bars ? "closest" : "x unified",
-    showlegend: spec.lines.filter((line) => line.legend !== false).length > 1 && !spec.bars,
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: style("--ink") } },
-    xaxis: { ...axis, title: { ...axis.title, text: spec.x }, type: spec.logX ? "log" : "linear",
-      rangemode: spec.bars ? "tozero" : "normal", ...spec.xaxis },
-    yaxis: { ...axis, title: { ...axis.title, text: spec.bars ? "" : spec.y },
-      type: spec.logY ? "log" : undefined, rangemode: spec.fromZero ? "tozero" : "normal",
-      ...spec.yaxis },
-    uirevision: spec.title, // a zoom outlives new data
-    transition: { duration: 0 },
-  };
-}
-
-function traces(spec) {
-  return spec.lines.flatMap((line, index) => {
-    const ink = line.colour ?? colour(line.slot ?? index);
-    if (spec.bars) {
-      return [{ type: "bar", orientation: "h", x: line.x, y: line.y, marker: { color: ink },
-        error_x: line.error && { ...line.error, color: style("--ink"), thickness: 1.2, width: 4 },
-        hovertemplate: "%{y}: %{x:.4g}<extra></extra>" }];
-    }
-    const drawn = {
-      type: "scatter", name: line.name, x: line.x, y: line.y, mode: line.mode ?? "lines",
-      line: { color: ink, width: line.width ?? 1.8, dash: line.dash },
-      marker: { color: ink, size: 8, symbol: line.symbol },
-      error_y: line.error && { ...line.error, color: ink, thickness: 1.5, width: 5 },
-      showlegend: line.legend !== false,
-      hovertemplate: "%{y:.4g}",
-    };
-    if (!line.band) return [drawn];
-    const edge = { type: "scatter", x: line.x, mode: "lines", line: { width: 0 },
-      hoverinfo: "skip", showlegend: false };
-    return [
-      { ...edge, y: line.band.low },
-      { ...edge, y: line.band.high, fill: "tonexty", fillcolor: translucent(ink),
-        name: line.band.name, showlegend: true },
-      drawn,
-    ];
-  });
-}
 
 // A figure for one chart inside `parent`, made when it is first drawn.
 function figure(parent, spec) {
-  let chart = charts.get(spec.id);
-  if (chart) return chart;
   const plot = h("div", { class: "plot", role: "img", id: `plot-${spec.id}` });
+  const legend = h("ul", { class: "legend", "aria-hidden": "true" });
   const empty = h("p", { class: "empty" });
   const table = h("table", { class: "plain" });
   const details = h("details", {}, h("summary", {}, "As a table"),
@@ -97,75 +19,129 @@ function figure(parent, spec) {
       table));
   const mark = spec.origin ? badge(spec.origin) : null;
   const title = h("h2", {}, spec.title);
-  const element = h("figure", { class: "card" }, h("figcaption", {}, title, " ", mark), plot, empty,
-    details);
-  at(parent).append(element);
-  chart = { plot, empty, table, details, title, mark, spec };
+  at(parent).append(h("figure", { class: "card" }, h("figcaption", {}, title, " ", mark), legend,
+    plot, empty, details));
+  const chart = { plot, legend, empty, table, details, title, mark, spec };
   details.addEventListener("toggle", () => fillTable(chart));
+  // Also when its tab is shown: a chart that is hidden has no width, and is not drawn.
+  new ResizeObserver(() => {
+    if (plot.clientWidth !== chart.width) render(chart);
+  }).observe(plot);
+  plot.addEventListener("pointermove", (event) => point(chart, event));
+  plot.addEventListener("pointerleave", () => point(chart, null));
   charts.set(spec.id, chart);
   return chart;
+}
+
+// spec: {id, title, origin, x, y, empty, lines}; options: bars, fromZero, log, height.
+// A line: {name, x, y}; options: slot (its colour), dash, mode (markers, lines+markers),
+// band {low, high, name}, range [[low, high], ...] of each point, quiet.
+export function draw(parent, spec) {
+  const chart = charts.get(spec.id) ?? figure(parent, spec);
+  const nothing = !spec.lines.some((line) => line.x.length);
+  chart.title.textContent = spec.title;
+  chart.empty.textContent = spec.empty ?? "unknown";
+  chart.empty.hidden = !nothing;
+  for (const part of [chart.plot, chart.legend, chart.details]) part.hidden = nothing;
+  if (chart.mark) chart.mark.hidden = nothing;
+  const state = nothing ? "" : signature(spec);
+  if (chart.state === state) return;
+  chart.state = state;
+  chart.spec = spec;
+  if (nothing) return;
+  chart.plot.setAttribute("aria-label", summary(spec));
+  chart.legend.replaceChildren(...keys(spec));
+  fillTable(chart);
+  render(chart);
+}
+
+// What a drawing depends on: the same again is not drawn again.
+function signature({ title, x, y, log, lines }) {
+  const sum = (values) => values.reduce((total, value) => total + (Number(value) || 0), 0);
+  return JSON.stringify([title, x, y, log, lines.map((line) => [line.name, line.slot, line.dash,
+    line.x.length, line.x.at(-1), line.y.at(-1), sum(line.x), sum(line.y),
+    line.band && [sum(line.band.low), sum(line.band.high)]])]);
+}
+
+function render(chart) {
+  const { plot, spec } = chart;
+  chart.width = plot.clientWidth;
+  if (!chart.width) return;
+  const height = spec.height ?? (chart.width < 480 ? 240 : 290);
+  chart.view = spec.bars ? { svg: drawBars(spec, chart.width) }
+    : drawLines(spec, chart.width, height);
+  plot.replaceChildren(chart.view.svg);
+}
+
+function summary({ title, lines, bars }) {
+  const told = lines.slice(0, TOLD).filter((line) => line.x.length).flatMap((line) => (bars
+    ? line.x.map((value, i) => `${line.y[i]}: ${line.show(value)}`)
+    : [`${line.name}: ${number(line.y.at(-1))} at ${number(line.x.at(-1), 6)}`]));
+  const more = lines.length > TOLD ? `; and ${lines.length - TOLD} more` : "";
+  return `${title}. ${told.join("; ")}${more}`;
+}
+
+function keys({ lines, bars }) {
+  if (bars || (lines.length === 1 && !lines[0].band)) return [];
+  return lines.slice(0, 24).flatMap((line, index) => [
+    h("li", {}, sample(line, index), line.name),
+    ...(line.band ? [h("li", {}, h("span", { class: `shade back-${(line.slot ?? index) % 8}` }),
+      line.band.name)] : []),
+  ]);
 }
 
 function fillTable({ table, details, spec }) {
   if (!details.open) return;
   const rows = spec.lines.flatMap((line) => {
     const every = Math.max(1, Math.ceil(line.x.length / TABLE_ROWS));
-    return line.x.map((x, i) => [line, i, x])
-      .filter(([, i]) => i % every === 0 || i === line.x.length - 1);
+    return [...line.x.keys()].filter((i) => i % every === 0 || i === line.x.length - 1)
+      .map((i) => (spec.bars ? [line.y[i], line.show(line.x[i])]
+        : [line.name, number(line.x[i], 6), number(line.y[i], 4)]));
   });
-  const show = (value) => (typeof value === "number" ? number(value, 4) : value);
-  const names = spec.bars ? ["", spec.x] : ["", spec.x, spec.y];
+  const names = spec.bars ? ["Name", spec.x] : ["Line", spec.x, spec.y];
   table.replaceChildren(
     h("caption", {}, `${spec.title}: up to ${TABLE_ROWS} figures of each line`),
-    h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name || "Line")))),
-    h("tbody", {}, ...rows.map(([line, i, x]) => (spec.bars
-      ? h("tr", {}, h("th", { scope: "row" }, line.y[i]), h("td", {}, show(x)))
-      : h("tr", {}, h("th", { scope: "row" }, line.name), h("td", {}, show(x)),
-        h("td", {}, show(line.y[i])))))),
+    h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, ...rows.map(([name, ...figures]) => h("tr", {},
+      h("th", { scope: "row" }, name), ...figures.map((figure) => h("td", {}, figure))))),
   );
 }
 
-// What a drawing depends on: the same again need not be drawn again, which takes its time.
-function signature(spec) {
-  const lines = spec.lines.map((line) => [line.name, line.slot, line.dash, line.x.length,
-    line.x.at(-1), line.y.at(-1), line.y.reduce((sum, y) => sum + (y || 0), 0),
-    line.x.reduce((sum, x) => sum + (x || 0), 0), line.band && [line.band.low, line.band.high]]);
-  return JSON.stringify([spec.title, spec.x, spec.y, spec.logX, lines, window.innerWidth < 600,
-    style("--ink")]);
-}
-
-// spec: {id, title, origin, x, y, lines: [{name, x, y, slot, dash, mode, band, error}], empty}
-export async function draw(parent, spec) {
-  const chart = figure(parent, spec);
-  chart.spec = spec;
-  const nothing = !spec.lines.some((line) => line.x.length);
-  chart.empty.textContent = spec.empty ?? "unknown";
-  chart.empty.hidden = !nothing;
-  chart.plot.hidden = nothing;
-  chart.details.hidden = nothing;
-  chart.title.textContent = spec.title;
-  if (chart.mark) chart.mark.hidden = nothing;
-  if (nothing) return;
-  const shown = spec.lines.slice(0, 6).map((line) => {
-    const [x, y] = [line.x.at(-1), line.y.at(-1)].map((v) => (typeof v === "number" ? number(v) : v));
-    return spec.bars ? "" : `${line.name}: ${y} at ${x}`;
+// Tells the values at the pointer.
+function point({ plot, spec, view }, event) {
+  plot.querySelector(".tip")?.remove();
+  plot.querySelector(".rule")?.remove();
+  if (!event || !view?.drawn) return;
+  const box = plot.getBoundingClientRect();
+  const x = event.clientX - box.left;
+  const { left, right, top, bottom } = view.area;
+  if (x < left - 5 || x > right + 5) return;
+  const found = spec.lines.flatMap((line, index) => {
+    if (!line.x.length) return [];
+    const i = nearest(view.drawn[index], x);
+    return [{ line, index, i, away: Math.abs(view.drawn[index][i] - x) }];
   });
-  chart.plot.setAttribute("aria-label", `${spec.title}. ${shown.filter(Boolean).join("; ")}`);
-  fillTable(chart);
-  const state = signature(spec);
-  if (chart.state === state) return;
-  const Plotly = await loadPlotly();
-  if (chart.spec !== spec || !chart.plot.offsetParent) return; // overtaken, or its tab was left
-  const config = { displaylogo: false, responsive: true, displayModeBar: false };
-  await Plotly.react(chart.plot, traces(spec), layout(spec), config);
-  chart.state = state;
+  const first = found.reduce((best, one) => (one.away < best.away ? one : best));
+  const at = view.drawn[first.index][first.i];
+  const told = found.filter((one) => one.away < 30).slice(0, TOLD);
+  const tip = h("div", { class: "tip" },
+    h("b", {}, `${spec.x}: ${number(first.line.x[first.i], 6)}`),
+    ...told.map(({ line, index, i }) =>
+      h("div", {}, sample(line, index), `${line.name}: ${number(line.y[i], 4)}`)));
+  const rule = h("div", { class: "rule" });
+  Object.assign(rule.style, { left: `${at}px`, top: `${top}px`, height: `${bottom - top}px` });
+  Object.assign(tip.style, at < box.width / 2 ? { left: `${at + 12}px` }
+    : { right: `${box.width - at + 12}px` });
+  plot.append(rule, tip);
 }
 
-function redraw() {
-  for (const [, chart] of charts) {
-    if (chart.plot.offsetParent) draw(null, chart.spec);
+// The index of the value nearest to `x`; values don't decrease.
+function nearest(values, x) {
+  let [low, high] = [0, values.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (values[middle] < x) low = middle;
+    else high = middle;
   }
+  return x - values[low] < values[high] - x ? low : high;
 }
-
-window.addEventListener("resize", paused(redraw));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

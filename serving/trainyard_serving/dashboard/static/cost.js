@@ -53,7 +53,6 @@ async function calculate() {
   if (answer === null) return;
   const state = JSON.stringify(answer);
   if (state === asked) return;
-  asked = state;
   found = answer;
   show(found.why_unknown ? `Unknown at this size: ${found.why_unknown}.` : "");
   form.querySelector(".budget-name").textContent = `Budget, million ${found.unit}`;
@@ -61,7 +60,8 @@ async function calculate() {
     : "Prices are from"} ${found.file}${found.is_example
     ? ", enter yours, and start with --prices FILE." : "."}`);
   table();
-  await chart();
+  chart();
+  asked = state;
 }
 
 function show(problem) {
@@ -118,17 +118,14 @@ function table() {
   for (const one of found.rows) one.mark();
 }
 
-async function chart() {
-  const rows = [...found.rows].reverse();
-  await draw("cost-charts", {
-    id: "costs", title: "Cost", origin: "projected", bars: true, x: found.currency,
-    height: 60 + 42 * rows.length,
-    lines: [{ name: "cost", slot: 0, x: rows.map(cost), y: rows.map((one) => one.name),
-      error: rows.some((one) => one.cost.high > one.cost.low) && { type: "data", symmetric: false,
-        array: rows.map((one) => price(one) * (one.unit_hours.high - one.unit_hours.value)),
-        arrayminus: rows.map((one) => price(one) * (one.unit_hours.value - one.unit_hours.low)) },
+function chart() {
+  const { rows, currency } = found;
+  draw("cost-charts", {
+    id: "costs", title: "Cost", origin: "projected", bars: true, x: currency,
+    lines: [{ name: "cost", x: rows.map(cost), y: rows.map((one) => one.name),
+      show: (value) => money(value, currency),
+      range: rows.map((one) => [one.unit_hours.low, one.unit_hours.high].map((n) => n * price(one))),
     }],
-    yaxis: { ticklabelposition: "outside" },
   });
 }
 

@@ -39,9 +39,9 @@ export function money(value, currency) {
   return `${text} ${currency}`;
 }
 
-// "3 h (2.5 h to 4 h)"; the interval only where it says something.
+// "2.5 h to 4 h"; nothing where the interval says nothing.
 export function interval(range, show) {
-  const [value, low, high] = [range.value, range.low, range.high].map(show);
+  const [low, high] = [range.low, range.high].map((end) => show(end));
   return low === high ? "" : `${low} to ${high}`;
 }
 

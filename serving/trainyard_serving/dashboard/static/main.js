@@ -1,6 +1,5 @@
 // Starts the page and keeps it current.
 
-import { loadPlotly } from "./chart.js";
 import * as cost from "./cost.js";
 import * as demo from "./demo.js";
 import { at, h, setText } from "./dom.js";
@@ -86,4 +85,3 @@ startTabs((name) => {
   look();
 });
 start();
-setTimeout(loadPlotly, 0);

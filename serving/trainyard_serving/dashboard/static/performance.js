@@ -12,16 +12,16 @@ export async function refresh() {
   const tokens = lines(found, "tokens_per_second");
   const rates = tokens.length ? tokens : lines(found, "samples_per_second");
   const ranks = lines(found, "rank_step_seconds");
-  await draw("performance-charts", {
+  draw("performance-charts", {
     id: "loss", title: "Training loss", origin: "measured", x: xName(loss), y: "loss (nats)",
     lines: loss, empty: "No loss is known of the chosen runs.",
   });
-  await draw("performance-charts", {
+  draw("performance-charts", {
     id: "rate", title: "Throughput", origin: "measured", x: xName(rates), fromZero: true,
     y: tokens.length ? "tokens per second" : "samples per second", lines: rates,
     empty: "No throughput is known of the chosen runs.",
   });
-  await draw("performance-charts", {
+  draw("performance-charts", {
     id: "ranks", title: "Each rank's own work in a step", origin: "measured", x: xName(ranks),
     y: "seconds", fromZero: true, lines: ranks,
     empty: "Unknown for the chosen runs: it takes a run of this trainer with 64 ranks or fewer,"

@@ -1,6 +1,6 @@
 // Tab 2: what N processes would bring, from what a study measured.
 
-import { draw, quiet } from "./chart.js";
+import { draw } from "./chart.js";
 import { at, badge, cell, h, headRow, options, paused, row } from "./dom.js";
 import { duration, interval, money, number, percent, times } from "./format.js";
 import { get } from "./http.js";
@@ -55,12 +55,12 @@ async function calculate() {
   const state = JSON.stringify([parameters, study().progress]);
   if (state === asked) return;
   const found = await get("api/projection", parameters);
-  asked = state;
   tiles(found);
   sizes(found);
   at("scaling-warnings").replaceChildren(...found.warnings.map((text) => h("li", {}, text)));
   at("law").textContent = law(found);
-  await chart(found);
+  chart(found);
+  asked = state; // at the end: what failed is tried again
 }
 
 function tile(name, value, range, origin) {
@@ -121,11 +121,11 @@ function law({ law: found, why_no_law: why }) {
   const best = found.best_processes
     ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
   return `${kind}: contention σ ${share(found.sigma)}${pairs}; ${misses}.${best}`
-    + ` Intervals: 90 of 100 resamples of the measurements.`
+    + " Intervals: 90 of 100 resamples of the measurements."
     + where;
 }
 
-async function chart(found) {
+function chart(found) {
   const base = found.base_processes;
   const measured = found.sizes.filter((point) => point.origin === "measured");
   const projected = found.chart;
@@ -134,21 +134,18 @@ async function chart(found) {
   const x = (points) => points.map((point) => point.processes);
   const y = (points, part = "value") => points.map((point) => point.speedup[part]);
   const lines = [
-    { name: "ideal", x: ends, y: ends.map((n) => n / base), dash: "dot", width: 1.2,
-      colour: quiet() },
-    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0, legend: true,
-      error: { type: "data", symmetric: false,
-        array: measured.map((p) => p.speedup.high - p.speedup.value),
-        arrayminus: measured.map((p) => p.speedup.value - p.speedup.low) } },
+    { name: "ideal", x: ends, y: ends.map((n) => n / base), dash: "dot", quiet: true },
+    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0,
+      range: measured.map((p) => [p.speedup.low, p.speedup.high]) },
   ];
   if (projected.length) {
     lines.push({ name: "projected", x: x(projected), y: y(projected), dash: "dash", slot: 1,
       band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% of resamples" } });
   }
   const wide = last / base > 64;
-  await draw("scaling-charts", {
+  draw("scaling-charts", {
     id: "speedup", title: "Speedup", x: "processes", y: `times ${base} process${base > 1 ? "es" : ""}`,
-    lines, logX: wide, logY: wide, fromZero: !wide, height: 340,
+    lines, log: wide, fromZero: !wide, height: 340,
   });
 }
 

@@ -25,13 +25,13 @@ export async function refresh() {
   const loss = lines(found, "loss");
   const held = lines(found, "eval_loss", { dash: "dot", mode: "lines+markers" })
     .map((line) => ({ ...line, name: `${line.name}, held out` }));
-  await draw("training-charts", {
+  draw("training-charts", {
     id: "losses", title: "Loss, in training and held out", origin: "measured", x: xName(loss),
     y: "loss (nats)", lines: [...loss, ...held], empty: "No loss is known of the chosen runs.",
   });
   for (const [metric, name, unit] of CHARTS) {
     const drawn = lines(found, metric);
-    await draw("training-charts", {
+    draw("training-charts", {
       id: metric, title: name, origin: "measured", x: xName(drawn), y: unit, lines: drawn,
       empty: `Unknown: no source has the ${unit} of the chosen runs.`,
     });
@@ -39,7 +39,7 @@ export async function refresh() {
   for (const [metric, name, unit] of GPU) {
     const drawn = lines(found, metric);
     if (!drawn.length && metric !== "gpu_utilization") continue;
-    await draw("training-charts", {
+    draw("training-charts", {
       id: metric, title: drawn.length ? name : "GPUs", origin: "measured", x: xName(drawn), y: unit,
       lines: drawn, fromZero: true,
       empty: "Unknown: GPU metrics come from a Prometheus that scrapes NVIDIA's DCGM exporter.",

@@ -1,0 +1,135 @@
+// Draws lines, bands, points and bars as SVG. Colours are the style sheet's: dark mode costs nothing.
+
+import { number } from "./format.js";
+import { extent, linear, logarithmic, logTicks, ticks } from "./scale.js";
+
+export const COLOURS = 8;
+const BAR_ROW = 44;
+const DASHES = { dot: "2 4", dash: "7 5", dashdot: "7 4 2 4" };
+
+function s(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const ink = (line, index) => (line.quiet ? "quiet" : `ink-${(line.slot ?? index) % COLOURS}`);
+const round = (value) => value.toFixed(1);
+
+function path(x, y) {
+  let text = "";
+  for (let i = 0; i < x.length; i += 1) text += `${i ? "L" : "M"}${round(x[i])} ${round(y[i])}`;
+  return text;
+}
+
+// A piece of a line, for the legend.
+export function sample(line, index) {
+  const mark = line.mode !== "markers"
+    ? s("path", { d: "M0 6H24", class: `line ${ink(line, index)}`, "stroke-dasharray": DASHES[line.dash] })
+    : s("circle", { cx: 12, cy: 6, r: 4, class: `point ${ink(line, index)}` });
+  return s("svg", { width: 24, height: 12, "aria-hidden": "true" }, mark);
+}
+
+function ranges(spec) {
+  const { lines } = spec;
+  const x = extent(lines.flatMap((line) => line.x));
+  const y = extent(lines.flatMap((line) =>
+    [...line.y, ...(line.band ? [...line.band.low, ...line.band.high] : []),
+      ...(line.range ? line.range.flat() : [])]));
+  if (spec.fromZero) y[0] = Math.min(0, y[0]);
+  for (const range of [x, y]) {
+    if (range[0] === range[1]) {
+      const room = Math.abs(range[0]) / 10 || 1;
+      range[0] -= room;
+      range[1] += room;
+    }
+  }
+  if (spec.log) return { x: [x[0] / 1.1, x[1] * 1.1], y: [y[0] / 1.3, y[1] * 1.3] };
+  const room = (y[1] - y[0]) * 0.05;
+  return { x, y: [spec.fromZero && y[0] === 0 ? 0 : y[0] - room, y[1] + room] };
+}
+
+// The drawing, and how to find values below the pointer.
+export function drawLines(spec, width, height) {
+  const range = ranges(spec);
+  const marks = {
+    x: spec.log ? logTicks(range.x) : ticks(range.x, Math.max(3, width / 110)),
+    y: spec.log ? logTicks(range.y) : ticks(range.y, height / 60),
+  };
+  const longest = Math.max(...marks.y.map((value) => number(value).length));
+  const area = { left: 30 + longest * 7, right: width - 20, top: 8, bottom: height - 40 };
+  const scale = spec.log ? logarithmic : linear;
+  const x = scale(range.x, [area.left, area.right]);
+  const y = scale(range.y, [area.bottom, area.top]);
+  const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+
+  for (const value of marks.y) {
+    svg.append(s("path", { class: "grid", d: `M${area.left} ${round(y(value))}H${area.right}` }),
+      s("text", { x: area.left - 8, y: y(value) + 4, class: "end" }, number(value)));
+  }
+  for (const value of marks.x) {
+    svg.append(s("path", { class: "grid", d: `M${round(x(value))} ${area.top}V${area.bottom}` }),
+      s("text", { x: x(value), y: area.bottom + 16, class: "middle" }, number(value)));
+  }
+  const middle = (area.top + area.bottom) / 2;
+  svg.append(
+    s("path", { class: "axis", d: `M${area.left} ${area.top}V${area.bottom}H${area.right}` }),
+    s("text", { x: (area.left + area.right) / 2, y: height - 6, class: "middle" }, spec.x),
+    s("text", { x: 12, y: middle, class: "middle", transform: `rotate(-90 12 ${middle})` }, spec.y),
+  );
+
+  const drawn = spec.lines.map((line, index) => {
+    const [px, py] = [line.x.map(x), line.y.map(y)];
+    if (line.band) {
+      const edges = [...line.x.keys()];
+      const back = edges.toReversed();
+      const d = path([...px, ...back.map((i) => px[i])],
+        [...line.band.high.map(y), ...back.map((i) => y(line.band.low[i]))]);
+      svg.append(s("path", { class: `band ${ink(line, index)}`, d: `${d}Z` }));
+    }
+    if (line.mode !== "markers") {
+      svg.append(s("path", { class: `line ${ink(line, index)}`, d: path(px, py),
+        "stroke-dasharray": DASHES[line.dash] }));
+    }
+    if (line.mode) {
+      for (const [i, cx] of px.entries()) {
+        const [low, high] = line.range?.[i] ?? [0, 0];
+        if (low !== high) {
+          const [top, bottom] = [round(y(high)), round(y(low))];
+          svg.append(s("path", { class: `line ${ink(line, index)}`,
+            d: `M${cx - 5} ${top}h10M${cx - 5} ${bottom}h10M${cx} ${top}V${bottom}` }));
+        }
+        svg.append(s("circle", { class: `point ${ink(line, index)}`, cx: round(cx), cy: round(py[i]),
+          r: line.mode === "markers" ? 5 : 3 }));
+      }
+    }
+    return px;
+  });
+  return { svg, drawn, area };
+}
+
+// Bars that lie, each below its name: names are long, and phones narrow.
+export function drawBars({ lines: [line] }, width) {
+  const height = line.x.length * BAR_ROW + 8;
+  const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  const most = Math.max(...line.x, ...line.range.map(([, high]) => high)) || 1;
+  const x = linear([0, most], [1, width - 110]);
+  for (const [i, value] of line.x.entries()) {
+    const top = i * BAR_ROW;
+    const [low, high] = line.range[i];
+    const end = x(Math.max(value, high));
+    svg.append(
+      s("text", { x: 0, y: top + 14, class: "name" }, line.y[i]),
+      s("rect", { class: "bar ink-0", x: 0, y: top + 20, height: 14, width: round(x(value)) }),
+      s("text", { x: end + 10, y: top + 32, class: "name" }, line.show(value)),
+    );
+    if (low !== high) {
+      svg.append(s("path", { class: "whisker", d: `M${round(x(low))} ${top + 27}H${round(x(high))}`
+        + `M${round(x(low))} ${top + 23}v8M${round(x(high))} ${top + 23}v8` }));
+    }
+  }
+  return svg;
+}
