@@ -1,0 +1,123 @@
+"""charts/operator with dashboard.enabled: it reads, behind a key, and can do nothing else."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from trainyard_serving.dashboard.prices import PriceFile
+from trainyard_serving.dashboard.settings import DashboardSettings
+
+from .conftest import Refusal, Render, Rendered
+from .test_operator_chart import rules
+from .test_serving_settings import read
+
+ON = ("dashboard.enabled=true", "dashboard.apiKey.value=secret")
+NAME = "trainyard-operator-dashboard"
+
+
+def pod(rendered: Rendered) -> dict[str, Any]:
+    spec: dict[str, Any] = rendered.one("Deployment", "dashboard")["spec"]["template"]["spec"]
+    return spec
+
+
+def settings(rendered: Rendered) -> DashboardSettings:
+    (container,) = pod(rendered)["containers"]
+    container["env"] = [
+        item | {"value": "secret"} if item["name"].endswith("API_KEY") else item
+        for item in container["env"]
+    ]
+    return read(container, DashboardSettings)
+
+
+def test_nothing_of_it_is_there_unless_it_is_asked_for(render: Render) -> None:
+    names = [item["metadata"]["name"] for item in render("operator").manifests]
+    assert not [name for name in names if "dashboard" in name]
+
+
+def test_it_may_only_look(render: Render) -> None:
+    rendered = render("operator", *ON)
+    role = rendered.one("ClusterRole", "dashboard")
+    assert rules(role) == {
+        ("trainyard.dev", resource, verb)
+        for resource in ("trainingruns", "scalingstudies")
+        for verb in ("get", "list", "watch")
+    }
+    binding = rendered.one("ClusterRoleBinding", "dashboard")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [item["name"] for item in binding["subjects"]] == [NAME]
+    assert pod(rendered)["serviceAccountName"] == NAME
+
+
+def test_in_one_namespace_it_sees_no_other(render: Render) -> None:
+    rendered = render("operator", *ON, "watchNamespace=team")
+    assert not rendered.all("ClusterRole", "dashboard")
+    assert rendered.one("Role", "dashboard")["metadata"]["namespace"] == "team"
+    assert rendered.one("RoleBinding", "dashboard")["metadata"]["namespace"] == "team"
+    assert settings(rendered).namespace == "team"
+
+
+def test_the_program_takes_what_the_chart_says(render: Render) -> None:
+    rendered = render(
+        "operator",
+        *ON,
+        "dashboard.prometheusUrl=http://prometheus.monitoring:9090",
+        "dashboard.demoUrl=https://bard.default",
+        'dashboard.prices:={"currency": "EUR", "prices": '
+        '[{"name": "a", "kind": "cloud", "perHour": 1}]}',
+    )
+    found = settings(rendered)
+    assert (found.cluster, found.host, found.port) == (True, "0.0.0.0", 8050)
+    assert found.prometheus_url == "http://prometheus.monitoring:9090"
+    assert found.demo_url == "https://bard.default"
+    assert found.prices == "/etc/trainyard/prices.yaml"
+    (port,) = pod(rendered)["containers"][0]["ports"]
+    assert port["containerPort"] == found.port
+    written = yaml.safe_load(rendered.one("ConfigMap", "dashboard")["data"]["prices.yaml"])
+    assert PriceFile.model_validate(written).currency == "EUR"
+    egress = rendered.one("NetworkPolicy", "dashboard")["spec"]["egress"]
+    assert [port["port"] for port in egress[1]["ports"]] == [443, 6443, 9090, 443]
+
+
+def test_the_key_comes_from_a_secret(render: Render, refusal: Refusal) -> None:
+    def secret_of(rendered: Rendered) -> dict[str, str]:
+        (env,) = [item for item in pod(rendered)["containers"][0]["env"] if "valueFrom" in item]
+        assert env["name"] == "TRAINYARD_SERVING_API_KEY"
+        found: dict[str, str] = env["valueFrom"]["secretKeyRef"]
+        return found
+
+    ours = render("operator", *ON)
+    assert ours.one("Secret", "dashboard")["stringData"] == {"api-key": "secret"}
+    assert secret_of(ours) == {"name": NAME, "key": "api-key"}
+    theirs = render("operator", "dashboard.enabled=true", "dashboard.apiKey.existingSecret=mine")
+    assert not theirs.all("Secret", "dashboard")
+    assert secret_of(theirs)["name"] == "mine"
+    assert "set value or existingSecret" in refusal("operator", "dashboard.enabled=true")
+    both = (*ON, "dashboard.apiKey.existingSecret=mine")
+    assert "leave one of them empty" in refusal("operator", *both)
+
+
+def test_its_pod_keeps_to_the_restricted_standard(render: Render) -> None:
+    spec = pod(render("operator", *ON))
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+@pytest.mark.parametrize("kind", ["Service", "NetworkPolicy", "Deployment"])
+def test_only_its_own_pods_are_meant(render: Render, kind: str) -> None:
+    rendered = render("operator", *ON)
+    labels = rendered.one("Deployment", "dashboard")["spec"]["template"]["metadata"]["labels"]
+    operators = rendered.one("Deployment", "operator")["spec"]["template"]["metadata"]["labels"]
+    spec = rendered.one(kind, "dashboard")["spec"]
+    selector = spec.get("podSelector", spec.get("selector"))
+    selector = selector.get("matchLabels", selector)
+    assert selector.items() <= labels.items()
+    assert not selector.items() <= operators.items()
+    for other in rendered.all("Service", "operator"):
+        assert not other["spec"]["selector"].items() <= labels.items()
