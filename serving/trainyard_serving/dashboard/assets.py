@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from trainyard_serving.errors import ApiError
 
 STATIC = Path(__file__).with_name("static")
-TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html"}
+TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".yaml": "text/plain"}
 HEADERS = {
     "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self';"
     " style-src 'self'; img-src data:; base-uri 'none';"

@@ -32,7 +32,9 @@ class LocalSource:
     """What lies under TRAINYARD_HOME."""
 
     def __init__(self, home: Path) -> None:
-        self.where = f"this machine ({home})"
+        own = home.is_relative_to(Path.home())
+        shown = f"~/{home.relative_to(Path.home())}" if own else str(home)
+        self.where = f"this machine ({shown})"
         self._home = home
         self._lock = Lock()
         self._histories: OrderedDict[Path, HistoryFile] = OrderedDict()

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from trainyard_api.base import SpecModel
 from trainyard_api.study import Cost
 
-DEFAULT = Path(__file__).with_name("prices.yaml")
+DEFAULT = Path(__file__).with_name("static") / "prices.yaml"
 MAX_BYTES = 1 << 18
 HOURS_OF_A_YEAR = 365.25 * 24
 

@@ -20,7 +20,7 @@ export async function refresh() {
   const bases = [
     ...studies.flatMap((study) => study.configurations.map((one, i) =>
       [JSON.stringify({ study: study.id, configuration: i, unit: one.unit, size: one.sizes.at(-1) }),
-        `study ${study.name}: ${one.label} (measured: ${one.sizes.join(", ")})`])),
+        `study ${study.name}${one.label === study.name ? "" : `: ${one.label}`} (measured: ${one.sizes.join(", ")})`])),
     ...measured.map((run) => [
       JSON.stringify({ run: run.id, size: run.processes }),
       `run ${title(run)}, with its ${run.processes} process${run.processes > 1 ? "es" : ""} only`]),
@@ -56,9 +56,11 @@ async function calculate() {
   found = answer;
   show(found.why_unknown ? `Unknown at this size: ${found.why_unknown}.` : "");
   form.querySelector(".budget-name").textContent = `Budget, million ${found.unit}`;
-  setText(at("price-file"), `${found.is_example ? "These are example prices, nobody's offer: copy"
-    : "Prices are from"} ${found.file}${found.is_example
-    ? ", enter yours, and start with --prices FILE." : "."}`);
+  at("price-file").replaceChildren(...(found.is_example
+    ? ["These are example prices, nobody's offer: ",
+      h("a", { href: "static/prices.yaml", download: "prices.yaml" }, "take the file"),
+      ", enter yours, and start with --prices FILE."]
+    : [`Prices are from ${found.file}.`]));
   table();
   chart();
   asked = state;

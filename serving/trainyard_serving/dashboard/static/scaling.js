@@ -33,7 +33,8 @@ const study = () => studies.find((one) => one.id === field.study.value);
 function chooseStudy() {
   const { configurations, price, currency } = study();
   options(field.configuration, configurations.map((one, i) =>
-    [String(i), `${one.label} (measured: ${one.sizes.join(", ")})`]));
+    [String(i), `${one.label === study().name ? "the only one" : one.label}`
+      + ` (measured: ${one.sizes.join(", ")} processes)`]));
   if (price !== null) field.price.value = price;
   form.querySelector(".currency").textContent = currency;
   name();

@@ -49,6 +49,9 @@ function ranges(spec) {
   }
   if (spec.log) return { x: [x[0] / 1.1, x[1] * 1.1], y: [y[0] / 1.3, y[1] * 1.3] };
   const room = (y[1] - y[0]) * 0.05;
+  if (lines.some((line) => line.mode === "markers")) { // those at the edges want to be whole
+    x[0] -= (x[1] - x[0]) * 0.02;
+  }
   return { x, y: [spec.fromZero && y[0] === 0 ? 0 : y[0] - room, y[1] + room] };
 }
 
@@ -56,7 +59,7 @@ function ranges(spec) {
 export function drawLines(spec, width, height) {
   const range = ranges(spec);
   const marks = {
-    x: spec.log ? logTicks(range.x) : ticks(range.x, Math.max(3, width / 110)),
+    x: spec.log ? logTicks(range.x) : ticks(range.x, Math.max(4, width / 110)),
     y: spec.log ? logTicks(range.y) : ticks(range.y, height / 60),
   };
   const longest = Math.max(...marks.y.map((value) => number(value).length));
