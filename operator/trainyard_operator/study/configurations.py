@@ -1,5 +1,6 @@
 """Which cells belong to one curve: the same configuration at several sizes. Pure."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +9,9 @@ from typing import Any
 
 from trainyard_api.study_status import CellResult, Spread, Unit
 
-NODES, PROCESSES, BATCH = "numNodes", "numProcPerNode", "config.batch_size"
+NODES, PROCESSES = "numNodes", "numProcPerNode"
+BATCH, ACCUMULATION = "config.batch_size", "config.gradient_accumulation_steps"
+_FOLLOWERS = ((BATCH, ACCUMULATION), (BATCH,), (ACCUMULATION,), ())
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,13 @@ class Configuration:
 def configurations(cells: Sequence[CellResult]) -> list[Configuration]:
     """The cells by configuration, in the order of their first cells.
 
-    What only makes a cell larger is no part of it: the numbers of nodes and processes, and a batch
-    that grows with them (every size has just one: weak scaling). Where two cells of a
-    configuration would have the same size (2 x 1 and 1 x 2), processes per node tell them apart.
+    What only makes a cell larger is no part of it: the numbers of nodes and processes, and the
+    batch or the accumulation steps where they follow the size (every size has just one, as in weak
+    scaling). Where two cells of a configuration would have the same size (2 x 1 and 1 x 2),
+    processes per node tell them apart.
     """
-    for without in ((NODES, PROCESSES, BATCH), (NODES, PROCESSES), (NODES, BATCH), (NODES,)):
-        found = _grouped(cells, without)
+    for sizes, followers in itertools.product(((NODES, PROCESSES), (NODES,)), _FOLLOWERS):
+        found = _grouped(cells, (*sizes, *followers))
         if all(_sizes_differ(group) for group in found):
             return found
     return _grouped(cells, ())

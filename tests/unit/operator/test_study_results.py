@@ -108,7 +108,10 @@ def sizes_of(*cells: CellResult) -> list[list[int]]:
 
 def test_a_batch_that_grows_with_the_size_is_one_configuration() -> None:
     """Weak scaling; the same batches at every size are as many configurations."""
-    batch = "config.batch_size"
+    batch, accumulation = "config.batch_size", "config.gradient_accumulation_steps"
+    assert sizes_of(cell(1, **{accumulation: 8}), cell(2, **{accumulation: 4})) == [[1, 2]]
+    both = [cell(n, **{batch: 8, accumulation: a}) for n, a in ((1, 4), (2, 2))]
+    assert sizes_of(*both) == [[1, 2]]
     weak = [cell(1, **{batch: 32}), cell(2, **{batch: 64})]
     assert sizes_of(*weak) == [[1, 2]]
     strong = [cell(n, **{batch: b}) for n in (1, 2) for b in (32, 64)]
