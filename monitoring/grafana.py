@@ -74,15 +74,16 @@ class Panel:
             "thresholds": {"mode": "absolute", "steps": thresholds},
             "color": {"mode": "thresholds" if self.kind == "stat" else "palette-classic"},
         }
-        if self.kind in ("timeseries", "trend", "barchart"):
+        if self.kind == "barchart":
+            defaults["custom"] = {"lineWidth": 1, "fillOpacity": 70}
+        elif self.kind in ("timeseries", "trend"):
             defaults["custom"] = {
-                "lineWidth": 2 if self.kind != "barchart" else 1,
-                "fillOpacity": {"barchart": 70}.get(self.kind, 30 if self.stacked else 0),
+                "lineWidth": 2,
+                "fillOpacity": 30 if self.stacked else 0,
                 "showPoints": "always" if self.kind == "trend" else "auto",
                 "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
+                "spanNulls": False,
             }
-            if self.kind != "barchart":
-                defaults["custom"]["spanNulls"] = False
         for key, value in (("min", self.least), ("max", self.most), ("decimals", self.decimals)):
             if value is not None:
                 defaults[key] = value
@@ -143,7 +144,6 @@ class Variable:
             "type": "query",
             "datasource": DATASOURCE,
             "query": {"query": query, "refId": "variable", "qryType": 1},
-            "definition": query,
             "regex": self.regex,
             "refresh": 2,  # whenever the time range changes
             "sort": 1,

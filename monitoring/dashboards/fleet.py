@@ -10,7 +10,8 @@ _WINDOW = "[$__rate_interval]"
 _ENDED = "|".join(FINISHED)
 _PHASES = f"max by (namespace, run, phase) ({m.RUN_PHASE}{_OF})"
 _AT_WORK = f'{r.GPUS}{{namespace=~"$namespace",phase=~"Starting|Running"}}'
-_HOURS = f"avg_over_time(sum by (namespace) ({_AT_WORK})[$__range:1m]) * $__range_s / 3600"
+_SUMMED = f"sum_over_time(sum by (namespace) ({_AT_WORK})[$__range:$__interval])"
+_HOURS = f"{_SUMMED} * $__interval_ms / 3600000"
 
 
 def _in_phase(phases: str) -> str:

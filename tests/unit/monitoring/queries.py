@@ -12,7 +12,7 @@ from monitoring.records import RECORDS
 
 ROOT = Path(__file__).parents[3]
 # Grafana's own variables, as a short time range would have them.
-_GRAFANA = {"__rate_interval": "5s", "__range": "60s", "__range_s": "60"}
+_GRAFANA = {"__rate_interval": "5s", "__range": "60s", "__interval": "1s", "__interval_ms": "1000"}
 # A name of ours (a recording rule's has colons) and the selector that may follow it.
 _SELECTOR = re.compile(r"(?<![\w:$])((?:\w+:)?(?:trainyard_|process_|DCGM_)[\w:]*)(\{[^}]*\})?")
 
