@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.monitoring import queries
+from tests.unit.monitoring.cluster_stand_in import NAMESPACE
 from tests.unit.monitoring.prometheus_server import (
     Prometheus,
     Target,
@@ -16,7 +17,7 @@ from tests.unit.monitoring.prometheus_server import (
     wait_for,
 )
 from tests.unit.monitoring.queries import Asked
-from tests.unit.monitoring.whole_system import CONFIGURATION, NAMESPACE, RUN, STUDY, whole_system
+from tests.unit.monitoring.whole_system import CONFIGURATION, RUN, STUDY, whole_system
 from trainyard_api import metrics
 
 pytestmark = pytest.mark.system
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.system
 RULES = Path(__file__).parents[3] / "charts" / "operator" / "rules" / "trainyard.yaml"
 VARIABLES = {
     "namespace": NAMESPACE,
-    "run": RUN,
+    "run": f"{RUN}|hung",
     "study": STUDY,
     "configuration": CONFIGURATION,
     "app": "bard-serving|news-serving",

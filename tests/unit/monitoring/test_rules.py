@@ -62,7 +62,7 @@ def test_what_the_rules_make_of_series(promtool: str, tmp_path: Path) -> None:
         cases = [case for case in (*RECORD_CASES, *ALERT_CASES) if case.rule == rule.name]
         document = {
             "rule_files": [f"{rule.name}.rules"],
-            "evaluation_interval": "1m",
+            "evaluation_interval": "5m",
             "tests": [to_promtool(case) for case in cases],
         }
         tests.append(f"{rule.name}.json")

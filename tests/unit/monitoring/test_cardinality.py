@@ -1,0 +1,84 @@
+"""However many ranks, classes, runs and strange names there are: labels keep to their bounds."""
+
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from trainyard_api import metrics
+from trainyard_api.job import TrainerJob
+from trainyard_operator.kube.instruments import Instruments
+from trainyard_operator.kube.observe import Key
+from trainyard_serving.metrics import Metrics
+from trainyard_trainer.metrics import TrainerMetrics
+
+MANY = 7000
+
+
+def values(text: bytes, metric: metrics.Metric, label: str) -> set[str]:
+    """The values of a label, all of whose metric's labels are within their bounds."""
+    for family in text_string_to_metric_families(text.decode()):
+        if family.name == metric.name.removesuffix("_total"):
+            for each in metric.labels:
+                assert len({sample.labels[each] for sample in family.samples}) <= each.at_most
+            return {sample.labels[label] for sample in family.samples}
+    raise AssertionError(f"{metric} isn't exported")
+
+
+def trainer() -> TrainerMetrics:
+    return TrainerMetrics(TrainerJob(run="r", recipe="gpt", run_dir="/x", report_port=0))
+
+
+def test_of_many_ranks_the_slowest_are_told() -> None:
+    subject = trainer()
+    subject.worked([float(rank) for rank in range(MANY)])
+    told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
+    assert told == {str(rank) for rank in range(MANY - 256, MANY)}
+    subject.worked([float(-rank) for rank in range(MANY)])
+    told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
+    assert told == {str(rank) for rank in range(256)}, "those of the line before have gone"
+
+
+def test_of_many_evaluations_the_first_are_told_and_go_on() -> None:
+    subject = trainer()
+    for score in (0.1, 0.2):
+        subject.evaluated({f"m{number}": score for number in range(100)})
+    assert len(values(subject.text(), metrics.EVALUATION, "metric")) == 32
+    assert b'trainyard_evaluation{metric="m0",run="r"} 0.2' in subject.text()
+
+
+def test_of_many_classes_the_last_are_one() -> None:
+    subject = Metrics()
+    for number in range(MANY):
+        subject.predicted(f"class {number}")
+    subject.predicted("class 0")
+    told = values(subject.exposition(), metrics.PREDICTIONS, "label")
+    assert len(told) == 101
+    assert {"class 0", "other"} <= told
+    counted = f'trainyard_serving_predictions_total{{label="other"}} {MANY - 100:.1f}'
+    assert counted in subject.exposition().decode()
+
+
+def test_of_many_runs_unfinished_ones_are_told_first() -> None:
+    subject = Instruments()
+    ended: dict[str, Any] = {"phase": "Failed", "completionTime": "2999-01-01T00:00:00Z"}
+    bodies: dict[Any, Any] = {
+        Key(f"n{number}", f"r{number}"): {
+            "metadata": {"namespace": f"n{number}", "name": f"r{number}"},
+            "spec": {"queue": {"name": f"q{number}"}},
+            "status": {} if number == MANY - 1 else ended,
+        }
+        for number in range(MANY)
+    }
+    subject.seen_all(bodies)
+    text = generate_latest(subject.registry)
+    told = values(text, metrics.RUN_PHASE, "run")
+    assert len(told) == 5000
+    assert f"r{MANY - 1}" in told
+    assert f'trainyard_operator_runs{{phase="Failed"}} {MANY - 1:.1f}' in text.decode()
+
+
+def test_reasons_are_ours() -> None:
+    from trainyard_operator.failures import REASONS
+
+    assert len(REASONS) <= metrics.RESTARTS.labels[0].at_most
