@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes clean
+.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes monitoring clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -72,6 +72,9 @@ crd: .venv/ready ## write the CRDs from the models
 
 recipes: .venv/ready ## write docs/recipes.md from the recipes' settings
 	$(BIN)/python docs/recipes.py > .recipes && mv .recipes docs/recipes.md
+
+monitoring: .venv/ready ## write rules, dashboards and docs/metrics.md from the metrics' names
+	$(BIN)/python -m monitoring && $(BIN)/python -m docs.metrics > .metrics && mv .metrics docs/metrics.md
 
 clean: ## remove the virtual environment
 	rm -rf .venv

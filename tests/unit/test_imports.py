@@ -31,6 +31,14 @@ def test_a_part_imports_itself_and_api(part: str) -> None:
     assert {name: found for name, found in wrong.items() if found} == {}
 
 
+def test_rules_and_dashboards_need_the_api_only() -> None:
+    """They ask for what is exported; who exports it is no concern of theirs."""
+    files = list((REPO / "monitoring").rglob("*.py"))
+    assert files
+    ours = set().union(*map(imported, files)) & {f"trainyard_{part}" for part in PARTS}
+    assert ours == {"trainyard_api"}
+
+
 def test_api_needs_pydantic_only() -> None:
     import sys
 
