@@ -27,7 +27,8 @@ def settings(rendered: Rendered) -> DashboardSettings:
         item | {"value": "secret"} if item["name"].endswith("API_KEY") else item
         for item in container["env"]
     ]
-    return read(container, DashboardSettings)
+    found: DashboardSettings = read(container, DashboardSettings)
+    return found
 
 
 def test_nothing_of_it_is_there_unless_it_is_asked_for(render: Render) -> None:

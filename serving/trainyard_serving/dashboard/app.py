@@ -6,6 +6,7 @@ from statistics import median
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -241,7 +242,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     prices = Prices(Path(settings.prices).absolute() if settings.prices else DEFAULT)
     metrics = Metrics()
     metrics.queue_depth.set_function(lambda: demo.gate.depth)
-    app = create_app("Trainyard: dashboard", settings, _NoModel(), metrics)
+    app = create_app("Trainyard: dashboard", settings, _NoModel(), metrics, invalid=_invalid)
     routes = Routes(settings, board, prices, demo)
     app.add_api_route("/api/state", routes.state)
     app.add_api_route("/api/runs", routes.runs)
@@ -256,6 +257,14 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
         # Else any page in the user's browser could read ours by a name that leads here.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     return app
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    """One line; what was sent is not repeated, for it may be no text."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    what = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return ApiError(422, what, "invalid_request")
 
 
 def _sources(settings: DashboardSettings) -> Sequence[Source]:

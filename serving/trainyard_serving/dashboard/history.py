@@ -5,13 +5,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from trainyard_serving.dashboard.curve import Curve
 from trainyard_serving.dashboard.model import CurveData, RunHistory, TextSample
 
 RANKS = "rank_step_seconds"
-NO_CURVES = ("step", "time", "attempt", "event")
+NO_CURVES = frozenset({"step", "time", "attempt", "event"})
+NUMBERS = (int, float)
 MAX_CURVES = 160  # 64 ranks, and more metrics than any recipe has
 MAX_RESUMES = 100
 MAX_SAMPLES = 20
@@ -95,24 +96,24 @@ class HistoryFile:
         for name, value in record.items():
             if name == RANKS and isinstance(value, list):
                 for rank, seconds in enumerate(value):
-                    self._add(RANKS, f"rank {rank}", step, seconds)
+                    self._add(step, (RANKS, f"rank {rank}"), seconds)
             elif name not in NO_CURVES:
-                self._add(name, "", step, value)
+                self._add(step, (name, ""), value)
 
-    def _add(self, name: str, part: str, step: float, value: Any) -> None:
+    def _add(self, step: float, key: tuple[str, str], value: object) -> None:
         if not _is_number(value):
             return
-        curve = self._curves.get((name, part))
+        curve = self._curves.get(key)
         if curve is None:
             if len(self._curves) >= MAX_CURVES:
                 return
-            curve = self._curves[name, part] = Curve()
+            curve = self._curves[key] = Curve()
         curve.add(step, value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # Beyond a float's range Python's whole numbers can't be drawn either.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    # Neither booleans nor NaN, nor whole numbers beyond a float's range.
+    return value.__class__ in NUMBERS and -1e300 < value < 1e300  # type: ignore[operator]
 
 
 def _data(run: str, metric: str, part: str, curve: Curve) -> CurveData:

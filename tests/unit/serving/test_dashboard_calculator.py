@@ -27,8 +27,8 @@ def test_a_measured_size_is_what_was_measured() -> None:
     assert point.speedup.value == pytest.approx(1.9)
     assert point.efficiency == pytest.approx(0.95)
     hours = point.hours
-    assert (hours.value, hours.low, hours.high) == tuple(
-        pytest.approx(BUDGET / rate / 3600) for rate in (1900, 1930, 1880)
+    assert [hours.value, hours.low, hours.high] == pytest.approx(
+        [BUDGET / rate / 3600 for rate in (1900, 1930, 1880)]
     )
     assert point.cost is not None
     assert point.cost.value == pytest.approx(hours.value * 2 * 2.0)

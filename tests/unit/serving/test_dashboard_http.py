@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from .conftest import running
 from .dashboard_home import write_run, write_study
 
 RUN = "local/default/shakespeare"
-CALCULATE = {"study": "local/default/sizes", "processes": 8, "budget": 1e9}
+CALCULATE: dict[str, Any] = {"study": "local/default/sizes", "processes": 8, "budget": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,9 @@ def test_the_calculator_answers(dashboard: httpx.Client) -> None:
     ],
 )
 def test_what_is_wrong_is_told(
-    dashboard: httpx.Client, path: str, query: dict[str, object], status: int, told: str
+    dashboard: httpx.Client, path: str, query: dict[str, Any], status: int, told: str
 ) -> None:
-    answer = dashboard.get(path, params=query)  # type: ignore[arg-type]
+    answer = dashboard.get(path, params=query)
     assert answer.status_code == status
     assert told in str(answer.json()["detail"])
 

@@ -107,12 +107,13 @@ def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> N
     tiles = page.locator("#scaling-tiles")
     expect(tiles).to_contain_text("Cost projected")
     drawn(page, "speedup")
-    page.locator("#scaling-form").get_by_label("Processes").fill("4")
+    processes = page.locator("#scaling-form").get_by_role("spinbutton", name="Processes")
+    processes.fill("4")
     page.locator("#scaling-form").get_by_label("Budget").fill("34")  # 34e6 / 3400 per s = 10,000 s
     expect(tiles).to_contain_text("2 h 47 min")
     expect(tiles).to_contain_text("Throughput measured3400 tokens/s")
     expect(tiles).to_contain_text("22.22 EUR")  # 10,000 s of 4 processes at the study's 2.0
-    page.locator("#scaling-form").get_by_label("Processes").fill("100")
+    processes.fill("100")
     expect(page.locator("#scaling-warnings")).to_contain_text("25 times the largest size")
     expect(page.get_by_role("row", name="100 projected")).to_be_visible()
 

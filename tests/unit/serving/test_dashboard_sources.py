@@ -32,20 +32,15 @@ def test_a_long_curve_keeps_its_spikes_its_order_and_its_end(count: int) -> None
     values[count // 3], values[count // 2] = 50.0, -50.0
     for x, y in enumerate(values):
         curve.add(x, y)
+        if x % 997 == 0:
+            curve.points()  # a page looks on now and then
     xs, ys = curve.points()
-    assert POINTS // 2 <= len(xs) <= POINTS + 1
+    assert POINTS * 0.45 <= len(xs) <= POINTS
     assert xs == sorted(set(xs))
     assert all(values[int(x)] == y for x, y in zip(xs, ys, strict=True))
     assert (max(ys), min(ys)) == (50.0, -50.0)
     assert (xs[-1], ys[-1]) == (count - 1, values[-1])
     assert curve.count == count
-
-
-def test_what_is_no_number_is_left_out() -> None:
-    curve = Curve()
-    for x, y in [(1, float("nan")), (2, float("inf")), (3, 1.0)]:
-        curve.add(x, y)
-    assert curve.points() == ([3], [1.0])
 
 
 def test_a_history_is_followed_as_it_grows(tmp_path: Path) -> None:

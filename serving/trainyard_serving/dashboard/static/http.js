@@ -32,13 +32,6 @@ async function ask(path, options = {}, seconds = SECONDS) {
   }
   if (answer.status === 401) throw new KeyNeeded("This dashboard asks for its API key.");
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(told(body) || `The server answers ${answer.status}.`);
+  if (!answer.ok) throw new Error(body.detail || `The server answers ${answer.status}.`);
   return body;
-}
-
-// An error's text: ours is a line, FastAPI's own a list.
-function told(body) {
-  if (typeof body.detail === "string") return body.detail;
-  const first = body.detail?.[0];
-  return first ? `${first.loc.slice(1).join(".")}: ${first.msg}` : "";
 }
