@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
@@ -31,6 +30,7 @@ from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
 
+LOCAL_NAMES = ["localhost", "127.0.0.1", "["]  # the last is what Starlette makes of [::1]:PORT
 MAX_SELECTED = 50  # runs drawn at once
 RATES = {"tokens_per_second": "tokens", "samples_per_second": "samples"}
 
@@ -218,8 +218,8 @@ class Routes:
         curves = histories[run].curves if run in histories else []
         for metric, unit in RATES.items():
             for curve in curves:
-                if curve.metric == metric and row.processes and (rate := median(curve.y)) > 0:
-                    return Scaling({row.processes: [rate]}, unit)
+                if curve.metric == metric and row.processes and curve.rate:
+                    return Scaling({row.processes: [curve.rate]}, unit)
         why = problems[0] if problems else "its throughput is not known"
         raise ApiError(409, f"run {row.name} tells nothing of time: {why}", "no_throughput")
 
@@ -255,7 +255,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     add_pages(app)
     if settings.local_only and settings.api_key is None:
         # Else any page in the user's browser could read ours by a name that leads here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)
     return app
 
 

@@ -13,6 +13,7 @@ from trainyard_serving.dashboard.prometheus_source import PrometheusSource
 T = TypeVar("T")
 
 KEEP_SECONDS = 2.0  # several open pages ask a source no more often than one
+REST_SECONDS = 10.0  # after a failure: each attempt may take as long as its time-out
 MAX_FAILURES = 20  # lines of one source
 
 
@@ -21,18 +22,19 @@ class _Kept(Generic[T]):
     """The last answer of a source; whoever comes while it is asked waits for that answer."""
 
     lock: Lock = field(default_factory=Lock)
-    asked: float = -1e9
+    fresh_until: float = -1e9
     answer: tuple[list[T], list[str]] = field(default_factory=lambda: ([], []))
 
     def get(self, ask: Callable[[], tuple[list[T], list[str]]]) -> tuple[list[T], list[str]]:
         with self.lock:
-            if time.monotonic() - self.asked > KEEP_SECONDS:
+            if time.monotonic() > self.fresh_until:
+                keep = KEEP_SECONDS
                 try:
                     found, problems = ask()
                     self.answer = found, _few(problems)
                 except SourceError as error:
-                    self.answer = [], [str(error)]
-                self.asked = time.monotonic()
+                    self.answer, keep = ([], [str(error)]), REST_SECONDS
+                self.fresh_until = time.monotonic() + keep
             return self.answer
 
 

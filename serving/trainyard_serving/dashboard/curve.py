@@ -23,14 +23,22 @@ class Curve:
         self._high_x, self._high_y = array("d"), array("d")
         self._x, self._y = array("d"), array("d")  # newer points
         self.count = 0
+        self._inverse = 0.0  # the sum of 1 / y
 
     def add(self, x: float, y: float) -> None:
         """One more point."""
         self._x.append(x)
         self._y.append(y)
         self.count += 1
+        if y > 0:
+            self._inverse += 1 / y
         if len(self._x) >= WAITING:
             self._sort_in()
+
+    @property
+    def rate(self) -> float | None:
+        """The harmonic mean: what a rate that was told once every so many steps comes to."""
+        return self.count / self._inverse if self._inverse else None
 
     def points(self) -> tuple[list[float], list[float]]:
         """x and y, in order of x; the newest point is always among them."""

@@ -113,9 +113,11 @@ class HistoryFile:
 
 def _is_number(value: object) -> TypeGuard[float]:
     # Neither booleans nor NaN, nor whole numbers beyond a float's range.
-    return value.__class__ in NUMBERS and -1e300 < value < 1e300  # type: ignore[operator]
+    return value.__class__ in NUMBERS and -1e300 < value < 1e300
 
 
 def _data(run: str, metric: str, part: str, curve: Curve) -> CurveData:
     x, y = curve.points()
-    return CurveData(run=run, metric=metric, part=part, x=x, y=y, count=curve.count)
+    return CurveData(
+        run=run, metric=metric, part=part, x=x, y=y, count=curve.count, rate=curve.rate
+    )

@@ -49,6 +49,7 @@ class CurveData(BaseModel):
     y: list[float]
     x_is: Literal["step", "seconds"] = "step"
     count: int = Field(description="Points there were before they were thinned out.")
+    rate: float | None = Field(default=None, description="What a rate comes to, over all of it.")
     origin: Origin = "measured"
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from trainyard_serving.dashboard.model import CurveData, RunHistory, RunRow, Sou
 from trainyard_serving.tls import tls_context
 
 TIMEOUT = 5.0  # seconds, of one query
+REST_SECONDS = 5.0  # after a failure: else each of a page's queries would wait for its time-out
 MAX_BYTES = 8 << 20  # of one answer
 POINTS = 500
 RECENT = "1h"  # a run whose last sample is older is not listed
@@ -57,6 +59,7 @@ class PrometheusSource:
 
     def __init__(self, url: str, token: SecretStr | None = None) -> None:
         self.where = f"Prometheus at {url}"
+        self._failure, self._rests_until = "", 0.0
         headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._client = httpx.Client(
             base_url=url.rstrip("/") + "/api/v1/",
@@ -137,7 +140,16 @@ class PrometheusSource:
         return self._ask("query_range", query=query, **window)
 
     def _ask(self, path: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The result of a query. Raises SourceError."""
+        """The result of a query. Raises SourceError, for a while without asking anew."""
+        if time.monotonic() < self._rests_until:
+            raise SourceError(self._failure)
+        try:
+            return self._answer(path, parameters)
+        except SourceError as error:
+            self._failure, self._rests_until = str(error), time.monotonic() + REST_SECONDS
+            raise
+
+    def _answer(self, path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         deadline = time.monotonic() + 2 * TIMEOUT
         data = b""
         try:
@@ -206,4 +218,5 @@ def _curve(
         y=[y for _, y in points],
         x_is="step" if by_step else "seconds",
         count=len(points),
+        rate=fmean(value for _, value in points) if points else None,
     )

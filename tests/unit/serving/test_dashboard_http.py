@@ -54,7 +54,7 @@ def test_the_calculator_answers(dashboard: httpx.Client) -> None:
     assert by_study["is_example"]
     by_run = dashboard.get("/api/costs", params={"run": RUN, "processes": 2, "budget": 1e9}).json()
     assert by_run["origin"] == "measured"
-    assert by_run["rows"][0]["hours"]["value"] == pytest.approx(1e9 / 2003 / 3600, rel=1e-3)
+    assert by_run["rows"][0]["hours"]["value"] == pytest.approx(1e9 / 2003 / 3600, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ export async function histories(metrics) {
     known = await get("api/history", [
       ...picked.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
     ]);
-    asked = state;
+    asked = known.problems.length ? "" : state; // what failed is tried again
   }
   return known;
 }
