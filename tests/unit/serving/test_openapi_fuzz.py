@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from trainyard_serving.classify.app import create_classify_app
+from trainyard_serving.dashboard.app import create_dashboard_app
+from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.settings import ClassifySettings
 
 from .chat_model import export_chat_gpt
 from .conftest import eventually, loaded, running, write_manifest
+from .dashboard_home import write_run, write_study
 from .news_model import write_news_model
 from .rogue_web import rogue_web
 from .test_vision_http import asked
@@ -40,6 +43,7 @@ def vision(directory: Path) -> Iterator[httpx.Client]:
 
 @contextmanager
 def classify(directory: Path) -> Iterator[httpx.Client]:
+    directory.mkdir(exist_ok=True)
     write_news_model(directory)
     settings = ClassifySettings(model=str(directory), threads=1, poll_seconds=0.05)
     with running(create_classify_app(settings)) as client:
@@ -47,7 +51,17 @@ def classify(directory: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-APPS = {"generate": generate, "vision": vision, "classify": classify}
+@contextmanager
+def dashboard(directory: Path) -> Iterator[httpx.Client]:
+    write_run(directory, "shakespeare")
+    write_study(directory)
+    with classify(directory / "model") as model:
+        settings = DashboardSettings(home=str(directory), demo_url=str(model.base_url).rstrip("/"))
+        with running(create_dashboard_app(settings)) as client:
+            yield client
+
+
+APPS = {"generate": generate, "vision": vision, "classify": classify, "dashboard": dashboard}
 
 
 @pytest.fixture(scope="module", params=APPS)
