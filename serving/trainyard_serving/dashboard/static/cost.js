@@ -105,7 +105,7 @@ function table() {
     });
     fill();
     const kind = { cloud: "cloud", spot: "spot", own: "own hardware" }[one.kind];
-    const speed = one.speed === 1 ? "" : ` · ${one.speed}× the measured speed (entered)`;
+    const speed = ` · ${one.speed}× the measured speed (entered)`;
     const lost = one.lost_share ? ` · ${Math.round(one.lost_share * 100)}% lost (entered)` : "";
     return row(
       h("th", { scope: "row", role: "rowheader" }, one.name,
