@@ -1,6 +1,6 @@
 """What writing texts together gains: generate's server against itself with --max-batch-size 1.
 
-    python -m tests.bench.generate_serving [--repeats 3] [--shape 124M]
+    python -m tests.bench.generate_serving [--repeats 2] [--shape 124M]
 
 Real server processes with random weights, one thread each, both loaded all the time and measured
 in turns. 1, 4 and 8 clients stream completions of several lengths, each the next one as soon as it
@@ -39,8 +39,8 @@ class Subject:
 
 
 SUBJECTS = {
-    "0.8M": Subject(GPTShape(100, 256, n_layer=4, n_head=4, n_embd=128), 6, (20, 120)),
-    "124M": Subject(GPTShape(50257, 1024, n_layer=12, n_head=12, n_embd=768), 2, (8, 24)),
+    "0.8M": Subject(GPTShape(100, 256, n_layer=4, n_head=4, n_embd=128), 3, (20, 120)),
+    "124M": Subject(GPTShape(50257, 1024, n_layer=12, n_head=12, n_embd=768), 1, (8, 24)),
 }
 
 
@@ -130,7 +130,7 @@ def measure(name: str, subject: Subject, folder: Path, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--shape", choices=SUBJECTS, help="only this model")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.generate.job import Job, JobFailedError
 from trainyard_serving.generate.openai_api import Answer, GenerationRequest, openai_form
-from trainyard_serving.generate.worker import Job, JobFailedError, QueueFullError, Worker
+from trainyard_serving.generate.worker import QueueFullError, Worker
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.settings import GenerateSettings
 

@@ -6,16 +6,15 @@ al. 2022, "Orca"). One round of the thread:
     forget what nobody waits for -> begin what waits -> read a piece of a prompt -> write a token
 """
 
-import asyncio
 import logging
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.generate.completion import Sampling
+from trainyard_serving.generate.job import Job
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.threads import computing_thread
 
@@ -33,65 +32,6 @@ class QueueFullError(Exception):
     def __init__(self, retry_after: int) -> None:
         super().__init__("the server is busy: too many requests are waiting")
         self.retry_after = retry_after
-
-
-class JobFailedError(Exception):
-    """The computation raised; the traceback is in the log."""
-
-
-class Job:
-    """One request: prompts for one model, and the chunks of their texts on their way back.
-
-    Attributes:
-        unbegun: prompts whose texts are not under way, with their places in the request.
-        num_left: texts that have not ended.
-        begun: when the first of them was begun.
-    """
-
-    def __init__(
-        self,
-        model: "LanguageModel",
-        prompts: list[list[int]],
-        sampling: Sampling,
-        worker: "Worker",
-    ) -> None:
-        self.model = model
-        self.sampling = sampling
-        self.unbegun = deque(enumerate(prompts))
-        self.num_left = len(prompts)
-        self.begun: float | None = None
-        self.cancelled = threading.Event()
-        self._worker = worker
-        self._loop = asyncio.get_running_loop()
-        self._results: asyncio.Queue[Chunk | JobFailedError | None] = asyncio.Queue()
-
-    def put(self, result: Chunk | JobFailedError | None) -> None:
-        """Called by the worker: a chunk, None at the end, or why there is none."""
-        try:
-            self._loop.call_soon_threadsafe(self._results.put_nowait, result)
-        except RuntimeError:  # the event loop is closed: nobody waits any more
-            self.cancelled.set()
-
-    def fail(self, message: str) -> None:
-        """Called by the worker: no more will come, of none of its texts."""
-        self.put(JobFailedError(message))
-        self.cancel()
-
-    async def results(self) -> AsyncIterator[Chunk]:
-        """The chunks as they come, those of several texts mixed. Whoever stops listening cancels
-        the job.
-
-        Raises JobFailedError.
-        """
-        while (result := await self._results.get()) is not None:
-            if isinstance(result, JobFailedError):
-                raise result
-            yield result
-
-    def cancel(self) -> None:
-        """Stop before the next token, or give the place in the queue back. Harmless when done."""
-        self.cancelled.set()
-        self._worker.forget(self)
 
 
 class Worker:
@@ -140,7 +80,7 @@ class Worker:
 
         Raises QueueFullError when `max_queue` requests wait already.
         """
-        job = Job(model, prompts, sampling, self)
+        job = Job(model, prompts, sampling, self._forget)
         with self._changed:
             if full := self.full():
                 raise full
@@ -148,7 +88,7 @@ class Worker:
             self._changed.notify()
         return job
 
-    def forget(self, job: Job) -> None:
+    def _forget(self, job: Job) -> None:
         """Take `job` out of the queue, if it still waits there."""
         with self._changed:
             if job in self._waiting:
@@ -163,8 +103,9 @@ class Worker:
             self._drop_cancelled()
             self._begin_waiting()
             self._advance()
-        for job in {*self._waiting, *self._jobs.values()}:
-            job.fail("the server is stopping")
+        with self._changed:
+            for job in {*self._waiting, *self._jobs.values()}:
+                job.fail("the server is stopping")
 
     def _has_work(self) -> bool:
         """Wait for some; False when it is time to stop."""

@@ -13,9 +13,10 @@ import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
 from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.generate.job import Job, JobFailedError
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.generate.padded_cache import PaddedCache
-from trainyard_serving.generate.worker import Job, JobFailedError, QueueFullError, Worker
+from trainyard_serving.generate.worker import QueueFullError, Worker
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.verified import describe_plain
 
