@@ -1,5 +1,6 @@
 """The dashboard's server: what the page asks for, as JSON. Nothing can be changed through it."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -234,6 +235,7 @@ class Routes:
 
 def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     """The server's ASGI app."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every query
     prometheus = None
     if settings.prometheus_url:
         prometheus = PrometheusSource(settings.prometheus_url, settings.prometheus_token)

@@ -11,6 +11,8 @@ const OVER = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
 
 export const runs = { all: [], problems: [] };
 export const chosen = new Set();
+const RATES = ["tokens_per_second", "samples_per_second"];
+const rates = new Map(); // of each run, over all its steps
 const slots = new Map(); // a run keeps its colour
 const listeners = new Set();
 const rows = new Map();
@@ -135,7 +137,8 @@ function fill({ parts, box }, run) {
   parts.bar.max = run.total_steps ?? 1;
   parts.bar.value = step ?? 0;
   setText(parts.loss, loss(run.loss));
-  setText(parts.throughput, isOver(run) && throughput(run) === UNKNOWN ? "–" : throughput(run));
+  const rate = throughput(isOver(run) ? { ...run, ...rates.get(run.id) } : run);
+  setText(parts.throughput, isOver(run) && rate === UNKNOWN ? "–" : rate);
   setText(parts.left, isOver(run) ? "–" : duration(run.eta_seconds));
   setText(parts.restarts, run.restarts === null ? UNKNOWN : String(run.restarts));
   setText(parts.processes, run.processes === null ? UNKNOWN : String(run.processes));
@@ -155,8 +158,19 @@ export async function histories(metrics) {
       ...picked.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
     ]);
     asked = known.problems.length ? "" : state; // what failed is tried again
+    keepRates();
   }
   return known;
+}
+
+// The status of a run that is over tells no throughput; its history does, once it is drawn.
+function keepRates() {
+  for (const [id, { curves }] of Object.entries(known.runs)) {
+    for (const { metric, rate } of curves) {
+      if (RATES.includes(metric) && rate) rates.set(id, { ...rates.get(id), [metric]: rate });
+    }
+  }
+  show();
 }
 
 // The lines of one metric: one for each run, or for each of its parts.
