@@ -158,6 +158,28 @@ def test_in_any_company_each_text_is_the_one_written_alone(
         assert expected[sequence].startswith(text)
 
 
+def test_a_long_prompt_is_read_between_the_tokens_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(batch_module.PIECE, "cpu", 5)
+    batch, told = Batch(make("gpt2"), 4), Told()
+    writing, long, short = (
+        begin([1] * n, Sampling(max_tokens=20, seed=1)) for n in (1, CONTEXT, 2)
+    )
+    batch.add(writing)
+    told.hear(batch.read())
+    batch.add(long)
+    batch.add(short)
+    lengths = {}
+    while long not in told.texts:
+        told.hear(batch.read())
+        told.hear(batch.write())
+        lengths |= {one: len(told.texts[writing]) for one in told.texts if one not in lengths}
+    # Five pieces, the short prompt after the first of them, and a token for `writing` every time.
+    assert lengths[short] == 3
+    assert lengths[long] == 7
+
+
 def check_bounds(batch: Batch) -> None:
     """A row per sequence, no wider than the context, and no column that is padding in all."""
     padding = batch._cache.padding
