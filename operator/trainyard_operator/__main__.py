@@ -52,7 +52,7 @@ async def _main() -> int:
         logging.error("%s", error)
         return 1
     except ApiError as error:
-        hint = ": is the chart's CRD installed?" if error.status == 404 else ""
+        hint = ": are the chart's CRDs installed?" if error.status == 404 else ""
         logging.error("%s%s", error, hint)
         return 1
     except OSError as error:

@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.e2e.conftest import Forwarder
-from tests.e2e.kube import Namespace, wait_until
+from tests.e2e.kube import CommandError, Namespace, wait_until
 from tests.e2e.test_operator_faults import kill_operator
 
 TINY = {
@@ -126,6 +127,16 @@ def test_null_in_a_matrix_and_a_study_that_waits(space: Namespace) -> None:
     stored = space.get("scalingstudy", "later")
     assert stored
     assert stored["spec"]["matrix"] == {"config.n_head": [None, 1]}
+    for spec, said in (
+        ({"repeats": 2}, "spec.repeats is immutable: make a new study"),
+        ({"cost": {"perProcessHour": -1}}, "must not be negative"),
+        ({"cost": {"currency": "Euro"}}, "three letters"),
+        ({"projectTo": [0]}, "greater than or equal to 1"),
+    ):
+        patch = ("--type", "merge", "--patch", json.dumps({"spec": spec}))
+        with pytest.raises(CommandError, match=said):
+            space.kubectl("patch", "study", "later", *patch)
+    space.kubectl("patch", "study", "later", "--type", "merge", "-p", '{"spec":{"projectTo":[9]}}')
     assert space.items("trainingruns") == []
 
 

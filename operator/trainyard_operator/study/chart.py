@@ -82,22 +82,23 @@ def _speedup(axes: Any, study: ScalingStudy) -> None:
     first = configurations(study.status.cells)
     by_values = {str(item.values): item.cells[0].number for item in first}
     colours = _colours(study)
-    largest = 1
-    for curve in study.status.curves:
-        if curve.law is None:
-            continue
-        colour = colours[by_values[str(curve.configuration)]]
-        largest = max(largest, _curve(axes, curve, colour))
-    axes.plot([1, largest], [1, largest], color="#888888", lw=1, ls=":", label="ideal")
+    curves = [curve for curve in study.status.curves if curve.law]
+    for curve in curves:
+        _curve(axes, curve, colours[by_values[str(curve.configuration)]])
+    points = [point for curve in curves for point in curve.points]
+    smallest, largest = (pick(p.processes for p in points) for pick in (min, max))
+    ideal = largest / smallest
+    axes.plot([smallest, largest], [1, ideal], color="#888888", lw=1, ls=":", label="ideal")
     axes.set_xlim(0, largest * 1.03)
-    axes.set_ylim(0, largest * 1.03)
+    # Where it scales badly the ideal leaves the picture, not the measurements.
+    axes.set_ylim(0, min(ideal, 2.5 * max(point.speedup for point in points)) * 1.03)
     axes.set_xlabel("processes")
     axes.set_ylabel("speedup")
     axes.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def _curve(axes: Any, curve: ScalingCurve, colour: str) -> int:
-    """Draw one configuration; returns its largest number of processes."""
+def _curve(axes: Any, curve: ScalingCurve, colour: str) -> None:
+    """Draw one configuration."""
     law = curve.law
     assert law is not None
     measured = [point for point in curve.points if point.source == "measured"]
@@ -139,4 +140,3 @@ def _curve(axes: Any, curve: ScalingCurve, colour: str) -> int:
         ls="--",
         label=f"{name}projected",
     )
-    return largest

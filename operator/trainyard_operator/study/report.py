@@ -58,8 +58,7 @@ def markdown(study: ScalingStudy) -> str:
     lines = [
         f"# {study.name}",
         "",
-        f"`{status.command}`" + (f", commit {status.commit}" if status.commit else ""),
-        "",
+        *_command(study),
         *notes(study),
         *([f"Machine: {machine_text(status.machine)}."] if status.machine else []),
         "",
@@ -71,6 +70,14 @@ def markdown(study: ScalingStudy) -> str:
         laws = [f"- {line}" for line in law_lines(study)]
         lines += ["", "## Scaling", "", *laws, "", *_markdown(found)]
     return "\n".join(lines) + "\n"
+
+
+def _command(study: ScalingStudy) -> list[str]:
+    """What was typed, where that was on one machine."""
+    command, commit = study.status.command, study.status.commit
+    if not command:
+        return []
+    return [f"`{command}`" + (f", commit {commit}" if commit else ""), ""]
 
 
 def _markdown(table: Table) -> list[str]:

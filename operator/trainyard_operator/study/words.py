@@ -1,6 +1,6 @@
 """What is said of a study beside its tables: conditions, failures, the law. Pure."""
 
-from trainyard_api.scaling_law import Interval, ScalingLaw
+from trainyard_api.scaling_law import SIZES_FOR_USL, Interval, ScalingLaw
 from trainyard_api.study import ScalingStudy, ScalingStudySpec
 from trainyard_api.study_status import Machine, ScalingCurve
 from trainyard_operator.status import counted
@@ -30,11 +30,10 @@ def _law_line(curve: ScalingCurve) -> str:
 
 
 def _caveat(law: ScalingLaw) -> str:
-    unknowns = 3 if law.kind == "usl" else 2
-    if len(law.sizes) <= unknowns:
+    if len(law.sizes) <= SIZES_FOR_USL:
         return (
-            f" (as many unknowns as sizes: nothing tests the law; measure {unknowns + 1} sizes or"
-            " more before you trust a projection)"
+            " (as many unknowns as sizes: nothing tests the law; measure"
+            f" {SIZES_FOR_USL + 1} sizes or more before you trust a projection)"
         )
     if law.kappa.value > 0:
         return f"; fastest on about {law.best_processes:.0f} processes"

@@ -122,7 +122,7 @@ def test_the_tables_in_markdown() -> None:
         "## Scaling",
         "",
         "- ddp: Amdahl's law of 1, 2 processes: sigma 0.333 (0.212–0.455); residual 0.0% (as many"
-        " unknowns as sizes: nothing tests the law; measure 3 sizes or more before you trust a"
+        " unknowns as sizes: nothing tests the law; measure 4 sizes or more before you trust a"
         " projection).",
         "- the template: no scaling law: two or more numbers of processes are needed.",
         "",

@@ -18,7 +18,7 @@ from trainyard_trainer.recipes import RECIPES, find_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RUNS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if "  recipe: " in path.read_text()]
-RUNS = [path for path in RUNS if "kind: TrainingRun" in path.read_text()]  # not those of a bench
+RUNS = [path for path in RUNS if "kind: TrainingRun" in path.read_text()]  # not studies
 
 
 def test_every_setting_is_described() -> None:
