@@ -181,7 +181,9 @@ export function lines(found, metric, style = {}) {
         name: curve.part ? `${title(run)}: ${curve.part}` : title(run),
         x: curve.x, y: curve.y, seconds: curve.x_is === "seconds",
         // Ranks of several runs have their run's colour, those of one run colours of their own.
-        slot: slot(run.id) + (chosen.size === 1 ? index : 0), dash: DASHES[index % DASHES.length],
+        slot: slot(run.id) + (chosen.size === 1 ? index : 0),
+        // With more runs than colours, the next eight are dotted, and so on.
+        dash: DASHES[(index + Math.floor(slot(run.id) / 8)) % DASHES.length],
         ...style,
       })));
 }
