@@ -130,7 +130,7 @@ def test_null_in_a_matrix_and_a_study_that_waits(space: Namespace) -> None:
     for spec, said in (
         ({"repeats": 2}, "spec.repeats is immutable: make a new study"),
         ({"cost": {"perProcessHour": -1}}, "must not be negative"),
-        ({"cost": {"currency": "Euro"}}, "three letters"),
+        ({"cost": {"currency": "eur"}}, "three letters"),
         ({"projectTo": [0]}, "greater than or equal to 1"),
     ):
         patch = ("--type", "merge", "--patch", json.dumps({"spec": spec}))
