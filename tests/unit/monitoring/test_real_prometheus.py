@@ -57,7 +57,7 @@ def all_have_data(server: Prometheus, asked: Iterable[Asked]) -> None:
         return not left
 
     try:
-        wait_for(ask, "data", seconds=60)
+        wait_for(ask, "data")
     except AssertionError:
         missing = "\n".join(f"{each.where}: {each.expr}" for each in left)
         pytest.fail(f"no data for {len(left)} queries:\n{missing}")
