@@ -63,7 +63,7 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> None:
     """Poll until `condition` is true."""
     deadline = time.monotonic() + seconds
     while not condition():
