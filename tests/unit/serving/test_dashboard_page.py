@@ -81,6 +81,7 @@ def test_runs_are_shown_and_followed(
     assert all(url.startswith((dashboard, "data:", "blob:")) for url in requests)
 
 
+@pytest.mark.system
 def test_tabs_go_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
