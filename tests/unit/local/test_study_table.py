@@ -19,6 +19,7 @@ from trainyard_api.study_status import (
     ScalingStudyStatus,
 )
 from trainyard_operator.local.display import View
+from trainyard_operator.local.store import UserError
 from trainyard_operator.study.cells import make_cells
 from trainyard_operator.study.chart import draw
 from trainyard_operator.study.configurations import configurations
@@ -26,6 +27,7 @@ from trainyard_operator.study.curves import curves
 from trainyard_operator.study.display import LiveStudyDisplay
 from trainyard_operator.study.report import markdown, terminal
 from trainyard_operator.study.results import summarise
+from trainyard_operator.study.store import StudyDir
 from trainyard_operator.study.table import cell_table
 from trainyard_operator.study.words import failures
 
@@ -175,6 +177,26 @@ def test_the_picture_is_drawn_even_of_failures_alone(tmp_path: Path) -> None:
     pictures = [(tmp_path / f"{name}.png").read_bytes() for name in ("none", "one", "law")]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert len(set(pictures)) == 3
+
+
+def test_a_study_is_kept_whole_and_moved_aside_whole(tmp_path: Path) -> None:
+    directory = StudyDir("demo", tmp_path / "demo")
+    with directory.locked():
+        assert directory.load() is None
+        told = study(cell(1, 5, 6), cell(2, 9, 10))
+        directory.save(told)
+        found = directory.load()
+        assert found
+        assert found.status.cells == told.status.cells
+        second, said = directory.locked(), "demo is already being measured by process"
+        with pytest.raises(UserError, match=said), second:
+            pass
+        old = [directory.move_aside(NOW) for _ in range(2)]
+        assert [(path / "study.json").exists() for path in old] == [True, False]
+        assert directory.load() is None
+    (tmp_path / "demo" / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="--again moves it aside"):
+        directory.load()
 
 
 def test_the_live_display_shows_the_study_and_its_current_run(
