@@ -1,0 +1,63 @@
+"""The dashboard, as charts/operator renders it: it shows the cluster's runs, and may only look."""
+
+import httpx
+
+from tests.e2e.conftest import Forwarder
+from tests.e2e.kube import REPO, CommandError, Namespace, run, wait_until
+from tests.e2e.test_study import study
+
+KEY = {"authorization": "Bearer a-key-of-the-test"}
+
+
+def test_it_shows_runs_and_studies_of_the_cluster_behind_its_key(
+    space: Namespace, forward: Forwarder, image_names: dict[str, str]
+) -> None:
+    repository, _, tag = image_names["serving"].rpartition(":")
+    values = {
+        "watchNamespace": space.name,
+        "dashboard.enabled": "true",
+        "dashboard.apiKey.value": "a-key-of-the-test",
+        "dashboard.image.repository": repository,
+        "dashboard.image.tag": tag,
+    }
+    manifests = run(
+        *("helm", "template", "board", str(REPO / "charts" / "operator")),
+        *("--namespace", space.name, "--show-only", "templates/dashboard.yaml"),
+        *("--set", ",".join(f"{name}={value}" for name, value in values.items())),
+    )
+    space.kubectl("apply", "-f", "-", stdin=manifests)
+    waiting = study("waiting", suspend=True)
+    template = waiting["spec"]["template"]["spec"]
+    paused = waiting | {
+        "kind": "TrainingRun",
+        "metadata": {"name": "paused"},
+        "spec": template | {"suspend": True},
+    }
+    space.apply(waiting)
+    space.apply(paused)
+    (deployment,) = (
+        one["metadata"]["name"]
+        for one in space.items("deployments")
+        if "dashboard" in one["metadata"]["name"]
+    )
+    space.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout=120s")
+
+    url = forward.url(f"deployment/{deployment}", 8050)
+    assert "Trainyard" in httpx.get(url, timeout=10).text
+    assert httpx.get(f"{url}/api/runs", timeout=10).status_code == 401
+
+    def phases() -> dict[str, str]:
+        said = httpx.get(f"{url}/api/runs", headers=KEY, timeout=10).json()
+        return {row["name"]: row["phase"] for row in said["runs"]}
+
+    wait_until("the run is shown", lambda: phases() == {"paused": "Suspended"}, 60)
+    studies = httpx.get(f"{url}/api/studies", headers=KEY, timeout=10).text
+    assert "waiting" in studies
+
+    account = f"system:serviceaccount:{space.name}:{deployment}"
+    for verb, allowed in (("list", True), ("delete", False), ("create", False)):
+        try:
+            said = space.kubectl("auth", "can-i", verb, "trainingruns", f"--as={account}")
+        except CommandError as error:
+            said = str(error)
+        assert ("yes" in said.split()) == allowed, (verb, said)
