@@ -179,9 +179,13 @@ RECONCILE_SECONDS = Metric(
 RESTARTS = Metric(
     "trainyard_operator_restarts_total", "counter", "Attempts that failed, by reason.", (_REASON,)
 )
-QUEUE_DEPTH = Metric("trainyard_operator_queue_depth", "gauge", "Runs waiting to be reconciled.")
+QUEUE_DEPTH = Metric(
+    "trainyard_operator_queue_depth", "gauge", "Runs and studies waiting to be reconciled."
+)
 FAILING = Metric(
-    "trainyard_operator_failing_runs", "gauge", "Runs whose newest reconcile has failed."
+    "trainyard_operator_failing_runs",
+    "gauge",
+    "Runs and studies whose newest reconcile has failed.",
 )
 LEADER = Metric("trainyard_operator_leader", "gauge", "1 on the replica that holds the Lease.")
 
