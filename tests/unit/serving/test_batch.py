@@ -170,7 +170,7 @@ def test_a_long_prompt_is_read_between_the_tokens_of_the_others(
     told.hear(batch.read())
     batch.add(long)
     batch.add(short)
-    lengths = {}
+    lengths: dict[Sequence, int] = {}
     while long not in told.texts:
         told.hear(batch.read())
         told.hear(batch.write())
