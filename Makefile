@@ -33,7 +33,7 @@ demo: .venv/ready ## train on this machine, serve the model, ask it for a comple
 test: .venv/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not system"
 
-system: .venv/ready ## whole programs on this machine: torchrun, trainyard study and serve, Prometheus, MLflow
+system: .venv/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m system
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes

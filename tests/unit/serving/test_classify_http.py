@@ -204,6 +204,7 @@ def test_a_newer_model_takes_over_and_no_request_fails(tmp_path: Path) -> None:
         assert seen == {old, new}
 
 
+@pytest.mark.system  # a browser
 def test_the_page_shows_the_classes(news: httpx.Client, page: Page) -> None:
     page.goto(f"{news.base_url}/try")
     expect(page.locator("#served")).to_contain_text("news, step 10 (torch fp32)")
@@ -217,6 +218,7 @@ def test_the_page_shows_the_classes(news: httpx.Client, page: Page) -> None:
     expect(page.locator("#text:invalid")).to_be_visible()
 
 
+@pytest.mark.system  # a browser
 def test_the_docs_work_without_a_cdn(news: httpx.Client, page: Page) -> None:
     page.goto(f"{news.base_url}/")
     expect(page.get_by_text("/predict/batch")).to_be_visible()

@@ -16,6 +16,8 @@ from trainyard_serving.dashboard.settings import DashboardSettings
 from .conftest import running
 from .dashboard_home import driven, record, write_run, write_study
 
+pytestmark = pytest.mark.system  # a browser
+
 TABS = ("Performance", "Scaling", "Training", "Cost", "Demo")
 SMALL_PHONE = {"width": 360, "height": 740}
 ODD_NAME = "<img src=x onerror=alert(1)>"
@@ -81,7 +83,6 @@ def test_runs_are_shown_and_followed(
     assert all(url.startswith((dashboard, "data:", "blob:")) for url in requests)
 
 
-@pytest.mark.system
 def test_tabs_go_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
@@ -119,7 +120,6 @@ def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> N
     expect(page.get_by_role("row", name="100 projected")).to_be_visible()
 
 
-@pytest.mark.system
 def test_runs_are_compared_and_costs_and_answers_come(dashboard: str, page: Page) -> None:
     page.goto(f"{dashboard}/#training")
     for chart in ("losses", "learning_rate", "grad_norm"):
@@ -149,7 +149,6 @@ def test_runs_are_compared_and_costs_and_answers_come(dashboard: str, page: Page
     expect(page.locator("#demo-answer")).to_contain_text("to be")
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(dashboard: str, page: Page, scheme: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
@@ -168,7 +167,6 @@ def test_axe_finds_nothing_serious(dashboard: str, page: Page, scheme: Any) -> N
         assert not told, (name, told)
 
 
-@pytest.mark.system
 def test_a_key_is_asked_for_and_kept(home: Path, page: Page) -> None:
     settings = DashboardSettings.model_validate({"home": str(home), "api_key": "secret"})
     with running(create_dashboard_app(settings)) as client:

@@ -13,6 +13,8 @@ from tests.unit.serving.browser import PHONE, fits, shoot
 from .chat_model import export_chat_gpt
 from .conftest import loaded, write_manifest
 
+pytestmark = pytest.mark.system  # a browser
+
 
 def test_writes_text(client: httpx.Client, page: Page, tmp_path: Path) -> None:
     page.goto(str(client.base_url))

@@ -16,6 +16,8 @@ from .rogue_web import picture, rogue_web
 from .sglang_stand_in import stand_in
 from .vision_under_test import fetcher
 
+pytestmark = pytest.mark.system  # a browser
+
 
 @pytest.fixture(scope="module")
 def vision() -> Iterator[httpx.Client]:

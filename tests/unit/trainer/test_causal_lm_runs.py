@@ -19,7 +19,10 @@ from trainyard_trainer.data import global_batch, rank_share
 from trainyard_trainer.recipes.causal_lm_finetune import CausalLMFinetune
 
 DATA = ROOT.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}: the real models and texts")
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}: the real models and texts"),
+]
 
 MakeJob = Callable[..., TrainerJob]
 NOISE = np.zeros(0, dtype=np.uint64)
