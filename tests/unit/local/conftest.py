@@ -15,7 +15,7 @@ import yaml
 from trainyard_operator.local import shim
 from trainyard_operator.local.store import HOME_ENV
 
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 240
 
 
 class Box:

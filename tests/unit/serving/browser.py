@@ -25,7 +25,7 @@ FLAGS = (
     "--disable-sync",
 )
 PHONE: ViewportSize = {"width": 375, "height": 667}
-MILLISECONDS = 10_000  # to wait for what a page should show
+MILLISECONDS = 30_000  # to wait for what a page should show
 
 
 # Not once per session: Playwright holds the thread's event loop, which other modules' tests need.
