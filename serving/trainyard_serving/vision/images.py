@@ -16,7 +16,7 @@ from trainyard_serving.errors import ApiError
 
 # Memory that one picture may take on its way, and what its decoder and the copy made here take
 # per pixel (measured; tests/unit/serving/test_safe_fetch.py holds a server to it).
-MEMORY = 52 * 2**20
+MEMORY = 48 * 2**20
 BYTES_PER_PIXEL = {"JPEG": 2, "progressive JPEG": 9, "PNG": 5, "GIF": 5, "WEBP": 17}
 MAGIC = {
     "JPEG": (b"\xff\xd8\xff",),
