@@ -43,8 +43,8 @@ class BodyLimit:
 
 
 class Shed:
-    """Refuses at once, before it is read, what there is no room for: that costs a twentieth of
-    understanding it first, so that under overload the model goes on computing."""
+    """Refuses at once, before it is read, what there is no room for: under overload the CPU time
+    of understanding it is the model's."""
 
     def __init__(
         self,

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 from trainyard_serving.errors import ApiError
 
 # Memory that one picture may take on its way, and what its decoder and the copy made here take
-# per pixel (measured; tests/unit/serving/test_safe_fetch.py holds a server to it).
+# per pixel (measured; tests/unit/serving/test_safe_fetch.py holds a server to it). The allocator
+# may keep some MiB more: once a server grew by 12 beyond this, where 4 are usual.
 MEMORY = 48 * 2**20
 BYTES_PER_PIXEL = {"JPEG": 2, "progressive JPEG": 9, "PNG": 5, "GIF": 5, "WEBP": 17}
 MAGIC = {

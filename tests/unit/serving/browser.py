@@ -25,7 +25,9 @@ FLAGS = (
     "--disable-sync",
 )
 PHONE: ViewportSize = {"width": 375, "height": 667}
-MILLISECONDS = 30_000  # to wait for what a page should show
+# To wait for what a page should show: a deadline. Beside training processes on two cores a page
+# has needed several seconds.
+MILLISECONDS = 30_000
 
 
 # Not once per session: Playwright holds the thread's event loop, which other modules' tests need.
