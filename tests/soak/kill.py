@@ -130,8 +130,11 @@ class Soak:
         """The reference, without loader workers: they must change nothing either."""
         key = (case.family.recipe, case.strategy)
         if key not in self._wholes:
+            job = self.job(case, "-".join(key), 1)
+            # One that was stopped half-way must not be gone on from: it would be no reference.
+            shutil.rmtree(job.run_dir, ignore_errors=True)
             began = time.monotonic()
-            run = self.start(self.job(case, "-".join(key), 1))
+            run = self.start(job)
             finish(run)
             seconds = time.monotonic() - began
             saved = [step_of(path) for path in steps(run.run_dir / CHECKPOINTS)]
@@ -282,6 +285,7 @@ def main() -> int:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="trainyard-kill-"))
+    os.environ["TMPDIR"] = str(folder)  # who is killed leaves temporary files
     server = RankServer()
     soak = Soak(server, folder)
     todo = cases(options.family or sorted(FAMILIES))
@@ -303,7 +307,9 @@ def main() -> int:
                 exact += mine
             except AssertionError as error:
                 failures += 1
-                print(f"NOT EXACT  {case}, run {number}: {error}", flush=True)
+                what = "NOT EXACT" if isinstance(error, DiffersError) else "FAILED"
+                print(f"{what}  {case}, run {number}: {error}", flush=True)
+                soak.launch.runs[-1].kill()
     finally:
         soak.launch.close()
         server.close()

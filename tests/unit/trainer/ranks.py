@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import patience
 from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
 from trainyard_api.progress import ProgressReport
 
 ROOT = Path(__file__).parents[3]
-
-DEADLINE = 60.0  # seconds any one run may take on a busy machine
-
 
 _given: set[int] = set()
 
@@ -67,7 +65,7 @@ class RankServer:
     def close(self) -> None:
         assert self._process.stdin
         self._process.stdin.close()
-        self._process.wait(timeout=DEADLINE)
+        self._process.wait(timeout=patience.SECONDS)
 
 
 @dataclass
@@ -181,10 +179,10 @@ class Run:
 
 def until(condition: Callable[[], bool], what: str, context: Callable[[], str] = str) -> None:
     """Poll until `condition` holds; fail, with `context`, when it doesn't in time."""
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + patience.SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {DEADLINE} s in vain until {what}\n{context()}")
+            raise AssertionError(f"waited {patience.SECONDS} s in vain until {what}\n{context()}")
         time.sleep(0.01)
 
 
