@@ -8,10 +8,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .errors import ClusterError
 from .kubectl import Kubectl
 from .processes import Processes
 from .settings import DNS_SERVICE_IP, DOMAIN, HOST_IP, NODES, POD_NETWORK, Settings
+from .ui import Tell
 from .wait import until
 
 NAMES = ("proxy", "dns", "volumes")
@@ -38,16 +38,14 @@ def ensure(settings: Settings, processes: Processes, programs: Path, kubectl: Ku
     )
 
 
-def wait(processes: Processes) -> None:
+def wait(processes: Processes, tell: Tell) -> None:
     """Wait until names resolve through the DNS Service, the way a pod asks."""
 
     def answers() -> bool:
-        for name in NAMES:
-            if not processes.alive(name):
-                raise ClusterError(f"{name} ended: {processes.last_words(name)}")
+        processes.must_live(*NAMES)
         return _resolves(f"kubernetes.default.svc.{DOMAIN}")
 
-    until(answers, 60, lambda: f"cluster DNS does not answer: {processes.last_words('dns')}")
+    until(answers, lambda: f"cluster DNS does not answer: {processes.last_words('dns')}", tell)
 
 
 def _proxy(settings: Settings, programs: Path) -> list[str | Path]:

@@ -8,6 +8,7 @@ from .errors import ClusterError
 from .kubectl import Kubectl
 from .processes import Processes
 from .settings import DOMAIN, HOST_IP, POD_NETWORK, SERVICE_NETWORK, Settings
+from .ui import Tell
 from .wait import until
 
 NAMES = ("scheduler", "controller-manager", "apiserver", "etcd")
@@ -15,7 +16,7 @@ _ETCD = f"https://{HOST_IP}:2379"
 _ETCD_PEER = f"https://{HOST_IP}:2380"
 
 
-def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
+def ensure(settings: Settings, processes: Processes, programs: Path, tell: Tell) -> None:
     """Start what does not run, and wait until the API server is ready."""
     started = processes.ensure("etcd", _etcd(settings, programs))
     processes.ensure("apiserver", _apiserver(settings, programs))
@@ -30,15 +31,17 @@ def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
                 )
         return kubectl.works("get", "--raw", "/readyz")
 
-    until(ready, 90, lambda: f"the API server is not ready: {processes.last_words('apiserver')}")
+    until(ready, lambda: f"the API server is not ready: {processes.last_words('apiserver')}", tell)
     processes.ensure("controller-manager", _controller_manager(settings, programs))
     processes.ensure("scheduler", _scheduler(settings, programs))
     if started:
-        until(
-            lambda: kubectl.works("get", "serviceaccount", "default", "-n", "default"),
-            60,
-            lambda: f"no service accounts: {processes.last_words('controller-manager')}",
-        )
+
+        def has_accounts() -> bool:
+            processes.must_live("controller-manager")
+            return kubectl.works("get", "serviceaccount", "default", "-n", "default")
+
+        problem = "the controller manager has made no service account: "
+        until(has_accounts, lambda: problem + processes.last_words("controller-manager"), tell)
 
 
 def _etcd(settings: Settings, programs: Path) -> list[str | Path]:
@@ -107,9 +110,6 @@ def _controller_manager(settings: Settings, programs: Path) -> list[str | Path]:
         f"--cluster-signing-cert-file={settings.pki / 'ca.crt'}",
         f"--cluster-signing-key-file={settings.pki / 'ca.key'}",
         f"--cluster-cidr={POD_NETWORK}",
-        # A lost node is noticed in 20 s, not in a minute: the tests lose one.
-        "--node-monitor-grace-period=16s",
-        "--node-monitor-period=2s",
     ]
 
 

@@ -18,7 +18,7 @@ from .preflight import go_program
 from .settings import Settings
 from .shell import run
 from .ui import Phases
-from .wait import until
+from .wait import PATIENCE, TRANSFER, until
 
 NAME = "kind"
 CLUSTER = "trainyard"
@@ -31,7 +31,7 @@ def docker_answers() -> bool:
     if not shutil.which("docker"):
         return False
     try:
-        return run(["docker", "info"], check=False, timeout=20).returncode == 0
+        return run(["docker", "info"], check=False, timeout=60).returncode == 0
     except ClusterError:
         return False
 
@@ -55,17 +55,17 @@ class Kind:
                 run(["docker", "start", worker])
             config = run([program, "get", "kubeconfig", "--name", CLUSTER]).stdout
             checkout.write(self.settings, config, None)
-        with phases.phase("storage class and nodes"):
+        with phases.phase("storage class and nodes") as tell:
             kubectl = self._kubectl()
-            until(lambda: kubectl.works("get", "nodes"), 120, "the API server does not answer")
+            until(lambda: kubectl.works("get", "nodes"), "the API server does not answer", tell)
             self._share_volumes(kubectl)
-            until(lambda: _ready(kubectl), 180, "the nodes did not get Ready")
+            until(lambda: _ready(kubectl), "the nodes are not Ready", tell)
         print(f"cluster is up in {phases.summary()}")
         print(checkout.hint(self.settings))
 
     def down(self) -> None:
         """Delete the cluster and its volumes."""
-        run([self._program(), "delete", "cluster", "--name", CLUSTER], timeout=300)
+        run([self._program(), "delete", "cluster", "--name", CLUSTER])
         # Pods wrote as other users: a container removes what this user may not.
         shutil.rmtree(self._shared, ignore_errors=True)
         checkout.remove(self.settings)
@@ -110,7 +110,7 @@ class Kind:
             raise ClusterError("kind is not installed: see kind.sigs.k8s.io, or install Go")
         cached.parent.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "GOBIN": str(cached.parent), "GOFLAGS": ""}
-        run([go, "install", f"sigs.k8s.io/kind@{VERSION}"], env=env, timeout=900)
+        run([go, "install", f"sigs.k8s.io/kind@{VERSION}"], env=env, timeout=TRANSFER)
         return str(cached)
 
     def _kubectl(self) -> Kubectl:
@@ -126,12 +126,9 @@ class Kind:
     def _create(self, program: str) -> None:
         self._shared.mkdir(parents=True, exist_ok=True)
         mount = {"hostPath": str(self._shared), "containerPath": _VOLUMES}
-        grace = "kind: ClusterConfiguration\ncontrollerManager:\n  extraArgs:\n"
-        grace += '    node-monitor-grace-period: "16s"\n'
         config = {
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
-            "kubeadmConfigPatches": [grace],
             "nodes": [
                 {"role": role, "extraMounts": [mount]}
                 for role in ("control-plane", "worker", "worker")
@@ -140,9 +137,10 @@ class Kind:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kind.json"
             path.write_text(json.dumps(config))
-            command = [program, "create", "cluster", "--name", CLUSTER, "--wait", "180s"]
+            command = [program, "create", "cluster", "--name", CLUSTER]
+            command.append(f"--wait={PATIENCE:.0f}s")
             kubeconfig = ["--kubeconfig", str(Path(folder) / "kubeconfig")]
-            run([*command, *kubeconfig, "--config", path], timeout=900)
+            run([*command, *kubeconfig, "--config", path], timeout=TRANSFER)
 
     @staticmethod
     def _share_volumes(kubectl: Kubectl) -> None:

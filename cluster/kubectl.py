@@ -44,7 +44,8 @@ class Kubectl:
     def apply(self, manifests: str) -> None:
         """Server-side apply, so that applying twice changes nothing."""
         self(
-            *("apply", "--server-side", "--force-conflicts"),
+            # Nobody asks again: it may take as long as it takes.
+            *("apply", "--request-timeout=0", "--server-side", "--force-conflicts"),
             *("--field-manager=trainyard-cluster", "-f", "-"),
             text_in=manifests,
         )

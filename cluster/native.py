@@ -68,16 +68,17 @@ class Native:
                 traces.remember(settings)
                 certs.create(settings)
                 network.ensure(settings)
-            with phases.phase("image registry"):
-                registry.ensure(settings, self.processes, self.programs)
-            with phases.phase("control plane"):
-                control_plane.ensure(settings, self.processes, self.programs)
-            with phases.phase("nodes"):
-                self._each(lambda n: node.ensure(settings, self.processes, self.programs, n, new))
-                addons.ensure(settings, self.processes, self.programs, self.kubectl)
-            with phases.phase("nodes Ready, DNS answers"):
-                until(self._all_ready, 120, self._not_ready)
-                addons.wait(self.processes)
+            parts = settings, self.processes, self.programs
+            with phases.phase("image registry") as tell:
+                registry.ensure(*parts, tell)
+            with phases.phase("control plane") as tell:
+                control_plane.ensure(*parts, tell)
+            with phases.phase("nodes") as tell:
+                self._each(lambda n: node.ensure(*parts, n, new, tell))
+                addons.ensure(*parts, self.kubectl)
+            with phases.phase("nodes Ready, DNS answers") as tell:
+                until(self._all_ready, self._not_ready, tell)
+                addons.wait(self.processes, tell)
             self.write_checkout()
         print(f"cluster is up in {phases.summary()}")
         print(checkout.hint(settings))
@@ -176,6 +177,7 @@ class Native:
             node.pull(self.settings, self.programs, chosen, image)
 
     def _all_ready(self) -> bool:
+        self.processes.must_live(*(node.kubelet_name(n) for n in NODES))
         try:
             states = self.kubectl.node_states()
         except ClusterError:
@@ -186,7 +188,7 @@ class Native:
         words = "; ".join(
             f"{n.name}: {self.processes.last_words(node.kubelet_name(n))}" for n in NODES
         )
-        return f"the nodes did not get Ready: {words}"
+        return f"the nodes are not Ready: {words}"
 
     @staticmethod
     def _each(work: Callable[[Node], None]) -> None:

@@ -12,7 +12,8 @@ from .errors import ClusterError
 from .processes import Identity, Processes, end
 from .settings import DNS_SERVICE_IP, DOMAIN, NODES, Node, Settings
 from .shell import DIRECT, run
-from .wait import until
+from .ui import Tell
+from .wait import TRANSFER, until
 
 CNI_PLUGINS = Path("/usr/lib/cni")
 
@@ -27,7 +28,9 @@ def kubelet_name(node: Node) -> str:
     return f"{node.name}-kubelet"
 
 
-def ensure(settings: Settings, processes: Processes, programs: Path, node: Node, new: bool) -> None:
+def ensure(
+    settings: Settings, processes: Processes, programs: Path, node: Node, new: bool, tell: Tell
+) -> None:
     """Start what does not run of the node; after a loss, as a machine that was switched on again.
 
     new: the cluster was just created, so pods known to the runtime are of an earlier one.
@@ -36,17 +39,17 @@ def ensure(settings: Settings, processes: Processes, programs: Path, node: Node,
     if not processes.alive(runtime_name(node)) and not _remains(settings, node):
         _switch_off(settings, node)
     cgroups.create(settings.node_cgroup(node))
-    _start_runtime(settings, processes, programs, node, config)
+    _start_runtime(settings, processes, programs, node, config, tell)
     if new:
         remove_pods(settings, programs, node)
-    processes.ensure(
-        kubelet_name(node), _kubelet(settings, programs, node), _kubelet_config(settings, node)
-    )
-    until(
-        lambda: _healthy(node),
-        60,
-        lambda: f"{kubelet_name(node)} is not well: {processes.last_words(kubelet_name(node))}",
-    )
+    name = kubelet_name(node)
+    processes.ensure(name, _kubelet(settings, programs, node), _kubelet_config(settings, node))
+
+    def well() -> bool:
+        processes.must_live(name)
+        return _healthy(node)
+
+    until(well, lambda: f"{name} is not well: {processes.last_words(name)}", tell)
 
 
 def lose(settings: Settings, processes: Processes, node: Node) -> None:
@@ -74,12 +77,13 @@ def stop(settings: Settings, processes: Processes, programs: Path, node: Node) -
 
 def remove_pods(settings: Settings, programs: Path, node: Node) -> None:
     """Stop and remove every pod of the node through its runtime."""
-    run([*_cri(settings, programs, node), "remove-pods"], timeout=120)
+    run([*_cri(settings, programs, node), "remove-pods"])
 
 
 def pull(settings: Settings, programs: Path, node: Node, image: str) -> None:
     """Have the node pull an image now."""
-    run([*_cri(settings, programs, node), "pull", image], timeout=1200)
+    command = [*_cri(settings, programs, node), f"--timeout={TRANSFER:.0f}s", "pull", image]
+    run(command, timeout=TRANSFER)
 
 
 def _cri(settings: Settings, programs: Path, node: Node) -> list[str | Path]:
@@ -87,19 +91,23 @@ def _cri(settings: Settings, programs: Path, node: Node) -> list[str | Path]:
 
 
 def _start_runtime(
-    settings: Settings, processes: Processes, programs: Path, node: Node, config: Path
+    settings: Settings,
+    processes: Processes,
+    programs: Path,
+    node: Node,
+    config: Path,
+    tell: Tell,
 ) -> None:
     name = runtime_name(node)
     processes.ensure(name, ["containerd", "--config", config], config.read_text())
 
     def answers() -> bool:
-        if not processes.alive(name):
-            raise ClusterError(f"{name} ended: {processes.last_words(name)}")
+        processes.must_live(name)
         # With many images in store the CRI plugin is ready some seconds after containerd itself.
-        probe = [*_cri(settings, programs, node), "ready"]
-        return run(probe, check=False, timeout=20).returncode == 0
+        probe = [*_cri(settings, programs, node), "--timeout=20s", "ready"]
+        return run(probe, check=False).returncode == 0
 
-    until(answers, 60, lambda: f"{name} does not answer: {processes.last_words(name)}")
+    until(answers, lambda: f"{name} does not answer: {processes.last_words(name)}", tell)
 
 
 def _remains(settings: Settings, node: Node) -> bool:
@@ -241,8 +249,6 @@ def _kubelet_config(settings: Settings, node: Node) -> str:
         "makeIPTablesUtilChains": False,
         "podLogsDir": str(folder / "pods-logs"),
         "volumePluginDir": str(folder / "plugins"),
-        "nodeStatusUpdateFrequency": "4s",
-        "nodeLeaseDurationSeconds": 16,
         "serializeImagePulls": False,
         # The nodes share one machine: neither may count on all of its memory ...
         "systemReserved": {"memory": f"{_memory_mib() * (len(NODES) - 1) // len(NODES)}Mi"},

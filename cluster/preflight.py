@@ -12,6 +12,7 @@ from .errors import ClusterError
 from .settings import GO_NEEDED
 from .shell import direct_env, run
 from .ui import Tell
+from .wait import TRANSFER
 
 # program (or file) -> the Debian package that brings it
 _PROGRAMS = {
@@ -62,12 +63,12 @@ def install(tell: Tell) -> None:
         return
     env = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", **os.environ}
     tell("updating the package lists")
-    run(["apt-get", "update", "-q"], env=env)
+    run(["apt-get", "update", "-q"], env=env, timeout=TRANSFER)
     tell("installing " + ", ".join(packages))
     run(
         ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages],
         env=env,
-        timeout=900,
+        timeout=TRANSFER,
     )
 
 

@@ -91,6 +91,12 @@ class Processes:
     def alive(self, name: str) -> bool:
         return self.identity(name) is not None
 
+    def must_live(self, *names: str) -> None:
+        """Raise ClusterError with the last words of one that has ended."""
+        for name in names:
+            if not self.alive(name):
+                raise ClusterError(f"{name} ended: {self.last_words(name)}")
+
     def current(self, name: str, command: Sequence[str | Path], stamp: str = "") -> bool:
         """Whether it runs with exactly this command line and configuration."""
         record = self._read(name)
@@ -170,13 +176,13 @@ def end(found: Sequence[Identity], grace: float = 20) -> None:
         for one in found:
             one.send(signal.SIGTERM)
         try:
-            until(gone, grace, "still there")
+            until(gone, "still there", seconds=grace)
             return
         except ClusterError:
             pass
     for one in found:
         one.send(signal.SIGKILL)
-    until(gone, 20, lambda: f"process {[o.pid for o in found if o.alive()]} can't be killed")
+    until(gone, lambda: f"process {[o.pid for o in found if o.alive()]} can't be killed")
 
 
 def _reap(pid: int) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 from .errors import ClusterError
 from .shell import direct_env, run
+from .wait import TRANSFER
 
 
 def target_name(image: str, registry: str) -> str:
@@ -28,16 +29,16 @@ def push(image: str, target: str) -> None:
             # zstd packs 6 GB of libraries in half the time of gzip, and unpacks faster too.
             command = [tool, "push", "--quiet", "--tls-verify=false", "--compression-format=zstd"]
             command += ["--compression-level=1", image, f"docker://{target}"]
-            run(command, env=direct_env(), timeout=1800)
+            run(command, env=direct_env(), timeout=TRANSFER)
             return
     if shutil.which("docker") and _has("docker", image):
         if image != target:
             run(["docker", "tag", image, target])
-        run(["docker", "push", "--quiet", target], timeout=1800)
+        run(["docker", "push", "--quiet", target], timeout=TRANSFER)
         return
     raise ClusterError(f"no image {image} in docker, podman or buildah: make images builds ours")
 
 
 def _has(tool: str, image: str) -> bool:
     words = ["inspect", "--type", "image"] if tool != "docker" else ["image", "inspect"]
-    return run([tool, *words, image], check=False, timeout=60).returncode == 0
+    return run([tool, *words, image], check=False).returncode == 0

@@ -16,13 +16,14 @@ from .errors import ClusterError
 from .processes import Processes
 from .settings import PAUSE_VERSION, Settings
 from .shell import DIRECT
-from .wait import until
+from .ui import Tell
+from .wait import PATIENCE, until
 
 NAME = "registry"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
-def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
+def ensure(settings: Settings, processes: Processes, programs: Path, tell: Tell) -> None:
     """Start the registry, and put the image in it that holds each pod's namespaces."""
     config = settings.state / "registry.json"
     text = json.dumps(
@@ -45,11 +46,10 @@ def ensure(settings: Settings, processes: Processes, programs: Path) -> None:
         processes.ensure(NAME, command, text)
 
     def answers() -> bool:
-        if not processes.alive(NAME):
-            raise ClusterError(f"the image registry ended: {processes.last_words(NAME)}")
+        processes.must_live(NAME)
         return _has(settings, "/v2/")
 
-    until(answers, 30, lambda: f"no answer from the registry: {processes.last_words(NAME)}")
+    until(answers, lambda: f"no answer from the registry: {processes.last_words(NAME)}", tell)
     _push_pause(settings, programs / "pause")
 
 
@@ -137,7 +137,7 @@ def _call(
     if kind:
         request.add_header("Content-Type", kind)
     try:
-        with DIRECT.open(request, timeout=30) as answer:
+        with DIRECT.open(request, timeout=PATIENCE) as answer:
             return dict(answer.headers)
     except (urllib.error.URLError, OSError) as error:
         raise ClusterError(f"registry {method} {path}: {error}") from None

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import ClusterError
+from .wait import PATIENCE
 
 # Requests to the cluster's own addresses never go through a proxy.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -23,7 +24,7 @@ def run(
     text_in: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    timeout: float = 300,
+    timeout: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; raises ClusterError with its last line of complaint."""
     words = [str(word) for word in command]

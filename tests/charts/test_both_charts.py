@@ -47,6 +47,23 @@ def test_every_pod_keeps_to_the_restricted_standard(render: Render, chart: str) 
             assert "memory" in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize(
+    ("chart", "values"),
+    [
+        ("serving", NEEDED["serving"]),
+        ("operator", ("dashboard.enabled=true", "dashboard.apiKey.value=secret")),
+    ],
+)
+def test_probes_bear_a_busy_node(render: Render, chart: str, values: tuple[str, ...]) -> None:
+    """Who answers late is not started over: that would cost the node still more."""
+    for deployment in render(chart, *values).all("Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        startup, alive = container["startupProbe"], container["livenessProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] >= 300
+        assert alive["periodSeconds"] * alive["failureThreshold"] >= 60
+        assert alive["timeoutSeconds"] >= 30
+
+
 @charts
 def test_no_pod_takes_settings_from_the_names_of_services(render: Render, chart: str) -> None:
     for spec in render(chart, *NEEDED[chart]).pod_specs():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.kube import REPO, CommandError, Namespace, environment, run, wait_until
+from tests.e2e.kube import REPO, TIMEOUT, CommandError, Namespace, environment, run, wait_until
+from tests.patience import SECONDS
 
 SYSTEM = "trainyard-system"
 SHAKESPEARE = REPO.parent / "shared" / "data" / "tiny_shakespeare" / "input.txt"
@@ -64,11 +65,10 @@ def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
         "--set",
         image_values["trainer"],
         "--wait",
-        "--timeout",
-        "180s",
+        TIMEOUT,
     )
     yield space
-    run("helm", "uninstall", "trainyard", "--namespace", SYSTEM, "--wait")
+    run("helm", "uninstall", "trainyard", "--namespace", SYSTEM, "--wait", TIMEOUT)
     delete_namespace(SYSTEM)
 
 
@@ -110,7 +110,7 @@ def make_namespace(name: str) -> Namespace:
 
 def delete_namespace(name: str) -> None:
     """Delete the namespace and see it go."""
-    run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
+    run("kubectl", "delete", "namespace", name, "--ignore-not-found", TIMEOUT)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ class Forwarder:
     def close(self) -> None:
         for process in self.processes:
             process.terminate()
-            process.wait(timeout=10)
+            process.wait(SECONDS)
 
 
 def seconds_since(start: float) -> float:

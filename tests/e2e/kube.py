@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.patience import SECONDS
+
 REPO = Path(__file__).resolve().parents[2]
 CLUSTER = REPO / ".cluster"  # written by `make cluster`
+
+# Pods start, Python imports torch, hundreds of steps are trained: on a machine of which little is
+# left, several times as long as anything else. A run that fails ends the wait at once.
+LONG = 4 * SECONDS
+# For kubectl and helm, where they wait themselves; `run` waits a little longer for them.
+TIMEOUT = f"--timeout={SECONDS:.0f}s"
 
 T = TypeVar("T")
 
@@ -27,7 +35,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"KUBECONFIG": str(CLUSTER / "kubeconfig"), "PATH": path}
 
 
-def run(*command: str, stdin: str | None = None, timeout: float = 300) -> str:
+def run(*command: str, stdin: str | None = None, timeout: float = 2 * SECONDS) -> str:
     """Standard output of `command`."""
     done = subprocess.run(
         command,
@@ -43,7 +51,7 @@ def run(*command: str, stdin: str | None = None, timeout: float = 300) -> str:
     return done.stdout
 
 
-def wait_until(what: str, check: Callable[[], T | None], deadline: float = 120) -> T:
+def wait_until(what: str, check: Callable[[], T | None], deadline: float = SECONDS) -> T:
     """The first true value of `check`, asked twice a second; AssertionError at the deadline."""
     end = time.monotonic() + deadline
     while True:
@@ -61,8 +69,8 @@ class Namespace:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def kubectl(self, *args: str, stdin: str | None = None, timeout: float = 120) -> str:
-        return run("kubectl", "--namespace", self.name, *args, stdin=stdin, timeout=timeout)
+    def kubectl(self, *args: str, stdin: str | None = None) -> str:
+        return run("kubectl", "--namespace", self.name, *args, stdin=stdin)
 
     def apply(self, *manifests: dict[str, Any]) -> None:
         items = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
@@ -95,7 +103,6 @@ class Namespace:
         run_name: str,
         what: str,
         check: Callable[[dict[str, Any]], bool],
-        deadline: float = 180,
     ) -> dict[str, Any]:
         """The run's status once `check` holds; a run that failed instead ends the wait."""
 
@@ -108,14 +115,12 @@ class Namespace:
             return None
 
         try:
-            return wait_until(f"{run_name}: {what}", look, deadline)
+            return wait_until(f"{run_name}: {what}", look, LONG)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe(run_name)}") from None
 
-    def wait_phase(self, run_name: str, phase: str, deadline: float = 180) -> dict[str, Any]:
-        return self.wait_status(
-            run_name, phase, lambda status: status.get("phase") == phase, deadline
-        )
+    def wait_phase(self, run_name: str, phase: str) -> dict[str, Any]:
+        return self.wait_status(run_name, phase, lambda status: status.get("phase") == phase)
 
     def describe(self, run_name: str) -> str:
         """What one would look at: the run, its pods, its events, the log of its newest pod."""

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from tests.e2e.kube import Namespace
 from tests.e2e.runs import training_run
+from tests.patience import SECONDS
 
 LABELS = ["Sports", "Business"]
 TELLING = [
@@ -36,6 +37,7 @@ def news_run(name: str, space: Namespace, folder: Path) -> dict[str, Any]:
         "num_epochs": 5,
         "learning_rate": 0.003,
         "log_steps": 10,
+        "hang_timeout_seconds": SECONDS,
     }
     mount = {"name": "news", "mountPath": "/news", "readOnly": True}
     pod = {

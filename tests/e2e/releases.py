@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tests.e2e.kube import REPO, Namespace, run
+from tests.e2e.kube import REPO, TIMEOUT, Namespace, run
 
 CHART = str(REPO / "charts" / "serving")
 STAND_IN = REPO / "tests" / "unit" / "serving" / "sglang_stand_in.py"
@@ -25,13 +25,13 @@ if __name__ == "__main__":
 def install(space: Namespace, release: str, values: dict[str, Any], image: str) -> None:
     """`helm install`, until its pods are ready."""
     command = ("helm", "install", release, CHART, "--namespace", space.name)
-    waiting = ("--wait", "--timeout", "180s")
-    run(*command, "--values", "-", "--set", image, *waiting, stdin=json.dumps(values))
+    options = ("--values", "-", "--set", image, "--wait", TIMEOUT)
+    run(*command, *options, stdin=json.dumps(values))
 
 
 def passes_its_test(space: Namespace, release: str) -> str:
     """What `helm test` prints: the one line of files/predict.py is in it."""
-    text = run("helm", "test", release, "--namespace", space.name, "--logs", "--timeout", "120s")
+    text = run("helm", "test", release, "--namespace", space.name, "--logs", TIMEOUT)
     assert "Succeeded" in text
     return text
 

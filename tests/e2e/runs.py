@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.patience import SECONDS
+
 # About 0.1 M parameters: enough to learn letters and words, small enough for a shared core.
 SMALL = {
     "corpus": "/data",
@@ -14,6 +16,8 @@ SMALL = {
     "learning_rate": 0.003,
     "log_steps": 10,
     "eval_steps": 200,
+    # A rank that the machine leaves no time isn't one that hangs; nothing hangs in these tests.
+    "hang_timeout_seconds": SECONDS,
 }
 
 

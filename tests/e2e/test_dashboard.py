@@ -3,8 +3,9 @@
 import httpx
 
 from tests.e2e.conftest import Forwarder
-from tests.e2e.kube import REPO, CommandError, Namespace, run, wait_until
+from tests.e2e.kube import REPO, TIMEOUT, CommandError, Namespace, run, wait_until
 from tests.e2e.test_study import study
+from tests.patience import SECONDS
 
 KEY = {"authorization": "Bearer a-key-of-the-test"}
 
@@ -40,18 +41,18 @@ def test_it_shows_runs_and_studies_of_the_cluster_behind_its_key(
         for one in space.items("deployments")
         if "dashboard" in one["metadata"]["name"]
     )
-    space.kubectl("rollout", "status", f"deployment/{deployment}", "--timeout=120s")
+    space.kubectl("rollout", "status", f"deployment/{deployment}", TIMEOUT)
 
     url = forward.url(f"deployment/{deployment}", 8050)
-    assert "Trainyard" in httpx.get(url, timeout=10).text
-    assert httpx.get(f"{url}/api/runs", timeout=10).status_code == 401
+    assert "Trainyard" in httpx.get(url, timeout=SECONDS).text
+    assert httpx.get(f"{url}/api/runs", timeout=SECONDS).status_code == 401
 
     def phases() -> dict[str, str]:
-        said = httpx.get(f"{url}/api/runs", headers=KEY, timeout=10).json()
+        said = httpx.get(f"{url}/api/runs", headers=KEY, timeout=SECONDS).json()
         return {row["name"]: row["phase"] for row in said["runs"]}
 
-    wait_until("the run is shown", lambda: phases() == {"paused": "Suspended"}, 60)
-    studies = httpx.get(f"{url}/api/studies", headers=KEY, timeout=10).text
+    wait_until("the run is shown", lambda: phases() == {"paused": "Suspended"})
+    studies = httpx.get(f"{url}/api/studies", headers=KEY, timeout=SECONDS).text
     assert "waiting" in studies
 
     account = f"system:serviceaccount:{space.name}:{deployment}"

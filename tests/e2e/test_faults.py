@@ -1,10 +1,11 @@
 """What users get wrong, and what goes wrong around them: the right phase and one clear line."""
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.e2e.kube import Namespace, wait_until
+from tests.e2e.kube import LONG, Namespace, wait_until
 from tests.e2e.runs import char_gpt, training_run
 
 ONE = {"numNodes": 1, "maxRestarts": 2}
@@ -62,31 +63,40 @@ def test_a_users_script_runs_unchanged_on_two_nodes(space: Namespace) -> None:
 
 def test_a_wrong_image_says_so_while_pending_and_fails_at_the_deadline(space: Namespace) -> None:
     image = "localhost:5051/trainyard/no-such-image:1"
-    space.apply(training_run("img", {"recipe": "char-gpt", "image": image, **SHORT}))
-    status = space.wait_status("img", "Image", lambda s: s.get("reason") == "Image", 60)
-    assert status["phase"] in ("Pending", "Failed")
+    space.apply(training_run("img", {"recipe": "char-gpt", "image": image}))
+    status = space.wait_status("img", "Image", lambda s: s.get("reason") == "Image")
+    assert status["phase"] == "Pending"
+    assert "no-such-image" in status["message"]
+    set_spec(space, "img", NOW)
     assert "no-such-image" in wait_failed(space, "img")["message"]
-    wait_until("its pod is gone", lambda: not space.pods("img"), 60)
+    wait_until("its pod is gone", lambda: not space.pods("img"))
 
 
-SHORT = {"startDeadlineSeconds": 20}
+# Set once what is waited for is seen: a machine may take its time to show it.
+NOW = {"startDeadlineSeconds": 1}
+
+
+def set_spec(space: Namespace, name: str, spec: dict[str, Any]) -> None:
+    space.kubectl("patch", "trun", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
 def test_gpus_on_a_cluster_without_them_are_named(space: Namespace) -> None:
     limits = {"limits": {"nvidia.com/gpu": 1}}
-    space.apply(training_run("gpu", {"recipe": "char-gpt", "resourcesPerNode": limits, **SHORT}))
+    space.apply(training_run("gpu", {"recipe": "char-gpt", "resourcesPerNode": limits}))
     status = space.wait_status("gpu", "Scheduling", lambda s: s.get("reason") == "Scheduling")
     assert "nvidia.com/gpu" in status["message"]
+    set_spec(space, "gpu", NOW)
     # Nothing is left half-scheduled: the gang is given back, and tried again without a restart.
     status = space.wait_status("gpu", "given back", lambda s: s.get("reason") == "GivenBack")
     assert status.get("restarts", 0) == 0
 
 
 def test_a_missing_volume_is_named(space: Namespace) -> None:
-    spec = {"recipe": "char-gpt", "storage": {"claimName": "nowhere"}, **SHORT}
+    spec = {"recipe": "char-gpt", "storage": {"claimName": "nowhere"}}
     space.apply(training_run("vol", spec))
-    status = space.wait_status("vol", "Volume", lambda s: s.get("reason") == "Volume", 60)
+    status = space.wait_status("vol", "Volume", lambda s: s.get("reason") == "Volume")
     assert '"nowhere" not found' in status["message"]
+    set_spec(space, "vol", NOW)
     assert wait_failed(space, "vol")["reason"] == "Volume"
 
 
@@ -95,8 +105,8 @@ def test_a_pod_that_the_cluster_rejects_says_why(space: Namespace) -> None:
     template = {
         "spec": {"volumes": [{"name": "host", "hostPath": {"path": "/etc"}}]},
     }
-    space.apply(training_run("host", {"recipe": "char-gpt", "podTemplate": template, **SHORT}))
-    status = space.wait_status("host", "Rejected", lambda s: s.get("reason") == "Rejected", 60)
+    space.apply(training_run("host", {"recipe": "char-gpt", "podTemplate": template}))
+    status = space.wait_status("host", "Rejected", lambda s: s.get("reason") == "Rejected")
     assert "hostPath" in status["message"]
 
 
@@ -105,10 +115,10 @@ def test_suspend_and_resume_goes_on_from_the_checkpoint(
 ) -> None:
     space.apply(char_gpt("nap", corpus, {"max_steps": 300}, numNodes=1))
     space.wait_status("nap", "a checkpoint", lambda s: "lastCheckpoint" in s)
-    space.kubectl("patch", "trun", "nap", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    set_spec(space, "nap", {"suspend": True})
     space.wait_phase("nap", "Suspended")
-    wait_until("its pods are gone", lambda: not space.pods("nap"), 60)
-    space.kubectl("patch", "trun", "nap", "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    wait_until("its pods are gone", lambda: not space.pods("nap"))
+    set_spec(space, "nap", {"suspend": False})
     status = space.wait_phase("nap", "Succeeded")
     assert status["resumedFromStep"] > 0
     assert status.get("restarts", 0) == 0
@@ -116,17 +126,15 @@ def test_suspend_and_resume_goes_on_from_the_checkpoint(
 
 def test_deadline_and_ttl(space: Namespace) -> None:
     sleep = ["python3", "-c", "import threading; threading.Event().wait()"]
-    spec = {
-        "command": sleep,
-        "activeDeadlineSeconds": 15,
-        "ttlSecondsAfterFinished": 5,
-        "storage": {"size": "1Gi", "whenDeleted": "Delete"},
-    }
-    space.apply(training_run("late", spec))
+    spec = {"command": sleep, "storage": {"size": "1Gi", "whenDeleted": "Delete"}}
+    space.apply(training_run("late", spec | {"activeDeadlineSeconds": int(LONG)}))
+    space.wait_phase("late", "Running")
+    set_spec(space, "late", {"activeDeadlineSeconds": 1})
     status = wait_failed(space, "late")
     assert status["reason"] == "DeadlineExceeded"
-    wait_until("the run is deleted", lambda: space.get("trainingrun", "late") is None, 60)
-    wait_until("its claim is gone", lambda: not space.items("persistentvolumeclaims"), 60)
+    set_spec(space, "late", {"ttlSecondsAfterFinished": 1})
+    wait_until("the run is deleted", lambda: space.get("trainingrun", "late") is None)
+    wait_until("its claim is gone", lambda: not space.items("persistentvolumeclaims"))
 
 
 def test_pods_get_no_api_token(space: Namespace) -> None:
@@ -141,6 +149,6 @@ def wait_failed(space: Namespace, name: str) -> dict[str, Any]:
         return status if status.get("phase") == "Failed" else None
 
     try:
-        return wait_until(f"{name} has failed", failed, 120)
+        return wait_until(f"{name} has failed", failed, LONG)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{space.describe(name)}") from None

@@ -6,9 +6,10 @@ from typing import Any
 import httpx
 
 from tests.e2e.conftest import Forwarder
-from tests.e2e.kube import Namespace, kill_rank, run, wait_until
+from tests.e2e.kube import TIMEOUT, Namespace, kill_rank, run, wait_until
 from tests.e2e.releases import install, passes_its_test, stand_in
 from tests.e2e.runs import char_gpt
+from tests.patience import SECONDS
 
 RUN = "shakespeare"
 STEPS = 600
@@ -64,7 +65,7 @@ def survives_a_killed_worker(space: Namespace) -> int:
 
 
 def finishes(space: Namespace, resumed_from: int) -> None:
-    status = space.wait_phase(RUN, "Succeeded", deadline=400)
+    status = space.wait_phase(RUN, "Succeeded")
     assert status["progress"] == f"{STEPS}/{STEPS}"
     assert status["lastCheckpoint"]["step"] == STEPS
     assert status["model"]["digest"].startswith("sha256:")
@@ -94,7 +95,7 @@ def serves(space: Namespace, forward: Forwarder, image: str) -> None:
     passes_its_test(space, "bard")
     body = {"model": RUN, "prompt": "ROMEO:", "max_tokens": 80, "seed": 1}
     url = forward.url("service/bard-serving", 80)
-    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=SECONDS)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 80
     assert len(set(answer.json()["choices"][0]["text"])) > 5
@@ -109,16 +110,16 @@ def serves_by_sglang(space: Namespace, forward: Forwarder, image: str, name: str
     install(space, "fast", values, image)
     assert "'one two three" in passes_its_test(space, "fast")
     url = forward.url("service/fast-serving", 80)
-    ready = httpx.get(f"{url}/ready").json()
+    ready = httpx.get(f"{url}/ready", timeout=SECONDS).json()
     assert ready["digest"] == space.status(RUN)["model"]["digest"]
-    run("helm", "uninstall", "fast", "--namespace", space.name, "--wait")
+    run("helm", "uninstall", "fast", "--namespace", space.name, "--wait", TIMEOUT)
 
 
 def leaves_nothing_behind(space: Namespace) -> None:
-    space.kubectl("delete", "trainingrun", RUN, "--timeout=60s")
+    space.kubectl("delete", "trainingrun", RUN, TIMEOUT)
 
     def gone() -> bool:
         kinds = "pods,services,persistentvolumeclaims,endpointslices"
         return not json.loads(space.kubectl("get", kinds, "-o", "json"))["items"]
 
-    wait_until("pods, service and volume claim are gone", gone, 90)
+    wait_until("pods, service and volume claim are gone", gone)

@@ -3,11 +3,12 @@
 import httpx
 
 from tests.e2e.conftest import SYSTEM, Forwarder
-from tests.e2e.kube import Namespace, run
+from tests.e2e.kube import TIMEOUT, Namespace, run
+from tests.patience import SECONDS
 
 
 def test_helm_test_passes() -> None:
-    text = run("helm", "test", "trainyard", "--namespace", SYSTEM, "--timeout", "120s")
+    text = run("helm", "test", "trainyard", "--namespace", SYSTEM, TIMEOUT)
     assert "Succeeded" in text
 
 
@@ -16,8 +17,8 @@ def test_health_and_metrics(operator: Namespace) -> None:
     try:
         url = forwarder.url("deployment/trainyard-operator", 8080)
         for path in ("/healthz", "/readyz"):
-            assert httpx.get(f"{url}{path}", timeout=10).status_code == 200
-        text = httpx.get(f"{url}/metrics", timeout=10).text
+            assert httpx.get(f"{url}{path}", timeout=SECONDS).status_code == 200
+        text = httpx.get(f"{url}/metrics", timeout=SECONDS).text
         assert "trainyard_operator_leader 1.0" in text
         assert 'trainyard_operator_reconciles_total{result="ok"}' in text
     finally:

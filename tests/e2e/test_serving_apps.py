@@ -12,6 +12,7 @@ from tests.e2e.conftest import Forwarder
 from tests.e2e.kube import REPO, Namespace, run, wait_until
 from tests.e2e.news import LABELS, news_run
 from tests.e2e.releases import install, passes_its_test, stand_in
+from tests.patience import SECONDS
 
 KEY = "correct-horse-battery"
 PICTURE = REPO.parent / "shared" / "data" / "images" / "chelsea.png"
@@ -47,7 +48,7 @@ def test_classify_follows_its_run(
     tmp_path: Path,
 ) -> None:
     space.apply(news_run("news", space, tmp_path))
-    status = space.wait_phase("news", "Succeeded", deadline=240)
+    status = space.wait_phase("news", "Succeeded")
     values = {
         "app": "classify",
         "engine": "onnx",
@@ -61,7 +62,7 @@ def test_classify_follows_its_run(
     client = httpx.Client(
         base_url=forward.url("service/sorter-serving", 80),
         headers={"authorization": f"Bearer {KEY}"},
-        timeout=60,
+        timeout=SECONDS,
     )
     answers_only_with_the_key(client)
     digest = predicts(client, "the team won the match")
@@ -85,16 +86,19 @@ def predicts(client: httpx.Client, text: str) -> str:
 def answers_only_with_the_key(client: httpx.Client) -> None:
     body = {"text": "the team won"}
     for headers in ({}, {"authorization": "Bearer wrong"}):
-        answer = httpx.post(client.base_url.join("/predict"), json=body, headers=headers)
+        answer = httpx.post(
+            client.base_url.join("/predict"), json=body, headers=headers, timeout=SECONDS
+        )
         assert answer.status_code == 401
-    assert httpx.get(client.base_url.join("/health")).status_code == 200
+    health = httpx.get(client.base_url.join("/health"), timeout=SECONDS)
+    assert health.status_code == 200
 
 
 def takes_a_newer_model(space: Namespace, client: httpx.Client, old: str, image: str) -> None:
     """While requests go on, and without failing one of them."""
     publish(space, "newer", image, damaged=False)
     with asking(client) as seen:
-        wait_until("the newer model answers", lambda: set(seen) - {old}, 60)
+        wait_until("the newer model answers", lambda: set(seen) - {old})
     first = next(index for index, digest in enumerate(seen) if digest != old)
     assert set(seen[:first]) <= {old}
     assert len(set(seen[first:])) == 1, "it went back to the old one"
@@ -128,7 +132,7 @@ def refuses_a_damaged_model(space: Namespace, client: httpx.Client, image: str) 
     """The old one goes on answering; the log and /ready say what is wrong with the new one."""
     digest = predicts(client, "the coach said")
     publish(space, "damaged", image, damaged=True)
-    (refused,) = wait_until("it is refused", lambda: client.get("/ready").json()["refused"], 60)
+    (refused,) = wait_until("it is refused", lambda: client.get("/ready").json()["refused"])
     assert "model.safetensors: sha256 differs" in refused
     assert predicts(client, "the coach said") == digest
     log = space.kubectl("logs", "deployment/sorter-serving", "-c", "serving")
@@ -160,7 +164,7 @@ def publish(space: Namespace, name: str, image: str, damaged: bool) -> None:
         phase: str = (space.get("pod", name) or {})["status"]["phase"]
         return phase if phase in ("Succeeded", "Failed") else ""
 
-    phase = wait_until(f"{name} is published", over, 60)
+    phase = wait_until(f"{name} is published", over)
     assert phase == "Succeeded", space.kubectl("logs", name)
 
 
@@ -179,8 +183,8 @@ def test_vision_asks_its_sidecar_about_a_picture(
     install(space, "eyes", values, image_values["serving"])
     passes_its_test(space, "eyes")
     url = forward.url("service/eyes-serving", 80)
-    assert httpx.get(f"{url}/ready").status_code == 401
-    with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=60) as client:
+    assert httpx.get(f"{url}/ready", timeout=SECONDS).status_code == 401
+    with httpx.Client(base_url=url, headers={"x-api-key": KEY}, timeout=SECONDS) as client:
         answers_about_a_picture(client)
     sglang_is_on_loopback_only(space)
     run("helm", "uninstall", "eyes", "--namespace", space.name)
@@ -201,7 +205,7 @@ def sglang_is_on_loopback_only(space: Namespace) -> None:
     address = pod["status"]["podIP"]
     code = (
         "import socket\n"
-        "socket.create_connection(('127.0.0.1', 30000), 5)\n"
+        "socket.create_connection(('127.0.0.1', 30000), 60)\n"
         f"print(socket.socket().connect_ex(('{address}', 30000)))"
     )
     name = pod["metadata"]["name"]

@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Forwarder
-from tests.e2e.kube import CommandError, Namespace, wait_until
+from tests.e2e.kube import LONG, CommandError, Namespace, wait_until
 from tests.e2e.test_operator_faults import kill_operator
+from tests.patience import SECONDS
 
 TINY = {
     "corpus": "stdlib",
@@ -19,6 +20,7 @@ TINY = {
     "dropout": 0.0,
     "batch_size": 8,
     "log_steps": 5,
+    "hang_timeout_seconds": SECONDS,
 }
 
 
@@ -51,7 +53,7 @@ def status_of(space: Namespace, name: str) -> dict[str, Any]:
     return (space.get("scalingstudy", name) or {}).get("status") or {}
 
 
-def wait_study(space: Namespace, name: str, what: str, *, deadline: float = 180) -> dict[str, Any]:
+def wait_study(space: Namespace, name: str, what: str) -> dict[str, Any]:
     """The status once it has this phase, or this progress."""
 
     def look() -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def wait_study(space: Namespace, name: str, what: str, *, deadline: float = 180)
         return status if what in (status.get("phase"), status.get("progress")) else None
 
     try:
-        return wait_until(f"{name}: {what}", look, deadline)
+        return wait_until(f"{name}: {what}", look, LONG)
     except AssertionError as error:
         parts = [space.kubectl("get", kind, "-o", "yaml") for kind in ("study", "trainingruns")]
         parts.append(space.kubectl("get", "events", "--sort-by", ".lastTimestamp"))
@@ -95,7 +97,6 @@ def test_a_study_is_measured_whatever_becomes_of_the_operator(
     wait_until(
         "only the failed run's volume is left",
         lambda: [c["metadata"]["name"] for c in space.items("pvc")] == ["sizes-3-1"],
-        60,
     )
     table = space.kubectl("get", "scalingstudies")
     print(table)
@@ -106,14 +107,14 @@ def test_a_study_is_measured_whatever_becomes_of_the_operator(
     text = wait_metrics(operator, f'trainyard_study_speedup_ratio{{configuration="",{labels}}}')
     assert 'trainyard_operator_studies{phase="Failed"} 1.0' in text
     space.kubectl("delete", "study", "sizes")
-    wait_until("the runs go with it", lambda: space.items("trainingruns") == [], 60)
-    wait_until("so do its series", lambda: "sizes" not in metrics(operator), 60)
+    wait_until("the runs go with it", lambda: space.items("trainingruns") == [])
+    wait_until("so do its series", lambda: "sizes" not in metrics(operator))
 
 
 def test_a_bad_study_is_refused(space: Namespace) -> None:
     """What CEL can't see is told in the status, before anything runs."""
     space.apply(study("bad", matrix={"numProcPerNode": [1, 99]}))
-    status = wait_study(space, "bad", "Failed", deadline=60)
+    status = wait_study(space, "bad", "Failed")
     assert status["reason"] == "InvalidSpec"
     assert "cell numProcPerNode=99: spec.numProcPerNode" in status["message"]
     assert space.items("trainingruns") == []
@@ -123,7 +124,7 @@ def test_null_in_a_matrix_and_a_study_that_waits(space: Namespace) -> None:
     later = study("later", matrix={"config.n_head": [None, 1]}, suspend=True)
     # Not as part of a List: those kubectl checks itself, and it knows no null.
     space.kubectl("apply", "-f", "-", stdin=json.dumps(later))
-    wait_study(space, "later", "Suspended", deadline=60)
+    wait_study(space, "later", "Suspended")
     stored = space.get("scalingstudy", "later")
     assert stored
     assert stored["spec"]["matrix"] == {"config.n_head": [None, 1]}
@@ -144,7 +145,7 @@ def metrics(operator: Namespace) -> str:
     forwarder = Forwarder(operator)
     try:
         url = forwarder.url("deployment/trainyard-operator", 8080)
-        return httpx.get(f"{url}/metrics", timeout=10).text
+        return httpx.get(f"{url}/metrics", timeout=SECONDS).text
     finally:
         forwarder.close()
 
@@ -156,4 +157,4 @@ def wait_metrics(operator: Namespace, series: str) -> str:
         text = metrics(operator)
         return text if series in text else None
 
-    return wait_until(series, look, 60)
+    return wait_until(series, look)

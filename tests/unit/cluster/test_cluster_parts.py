@@ -62,9 +62,11 @@ def test_there_is_exactly_one_default_storage_class() -> None:
     assert [found["metadata"]["name"] for found in classes] == [addons.STORAGE_CLASS]
 
 
-def test_waiting_ends_with_the_problem() -> None:
+def test_waiting_tells_the_problem_and_ends_with_it() -> None:
+    told: list[str] = []
     with pytest.raises(ClusterError, match="it never came"):
-        until(lambda: False, 0.1, "it never came")
+        until(lambda: False, "it never came", told.append, seconds=0.1)
+    assert set(told) == {"it never came"}
 
 
 def test_mounts_are_found_deepest_first() -> None:
