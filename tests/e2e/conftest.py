@@ -1,18 +1,24 @@
-"""The cluster that `make e2e` brought up: an operator installed by helm, a namespace per test."""
+"""The cluster that `make e2e` brought up: an operator installed by helm, a namespace per test.
 
+Several workers (pytest -n) share the cluster and the operator; tests that take the operator away
+are of one group, so that one worker runs them in turn.
+"""
+
+import fcntl
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.kube import REPO, TIMEOUT, CommandError, Namespace, environment, run, wait_until
+from tests.e2e.kube import CLUSTER, REPO, TIMEOUT, CommandError, Namespace, environment, run
 from tests.patience import SECONDS
 
 SYSTEM = "trainyard-system"
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+OURS = "app.kubernetes.io/managed-by=trainyard-e2e"  # marks our namespaces
 SHAKESPEARE = REPO.parent / "shared" / "data" / "tiny_shakespeare" / "input.txt"
 IMAGES = os.environ.get("TRAINYARD_REGISTRY", "localhost:5051/trainyard")
 
@@ -22,15 +28,53 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tag", default="dev", help="tag of the images")
 
 
-@pytest.fixture(scope="session")
-def image_values(request: pytest.FixtureRequest) -> dict[str, str]:
+def runs_the_tests(config: pytest.Config) -> bool:
+    """Whether this is pytest's first process, and not one of its workers, nor a mere listing."""
+    return not hasattr(config, "workerinput") and not config.getoption("collectonly")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Install the operator, from its chart, in its own namespace under the restricted standard."""
+    if not runs_the_tests(session.config):
+        return
+    try:
+        run("kubectl", "get", "nodes")
+    except (CommandError, FileNotFoundError) as error:
+        pytest.exit(f"no cluster to test on: run `make cluster` first ({error})", returncode=1)
+    make_namespace(SYSTEM)
+    # As docs/operations.md says for an upgrade: helm never changes a CRD that is there.
+    crds = str(REPO / "charts" / "operator" / "crds")
+    apply = ("kubectl", "apply", "--server-side", "--force-conflicts", "--field-manager=helm")
+    run(*apply, "-f", crds)
+    image = values_of_images(session.config)
+    run(
+        *("helm", "upgrade", "--install", "trainyard", str(REPO / "charts" / "operator")),
+        *("--namespace", SYSTEM, "--set", image["operator"], "--set", image["trainer"]),
+        *("--wait", TIMEOUT),
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """When every worker is done, uninstall it, and see all namespaces go."""
+    if runs_the_tests(session.config):
+        run("helm", "uninstall", "trainyard", "--namespace", SYSTEM, "--wait", TIMEOUT)
+        run("kubectl", "delete", "namespace", "--selector", OURS, TIMEOUT)
+
+
+def values_of_images(config: pytest.Config) -> dict[str, str]:
     """Part -> helm's `--set` text for its image."""
-    prefix, tag = request.config.getoption("--images"), request.config.getoption("--tag")
+    prefix, tag = config.getoption("--images"), config.getoption("--tag")
     return {
         "operator": f"image.repository={prefix}/operator,image.tag={tag}",
         "serving": f"image.repository={prefix}/serving,image.tag={tag}",
         "trainer": f"trainerImage.repository={prefix}/trainer,trainerImage.tag={tag}",
     }
+
+
+@pytest.fixture(scope="session")
+def image_values(request: pytest.FixtureRequest) -> dict[str, str]:
+    """As values_of_images says."""
+    return values_of_images(request.config)
 
 
 @pytest.fixture(scope="session")
@@ -40,44 +84,34 @@ def image_names(request: pytest.FixtureRequest) -> dict[str, str]:
     return {part: f"{prefix}/{part}:{tag}" for part in ("operator", "serving", "trainer")}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def operator(image_values: dict[str, str]) -> Iterator[Namespace]:
-    """The operator, from its chart, in its own namespace under the restricted standard."""
-    try:
-        run("kubectl", "get", "nodes")
-    except (CommandError, FileNotFoundError) as error:
-        pytest.exit(f"no cluster to test on: run `make cluster` first ({error})", returncode=1)
-    space = make_namespace(SYSTEM)
-    # As docs/operations.md says for an upgrade: helm never changes a CRD that is there.
-    crds = str(REPO / "charts" / "operator" / "crds")
-    apply = ("kubectl", "apply", "--server-side", "--force-conflicts", "--field-manager=helm")
-    run(*apply, "-f", crds)
-    run(
-        "helm",
-        "upgrade",
-        "--install",
-        "trainyard",
-        str(REPO / "charts" / "operator"),
-        "--namespace",
-        SYSTEM,
-        "--set",
-        image_values["operator"],
-        "--set",
-        image_values["trainer"],
-        "--wait",
-        TIMEOUT,
-    )
-    yield space
-    run("helm", "uninstall", "trainyard", "--namespace", SYSTEM, "--wait", TIMEOUT)
-    delete_namespace(SYSTEM)
+@pytest.fixture(autouse=True)
+def use_of_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests use the nodes at once; one that takes a node away (`alone`) uses them alone."""
+    how = fcntl.LOCK_EX if "alone" in request.fixturenames else fcntl.LOCK_SH
+    with (CLUSTER / "turn").open("w") as turn, (CLUSTER / "use").open("w") as use:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # while one waits to be alone, no other one begins
+        fcntl.flock(use, how)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.fixture
+def alone(use_of_nodes: None) -> None:
+    """Asked for by a test beside which no other one may run."""
+
+
+@pytest.fixture(scope="session")
+def operator() -> Namespace:
+    """The operator's namespace."""
+    return Namespace(SYSTEM)
 
 
 @pytest.fixture
 def space(request: pytest.FixtureRequest) -> Iterator[Namespace]:
-    """A fresh namespace, named after the test; it is gone again when the test has passed."""
+    """A fresh namespace, named after the test; it goes when the test is over."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
     yield make_namespace(name)
-    delete_namespace(name)
+    run("kubectl", "delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture
@@ -103,8 +137,7 @@ def corpus(space: Namespace, tmp_path: Path) -> dict[str, object]:
 def make_namespace(name: str) -> Namespace:
     delete_namespace(name)
     run("kubectl", "create", "namespace", name)
-    label = "pod-security.kubernetes.io/enforce=restricted"
-    run("kubectl", "label", "namespace", name, label)
+    run("kubectl", "label", "namespace", name, RESTRICTED, OURS)
     return Namespace(name)
 
 
@@ -147,10 +180,3 @@ class Forwarder:
         for process in self.processes:
             process.terminate()
             process.wait(SECONDS)
-
-
-def seconds_since(start: float) -> float:
-    return round(time.monotonic() - start, 1)
-
-
-__all__ = ["Forwarder", "seconds_since", "wait_until"]

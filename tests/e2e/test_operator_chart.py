@@ -1,10 +1,15 @@
 """The operator as installed: its own `helm test`, its health, its metrics."""
 
 import httpx
+import pytest
 
 from tests.e2e.conftest import SYSTEM, Forwarder
 from tests.e2e.kube import TIMEOUT, Namespace, run
+from tests.e2e.runs import training_run
+from tests.e2e.test_study import wait_metrics
 from tests.patience import SECONDS
+
+pytestmark = pytest.mark.xdist_group("operator")
 
 
 def test_helm_test_passes() -> None:
@@ -12,14 +17,15 @@ def test_helm_test_passes() -> None:
     assert "Succeeded" in text
 
 
-def test_health_and_metrics(operator: Namespace) -> None:
+def test_health_and_metrics(space: Namespace, operator: Namespace) -> None:
     forwarder = Forwarder(operator)
     try:
         url = forwarder.url("deployment/trainyard-operator", 8080)
         for path in ("/healthz", "/readyz"):
             assert httpx.get(f"{url}{path}", timeout=SECONDS).status_code == 200
-        text = httpx.get(f"{url}/metrics", timeout=SECONDS).text
-        assert "trainyard_operator_leader 1.0" in text
-        assert 'trainyard_operator_reconciles_total{result="ok"}' in text
     finally:
         forwarder.close()
+    space.apply(training_run("seen", {"recipe": "char-gpt", "suspend": True}))
+    space.wait_phase("seen", "Suspended")
+    text = wait_metrics(operator, 'trainyard_operator_reconciles_total{result="ok"}')
+    assert "trainyard_operator_leader 1.0" in text

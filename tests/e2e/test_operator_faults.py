@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.kube import LONG, REPO, Namespace, wait_until
 from tests.e2e.runs import char_gpt
 
+pytestmark = pytest.mark.xdist_group("operator")
+
 
 def test_the_operator_killed_in_the_middle_changes_nothing(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
@@ -70,7 +72,7 @@ def kill_operator(operator: Namespace) -> None:
     reason="takes a node from the cluster that make cluster made, never from another one",
 )
 def test_a_lost_node_does_not_hold_up_the_run(
-    space: Namespace, operator: Namespace, corpus: dict[str, Any]
+    alone: None, space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
     """The lost node's pod stays Terminating for ever; the run goes on elsewhere."""
     space.apply(char_gpt("survivor", corpus, {"max_steps": 800}))

@@ -11,6 +11,8 @@ from tests.e2e.kube import LONG, CommandError, Namespace, wait_until
 from tests.e2e.test_operator_faults import kill_operator
 from tests.patience import SECONDS
 
+pytestmark = pytest.mark.xdist_group("operator")
+
 TINY = {
     "corpus": "stdlib",
     "block_size": 32,
