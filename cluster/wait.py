@@ -12,6 +12,8 @@ from .errors import ClusterError
 PATIENCE = 600.0
 # What is fetched from elsewhere, or is several GB large.
 TRANSFER = 1800.0
+# What comes sooner needs no words.
+SILENT = 5.0
 
 
 def until(
@@ -23,15 +25,16 @@ def until(
 ) -> None:
     """Poll until the condition holds; past the deadline raise ClusterError(problem).
 
-    `tell` is told the problem too, as long as it lasts.
+    `tell` is told the problem too, once it has lasted for some seconds.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     pause = 0.05
     while not condition():
         text = problem if isinstance(problem, str) else problem()
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise ClusterError(f"{text} (waited {seconds:.0f} s)")
-        if tell is not None:
+        if tell is not None and waited > SILENT:
             tell(text)
         time.sleep(pause)
         pause = min(pause * 1.5, 0.5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import addons, mounts, registry
+from cluster import addons, mounts, registry, wait
 from cluster.errors import ClusterError
 from cluster.lock import exclusive
 from cluster.push import target_name
@@ -62,7 +62,8 @@ def test_there_is_exactly_one_default_storage_class() -> None:
     assert [found["metadata"]["name"] for found in classes] == [addons.STORAGE_CLASS]
 
 
-def test_waiting_tells_the_problem_and_ends_with_it() -> None:
+def test_waiting_tells_the_problem_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "SILENT", 0.0)
     told: list[str] = []
     with pytest.raises(ClusterError, match="it never came"):
         until(lambda: False, "it never came", told.append, seconds=0.1)
