@@ -39,7 +39,7 @@ def _pulls(tool: str) -> bool:
     """Whether the public image can be had; a machine without a way out says so within seconds."""
     try:
         done = subprocess.run(
-            [tool, "pull", "--quiet", PUBLIC], capture_output=True, timeout=300, check=False
+            [tool, "pull", "--quiet", PUBLIC], capture_output=True, timeout=1800, check=False
         )
     except subprocess.TimeoutExpired:
         return False

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import SECONDS
+
 CHARTS = Path(__file__).parents[2] / "charts"
 Manifest = dict[str, Any]
 
@@ -83,7 +85,8 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
     env = os.environ | {"GOGC": "off"}  # it lives too briefly for its garbage to matter
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, *args], capture_output=True, text=True, timeout=60, env=env)
+        command = [program, *args]
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=env)
 
     return run
 
