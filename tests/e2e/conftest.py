@@ -5,6 +5,7 @@ are of one group, so that one worker runs them in turn.
 """
 
 import fcntl
+import hashlib
 import os
 import re
 import subprocess
@@ -109,7 +110,9 @@ def operator() -> Namespace:
 @pytest.fixture
 def space(request: pytest.FixtureRequest) -> Iterator[Namespace]:
     """A fresh namespace, named after the test; it goes when the test is over."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50]
+    # Cases of one test may differ in the end of their names alone, and run at the same time.
+    name = f"{words}-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:6]}"
     yield make_namespace(name)
     run("kubectl", "delete", "namespace", name, "--wait=false")
 
