@@ -38,7 +38,7 @@ system: .venv/ready ## whole programs: torchrun, trainyard study and serve, a br
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m images build --tag $(TAG) --load
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/e2e tests/charts --tag $(TAG)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
 
 kill-soak: .venv/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
 	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)

@@ -1,7 +1,7 @@
 """The cluster that `make e2e` brought up: an operator installed by helm, a namespace per test.
 
-Several workers (pytest -n) share the cluster and the operator; tests that take the operator away
-are of one group, so that one worker runs them in turn.
+Several workers (pytest -n) share the cluster. Locks see to it that one test at a time deals with
+the operator, and that no other one runs beside a test that takes a node away.
 """
 
 import fcntl
@@ -101,10 +101,12 @@ def alone(use_of_nodes: None) -> None:
     """Asked for by a test beside which no other one may run."""
 
 
-@pytest.fixture(scope="session")
-def operator() -> Namespace:
-    """The operator's namespace."""
-    return Namespace(SYSTEM)
+@pytest.fixture
+def operator(use_of_nodes: None) -> Iterator[Namespace]:
+    """The operator's namespace, for one test at a time: it may take the operator away."""
+    with (CLUSTER / "operator").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Namespace(SYSTEM)
 
 
 @pytest.fixture

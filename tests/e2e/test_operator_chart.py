@@ -1,19 +1,16 @@
 """The operator as installed: its own `helm test`, its health, its metrics."""
 
 import httpx
-import pytest
 
-from tests.e2e.conftest import SYSTEM, Forwarder
+from tests.e2e.conftest import Forwarder
 from tests.e2e.kube import TIMEOUT, Namespace, run
 from tests.e2e.runs import training_run
 from tests.e2e.test_study import wait_metrics
 from tests.patience import SECONDS
 
-pytestmark = pytest.mark.xdist_group("operator")
 
-
-def test_helm_test_passes() -> None:
-    text = run("helm", "test", "trainyard", "--namespace", SYSTEM, TIMEOUT)
+def test_helm_test_passes(operator: Namespace) -> None:
+    text = run("helm", "test", "trainyard", "--namespace", operator.name, TIMEOUT)
     assert "Succeeded" in text
 
 

@@ -11,8 +11,6 @@ import pytest
 from tests.e2e.kube import LONG, REPO, Namespace, wait_until
 from tests.e2e.runs import char_gpt
 
-pytestmark = pytest.mark.xdist_group("operator")
-
 
 def test_the_operator_killed_in_the_middle_changes_nothing(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
