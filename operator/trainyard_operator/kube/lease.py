@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from trainyard_operator.kube.client import Kube, Object, path_of
 from trainyard_operator.kube.errors import ApiError
 
-LEASE_SECONDS = 15
-RENEW_DEADLINE_SECONDS = 10.0  # a leader that couldn't renew for so long stops; less than the above
+LEASE_SECONDS = 30
+# A leader that could not renew for so long stops; less than the above, and more than a node that is
+# short of time needs.
+RENEW_DEADLINE_SECONDS = 20.0
 RETRY_SECONDS = 2.0
 
 _API = "coordination.k8s.io/v1"
