@@ -12,7 +12,7 @@ from tests.e2e.runs import char_gpt
 from tests.patience import SECONDS
 
 RUN = "shakespeare"
-STEPS = 600
+STEPS = 400
 
 
 def test_train_kill_resume_serve(

@@ -15,7 +15,7 @@ from tests.e2e.runs import char_gpt
 def test_the_operator_killed_in_the_middle_changes_nothing(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("steady", corpus, {"max_steps": 500}))
+    space.apply(char_gpt("steady", corpus, {"max_steps": 250}))
     space.wait_phase("steady", "Running")
     before = space.pods("steady")
     kill_operator(operator)
@@ -73,7 +73,7 @@ def test_a_lost_node_does_not_hold_up_the_run(
     alone: None, space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
     """The lost node's pod stays Terminating for ever; the run goes on elsewhere."""
-    space.apply(char_gpt("survivor", corpus, {"max_steps": 800}))
+    space.apply(char_gpt("survivor", corpus, {"max_steps": 500}))
     space.wait_status(
         "survivor",
         "a checkpoint",
