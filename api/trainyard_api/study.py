@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from trainyard_api.base import Model, Rule, SpecModel, matches
-from trainyard_api.run import ObjectMeta
-from trainyard_api.spec import NAME_PATTERN, immutable
+from trainyard_api.base import Rule, SpecModel, matches
+from trainyard_api.resource import Resource, name_rules
+from trainyard_api.spec import immutable
 from trainyard_api.study_status import ScalingStudyStatus
 
 STUDY_KIND = "ScalingStudy"
@@ -111,34 +110,11 @@ class ScalingStudySpec(SpecModel):
         return hashlib.sha256(json.dumps(measured, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class ScalingStudy(Model):
+class ScalingStudy(Resource):
     """A study: what to measure, and what was found."""
 
-    rules: ClassVar = (
-        Rule(
-            f"self.metadata.name.size() <= {MAX_STUDY_NAME}",
-            f"metadata.name must have at most {MAX_STUDY_NAME} characters"
-            " (its runs add cell and repeat to it)",
-            lambda s: len(s.metadata.name) <= MAX_STUDY_NAME,
-        ),
-        Rule(
-            f"self.metadata.name.matches('^{NAME_PATTERN}$')",
-            "metadata.name must begin with a lower-case letter and hold only lower-case letters,"
-            " digits and dashes",
-            lambda s: re.fullmatch(NAME_PATTERN, s.metadata.name) is not None,
-        ),
-    )
+    rules: ClassVar = name_rules(MAX_STUDY_NAME, "its runs add cell and repeat to it")
 
-    api_version: Literal["trainyard.dev/v1alpha1"]
     kind: Literal["ScalingStudy"]
-    metadata: ObjectMeta
     spec: ScalingStudySpec
     status: ScalingStudyStatus = Field(default_factory=ScalingStudyStatus)
-
-    @property
-    def name(self) -> str:
-        return self.metadata.name
-
-    @property
-    def namespace(self) -> str:
-        return self.metadata.namespace or "default"
