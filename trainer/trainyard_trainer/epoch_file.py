@@ -3,7 +3,6 @@
 Resuming never needs it: checkpoints do that.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainyard_api.files import replacing
 from trainyard_trainer.parallel import Parallel, whole
 
 FOLDER = "epochs"  # in the run's directory
@@ -36,7 +36,6 @@ def write_epoch_file(
     if not parallel.group.is_main:
         return path
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".tmp-{name}")
     content = {
         "epoch": epoch,
         "model_state_dict": model,
@@ -45,14 +44,8 @@ def write_epoch_file(
         "accuracy": metrics.get("accuracy"),
         "config": config,
     }
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(content, file)
     return path
 
 

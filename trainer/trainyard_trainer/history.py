@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainyard_api.files import replace_text
 from trainyard_trainer.clock import since_start
 
 HISTORY_FILE = "metrics.jsonl"
@@ -75,11 +75,9 @@ class History:
 
     def keep_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write all that is known of the newest evaluation to a file of its own."""
-        path = self.run_dir / EVALUATION_FILE
-        temporary = path.with_suffix(".tmp")
+        text = json.dumps(evaluation, indent=2) + "\n"
         try:
-            temporary.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            replace_text(self.run_dir / EVALUATION_FILE, text, durable=False)
         except OSError as error:
             self._warn(error)
 
@@ -118,9 +116,7 @@ class History:
         self.furthest = max((line["step"] for line in lines), default=0)
         kept = [line for line in lines if line["step"] <= step and step]
         self._seconds_before = _seconds(kept)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:

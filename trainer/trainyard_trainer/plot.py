@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trainyard_api.files import replacing
 from trainyard_trainer.history import HISTORY_FILE, PICTURE_FILE, read_history
 
 
@@ -46,9 +47,8 @@ def draw(run_dir: Path, name: str) -> Path:
     if train or held_out:
         axes.legend(frameon=False)
     picture = run_dir / PICTURE_FILE
-    temporary = picture.with_name(f".tmp-{PICTURE_FILE}")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, picture)
+    with replacing(picture, durable=False) as file:
+        figure.savefig(file, format="png")
     return picture
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from trainyard_api.files import replace_text
 from trainyard_trainer.errors import one_line
 from trainyard_trainer.sink import Record, Unreachable, metrics_of, settings_of
 
@@ -163,9 +164,7 @@ class MLflowSink:
 
     def _keep(self, **changes: Any) -> None:
         self._state |= changes
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._state))
-        os.replace(temporary, self._path)
+        replace_text(self._path, json.dumps(self._state), durable=False)
 
 
 def _short(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainyard_api.files import replacing
 from trainyard_api.job import RUN_DIR_ENV
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ def keep(name: str, make: Callable[[], "Tokens"]) -> "Tokens":
         if kept is not None:
             return kept
         made = make()
-        with contextlib.suppress(OSError):
-            _write(path, made)
+        # Two writers, where there are no locks, don't meet.
+        writer = f"{os.uname().nodename}-{os.getpid()}."
+        with contextlib.suppress(OSError), replacing(path, writer=writer) as file:
+            np.save(file, made)
     kept = _read(path)  # its pages are shared by all processes, and can be dropped
     return made if kept is None else kept
 
@@ -59,16 +62,3 @@ def _locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, tokens: "Tokens") -> None:
-    """Under a name of its own first: two writers, where there are no locks, don't meet."""
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, tokens)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

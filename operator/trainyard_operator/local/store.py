@@ -24,6 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.files import replace_text
+
 HOME_ENV = "TRAINYARD_HOME"
 # Annotations of a run on this machine: where its relative paths begin, and the user's manifest.
 WORKING_DIRECTORY = "trainyard.dev/working-directory"
@@ -45,16 +47,6 @@ class RunBusyError(UserError):
 def home() -> Path:
     """The directory of everything `trainyard run` keeps."""
     return Path(os.environ.get(HOME_ENV) or Path.home() / ".trainyard").absolute()
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` as a whole: a reader, or a crash, sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -108,7 +100,7 @@ class RunDir:
         return run
 
     def write(self, run: dict[str, Any]) -> None:
-        write_atomic(self.run_file, json.dumps(run, indent=1) + "\n")
+        replace_text(self.run_file, json.dumps(run, indent=1) + "\n")
 
     def data(self, run: dict[str, Any]) -> Path:
         """The run's directory on its volume: what the trainer writes and serving reads."""

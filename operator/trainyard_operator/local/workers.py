@@ -14,11 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.files import replace_text
 from trainyard_api.job import EXIT_CONFIG
 from trainyard_api.run import TrainingRun
 from trainyard_operator import launch
 from trainyard_operator.local import preflight, shim
-from trainyard_operator.local.store import WORKING_DIRECTORY, RunDir, write_atomic
+from trainyard_operator.local.store import WORKING_DIRECTORY, RunDir
 from trainyard_operator.observed import Worker
 from trainyard_operator.plan import WorkerKey, worker_name
 
@@ -144,7 +145,7 @@ class Workers:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             rendezvous, report = free_ports(2)
-            write_atomic(path, json.dumps({"rendezvous": rendezvous, "report": report}))
+            replace_text(path, json.dumps({"rendezvous": rendezvous, "report": report}))
         ports: dict[str, int] = json.loads(path.read_text())
         return ports
 
@@ -233,7 +234,7 @@ def log_tail(path: Path) -> str:
 def _refuse(directory: Path, message: str) -> None:
     """A worker that could not start ends as the trainer does for a mistake in the manifest."""
     words = json.dumps({"message": f"ConfigError: {message}"})
-    write_atomic(directory / ERROR_FILE, words)
+    replace_text(directory / ERROR_FILE, words)
     shim.write_exit(directory, EXIT_CONFIG)
 
 

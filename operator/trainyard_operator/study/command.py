@@ -5,15 +5,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.files import replace_text
+from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_operator.local.run import EXIT_INTERRUPTED, stop_on_signals
-from trainyard_operator.local.store import UserError, write_atomic
+from trainyard_operator.local.store import UserError
 from trainyard_operator.status import counted
 from trainyard_operator.study.display import StudyDisplay, new_display
 from trainyard_operator.study.file import load
 from trainyard_operator.study.machine import commit, this_machine
-from trainyard_operator.study.reconcile import FINISHED
 from trainyard_operator.study.report import markdown, print_study
 from trainyard_operator.study.results import progress
 from trainyard_operator.study.runner import Runner, refuse_if_none_can_start, threads_here
@@ -101,7 +102,7 @@ def _move_aside(directory: StudyDir) -> Path:
 
 
 def _save(study: ScalingStudy, directory: StudyDir) -> None:
-    write_atomic(directory.table, markdown(study))
+    replace_text(directory.table, markdown(study))
     try:
         from trainyard_operator.study.chart import draw
 

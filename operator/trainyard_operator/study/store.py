@@ -20,8 +20,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainyard_api.base import one_line
+from trainyard_api.files import replace_text
 from trainyard_api.study import ScalingStudy
-from trainyard_operator.local.store import UserError, home, write_atomic
+from trainyard_operator.local.store import UserError, home
 
 AGAIN = "--again moves it aside and measures anew"
 
@@ -47,7 +48,7 @@ class StudyDir:
             raise UserError(f"{self.file}: {one_line(error)}; {AGAIN}") from None
 
     def save(self, study: ScalingStudy) -> None:
-        write_atomic(self.file, json.dumps(study.to_wire(), indent=1) + "\n")
+        replace_text(self.file, json.dumps(study.to_wire(), indent=1) + "\n")
 
     def move_aside(self, started: datetime | None) -> Path:
         """Make room for the study to be measured anew; returns where the old one is now."""
