@@ -16,7 +16,7 @@ Phase = Literal[
     "Succeeded",
     "Failed",
 ]
-FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")
+FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")  # a study's final phases, too
 
 ConditionType = Literal["Scheduled", "Running", "Suspended", "Succeeded", "Failed"]
 

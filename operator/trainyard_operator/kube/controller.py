@@ -39,11 +39,7 @@ class Controller:
         try:
             await self._executor.apply(raw, observed, plan)
         except ApiError as error:
-            if error.status == 404:
-                return "gone", None
-            if error.reason == "Conflict":
-                return "conflict", 0.0
-            raise
+            return overtaken(error)
         before = observed.run.status
         self._instruments.failed_attempts(before, plan.status)
         if before.phase != plan.status.phase:
@@ -51,6 +47,18 @@ class Controller:
             moved = f"{before.phase or 'new'} -> {after.phase}"
             logger.info("%s: %s: %s", key, moved, after.message, extra={"run": str(key)})
         return "ok", plan.requeue_after
+
+
+def overtaken(error: ApiError) -> tuple[str, float | None]:
+    """What a reconcile comes to whose object was changed or deleted since it was read.
+
+    Any other error is raised.
+    """
+    if error.status == 404:
+        return "gone", None
+    if error.reason == "Conflict":
+        return "conflict", 0.0
+    raise error
 
 
 async def measured(

@@ -4,17 +4,22 @@ Every action is idempotent: what is already so counts as done. The status comes 
 touched, and only if nobody else has written the run since it was read.
 """
 
-from datetime import UTC, datetime
-
-from trainyard_api.base import one_line
-from trainyard_api.run import API_VERSION, PLURAL, TrainingRun
-from trainyard_api.status import FINISHED, TrainingRunStatus
+from trainyard_api.run import PLURAL, TrainingRun
+from trainyard_api.status import TrainingRunStatus
 from trainyard_operator.kube import manifests
 from trainyard_operator.kube.client import Kube, Object, path_of
 from trainyard_operator.kube.errors import Rejected
 from trainyard_operator.kube.observe import owned_by
 from trainyard_operator.kube.stored import InvalidRun
-from trainyard_operator.kube.write import accepted, each, replace_status, tell, to_status
+from trainyard_operator.kube.write import (
+    accepted,
+    delete_run,
+    each,
+    refuse,
+    replace_status,
+    tell,
+    to_status,
+)
 from trainyard_operator.observed import Observed
 from trainyard_operator.plan import Plan, RunEvent
 
@@ -52,24 +57,11 @@ class Executor:
                 await self._write_rejection(run, raw, plan.status, str(rejected))
                 raise
         if plan.delete_run:
-            await self._kube.delete(
-                path_of(API_VERSION, PLURAL, run.namespace, run.name),
-                {"propagationPolicy": "Background", "preconditions": {"uid": run.metadata.uid}},
-            )
+            await delete_run(self._kube, run)
 
     async def refuse(self, invalid: InvalidRun) -> None:
         """Tell the user, in the status, what is wrong with a spec that can't be read."""
-        status = invalid.raw.get("status") or {}
-        if status.get("phase") in FINISHED:
-            return
-        refused = TrainingRunStatus(
-            observed_generation=invalid.raw["metadata"].get("generation"),
-            phase="Failed",
-            reason="InvalidSpec",
-            message=one_line(invalid.error),
-            completion_time=datetime.now(UTC),
-        )
-        await replace_status(self._kube, PLURAL, invalid.raw, {**status, **to_status(refused)})
+        await refuse(self._kube, PLURAL, invalid, TrainingRunStatus)
 
     async def _write_rejection(
         self, run: TrainingRun, raw: Object, status: TrainingRunStatus, message: str

@@ -8,20 +8,27 @@ import logging
 from datetime import UTC, datetime
 
 from trainyard_api import labels
-from trainyard_api.base import one_line
 from trainyard_api.run import API_VERSION, KIND, PLURAL, TrainingRun
 from trainyard_api.study import STUDY_KIND, STUDY_PLURAL, ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_operator.kube.client import Kube, Object, path_of
-from trainyard_operator.kube.controller import measured
+from trainyard_operator.kube.controller import measured, overtaken
 from trainyard_operator.kube.errors import ApiError, Rejected
 from trainyard_operator.kube.instruments import Instruments
 from trainyard_operator.kube.observe import Key, owned_by
 from trainyard_operator.kube.stored import InvalidRun, parse, parse_run
-from trainyard_operator.kube.write import accepted, each, replace_status, tell, to_status
+from trainyard_operator.kube.write import (
+    accepted,
+    delete_run,
+    each,
+    refuse,
+    replace_status,
+    tell,
+    to_status,
+)
 from trainyard_operator.plan import RunEvent
 from trainyard_operator.study.plan import StudyObserved, StudyPlan
-from trainyard_operator.study.reconcile import FINISHED, reconcile_study
+from trainyard_operator.study.reconcile import reconcile_study
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +51,14 @@ class StudyController:
         try:
             study = parse(ScalingStudy, raw)
         except InvalidRun as invalid:
-            await self._refuse(invalid)
+            await refuse(self._kube, STUDY_PLURAL, invalid, ScalingStudyStatus)
             return "invalid", None
         observed = StudyObserved(study, datetime.now(UTC), await self._runs(study))
         plan = reconcile_study(observed)
         try:
             await self._apply(raw, observed, plan)
         except ApiError as error:
-            if error.status == 404:
-                return "gone", None
-            if error.reason == "Conflict":
-                return "conflict", 0.0
-            raise
+            return overtaken(error)
         before, after = study.status, plan.status
         if (before.phase, before.progress) != (after.phase, after.progress):
             text = f"{after.phase} {after.progress}: {after.message}"
@@ -74,19 +77,12 @@ class StudyController:
             await tell(self._kube, study, event)
         raw = await replace_status(self._kube, STUDY_PLURAL, raw, to_status(plan.status))
         unwanted = [run for run in observed.runs if run.name in plan.delete]
-        await each(self._delete(run) for run in unwanted)
+        await each(delete_run(self._kube, run) for run in unwanted)
         try:
             await each(self._create(study, run) for run in plan.create)
         except Rejected as rejected:
             await self._write_rejection(study, raw, plan.status, str(rejected))
             raise
-
-    async def _delete(self, run: TrainingRun) -> None:
-        options: Object = {
-            "propagationPolicy": "Background",
-            "preconditions": {"uid": run.metadata.uid},
-        }
-        await self._kube.delete(path_of(API_VERSION, PLURAL, run.namespace, run.name), options)
 
     async def _create(self, study: ScalingStudy, run: TrainingRun) -> None:
         path = path_of(API_VERSION, PLURAL, study.namespace)
@@ -104,22 +100,6 @@ class StudyController:
         event = RunEvent("Warning", "Rejected", message, f"rejected-{status.progress}")
         await tell(self._kube, study, event)
         await replace_status(self._kube, STUDY_PLURAL, raw, to_status(rejected))
-
-    async def _refuse(self, invalid: InvalidRun) -> None:
-        """Tell the user, in the status, what is wrong with a spec that can't be read."""
-        status = invalid.raw.get("status") or {}
-        if status.get("phase") in FINISHED:
-            return
-        refused = ScalingStudyStatus(
-            observed_generation=invalid.raw["metadata"].get("generation"),
-            phase="Failed",
-            reason="InvalidSpec",
-            message=one_line(invalid.error),
-            completion_time=datetime.now(UTC),
-        )
-        await replace_status(
-            self._kube, STUDY_PLURAL, invalid.raw, {**status, **to_status(refused)}
-        )
 
 
 def run_object(study: ScalingStudy, run: TrainingRun) -> Object:

@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from trainyard_api.base import Model
-from trainyard_api.run import API_VERSION, GROUP, TrainingRun
-from trainyard_api.study import ScalingStudy
+from trainyard_api.base import Model, one_line
+from trainyard_api.resource import Resource
+from trainyard_api.run import API_VERSION, GROUP, PLURAL, TrainingRun
+from trainyard_api.status import FINISHED, TrainingRunStatus
+from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_operator.kube.client import Kube, Object, path_of
 from trainyard_operator.kube.errors import ApiError, Rejected
+from trainyard_operator.kube.stored import InvalidRun
 from trainyard_operator.plan import RunEvent
 
 COMPONENT = "trainyard-operator"
@@ -31,7 +34,33 @@ async def replace_status(kube: Kube, plural: str, raw: Object, status: Object) -
     return await kube.replace(path, {**raw, "status": status})
 
 
-async def tell(kube: Kube, about: TrainingRun | ScalingStudy, event: RunEvent) -> None:
+async def refuse(
+    kube: Kube,
+    plural: str,
+    invalid: InvalidRun,
+    status: type[TrainingRunStatus] | type[ScalingStudyStatus],
+) -> None:
+    """Tell the user, in the status, what is wrong with a spec that can't be read."""
+    before = invalid.raw.get("status") or {}
+    if before.get("phase") in FINISHED:
+        return
+    refused = status(
+        observed_generation=invalid.raw["metadata"].get("generation"),
+        phase="Failed",
+        reason="InvalidSpec",
+        message=one_line(invalid.error),
+        completion_time=datetime.now(UTC),
+    )
+    await replace_status(kube, plural, invalid.raw, {**before, **to_status(refused)})
+
+
+async def delete_run(kube: Kube, run: TrainingRun) -> None:
+    """Delete this very run, never a newer one of its name, with all it owns."""
+    options = {"propagationPolicy": "Background", "preconditions": {"uid": run.metadata.uid}}
+    await kube.delete(path_of(API_VERSION, PLURAL, run.namespace, run.name), options)
+
+
+async def tell(kube: Kube, about: Resource, event: RunEvent) -> None:
     """Write an Event. Events are for people: one that can't be written stops nothing."""
     try:
         body = event_object(about, event, datetime.now(UTC))
@@ -70,7 +99,7 @@ def to_status(status: Model) -> Object:
     return wire
 
 
-def event_object(about: TrainingRun | ScalingStudy, event: RunEvent, now: datetime) -> Object:
+def event_object(about: Resource, event: RunEvent, now: datetime) -> Object:
     """A v1 Event with a name made from its key: telling the same thing twice makes one event."""
     uid = about.metadata.uid or ""
     key = re.sub(r"[^a-z0-9]+", "-", event.key.lower()).strip("-")

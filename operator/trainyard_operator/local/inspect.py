@@ -9,7 +9,7 @@ from typing import Any
 from trainyard_api.columns import COLUMNS
 from trainyard_operator.local.store import MANIFEST, RunDir
 
-FINISHED = ("Succeeded", "Failed")
+FINISHED = ("Succeeded", "Failed")  # trainyard_api.status has them, but would import pydantic
 
 
 def print_runs(runs: Sequence[RunDir], output: str | None) -> None:

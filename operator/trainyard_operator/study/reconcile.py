@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
-from trainyard_api.status import FINISHED as RUN_FINISHED
+from trainyard_api.status import FINISHED
 from trainyard_api.study_status import CellPhase, CellResult, ScalingStudyStatus
 from trainyard_operator.plan import RunEvent
 from trainyard_operator.status import counted, duration_text, set_condition
@@ -25,7 +25,6 @@ from trainyard_operator.study.results import (
     summarise,
 )
 
-FINISHED = ("Succeeded", "Failed")
 POLL_SECONDS = 30.0  # changes of runs are told at once; this is for those that weren't
 POLL_DELETING = 1.0
 
@@ -96,7 +95,7 @@ def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEven
     news = not status.progress
     for run, (number, repeat) in _runs_of_cells(observed, status):
         cell = status.cells[number - 1]
-        if run.status.phase not in RUN_FINISHED or _is_measured(cell, repeat):
+        if run.status.phase not in FINISHED or _is_measured(cell, repeat):
             continue
         found = measurement(run, repeat) if run.status.phase == "Succeeded" else None
         if found is not None:
@@ -138,7 +137,7 @@ def _drive(
     if not waiting and not active:
         return _finish(observed, status, events)
     # A run that is being deleted still holds its hardware.
-    busy = sum(run.status.phase not in RUN_FINISHED for run in there.values())
+    busy = sum(run.status.phase not in FINISHED for run in there.values())
     create = [key for key in waiting if key not in there][: max(0, spec.parallelism - busy)]
     moving = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
     measured = any(cell.measurements or cell.failure for cell in status.cells)
@@ -252,7 +251,7 @@ def _runs_of_cells(
 
 
 def _is_active(run: TrainingRun) -> bool:
-    return run.status.phase not in RUN_FINISHED and run.metadata.deletion_timestamp is None
+    return run.status.phase not in FINISHED and run.metadata.deletion_timestamp is None
 
 
 def _is_measured(cell: CellResult, repeat: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from trainyard_api.run import TrainingRun
-from trainyard_api.status import FINISHED as RUN_FINISHED
+from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_operator.local import preflight
@@ -16,7 +16,7 @@ from trainyard_operator.local.store import RunDir, UserError
 from trainyard_operator.study.cells import Cell
 from trainyard_operator.study.display import StudyDisplay
 from trainyard_operator.study.plan import StudyObserved, StudyPlan
-from trainyard_operator.study.reconcile import FINISHED, reconcile_study
+from trainyard_operator.study.reconcile import reconcile_study
 from trainyard_operator.study.results import progress, run_key
 from trainyard_operator.study.store import StudyDir
 from trainyard_operator.study.threads import THREADS_ENV
@@ -75,13 +75,13 @@ class Runner:
                 run = drive(backend, create(backend, wanted), display, stop)
             finally:
                 backend.workers.kill_all()
-            if run.status.phase not in RUN_FINISHED:
+            if run.status.phase not in FINISHED:
                 run_dir.remove(run.to_wire())
 
     def _discard_unfinished(self) -> None:
         """What an earlier process was killed in the middle of is measured again, undisturbed."""
         for run in self._runs():
-            if run.status.phase not in RUN_FINISHED:
+            if run.status.phase not in FINISHED:
                 run_dir = self._run_dir(run.name)
                 LocalBackend(run_dir).workers.kill_all()
                 run_dir.remove(run.to_wire())
