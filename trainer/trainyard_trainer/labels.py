@@ -32,7 +32,7 @@ def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | No
         wrong |= labels >= len(names)
     if wrong.any():
         row = int(wrong.argmax())
-        known = "" if names is None else f"; there are {len(names)} classes ({_listed(names)})"
+        known = "" if names is None else f"; there are {len(names)} classes ({listed(names)})"
         raise ConfigError(f"{where}: row {row} has label {labels[row]}{known}")
     return labels
 
@@ -52,11 +52,12 @@ def class_names(where: str, labels: Labels, names: Sequence[str] | None) -> list
         label = missing[0]
         raise ConfigError(
             f"{where}: no row of {len(labels):,} has label {label} ({names[label]});"
-            f" there are {len(names)} classes ({_listed(names)})"
+            f" there are {len(names)} classes ({listed(names)})"
         )
     return list(names)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few."""
     shown = ", ".join(names[:5])
     return f"{shown}, ..." if len(names) > 5 else shown

@@ -163,7 +163,7 @@ def refused(**settings: Any) -> str:
     [
         ([0, 1, 2, 3] * 3, "row 3 has label 3; there are 3 classes (dark, red, blue)"),
         ([0, 1, -1] * 4, "row 2 has label -1"),
-        ([0.5] * 12, "label holds double; classes must be the numbers 0, 1, 2, ..."),
+        ([0.5] * 12, "label of train holds double; classes must be the numbers 0, 1, 2, ..."),
         ([0, 1] * 6, "no row of 12 has label 2 (blue)"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_checkpoint_refuses_other_images(dataset: Path, tmp_path: Path) -> Non
     parquet.write_table(table(96, 2), tmp_path / "train.parquet")
     parquet.write_table(table(23, 1), tmp_path / "test.parquet")
     config = parse_config(ImageClassificationConfig, {"dataset": str(tmp_path)})
-    with pytest.raises(ConfigError, match="not give the images and labels the checkpoint was tra"):
+    with pytest.raises(ConfigError, match="is not what the checkpoint was trained on; undo"):
         ImageClassification(config, state)
 
 

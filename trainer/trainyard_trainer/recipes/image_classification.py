@@ -1,79 +1,43 @@
 """image-classification: a small ResNet learns to tell classes of small images apart."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trainyard_trainer.augmentation import Augmentation
-from trainyard_trainer.class_scores import Scores, class_sums
-from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import Batch
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.images import Images, Normalisation, Pixels, decode_images
-from trainyard_trainer.labels import Labels, class_names, read_labels
+from trainyard_trainer.labels import listed
 from trainyard_trainer.models.resnet import GROUP_CHANNELS, ResNet, ResNetShape
 from trainyard_trainer.models.resnet_export import write_resnet
-from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.rows import label_names, load_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
+from trainyard_trainer.recipes.classification_base import Classification, ClassificationConfig
 
 
-class ImageClassificationConfig(TrainConfig):
+class ImageClassificationConfig(ClassificationConfig):
     """Settings of image-classification. The defaults are for CIFAR-10 on a GPU."""
 
-    # The decoded images and their labels are compared themselves.
-    free = TrainConfig.free | {"dataset", "eval_dataset", "image_column", "label_column"}
+    free = ClassificationConfig.free | {"image_column"}
 
     num_epochs: float | None = Field(default=30, gt=0)
-    """Passes over the training images, instead of max_steps. Each pass ends with an evaluation and
-    a checkpoint."""
-
     batch_size: int = Field(default=128, ge=1)
-    """Samples of one optimizer step, all ranks and accumulation steps together."""
-
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov momentum."""
-
     learning_rate: float = Field(default=0.2, ge=0)
-    """Highest learning rate, reached after the warm-up."""
-
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-
     min_learning_rate: float | None = Field(default=0, ge=0)
     """Where the schedule ends."""
 
     weight_decay: float = Field(default=5e-4, ge=0)
-    """Weight decay, on matrices only (decoupled in AdamW)."""
-
-    eval_steps: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates only at the end (and after each epoch)."""
-
-    eval_batches: int | None = Field(default=None, ge=1)
-    """Global batches of held-out images in one evaluation, always the same ones; null for all."""
 
     dataset: str = Field(default="hub:uoft-cs/cifar10", min_length=1)
     """Images to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet, or such
     a file. They are kept decoded in memory."""
 
-    eval_dataset: str | None = Field(default=None, min_length=1)
-    """Images to evaluate on. Default: the test split of `dataset`."""
-
     image_column: str = Field(default="img", min_length=1)
     """Name of the column with the images, all of one size."""
-
-    label_column: str = Field(default="label", min_length=1)
-    """Name of the column with the classes, numbers from 0."""
-
-    labels: list[str] | None = Field(default=None, min_length=2)
-    """Names of the classes 0, 1, ... Default: those the data set has."""
 
     embedding_size: int = Field(default=64, ge=1, multiple_of=GROUP_CHANNELS)
     """Channels of the first convolution, at full resolution."""
@@ -113,50 +77,30 @@ class ImageClassificationConfig(TrainConfig):
         return self
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A split's table, and how errors begin that are about it."""
-
-    where: str
-    table: "pa.Table"
-
-
-class ImageClassification(Recipe):
+class ImageClassification(Classification):
     """A residual network from scratch, on images that fit into memory."""
 
     Config = ImageClassificationConfig
+    config: ImageClassificationConfig
     train: Images
     held_out: Images
 
     def __init__(self, config: ImageClassificationConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        if config.eval_dataset is None and Path(config.dataset).is_file():
-            raise ConfigError(
-                f"config.eval_dataset: set it; {config.dataset} is one file, with nothing held out"
-            )
-        train = self._rows("dataset", config.dataset, "train")
-        held_out_key = "dataset" if config.eval_dataset is None else "eval_dataset"
-        held_out = self._rows(held_out_key, config.eval_dataset or config.dataset, "test")
-        names = config.labels or label_names(train.table, config.label_column)
-        labels = self._labels(train, names)
-        self.classes = class_names(train.where, labels, names)
-        held_out_labels = self._labels(held_out, self.classes)
-
-        pixels = self._pixels(train)
+        (train, labels), (held_out, held_out_labels) = self.load(config.image_column)
+        pixels = decode_images(*train.column(config.image_column))
         self.normalisation = Normalisation.of(pixels)
         self.train = Images(pixels, labels, self._augmentation(pixels))
-        self.held_out = Images(self._pixels(held_out), held_out_labels)
+        self.held_out = Images(
+            decode_images(*held_out.column(config.image_column)), held_out_labels
+        )
         if self.held_out.size != self.train.size:
             raise ConfigError(
                 f"{held_out.where}: the images are {self.held_out.size_text} pixels, those to"
                 f" train on {self.train.size_text}; bring all to one size first"
             )
         self.fingerprint = [self.train.sha256(), self.held_out.sha256()]
-        if saved and saved["samples_sha256"] != self.fingerprint:
-            raise ConfigError(
-                f"{train.where} does not give the images and labels the checkpoint was trained on;"
-                " bring them back, or start a run under another name"
-            )
+        self.check_same(saved, train.where)
         self.shape = ResNetShape(
             num_labels=len(self.classes),
             embedding_size=config.embedding_size,
@@ -164,18 +108,6 @@ class ImageClassification(Recipe):
             depths=tuple(config.depths),
             downsample_in_first_stage=config.downsample_in_first_stage,
         )
-
-    def _rows(self, key: str, source: str, split: str) -> _Rows:
-        columns = [self.config.image_column, self.config.label_column]
-        return _Rows(f"config.{key}: {source}", load_rows(key, source, split, columns))
-
-    def _labels(self, rows: _Rows, names: list[str] | None) -> Labels:
-        column = self.config.label_column
-        return read_labels(f"{rows.where}: {column}", rows.table[column], names)
-
-    def _pixels(self, rows: _Rows) -> Pixels:
-        column = self.config.image_column
-        return decode_images(f"{rows.where}: {column}", rows.table[column])
 
     def _augmentation(self, pixels: Pixels) -> Augmentation:
         config, shortest = self.config, min(pixels.shape[1:3])
@@ -188,15 +120,11 @@ class ImageClassification(Recipe):
         grey = (255 * self.normalisation.mean).round().byte().numpy()
         return Augmentation(config.crop_padding, config.horizontal_flip, config.cutout_size, grey)
 
-    def state(self) -> dict[str, Any]:
-        return {"labels": self.classes, "samples_sha256": self.fingerprint}
-
     def describe(self) -> str:
-        shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         return (
             f"{self.config.dataset}: {len(self.train):,} images of {self.train.size_text} pixels to"
             f" train on, {len(self.held_out):,} to evaluate on, {len(self.classes)} classes"
-            f" ({shown})"
+            f" ({listed(self.classes)})"
         )
 
     def build(self) -> nn.Module:
@@ -208,28 +136,15 @@ class ImageClassification(Recipe):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats, with smoothed labels."""
         smoothing = self.config.label_smoothing
-        logits = self._logits(model, batch)
+        logits = self.logits(model, batch)
         return F.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
-        return class_sums(self._logits(model, batch), batch["labels"])
-
-    def summarise(self, sums: list[float]) -> dict[str, float]:
-        return Scores.of(sums, self.classes).metrics()
-
-    def table(self, sums: list[float]) -> str:
-        return Scores.of(sums, self.classes).table()
-
-    def details(self, sums: list[float]) -> dict[str, Any]:
-        return Scores.of(sums, self.classes).details()
 
     def export(self, weights: dict[str, Tensor], directory: Path) -> None:
         write_resnet(
             weights, self.shape, self.classes, self.train.size, self.normalisation, directory
         )
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Shape (batch, classes)."""
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return cast(Tensor, model(self.normalisation(batch["pixels"])))
 
 

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.class_scores import Scores, class_sums
-from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data import Batch
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.golden_classes import choose_texts, write_golden_classes
@@ -21,9 +19,8 @@ from trainyard_trainer.hf_models import (
     load_pretrained,
     load_tokenizer,
 )
-from trainyard_trainer.labels import Labels, class_names, read_labels
-from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.rows import label_names, load_rows
+from trainyard_trainer.labels import Labels, listed
+from trainyard_trainer.recipes.classification_base import Classification, ClassificationConfig
 from trainyard_trainer.texts import Texts
 
 if TYPE_CHECKING:
@@ -58,33 +55,17 @@ class DistilBertShape(BaseModel):
         return self
 
 
-class TextClassificationConfig(TrainConfig):
+class TextClassificationConfig(ClassificationConfig):
     """Settings of text-classification. The defaults fine-tune DistilBERT on AG News."""
 
-    # The tokenised texts and their labels are compared themselves.
-    free = TrainConfig.free | {
-        "dataset",
-        "eval_dataset",
-        "text_column",
-        "label_column",
-        "tokenizer",
-    }
+    free = ClassificationConfig.free | {"text_column", "tokenizer"}
 
     dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
     """Texts to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
     jsonl), or such a file."""
 
-    eval_dataset: str | None = Field(default=None, min_length=1)
-    """Texts to evaluate on. Default: the test split of `dataset`."""
-
     text_column: str = Field(default="text", min_length=1)
     """Name of the column with the texts."""
-
-    label_column: str = Field(default="label", min_length=1)
-    """Name of the column with the classes, numbers from 0."""
-
-    labels: list[str] | None = Field(default=None, min_length=2)
-    """Names of the classes 0, 1, ... Default: those the data set has."""
 
     model: str = Field(default=DISTILBERT, min_length=1)
     """The pretrained DistilBERT to start from: a Hub id or a directory."""
@@ -112,8 +93,6 @@ class TextClassificationConfig(TrainConfig):
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "linear"
     weight_decay: float = Field(default=0.01, ge=0)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    eval_steps: int = Field(default=0, ge=0)
-    eval_batches: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -128,26 +107,19 @@ class TextClassificationConfig(TrainConfig):
         return self
 
 
-class TextClassification(Recipe):
+class TextClassification(Classification):
     """DistilBERT with a classification head, pretrained or from scratch."""
 
     Config = TextClassificationConfig
+    config: TextClassificationConfig
     train: Texts
     held_out: Texts
 
     def __init__(self, config: TextClassificationConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        train = self._rows("dataset", config.dataset, "train")
-        if config.eval_dataset is None and Path(config.dataset).is_file():
-            raise ConfigError(
-                f"config.eval_dataset: set it; {config.dataset} is one file, with nothing held out"
-            )
-        key = "dataset" if config.eval_dataset is None else "eval_dataset"
-        held_out = self._rows(key, config.eval_dataset or config.dataset, "test")
-        names = config.labels or label_names(train, config.label_column)
-        labels = self._labels("dataset", "train", train, names)
-        self.classes = class_names(f"config.dataset: {config.dataset}", labels, names)
-        held_out_labels = self._labels(key, "test", held_out, self.classes)
+        (train, labels), (held_out, held_out_labels) = self.load(config.text_column)
+        texts = texts_of(*train.column(config.text_column))
+        held_out_texts = texts_of(*held_out.column(config.text_column))
 
         key, name = ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
         self.tokenizer = load_tokenizer(key, name)
@@ -156,46 +128,17 @@ class TextClassification(Recipe):
         self.model_config = self._model_config()
         self.tokenizer.model_max_length = config.max_length  # whoever loads it cuts as we did
 
-        def tokenised(rows: "pa.Table", labels: Labels) -> Texts:
-            texts = rows[config.text_column].to_pylist()
+        def tokenised(texts: list[str], labels: Labels) -> Texts:
             return Texts.of(texts, labels, self.tokenizer, config.max_length)
 
-        self.evaluation_texts = choose_texts(
-            held_out[config.text_column].to_pylist(), held_out_labels
-        )
-        self.train = tokenised(train, labels)
-        self.held_out = tokenised(held_out, held_out_labels).by_length()
+        self.evaluation_texts = choose_texts(held_out_texts, held_out_labels)
+        self.train = tokenised(texts, labels)
+        self.held_out = tokenised(held_out_texts, held_out_labels).by_length()
         digest = hashlib.sha256()
         self.train.update(digest)
         self.held_out.update(digest)
         self.fingerprint = digest.hexdigest()
-        if saved and saved["samples_sha256"] != self.fingerprint:
-            raise ConfigError(
-                f"config.dataset: {config.dataset} with this tokenizer is not what the checkpoint"
-                " was trained on; bring both back, or start a run under another name"
-            )
-
-    def _rows(self, key: str, source: str, split: str) -> "pa.Table":
-        """The labelled texts of a split. Raises ConfigError if one has no text."""
-        import pyarrow as pa
-        from pyarrow import compute
-
-        config = self.config
-        rows = load_rows(key, source, split, [config.text_column, config.label_column])
-        texts = rows[config.text_column]
-        where = f"config.{key}: {source}: {config.text_column} of {split}"
-        if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
-            raise ConfigError(f"{where} holds {texts.type}, not texts; set config.text_column")
-        empty = compute.equal(compute.utf8_trim_whitespace(texts.fill_null("")), "")
-        if compute.any(empty).as_py():
-            row = compute.index(empty, True).as_py()
-            raise ConfigError(f"{where}: row {row} is empty; take such rows out")
-        return rows
-
-    def _labels(self, key: str, split: str, rows: "pa.Table", names: list[str] | None) -> Labels:
-        column = self.config.label_column
-        where = f"config.{key}: {getattr(self.config, key)}: {column} of {split}"
-        return read_labels(where, rows[column], names)
+        self.check_same(saved, f"{train.where} with this tokenizer")
 
     def _model_config(self) -> "DistilBertConfig":
         """The model's config.json, of the pretrained model or of the shape asked for."""
@@ -224,15 +167,11 @@ class TextClassification(Recipe):
         found.label2id = {name: number for number, name in enumerate(self.classes)}
         return found
 
-    def state(self) -> dict[str, Any]:
-        return {"labels": self.classes, "samples_sha256": self.fingerprint}
-
     def describe(self) -> str:
-        shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
         return (
             f"{self.config.dataset}: {len(self.train):,} texts to train on"
             f" ({self.train.lengths.mean():.0f} tokens on average), {len(self.held_out):,} to"
-            f" evaluate on, {len(self.classes)} classes ({shown})"
+            f" evaluate on, {len(self.classes)} classes ({listed(self.classes)})"
         )
 
     def build(self) -> nn.Module:
@@ -253,19 +192,7 @@ class TextClassification(Recipe):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats."""
-        return F.cross_entropy(self._logits(model, batch).float(), batch["labels"])
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
-        return class_sums(self._logits(model, batch), batch["labels"])
-
-    def summarise(self, sums: list[float]) -> dict[str, float]:
-        return Scores.of(sums, self.classes).metrics()
-
-    def table(self, sums: list[float]) -> str:
-        return Scores.of(sums, self.classes).table()
-
-    def details(self, sums: list[float]) -> dict[str, Any]:
-        return Scores.of(sums, self.classes).details()
+        return F.cross_entropy(self.logits(model, batch).float(), batch["labels"])
 
     def epoch_file(self, epoch: int) -> str:
         """For example distilbert_ag_news-epoch-3.pt."""
@@ -281,10 +208,24 @@ class TextClassification(Recipe):
         self.tokenizer.save_pretrained(directory)
         write_golden_classes(directory, self.classes, self.evaluation_texts, self.config.max_length)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Shape (batch, classes)."""
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return cast(torch.Tensor, output.logits)
+
+
+def texts_of(where: str, column: "pa.ChunkedArray") -> list[str]:
+    """The column's texts. Raises ConfigError, beginning with `where`, if one is empty."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise ConfigError(f"{where} holds {column.type}, not texts; set config.text_column")
+    empty = compute.equal(compute.utf8_trim_whitespace(column.fill_null("")), "")
+    if compute.any(empty).as_py():
+        row = compute.index(empty, True).as_py()
+        raise ConfigError(f"{where}: row {row} is empty; take such rows out")
+    texts: list[str] = column.to_pylist()
+    return texts
 
 
 RECIPE = TextClassification
