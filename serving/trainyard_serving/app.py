@@ -26,6 +26,12 @@ PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline';"
     " style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
+# What the pages share: a link in their source, and what stands there once it is served.
+PAGE = Path(__file__).with_name("page")
+PAGE_PARTS = (
+    ('<link rel="stylesheet" href="page.css">', "page.css", "style"),
+    ('<script src="page.js"></script>', "page.js", "script"),
+)
 
 
 class _Shared:
@@ -158,8 +164,12 @@ def create_app(
 
 
 def page(file: Path) -> HTMLResponse:
-    """A page of ours: everything it needs is in it."""
-    return HTMLResponse(file.read_bytes(), headers={"content-security-policy": PAGE_POLICY})
+    """A page of ours: everything it needs is in it, also what it shares with the others."""
+    text = file.read_text(encoding="utf-8")
+    for link, name, tag in PAGE_PARTS:
+        part = (PAGE / name).read_text(encoding="utf-8")
+        text = text.replace(link, f"<{tag}>\n{part}</{tag}>")
+    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY})
 
 
 def _fields(served: Served | None) -> dict[str, Any]:
