@@ -19,7 +19,8 @@ from typing import Any
 
 from prometheus_client import generate_latest
 
-from tests.unit.monitoring.prometheus_server import Target, prometheus, wait_for
+from tests.patience import until
+from tests.unit.monitoring.prometheus_server import Target, prometheus
 from trainyard_api import labels
 from trainyard_api.job import TrainerJob
 from trainyard_operator.kube.instruments import Instruments
@@ -126,7 +127,7 @@ def rules() -> None:
         targets = {"runs": runs, "operator": [Target(port, {}, honor_labels=True)]}
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(prometheus(directory, targets, RULES))
-        wait_for(lambda: server.values("up == 0") == [] and server.values("up"), "scrapes")
+        until(lambda: server.values("up == 0") == [] and server.values("up"), "scrapes")
         time.sleep(SECONDS)
         print(f"\n{'rules, of ' + str(TRAINERS) + ' trainers':<28}{'rules':>9}{'':>10}{'ms':>10}")
         for group in server.get("/api/v1/rules")["groups"]:

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import until
 from tests.soak.families import COMMON, FAMILIES, SAVE_STEPS, Family
-from tests.unit.trainer.ranks import Launcher, RankServer, Run, free_port, until
+from tests.unit.trainer.ranks import Launcher, RankServer, Run, free_port
 from tests.unit.trainer.saved import digests
 from trainyard_api.checkpoint import CHECKPOINTS, newest_valid, step_of, steps
 from trainyard_api.job import TrainerJob

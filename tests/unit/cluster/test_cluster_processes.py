@@ -11,7 +11,7 @@ import pytest
 
 from cluster.processes import Identity, Processes
 from cluster.settings import Settings
-from cluster.wait import until
+from tests.patience import until
 
 STUBBORN = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=1)"
 STUBBORN += "; time.sleep(600)"
@@ -68,7 +68,7 @@ def test_a_process_of_an_earlier_boot_is_not_ours(processes: Processes) -> None:
 
 def test_one_that_ignores_sigterm_is_killed(processes: Processes) -> None:
     processes.ensure("stubborn", [sys.executable, "-c", STUBBORN])
-    until(lambda: "up" in processes.log("stubborn").read_text(), 20, "it did not start")
+    until(lambda: "up" in processes.log("stubborn").read_text())
     found = processes.identity("stubborn")
     assert found is not None
     processes.stop(["stubborn"], grace=0.2)

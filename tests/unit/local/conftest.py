@@ -4,19 +4,17 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import patience
+from tests.patience import until
 from trainyard_operator.local import shim
 from trainyard_operator.local.store import HOME_ENV
-
-# Whole commands, torchrun included: a deadline. Two at a time on busy cores took up to 117 s.
-DEADLINE_SECONDS = 240
 
 
 class Box:
@@ -43,7 +41,7 @@ class Box:
 
     def end(self, command: "subprocess.Popen[str]") -> tuple[int, str]:
         """(exit status, output) of a started command once it ends."""
-        output, _ = command.communicate(timeout=DEADLINE_SECONDS)
+        output, _ = command.communicate(timeout=patience.SECONDS)
         return command.returncode, output
 
     def cli(self, *arguments: str, **env: str) -> tuple[int, str]:
@@ -83,16 +81,8 @@ class Box:
     def keeper(self, name: str, worker: str = "1-0") -> int:
         """Process id of a worker's keeper, once it has started."""
         lock = self.run_dir(name) / "workers" / worker / "lock"
-        wait_for(lambda: lock.is_file() and lock.read_text())
+        until(lambda: lock.is_file() and lock.read_text())
         return int(json.loads(lock.read_text())["pid"])
-
-
-def wait_for(condition: Callable[[], Any], what: str = "") -> None:
-    """Poll until `condition` is true; fails after the deadline."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_SECONDS} s in vain {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -106,8 +96,3 @@ def box(tmp_path: Path) -> Iterator[Box]:
             command.stdout.close()
     for worker in box.home.glob("runs/*/workers/*-*"):
         shim.kill_family(worker)
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    return wait_for

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests import patience
+from tests.patience import until
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef
+from trainyard_operator.local import backend as backend_module
 from trainyard_operator.local.backend import LocalBackend, LossPoint
 from trainyard_operator.local.display import PlainDisplay, View, progress_line
 from trainyard_operator.local.live import LiveDisplay, sparkline
@@ -48,6 +51,7 @@ REPORT = ProgressReport(
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalBackend]:
     """A run whose one worker lives (this process holds its lock) and reports as REPORT says."""
     monkeypatch.setenv(HOME_ENV, str(tmp_path))
+    monkeypatch.setattr(backend_module, "REPORT_TIMEOUT_SECONDS", patience.SECONDS)
     server = HTTPServer(("127.0.0.1", 0), _Report)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     run_dir = RunDir("quick")
@@ -122,7 +126,7 @@ def test_the_sparkline_falls_as_the_loss_does() -> None:
     assert sparkline([LossPoint(0, 1.0)]) == ""
 
 
-def test_a_terminal_gets_the_live_panel(box: Any, until: Callable[..., None]) -> None:
+def test_a_terminal_gets_the_live_panel(box: Any) -> None:
     manifest = box.manifest("tty", command=[box.script("torchrun", "#!/bin/sh\nexec sleep 600\n")])
     master, slave = pty.openpty()
     command = subprocess.Popen(
@@ -139,7 +143,7 @@ def test_a_terminal_gets_the_live_panel(box: Any, until: Callable[..., None]) ->
     reader.start()
     until(lambda: b"1 process" in shown and b"Ctrl-C stops the run" in shown)
     command.send_signal(signal.SIGINT)
-    assert command.wait(timeout=120) == 130
+    assert command.wait(timeout=patience.SECONDS) == 130
     reader.join()
     assert b"tty is suspended" in shown
 

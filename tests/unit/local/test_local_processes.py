@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import until
+
 # Sleeps in the first attempt, with a child in a session of its own as torchrun's ranks are.
 SLEEPER = """#!/bin/sh
 echo "attempt of $PET_RDZV_ID"
@@ -18,8 +20,6 @@ if [ "$PET_RDZV_ID" = run-1 ]; then
 fi
 """
 
-Until = Callable[..., None]
-
 
 @pytest.fixture
 def sleeper(box: Any) -> str:
@@ -29,8 +29,8 @@ def sleeper(box: Any) -> str:
 
 
 @pytest.fixture
-def started(box: Any, until: Until) -> Callable[[], None]:
-    return lambda: until((box.run_dir("run") / "data" / "started").is_file, "for the worker")
+def started(box: Any) -> Callable[[], None]:
+    return lambda: until((box.run_dir("run") / "data" / "started").is_file, "the worker starts")
 
 
 def test_ctrl_c_suspends_and_running_again_goes_on(
@@ -55,7 +55,7 @@ def test_ctrl_c_suspends_and_running_again_goes_on(
 
 @pytest.mark.parametrize("victim", ["agent", "keeper"])
 def test_a_killed_agent_or_keeper_costs_one_restart(
-    box: Any, until: Until, sleeper: str, started: Callable[[], None], victim: str
+    box: Any, sleeper: str, started: Callable[[], None], victim: str
 ) -> None:
     command = box.start("run", sleeper)
     started()
@@ -86,7 +86,7 @@ def test_a_reboot_is_a_lost_node(box: Any, sleeper: str, started: Callable[[], N
     assert box.status("run")["attempts"][0]["reason"] == "NodeLost"
 
 
-def test_a_worker_that_ends_while_nobody_looks_is_seen(box: Any, until: Until) -> None:
+def test_a_worker_that_ends_while_nobody_looks_is_seen(box: Any) -> None:
     text = '#!/bin/sh\necho here\nwhile [ ! -e "$TRAINYARD_RUN_DIR/go" ]; do sleep 0.05; done\n'
     manifest = box.manifest("run", command=[box.script("torchrun", text)])
     command = box.start("run", manifest)
@@ -124,7 +124,7 @@ def test_suspend_and_delete_end_the_driver_and_the_workers(
     assert list((box.home / "runs").iterdir()) == []
 
 
-def test_an_agent_that_ignores_sigterm_is_killed_by_a_second_ctrl_c(box: Any, until: Until) -> None:
+def test_an_agent_that_ignores_sigterm_is_killed_by_a_second_ctrl_c(box: Any) -> None:
     text = "#!/bin/sh\ntrap 'touch $TRAINYARD_RUN_DIR/asked' TERM\necho here\n"
     manifest = box.manifest(
         "run", command=[box.script("torchrun", text + "while :; do sleep 0.1; done\n")]

@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.patience import until
 
 pytestmark = pytest.mark.system
 
@@ -22,7 +23,7 @@ if not (data / "again").exists():
 """
 
 
-def test_survives_a_killed_cli_and_a_killed_rank(box: Any, until: Callable[..., None]) -> None:
+def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     box.script("train.py", STUBBORN)
     trainer = {"name": "trainer", "env": [{"name": "GREETING", "value": "hello"}]}
     manifest = box.manifest(
@@ -34,7 +35,7 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any, until: Callable[..., 
     )
     first = box.start("run", manifest)
     told = box.run_dir("quick") / "data" / "again"
-    until(told.is_file, "for rank 1 to start")
+    until(told.is_file, "rank 1 starts")
 
     code, output = box.cli("run", manifest)
     assert code == 2

@@ -2,13 +2,13 @@
 
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.patience import until
 from trainyard_operator.local import shim
 
 pytestmark = pytest.mark.system
@@ -92,7 +92,7 @@ def test_a_matrix_is_measured_and_a_failed_cell_is_told(box: Any) -> None:
     assert "tiny was begun with another template, matrix or number of steps" in output
 
 
-def test_a_study_that_is_killed_or_stopped_goes_on(box: Any, until: Callable[..., None]) -> None:
+def test_a_study_that_is_killed_or_stopped_goes_on(box: Any) -> None:
     box.script("trainyard_trainer.py", STAND_IN)
     template = {"spec": {"recipe": "char-gpt"}}
     file = write(box.path, template=template, matrix={"config.batch_size": [1, 2]}, repeats=1)
@@ -100,7 +100,7 @@ def test_a_study_that_is_killed_or_stopped_goes_on(box: Any, until: Callable[...
     directory = box.home / "studies" / "tiny"
 
     study = box.start("study", file, **path)
-    until((box.path / "waiting").is_file, "for the second cell to run")
+    until((box.path / "waiting").is_file, "the second cell runs")
     code, output = box.cli("study", file, **path)
     assert (code, "tiny is already being measured by process" in output) == (2, True)
     study.kill()
@@ -110,7 +110,7 @@ def test_a_study_that_is_killed_or_stopped_goes_on(box: Any, until: Callable[...
     (box.path / "waiting").unlink()
 
     study = box.start("study", file, **path)
-    until((box.path / "waiting").is_file, "for the second cell to run again")
+    until((box.path / "waiting").is_file, "the second cell runs again")
     study.send_signal(signal.SIGINT)
     code, output = box.end(study)
     assert code == 130, output

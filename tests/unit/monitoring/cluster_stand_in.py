@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests import patience
 from tests.unit.operator.api_server import ApiServer, api_server
 from trainyard_api.progress import ProgressReport
 from trainyard_operator.kube import lease, reports
@@ -97,6 +98,8 @@ def operator(
 ) -> Iterator[threading.Thread]:
     """The operator at work, with its endpoints on `port`."""
     monkeypatch.setattr(lease, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
+    monkeypatch.setattr(reports, "TIMEOUT", aiohttp.ClientTimeout(total=patience.SECONDS))
     monkeypatch.setattr(reports, "fetch", cluster.fetch)
     monkeypatch.setattr(App, "_watch", lambda app, stop: cluster.watch(app, stop))
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
@@ -115,5 +118,5 @@ def operator(
         yield thread
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
+        thread.join(patience.SECONDS)
         loop.close()

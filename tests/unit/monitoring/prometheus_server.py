@@ -4,8 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
+from tests import patience
+from tests.patience import until
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Prometheus:
     """A client of the server's HTTP API."""
 
     def __init__(self, port: int) -> None:
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=patience.SECONDS)
 
     def ready(self) -> bool:
         try:
@@ -61,14 +63,6 @@ class Prometheus:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> None:
-    """Poll until `condition` is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -109,16 +103,16 @@ def prometheus(directory: Path, targets: dict[str, list[Target]], rules: Path) -
         )
         client = Prometheus(port)
         try:
-            wait_for(lambda: client.ready() or server.poll() is not None, "Prometheus")
+            until(lambda: client.ready() or server.poll() is not None, "Prometheus")
             assert server.poll() is None, (directory / "log").read_text()
             yield client
         finally:
             client.close()
             server.terminate()
-            server.wait(30)
+            server.wait(patience.SECONDS)
 
 
 def exposition(target: Target) -> str:
-    answer = httpx.get(target.url, timeout=10)
+    answer = httpx.get(target.url, timeout=patience.SECONDS)
     assert answer.status_code == 200
     return answer.text

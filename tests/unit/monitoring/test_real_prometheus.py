@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.patience import until
 from tests.unit.monitoring import queries
 from tests.unit.monitoring.cluster_stand_in import NAMESPACE
 from tests.unit.monitoring.prometheus_server import (
@@ -14,7 +15,6 @@ from tests.unit.monitoring.prometheus_server import (
     Target,
     exposition,
     prometheus,
-    wait_for,
 )
 from tests.unit.monitoring.queries import Asked
 from tests.unit.monitoring.whole_system import CONFIGURATION, RUN, STUDY, whole_system
@@ -57,7 +57,7 @@ def all_have_data(server: Prometheus, asked: Iterable[Asked]) -> None:
         return not left
 
     try:
-        wait_for(ask, "data")
+        until(ask, "data")
     except AssertionError:
         missing = "\n".join(f"{each.where}: {each.expr}" for each in left)
         pytest.fail(f"no data for {len(left)} queries:\n{missing}")
@@ -91,7 +91,7 @@ def test_which_alerts_fire(server: Prometheus) -> None:
         alerts = server.get("/api/v1/alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
-    wait_for(lambda: "TrainyardRunFailed" in firing(), "the alert of the run that has failed")
+    until(lambda: "TrainyardRunFailed" in firing(), "the alert of the run that has failed")
     assert firing() == {"TrainyardRunFailed"}
 
 

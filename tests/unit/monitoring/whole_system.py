@@ -15,9 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import patience
+from tests.patience import until
 from tests.unit.local.conftest import Box
 from tests.unit.monitoring.cluster_stand_in import NAMESPACE, Cluster, ago, operator
-from tests.unit.monitoring.prometheus_server import Target, free_port, wait_for
+from tests.unit.monitoring.prometheus_server import Target, free_port
 
 RUN, STUDY, CONFIGURATION = "metered", "sizes", "batch_size 8"
 # Names as a Deployment's ReplicaSet gives them to its pods.
@@ -49,7 +51,7 @@ def start_run(box: Box) -> Callable[[], int]:
     told = box.run_dir(RUN) / "attempts" / "1.json"
 
     def port() -> int:
-        wait_for(lambda: told.exists() or command.poll() is not None, "the run's ports")
+        until(lambda: told.exists() or command.poll() is not None, "the run's ports")
         assert command.poll() is None, box.end(command)[1]
         return int(json.loads(told.read_text())["report"])
 
@@ -177,8 +179,12 @@ def whole_system(
         # A busy machine may pause for longer than a server keeps a connection that nobody uses.
         fresh = httpx.Limits(max_keepalive_connections=0)
         url = f"http://127.0.0.1:{asked}"
-        client = stack.enter_context(httpx.Client(base_url=url, timeout=60, limits=fresh))
-        news = stack.enter_context(httpx.Client(base_url=reader.base_url, timeout=60, limits=fresh))
+        client = stack.enter_context(
+            httpx.Client(base_url=url, timeout=patience.SECONDS, limits=fresh)
+        )
+        news = stack.enter_context(
+            httpx.Client(base_url=reader.base_url, timeout=patience.SECONDS, limits=fresh)
+        )
 
         def visit(number: int) -> None:
             with client.stream("POST", "/v1/completions", json=text) as answer:
@@ -198,9 +204,9 @@ def whole_system(
         report = port_of_run()
         cluster.report_ports[f"{RUN}-1-0"] = report
         stack.enter_context(operator(cluster, port, monkeypatch))
-        wait_for(lambda: client.get("/ready").status_code == 200, "the writer's model")
-        wait_for(lambda: news.get("/ready").status_code == 200, "the reader's model")
-        wait_for(lambda: cluster.phase(RUN) == "Running", "the run")
+        until(lambda: client.get("/ready").status_code == 200, "the writer's model")
+        until(lambda: news.get("/ready").status_code == 200, "the reader's model")
+        until(lambda: cluster.phase(RUN) == "Running", "the run")
         at = {"namespace": NAMESPACE}
         yield {
             "runs": [Target(report, at | {"pod": f"{RUN}-1-0"})],

@@ -3,9 +3,8 @@
 It keeps what it is sent, so tests can look into it; `refuse` makes it answer as admission would.
 """
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -157,10 +156,3 @@ async def api_server(state: ApiServer | None = None) -> AsyncIterator[tuple[ApiS
     finally:
         await kube.close()
         await runner.cleanup()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition on state that tells nobody when it changes."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

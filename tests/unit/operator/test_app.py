@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.api_server import ApiServer, api_server, until
+from tests import patience
+from tests.patience import until_async
+from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_run
 from trainyard_operator.kube import app as app_module
 from trainyard_operator.kube import lease as lease_module
@@ -29,6 +31,7 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/trainyard-operator"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(lease_module, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
     monkeypatch.setattr(app_module, "RESYNC_SECONDS", 0.05)
 
     async def watch(self: App, stop: asyncio.Event) -> None:
@@ -57,7 +60,7 @@ async def operator(
             yield app, task, stop
         finally:
             stop.set()
-            await asyncio.wait({task}, timeout=10)
+            await asyncio.wait({task}, timeout=patience.SECONDS)
             assert task.done(), "the operator didn't stop"
 
 
@@ -72,53 +75,61 @@ async def test_runs_that_were_there_before_are_found_and_the_lease_is_given_back
     async with api_server() as (state, kube):
         put_run(state)
         async with operator(kube) as (_, task, stop):
-            await until(lambda: POD in state.objects)
+            await until_async(lambda: POD in state.objects)
             assert state.objects[LEASE]["spec"]["holderIdentity"] == "a"
             stop.set()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, patience.SECONDS)
         assert state.objects[LEASE]["spec"]["holderIdentity"] == ""
 
 
 async def test_only_the_leader_acts() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, _task, stop):
-        await until(lambda: LEASE in state.objects)
+        await until_async(lambda: LEASE in state.objects)
         async with operator(kube, "b") as (second, _, _):
             assert second.wrong() == "", "a standby is ready to take over"
             stop.set()
-            await until(lambda: state.objects[LEASE]["spec"]["holderIdentity"] == "b")
+            await until_async(lambda: state.objects[LEASE]["spec"]["holderIdentity"] == "b")
             put_run(state)
             watched(second, state)
-            await until(lambda: POD in state.objects)
+            await until_async(lambda: POD in state.objects)
 
 
 async def test_a_lost_lease_ends_the_process() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, task, _):
-        await until(lambda: LEASE in state.objects)
+        await until_async(lambda: LEASE in state.objects)
         lease = state.objects[LEASE]
         state.put(LEASE, {**lease, "spec": {**lease["spec"], "holderIdentity": "thief"}})
         with pytest.raises(StoppedError, match="lease was lost"):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, patience.SECONDS)
         assert state.objects[LEASE]["spec"]["holderIdentity"] == "thief"
 
 
 async def test_a_watch_that_has_died_ends_the_process() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, task, _):
-        await until(lambda: LEASE in state.objects)
+        await until_async(lambda: LEASE in state.objects)
         put_run(state)
         with pytest.raises(StoppedError, match="the watch has died: it never told of ns/r"):
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, patience.SECONDS)
 
 
 async def listed_again(state: ApiServer) -> None:
     count = state.requests.count(LIST)
-    await until(lambda: state.requests.count(LIST) > count)
+    await until_async(lambda: state.requests.count(LIST) > count)
 
 
-async def test_a_watch_that_tells_is_alive() -> None:
+async def test_a_watch_that_tells_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     async with api_server() as (state, kube), operator(kube) as (app, task, _):
+        put = state.put
+
+        def put_and_tell(path: str, body: dict[str, Any]) -> dict[str, Any]:
+            stored = put(path, body)
+            if path == RUN:  # at once: between two lists would be too late
+                watched(app, state)
+            return stored
+
+        monkeypatch.setattr(state, "put", put_and_tell)
         put_run(state, deletionTimestamp="2026-01-01T00:00:00Z")  # nothing to do: it won't change
-        await until(lambda: ("PUT", f"{RUN}/status") in state.requests)
-        watched(app, state)
+        await until_async(lambda: ("PUT", f"{RUN}/status") in state.requests)
         for _ in range(5):
             await listed_again(state)
         assert not task.done()

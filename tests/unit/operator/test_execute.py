@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests import patience
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import T0, make_run
 from trainyard_api.status import Attempt, TrainingRunStatus
@@ -20,7 +21,6 @@ from trainyard_operator.plan import Plan, RunEvent, WorkerKey
 
 RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"
 NS = "/api/v1/namespaces/ns"
-DEADLINE = 10.0
 
 
 class Stage:
@@ -37,7 +37,7 @@ class Stage:
         """Apply to the run as it is now, or as it was read earlier."""
         raw = raw or self.state.objects[RUN]
         observed = Observed(parse_run(raw), datetime.now(UTC))
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(patience.SECONDS):
             await self.executor.apply(raw, observed, plan)
 
     @property

@@ -4,18 +4,20 @@ import asyncio
 
 import pytest
 
-from tests.unit.operator.api_server import ApiServer, api_server, until
+from tests import patience
+from tests.patience import until_async
+from tests.unit.operator.api_server import ApiServer, api_server
 from trainyard_operator.kube import lease as lease_module
 from trainyard_operator.kube.client import Kube
 from trainyard_operator.kube.lease import Lease
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/trainyard"
-DEADLINE = 10.0
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(lease_module, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
 
 
 def candidate(kube: Kube, identity: str) -> Lease:
@@ -27,14 +29,14 @@ def holder(state: ApiServer) -> str:
 
 
 async def test_the_first_one_leads_and_the_second_waits_until_it_is_released() -> None:
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         first, second = candidate(kube, "a"), candidate(kube, "b")
         await first.acquire()
         assert (first.held, holder(state)) == (True, "a")
         waiting = asyncio.create_task(second.acquire())
         keeping = asyncio.create_task(first.keep())
         renewed = state.objects[PATH]["spec"]["renewTime"]
-        await until(lambda: state.objects[PATH]["spec"]["renewTime"] != renewed)
+        await until_async(lambda: state.objects[PATH]["spec"]["renewTime"] != renewed)
         assert not waiting.done()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
@@ -46,14 +48,14 @@ async def test_the_first_one_leads_and_the_second_waits_until_it_is_released() -
 
 async def test_a_lease_that_nobody_renews_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "LEASE_SECONDS", 1)
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         await candidate(kube, "dead").acquire()
         await candidate(kube, "b").acquire()
         assert holder(state) == "b"
 
 
 async def test_the_same_pod_restarted_leads_again_at_once() -> None:
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         await candidate(kube, "pod-1").acquire()
         again = candidate(kube, "pod-1")
         await again.acquire()
@@ -62,7 +64,7 @@ async def test_the_same_pod_restarted_leads_again_at_once() -> None:
 
 
 async def test_a_leader_stops_when_another_has_the_lease() -> None:
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         first = candidate(kube, "a")
         await first.acquire()
         lease = state.objects[PATH]
@@ -75,7 +77,7 @@ async def test_a_leader_stops_when_another_has_the_lease() -> None:
 
 async def test_a_leader_that_cant_renew_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "RENEW_DEADLINE_SECONDS", 0.2)
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         first = candidate(kube, "a")
         await first.acquire()
         state.refuse("PUT", "/leases/", 500, "InternalError", "etcd is away")
@@ -84,16 +86,16 @@ async def test_a_leader_that_cant_renew_stops(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_a_short_failure_doesnt_end_leading() -> None:
-    async with api_server() as (state, kube), asyncio.timeout(DEADLINE):
+    async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         first = candidate(kube, "a")
         await first.acquire()
         keeping = asyncio.create_task(first.keep())
         state.refuse("PUT", "/leases/", 500, "InternalError", "etcd is away")
         failed = len(state.requests)
-        await until(lambda: len(state.requests) >= failed + 4)
+        await until_async(lambda: len(state.requests) >= failed + 4)
         state.accept()
         version = state.objects[PATH]["metadata"]["resourceVersion"]
-        await until(lambda: state.objects[PATH]["metadata"]["resourceVersion"] != version)
+        await until_async(lambda: state.objects[PATH]["metadata"]["resourceVersion"] != version)
         assert first.held
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)

@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.unit.operator.api_server import until
+from tests import patience
+from tests.patience import until_async
 from trainyard_operator.kube import queue as queue_module
 from trainyard_operator.kube.errors import ApiError
 from trainyard_operator.kube.queue import Queue
-
-DEADLINE = 10.0
 
 
 @asynccontextmanager
@@ -21,7 +20,7 @@ async def running(
     queue: Queue[str] = Queue(handle, workers)
     task = asyncio.create_task(queue.run())
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(patience.SECONDS):
             yield queue
     finally:
         task.cancel()
@@ -99,7 +98,7 @@ async def test_one_worker_per_key_and_a_change_meanwhile_is_seen_after() -> None
         await asyncio.sleep(0)
         assert total == 1
         release.set()
-        await until(lambda: total == 2)
+        await until_async(lambda: total == 2)
     assert (most, total) == (1, 2)
 
 
@@ -116,7 +115,7 @@ async def test_other_keys_go_on_beside_a_slow_one() -> None:
         queue.add("slow")
         queue.add("slow")
         queue.add("fast")
-        await until(lambda: "fast" in done)
+        await until_async(lambda: "fast" in done)
     assert done == ["fast"]
 
 

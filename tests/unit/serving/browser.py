@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, expect, sync_playwright
+
+from tests import patience
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -25,9 +27,8 @@ FLAGS = (
     "--disable-sync",
 )
 PHONE: ViewportSize = {"width": 375, "height": 667}
-# To wait for what a page should show: a deadline. Beside training processes on two cores a page
-# has needed several seconds.
-MILLISECONDS = 30_000
+MILLISECONDS = patience.SECONDS * 1000  # as Playwright counts
+expect.set_options(timeout=MILLISECONDS)
 
 
 # Not once per session: Playwright holds the thread's event loop, which other modules' tests need.
@@ -38,7 +39,9 @@ def chromium() -> Iterator[Browser]:
     if found is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=found, args=FLAGS, timeout=MILLISECONDS
+        )
         yield browser
         browser.close()
 

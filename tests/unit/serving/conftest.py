@@ -1,9 +1,9 @@
 """Real parts for the serving tests: a small exported model, and servers on 127.0.0.1."""
 
 import os
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ from fastapi import FastAPI
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from tests import patience
+from tests.patience import until
 from tests.unit.serving.browser import chromium as chromium
 from tests.unit.serving.browser import page as page
 from trainyard_api.checkpoint import (
@@ -82,14 +84,6 @@ def export_char_gpt(directory: Path, eos_token_id: int | None = None) -> None:
     GPT2LMHeadModel(config).save_pretrained(directory)
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until `condition` holds; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with one exported model. Tests that change it copy it first."""
@@ -117,17 +111,32 @@ def stories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(app: FastAPI) -> Iterator[httpx.Client]:
     """`app` on a free port of this machine, in a thread, and a client for it."""
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=int(patience.SECONDS),  # else a pause could end it under a request
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
         base = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        with httpx.Client(base_url=base, timeout=60) as client:
+        with httpx.Client(base_url=base, timeout=patience.SECONDS) as client:
             yield client
     finally:
         server.should_exit = True
         thread.join()
+
+
+def send(client: httpx.Client, path: str, body: bytes, length: int | None = None) -> socket.socket:
+    """A request whose answer is left to the caller; `length` is what it claims the body has."""
+    url = client.base_url
+    peer = socket.create_connection((url.host, url.port or 80), timeout=patience.SECONDS)
+    head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    length = len(body) if length is None else length
+    peer.sendall(f"{head}content-length: {length}\r\n\r\n".encode() + body)
+    return peer
 
 
 @contextmanager
@@ -144,7 +153,7 @@ def serving(**settings: Any) -> Iterator[httpx.Client]:
 def loaded(**settings: Any) -> Iterator[httpx.Client]:
     """As `serving`, once the model is there."""
     with serving(**settings) as client:
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         yield client
 
 

@@ -240,7 +240,6 @@ REDIRECTS = [
     Case("http://rebinding.test/redirect?to=http://rebinding.test/ok.png", 400, "not a public"),
 ]
 BODIES = [
-    *_web(422, "longer than", "drip", "drip-headers", "silence", "endless-continue"),
     *_web(413, "is larger than", "endless", "endless-chunks", "huge-declared", "lying-length"),
     *_web(422, "does not answer", "endless-headers", "not-http", "hang-up"),
     *_web(422, "does not answer", "two-lengths", "cut-off"),

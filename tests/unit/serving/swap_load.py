@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from tests import patience
+from tests.patience import until_async
 from trainyard_api.checkpoint import MODELS, describe_files, digest, step_name
 from trainyard_api.golden import GOLDEN
 
@@ -60,15 +62,6 @@ def publish_copy(model: Path, run: Path, step: int, spoil: str | None = None) ->
     return digest(final)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait until `condition` holds; fails after `seconds`."""
-    for _ in range(int(seconds / 0.01)):
-        if await condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("the condition never held")
-
-
 def _fill_with_nan(weights: Path) -> None:
     import safetensors.torch
     import torch
@@ -112,7 +105,7 @@ async def swap_under_load(
         async def served() -> bool:
             return bool((await ready()).get("digest") == name)
 
-        await until(served)
+        await until_async(served)
 
     async def answers(name: str) -> None:
         so_far = swaps.answers[name]
@@ -120,7 +113,7 @@ async def swap_under_load(
         async def answered() -> bool:
             return swaps.answers[name] >= so_far + 2 or bool(swaps.failed)
 
-        await until(answered)
+        await until_async(answered)
 
     async def all_refused() -> bool:
         return len((await ready())["refused"]) >= len(swaps.bad)
@@ -136,13 +129,15 @@ async def swap_under_load(
             swaps.answers[name] += 1
 
     limits = httpx.Limits(max_connections=num_clients + 2)
-    async with httpx.AsyncClient(base_url=base_url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=base_url, timeout=patience.SECONDS, limits=limits
+    ) as client:
         await serves(publish())
         clients = [asyncio.create_task(keep_asking(client)) for _ in range(num_clients)]
         for number in range(num_swaps):
             if number % 2:
                 swaps.bad.append(publish(SPOILT[number // 2 % len(SPOILT)]))
-                await until(all_refused)
+                await until_async(all_refused)
             else:
                 newer = publish()
                 await serves(newer)

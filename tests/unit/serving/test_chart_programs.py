@@ -7,9 +7,11 @@ from pathlib import Path
 
 import httpx
 
+from tests import patience
+from tests.patience import until
 from trainyard_api.checkpoint import MODELS, digest, step_name
 
-from .conftest import eventually, serving
+from .conftest import serving
 
 FILES = Path(__file__).parents[3] / "charts" / "serving" / "files"
 KEYS = "first-key-of-two,second-key-of-two"
@@ -20,7 +22,7 @@ def run(program: str, *args: str, **env: str) -> subprocess.CompletedProcess[str
         [sys.executable, "-c", (FILES / program).read_text(), *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience.SECONDS,
         env=os.environ | env,
     )
 
@@ -56,9 +58,9 @@ def test_probe_and_helm_test_send_the_first_key(run_dir: Path) -> None:
     settings = {"api_key": KEYS, "protect_health": True}
     with serving(run_dir=run_dir, **settings) as client:
         client.headers["x-api-key"] = "second-key-of-two"
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         url = str(client.base_url.join("/ready"))
-        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, timeout=patience.SECONDS).status_code == 401
         assert run("probe.py", url, TRAINYARD_SERVING_API_KEY=KEYS).returncode == 0
         assert run("probe.py", url, TRAINYARD_SERVING_API_KEY="wrong-key").returncode == 1
         assert predict(client, "generate", "a", API_KEY=KEYS).returncode == 0

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.unit.serving.browser import MILLISECONDS, fits
+from tests.unit.serving.browser import fits
 from trainyard_serving.dashboard.app import create_dashboard_app
 from trainyard_serving.dashboard.settings import DashboardSettings
 
@@ -21,9 +21,6 @@ pytestmark = pytest.mark.system  # a browser
 TABS = ("Performance", "Scaling", "Training", "Cost", "Demo")
 SMALL_PHONE = {"width": 360, "height": 740}
 ODD_NAME = "<img src=x onerror=alert(1)>"
-
-
-expect.set_options(timeout=MILLISECONDS)
 
 
 @pytest.fixture(scope="module")

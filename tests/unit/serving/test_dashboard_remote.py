@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from tests.patience import until
 from trainyard_api import metrics as names
 from trainyard_serving.dashboard.board import Board
 from trainyard_serving.dashboard.cluster_source import ClusterSource
@@ -23,7 +24,6 @@ from trainyard_serving.dashboard.model import RunRow, SourceError
 from trainyard_serving.dashboard.prometheus_source import MAX_BYTES, PrometheusSource
 
 from .answers import Answer, answering
-from .conftest import eventually
 from .dashboard_home import study, write_run
 
 RUNS = "/apis/trainyard.dev/v1alpha1/trainingruns"
@@ -242,7 +242,7 @@ def test_a_real_prometheus_has_runs_and_curves(tmp_path: Path) -> None:
         prometheus(tmp_path, target.removeprefix("http://"), port) as url,
     ):
         board = Board([], PrometheusSource(url))
-        eventually(lambda: any(row.step and row.step > 3 for row in board.runs()[0]))
+        until(lambda: any(row.step and row.step > 3 for row in board.runs()[0]))
         found, problems = board.history(["prometheus/ml/a"], ["loss", "rank_step_seconds"])
     loss, *ranks = found["prometheus/ml/a"].curves
     assert problems == []

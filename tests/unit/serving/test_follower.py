@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import until
 from trainyard_api.checkpoint import (
     MANIFEST,
     MODELS,
@@ -24,7 +25,7 @@ from trainyard_serving.places import place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel, verify_model
 
-from .conftest import eventually, write_manifest
+from .conftest import write_manifest
 
 WEIGHTS = "model.safetensors"
 
@@ -64,16 +65,16 @@ class Followed:
         return model.weights if model else None
 
     def serves(self, weights: str) -> None:
-        eventually(lambda: self.weights == weights)
+        until(lambda: self.weights == weights)
 
     def refuses(self, what: str) -> None:
-        eventually(lambda: any(what in why for why in self.follower.refused))
+        until(lambda: any(what in why for why in self.follower.refused))
 
     def looks_again(self) -> None:
         """Wait for two whole looks."""
         for _ in range(2):
             before = self._looks
-            eventually(lambda before=before: self._looks > before)  # type: ignore[misc]
+            until(lambda before=before: self._looks > before)  # type: ignore[misc]
 
     _looks = 0
 
@@ -134,7 +135,7 @@ def plain(directory: Path, weights: str) -> None:
 
 def test_newer_models_of_a_run_are_swapped_in(tmp_path: Path, follow: Any) -> None:
     followed = follow(run_dir=tmp_path)
-    eventually(lambda: "no model yet" in followed.follower.reason)
+    until(lambda: "no model yet" in followed.follower.reason)
     for step in (1, 2, 3):
         publish(tmp_path, step, f"weights {step}")
         followed.serves(f"weights {step}")
@@ -178,7 +179,7 @@ def test_a_bad_newer_model_is_refused_and_taken_once_mended(
     assert followed.swaps("refused") >= 1
     publish(tmp_path, 2, "mended", minutes=3)
     followed.serves("mended")
-    eventually(lambda: followed.follower.refused == [])
+    until(lambda: followed.follower.refused == [])
 
 
 def test_a_served_model_that_goes_or_is_damaged_on_disk_is_served_on(
@@ -191,7 +192,7 @@ def test_a_served_model_that_goes_or_is_damaged_on_disk_is_served_on(
     (newest / WEIGHTS).write_text("twX")
     followed.refuses("sha256 differs")
     shutil.rmtree(newest)
-    eventually(lambda: followed.follower.refused == [])
+    until(lambda: followed.follower.refused == [])
     followed.looks_again()
     assert followed.weights == "two"
     assert followed.loads == ["two"]
@@ -215,7 +216,7 @@ def test_files_that_were_only_touched_are_read_once(
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
     publish(tmp_path, 1, "one")  # another inode, the same bytes
-    eventually(lambda: len(verified) == 2)
+    until(lambda: len(verified) == 2)
     followed.looks_again()
     assert verified == [newest, newest]
     assert followed.loads == ["one"]
@@ -262,7 +263,7 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
 
         patch.setattr(places, "verify_model", fail)
         followed = follow(run_dir=tmp_path)
-        eventually(lambda: "Stale file handle" in followed.follower.reason)
+        until(lambda: "Stale file handle" in followed.follower.reason)
         assert followed.follower.refused == []
         patch.setattr(places, "verify_model", verify_model)
         followed.serves("one")
@@ -271,7 +272,7 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
             raise OSError(116, "Stale file handle", str(self))
 
         patch.setattr(Path, "is_dir", broken)
-        eventually(lambda: "Stale file handle" in followed.follower.reason)
+        until(lambda: "Stale file handle" in followed.follower.reason)
         assert followed.follower.ready
     followed.looks_again()
     assert followed.weights == "one"
@@ -343,5 +344,5 @@ def test_a_manifest_that_goes_leaves_no_model_behind(tmp_path: Path, follow: Any
     directory = publish(tmp_path, 1, "one")
     (directory / MANIFEST).unlink()
     followed = follow(model=directory)  # not taken for a plain directory
-    eventually(lambda: f"no {MANIFEST}" in followed.follower.reason)
+    until(lambda: f"no {MANIFEST}" in followed.follower.reason)
     assert not followed.follower.ready

@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import until
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
 from trainyard_serving.generate.token_model import TokenModel
 
-from .conftest import ALPHABET, CONTEXT, eventually, export_char_gpt, serving, write_manifest
+from .conftest import ALPHABET, CONTEXT, export_char_gpt, serving, write_manifest
 
 
 def post(client: httpx.Client, **body: Any) -> httpx.Response:
@@ -214,7 +215,7 @@ def test_metrics_count_what_happened_under_shared_names(client: httpx.Client) ->
     before = [value(ok), value(names.GENERATED_TOKENS.name)]
     post(client, max_tokens=7)
     post(client, max_tokens=5, stream=True)
-    eventually(lambda: value(ok) == before[0] + 2)  # counted once the answer is out
+    until(lambda: value(ok) == before[0] + 2)  # counted once the answer is out
     assert value(names.GENERATED_TOKENS.name) == before[1] + 12
     client.get("/some/path/of/a/stranger")
     text = client.get("/metrics").text
@@ -256,7 +257,7 @@ def test_until_a_model_is_there_it_says_why_and_then_serves(tmp_path: Path) -> N
         def reason() -> str:
             return str(client.get("/ready").json().get("reason"))
 
-        eventually(lambda: "the run has not finished" in reason())
+        until(lambda: "the run has not finished" in reason())
         response = post(client)
         assert "the run has not finished" in refused(response, 503)["message"]
         assert int(response.headers["retry-after"]) >= 1
@@ -267,10 +268,10 @@ def test_until_a_model_is_there_it_says_why_and_then_serves(tmp_path: Path) -> N
         damaged = tmp_path / MODELS / step_name(2)
         damaged.mkdir(parents=True)
         (damaged / MANIFEST).write_text("{}")
-        eventually(lambda: step_name(2) in reason())
+        until(lambda: step_name(2) in reason())
 
         publish(tmp_path, 1)
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         ready = client.get("/ready").json()
         assert ready["step"] == 1
         assert step_name(2) in ready["refused"][0]

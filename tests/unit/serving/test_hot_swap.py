@@ -7,6 +7,7 @@ import httpx
 import pytest
 import torch
 
+from tests.patience import until
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 from trainyard_trainer.char_tokenizer import CharTokenizer
@@ -14,7 +15,7 @@ from trainyard_trainer.golden import write_golden_text
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.models.gpt_export import write_gpt2
 
-from .conftest import eventually, serving
+from .conftest import serving
 from .swap_load import publish_copy, swap_under_load
 from .writing import text_of, write
 
@@ -81,11 +82,11 @@ def test_roll_back_by_request(models: list[tuple[Path, str]], tmp_path: Path) ->
             return bool(client.get("/health").json().get("digest") == name)
 
         first = publish_copy(models[0][0], tmp_path, 1)
-        eventually(lambda: serves(first))
+        until(lambda: serves(first))
         assert client.post("/admin/rollback").status_code == 401
         assert client.post("/admin/rollback", headers=headers).status_code == 409
         second = publish_copy(models[1][0], tmp_path, 2)
-        eventually(lambda: serves(second))
+        until(lambda: serves(second))
         before = client.post("/v1/completions", json=REQUEST, headers=headers)
         back = client.post("/admin/rollback", headers=headers)
         after = client.post("/v1/completions", json=REQUEST, headers=headers)

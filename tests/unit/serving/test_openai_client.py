@@ -7,6 +7,8 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests import patience
+
 from .chat_model import export_chat_gpt
 from .conftest import loaded, write_manifest
 
@@ -20,7 +22,9 @@ def ai(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     write_manifest(directory, run="chat")
     with loaded(model=directory, api_key=KEY) as client:
         url = str(client.base_url.join("/v1"))
-        with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as ai:
+        with openai.OpenAI(
+            base_url=url, api_key=KEY, max_retries=0, timeout=patience.SECONDS
+        ) as ai:
             yield ai
 
 

@@ -12,13 +12,15 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
+from tests import patience
+from tests.patience import until
 from trainyard_serving.classify.app import create_classify_app
 from trainyard_serving.dashboard.app import create_dashboard_app
 from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.settings import ClassifySettings
 
 from .chat_model import export_chat_gpt
-from .conftest import eventually, loaded, running, write_manifest
+from .conftest import loaded, running, write_manifest
 from .dashboard_home import write_run, write_study
 from .news_model import write_news_model
 from .rogue_web import rogue_web
@@ -47,7 +49,7 @@ def classify(directory: Path) -> Iterator[httpx.Client]:
     write_news_model(directory)
     settings = ClassifySettings(model=str(directory), threads=1, poll_seconds=0.05)
     with running(create_classify_app(settings)) as client:
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         yield client
 
 
@@ -91,7 +93,7 @@ def test_no_request_makes_the_server_fail(app: httpx.Client, mode: GenerationMod
         @bounded
         @given(case=operation.as_strategy(generation_mode=mode))
         def never_fails(case: Any) -> None:
-            response = case.call(base_url=str(app.base_url))
+            response = case.call(base_url=str(app.base_url), timeout=patience.SECONDS)
             assert response.status_code < 500, (response.text, case.as_curl_command())
 
         never_fails()
@@ -149,7 +151,9 @@ def test_no_body_makes_the_server_fail(app: httpx.Client) -> None:
 def test_no_length_makes_the_server_fail(app: httpx.Client, lines: bytes) -> None:
     assert app.base_url.port is not None
     for path in posts(app):
-        with socket.create_connection(("127.0.0.1", app.base_url.port), timeout=10) as raw:
+        with socket.create_connection(
+            ("127.0.0.1", app.base_url.port), timeout=patience.SECONDS
+        ) as raw:
             head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
             raw.sendall(head.encode() + b"connection: close\r\n" + lines + b"\r\n\r\n{}\r\n")
             raw.shutdown(socket.SHUT_WR)

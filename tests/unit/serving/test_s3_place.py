@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import until
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel
 
-from .conftest import eventually
 from .test_follower import Followed, publish
 
 moto_server = pytest.importorskip("moto.server", reason="the dev extra is not installed")
@@ -159,9 +159,9 @@ def test_a_run_is_followed_and_old_copies_go(bucket: Bucket, tmp_path: Path) -> 
         for step, weights in ((1, "one"), (2, "two"), (3, "three")):
             bucket.upload(model(tmp_path, step, weights), f"run/{MODELS}/{step_name(step)}")
             followed.serves(weights)
-        eventually(lambda: len(list((tmp_path / "cache").glob("*/*"))) == 2)
+        until(lambda: len(list((tmp_path / "cache").glob("*/*"))) == 2)
         bucket.fs.rm(f"models/run/{MODELS}", recursive=True)
-        eventually(lambda: "no model yet" in followed.follower.reason)
+        until(lambda: "no model yet" in followed.follower.reason)
         assert followed.weights == "three"
     finally:
         followed.follower.stop()

@@ -1,7 +1,6 @@
 """The command line as a user meets it, in its own process."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,15 +11,17 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import patience
+from tests.patience import until
 from trainyard_api.checkpoint import MODELS, digest, step_name
-
-from .conftest import eventually
 
 COMMAND = [sys.executable, "-m", "trainyard_serving"]
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*COMMAND, *args], capture_output=True, text=True, timeout=patience.SECONDS
+    )
 
 
 def test_verify_prints_step_and_digest(run_dir: Path) -> None:
@@ -60,7 +61,6 @@ def server(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
         [*COMMAND, "generate", "--run-dir", str(run_dir), "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TRAINYARD_SERVING_RETRY_SECONDS": "0.2"},
     )
     yield process
     process.kill()
@@ -72,8 +72,8 @@ def test_sigterm_lets_a_stream_finish_and_ends_with_status_0(
 ) -> None:
     assert server.stdout
     base = server.stdout.readline().removeprefix("listening on ").strip()
-    with httpx.Client(base_url=base, timeout=60) as client:
-        eventually(lambda: client.get("/ready").status_code == 200, 120)
+    with httpx.Client(base_url=base, timeout=patience.SECONDS) as client:
+        until(lambda: client.get("/ready").status_code == 200)
         body = {"prompt": "a", "max_tokens": 400, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()
@@ -83,6 +83,6 @@ def test_sigterm_lets_a_stream_finish_and_ends_with_status_0(
     assert rest[-1] == "data: [DONE]"
     events = [json.loads(line.removeprefix("data: ")) for line in [first, *rest[:-1]]]
     assert sum(len(event["choices"][0]["text"]) for event in events) == 400
-    assert server.wait(60) == 0
+    assert server.wait(patience.SECONDS) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{base}/health")

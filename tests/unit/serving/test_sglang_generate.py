@@ -1,7 +1,6 @@
 """Engine sglang: OpenAI's protocol in front of a stand-in for SGLang."""
 
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,11 @@ import httpx
 import openai
 import pytest
 
+from tests.patience import until
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
 from trainyard_serving.settings import GenerateSettings
 
-from .conftest import eventually, serving, write_manifest
+from .conftest import send, serving, write_manifest
 from .sglang_stand_in import StandIn, stand_in
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -27,7 +27,7 @@ def forwarded(**changes: Any) -> Iterator[tuple[httpx.Client, StandIn]]:
         stand_in(name="llama") as sglang,
         serving(engine="sglang", sglang_url=sglang.url, **changes) as client,
     ):
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         yield client, sglang
 
 
@@ -178,16 +178,14 @@ def test_leaving_a_stream_cancels_it_and_the_queue_is_bounded() -> None:
         with client.stream("POST", "/v1/completions", json=body) as response:
             lines = response.iter_lines()  # kept: its end would close the connection
             next(lines)
-            waiting = socket.create_connection((client.base_url.host, client.base_url.port or 80))
-            head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
-            waiting.sendall(f'{head}content-length: 14\r\n\r\n{{"prompt":"a"}}'.encode())
-            eventually(lambda: "queue_depth 1.0" in client.get("/metrics").text)
+            waiting = send(client, "/v1/completions", b'{"prompt": "a"}')
+            until(lambda: "queue_depth 1.0" in client.get("/metrics").text)
             full = client.post("/v1/completions", json={"prompt": "a"})
             assert refused(full, 429)["code"] == "queue_full"
             assert int(full.headers["retry-after"]) >= 1
             waiting.close()
-            eventually(lambda: "queue_depth 0.0" in client.get("/metrics").text)
-        eventually(lambda: sglang.cancelled == 1)
+            until(lambda: "queue_depth 0.0" in client.get("/metrics").text)
+        until(lambda: sglang.cancelled == 1)
         sglang.held = False
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
 
@@ -202,13 +200,13 @@ def test_the_digest_is_that_of_the_verified_model_sglang_serves(
         stand_in(name="s", path=str(link)) as sglang,
         serving(engine="sglang", sglang_url=sglang.url, run_dir=run_dir) as client,
     ):
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         response = client.post("/v1/completions", json={"prompt": "a"})
         assert response.headers["x-trainyard-digest"] == digest(model)
         card = client.get("/v1/models/s").json()
         assert (card["step"], card["digest"]) == (500, digest(model))
         sglang.path = str(tmp_path)  # restarted with something else
-        eventually(lambda: "is not what" in client.get("/ready").text)
+        until(lambda: "is not what" in client.get("/ready").text)
         assert "x-trainyard-digest" not in client.get("/health").headers
 
 
@@ -223,7 +221,7 @@ def test_a_model_that_does_not_verify_is_not_answered_from(tmp_path: Path) -> No
         stand_in(path=str(model)) as sglang,
         serving(engine="sglang", sglang_url=sglang.url, model=model) as client,
     ):
-        eventually(lambda: "config.json" in client.get("/ready").text)
+        until(lambda: "config.json" in client.get("/ready").text)
         refused(client.post("/v1/completions", json={"prompt": "a"}), 503)
 
 

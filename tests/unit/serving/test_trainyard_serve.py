@@ -14,11 +14,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import patience
+
 from .dashboard_home import write_run
 
 pytestmark = pytest.mark.system
 
 TRAINYARD = [sys.executable, "-m", "trainyard_operator.cli"]
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(timeout=patience.SECONDS) as client:
+        yield client
 
 
 @contextmanager
@@ -38,7 +46,9 @@ def started(home: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             command.kill()
 
 
-def test_serve_prints_a_page_and_a_command_that_work(run_dir: Path, tmp_path: Path) -> None:
+def test_serve_prints_a_page_and_a_command_that_work(
+    run_dir: Path, tmp_path: Path, http: httpx.Client
+) -> None:
     run = tmp_path / "runs" / "shakespeare"
     shutil.copytree(run_dir, run / "data")
     (run / "run.json").write_text(json.dumps({"spec": {"recipe": "char-gpt"}}))
@@ -50,31 +60,34 @@ def test_serve_prints_a_page_and_a_command_that_work(run_dir: Path, tmp_path: Pa
             if "curl" in line:
                 break
         words = shlex.split(said[-1])
-        answer = httpx.post(words[1], content=words[-1], headers=dict([words[3].split(": ")]))
+        headers = dict([words[3].split(": ")])
+        answer = http.post(words[1], content=words[-1], headers=headers)
         assert answer.json()["usage"]["completion_tokens"] == 64
         page = said[-2].split()[-1]
-        assert httpx.get(page).headers["content-type"].startswith("text/html")
+        assert http.get(page).headers["content-type"].startswith("text/html")
         command.send_signal(signal.SIGINT)
-        assert command.wait(60) == 0
+        assert command.wait(patience.SECONDS) == 0
 
 
-def test_dashboard_prints_its_address_and_shows_the_runs(tmp_path: Path) -> None:
+def test_dashboard_prints_its_address_and_shows_the_runs(
+    tmp_path: Path, http: httpx.Client
+) -> None:
     write_run(tmp_path, "shakespeare")
     with started(tmp_path, "dashboard", "--port", "0", "--no-browser") as command:
         assert command.stdout
         url = command.stdout.readline().split()[4]
-        assert httpx.get(url).headers["content-type"].startswith("text/html")
-        (run,) = httpx.get(f"{url}/api/runs").json()["runs"]
+        assert http.get(url).headers["content-type"].startswith("text/html")
+        (run,) = http.get(f"{url}/api/runs").json()["runs"]
         assert run["name"] == "shakespeare"
         command.send_signal(signal.SIGINT)
-        assert command.wait(60) == 0
+        assert command.wait(patience.SECONDS) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 
 
 def test_a_wrong_flag_of_the_dashboard_is_one_line(tmp_path: Path) -> None:
     command = [*TRAINYARD, "dashboard", "--port", "0", "--demo-url", "localhost:8000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience.SECONDS)
     assert done.returncode == 2
     assert "--demo-url: String should match pattern" in done.stderr
     assert "Traceback" not in done.stderr

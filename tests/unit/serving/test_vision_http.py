@@ -1,18 +1,22 @@
 """The vision server over real HTTP: questions, answers, what SGLang is sent, what goes wrong."""
 
 import base64
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from tests import patience
+from tests.patience import until
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision.app import create_vision_app, limits
 
-from .conftest import eventually, running
+from .conftest import running, send
 from .rogue_web import picture, rogue_web
 from .sglang_stand_in import Chat, ImagePart, StandIn, stand_in
 from .vision_under_test import fetcher
@@ -27,10 +31,16 @@ def web() -> Iterator[int]:
 
 
 @contextmanager
-def vision(sglang: StandIn, web: int, **changes: Any) -> Iterator[httpx.Client]:
+def vision(
+    sglang: StandIn, web: int, page_seconds: float = patience.SECONDS, **changes: Any
+) -> Iterator[httpx.Client]:
     """A vision server in front of `sglang`, whether that is ready or not."""
-    settings = VisionSettings(**{"sglang_url": sglang.url, "poll_seconds": 0.05, **changes})
-    with running(create_vision_app(settings, fetcher(limits(settings), web))) as client:
+    patient = {"fetch_seconds": patience.SECONDS, "answer_seconds": patience.SECONDS}
+    settings = VisionSettings(
+        **{"sglang_url": sglang.url, "poll_seconds": 0.05, **patient, **changes}
+    )
+    of_pages = replace(limits(settings), seconds=page_seconds)
+    with running(create_vision_app(settings, fetcher(of_pages, web))) as client:
         yield client
 
 
@@ -38,7 +48,7 @@ def vision(sglang: StandIn, web: int, **changes: Any) -> Iterator[httpx.Client]:
 def asked(web: int, **changes: Any) -> Iterator[tuple[httpx.Client, StandIn]]:
     """A vision server that is ready, and its SGLang."""
     with stand_in() as sglang, vision(sglang, web, **changes) as client:
-        eventually(lambda: client.get("/ready").status_code == 200)
+        until(lambda: client.get("/ready").status_code == 200)
         yield client, sglang
 
 
@@ -166,62 +176,62 @@ def test_while_sglang_is_away_or_loading_it_is_a_503_that_says_so(web: int) -> N
     with stand_in() as sglang:
         sglang.loading = True
         with vision(sglang, web) as client:
-            eventually(lambda: "still loading" in client.get("/ready").text)
+            until(lambda: "still loading" in client.get("/ready").text)
             response = client.post("/answer", json=ASK)
             assert "still loading its model" in refused(response, 503)
             assert int(response.headers["retry-after"]) >= 1
             health = client.get("/health").json()
             assert (health["status"], health["model_loaded"]) == ("healthy", False)
             sglang.loading = False
-            eventually(lambda: client.get("/ready").status_code == 200)
+            until(lambda: client.get("/ready").status_code == 200)
             health = client.get("/health").json()
             assert (health["model_loaded"], health["model"]) == (True, "qwen2-vl")
             assert client.post("/answer", json=ASK).status_code == 200
             sglang.takes_images = False
-            eventually(lambda: "reads no pictures" in client.get("/ready").text)
+            until(lambda: "reads no pictures" in client.get("/ready").text)
             sglang.takes_images = True
-            eventually(lambda: client.get("/ready").status_code == 200)
+            until(lambda: client.get("/ready").status_code == 200)
     absent = StandIn()
     with socket.create_server(("127.0.0.1", 0)) as free:
         absent.url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with vision(absent, web) as client:
-        eventually(lambda: "does not answer" in client.get("/ready").text)
+        until(lambda: "does not answer" in client.get("/ready").text)
         assert "not started yet" in refused(client.post("/answer", json=ASK), 503)
 
 
 def test_leaving_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
     with asked(web, max_running=1, max_queue=1) as (client, sglang):
         sglang.held = True
-        leavers = [leave_later(client) for _ in range(2)]
-        eventually(lambda: sglang.waiting == 1)
-        eventually(lambda: "trainyard_serving_queue_depth 1.0" in client.get("/metrics").text)
+        leavers = [send(client, "/answer", json.dumps(ASK).encode()) for _ in range(2)]
+        until(lambda: sglang.waiting == 1)
+        until(lambda: "trainyard_serving_queue_depth 1.0" in client.get("/metrics").text)
         full = client.post("/answer", json=ASK)
         assert "too many requests" in refused(full, 429)
         assert int(full.headers["retry-after"]) >= 1
         leavers[1].close()  # from the queue
-        eventually(lambda: "trainyard_serving_queue_depth 0.0" in client.get("/metrics").text)
+        until(lambda: "trainyard_serving_queue_depth 0.0" in client.get("/metrics").text)
         leavers[0].close()
-        eventually(lambda: sglang.cancelled == 1)
+        until(lambda: sglang.cancelled == 1)
         sglang.held = False
         assert client.post("/answer", json=ASK).status_code == 200
 
 
-def leave_later(client: httpx.Client) -> socket.socket:
-    """A request that is sent and whose answer nobody reads."""
-    peer = socket.create_connection((client.base_url.host, client.base_url.port or 80))
-    body = httpx.Request("POST", "/answer", json=ASK).content
-    head = f"POST /answer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n"
-    peer.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
-    return peer
-
-
-def test_bodies_and_answers_that_do_not_come_are_given_up(web: int) -> None:
-    with asked(web, fetch_seconds=0.2, answer_seconds=0.2) as (client, sglang):
-        peer = socket.create_connection((client.base_url.host, client.base_url.port or 80))
-        head = "POST /answer HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
-        peer.sendall(f"{head}content-length: 50\r\n\r\n{{".encode())
+def test_a_body_that_does_not_come_is_given_up(web: int) -> None:
+    with asked(web, fetch_seconds=0.2) as (client, _):
+        peer = send(client, "/answer", b"{", length=50)
         assert peer.recv(12) == b"HTTP/1.1 408"
         peer.close()
+
+
+def test_a_page_that_takes_too_long_is_given_up(web: int) -> None:
+    with asked(web, page_seconds=0.2) as (client, _):
+        for page in ("drip", "drip-headers", "silence", "endless-continue"):
+            response = client.post("/answer", json=ASK | {"image_url": f"http://web.test/{page}"})
+            assert "took longer than 0.2 s" in refused(response, 422)
+
+
+def test_an_answer_that_does_not_come_is_given_up(web: int) -> None:
+    with asked(web, answer_seconds=0.2) as (client, sglang):
         sglang.held = True
         assert "within 0.2 s" in refused(upload(client, picture()), 504)
 
@@ -230,9 +240,9 @@ def test_an_api_key_guards_the_answers_and_sglangs_is_sent(web: int) -> None:
     with stand_in() as sglang:
         sglang.api_key = "inner"
         with vision(sglang, web, api_key="outer", sglang_api_key="wrong") as client:
-            eventually(lambda: "set --sglang-api-key" in client.get("/ready").text)
+            until(lambda: "set --sglang-api-key" in client.get("/ready").text)
         with vision(sglang, web, api_key="outer", sglang_api_key="inner") as client:
-            eventually(lambda: client.get("/ready").status_code == 200)
+            until(lambda: client.get("/ready").status_code == 200)
             assert client.post("/answer", json=ASK).status_code == 401
             client.headers["authorization"] = "Bearer outer"
             assert client.post("/answer", json=ASK).status_code == 200

@@ -7,11 +7,12 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.patience import until
 from tests.unit.serving.browser import PHONE, fits, shoot
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision.app import create_vision_app, limits
 
-from .conftest import eventually, running
+from .conftest import running
 from .rogue_web import picture, rogue_web
 from .sglang_stand_in import stand_in
 from .vision_under_test import fetcher
@@ -27,7 +28,7 @@ def vision() -> Iterator[httpx.Client]:
             {"sglang_url": sglang.url, "poll_seconds": 0.05, "api_key": "secret", "max_tokens": 30}
         )
         with running(create_vision_app(settings, fetcher(limits(settings), web))) as client:
-            eventually(lambda: client.get("/ready").status_code == 200)
+            until(lambda: client.get("/ready").status_code == 200)
             yield client
 
 

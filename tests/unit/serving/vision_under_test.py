@@ -11,6 +11,7 @@ from ipaddress import ip_address
 
 import httpcore
 
+from tests import patience
 from trainyard_serving.server import listen, serve
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision import fetch
@@ -19,8 +20,6 @@ from trainyard_serving.vision.app import create_vision_app, limits
 from trainyard_serving.vision.network import connect_tcp
 
 from .ssrf_corpus import NAMES, PUBLIC
-
-FETCH_SECONDS = 2
 
 
 class Names:
@@ -53,7 +52,7 @@ if __name__ == "__main__":
     settings = VisionSettings(
         sglang_url=sys.argv[3],
         poll_seconds=0.05,
-        fetch_seconds=FETCH_SECONDS,
+        fetch_seconds=patience.SECONDS,
         allowed_ports=f"80,443,{sys.argv[2]}",
         max_queue=100,
     )

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import patience
+from tests.patience import until
 from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
 from trainyard_api.progress import ProgressReport
 
@@ -122,7 +122,7 @@ class Run:
         def ask() -> bool:
             url = f"http://127.0.0.1:{self.job.report_port}/progress"
             try:
-                with urllib.request.urlopen(url, timeout=10) as response:
+                with urllib.request.urlopen(url, timeout=patience.SECONDS) as response:
                     report = ProgressReport.model_validate_json(response.read())
             except OSError:
                 return False
@@ -175,15 +175,6 @@ class Run:
     def _read(self, kind: str) -> str:
         paths = sorted(self.folder.glob(f"{kind}-*"))
         return "".join(path.read_text() for path in paths)
-
-
-def until(condition: Callable[[], bool], what: str, context: Callable[[], str] = str) -> None:
-    """Poll until `condition` holds; fail, with `context`, when it doesn't in time."""
-    deadline = time.monotonic() + patience.SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience.SECONDS} s in vain until {what}\n{context()}")
-        time.sleep(0.01)
 
 
 class Launcher:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests import patience
+
 PROGRAM = """
 import sys, torch
 from trainyard_trainer.deferred_dynamo import defer_dynamo
@@ -24,6 +26,9 @@ print("done")
 
 def test_dynamo_is_imported_only_when_something_asks_for_it() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
     )
     assert ended.stdout == "done\n", ended.stderr

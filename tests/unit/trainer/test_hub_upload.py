@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import patience
 from tests.unit.trainer.hub_server import serving
 from trainyard_trainer.hub_upload import UploadError, upload_model
 
@@ -29,7 +30,7 @@ def upload(directory: Path, endpoint: str) -> str:
         env=os.environ | {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_secret"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience.SECONDS,
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()

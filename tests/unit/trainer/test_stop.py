@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 
+from tests import patience
+from tests.unit.trainer.ranks import RankServer
 from trainyard_api.checkpoint import CHECKPOINTS, newest_valid
 from trainyard_api.job import TrainerJob
 
 MakeJob = Callable[..., TrainerJob]
 ENDLESS = {"max_steps": 100_000, "eval_steps": 0}
 NEVER = {"checkpoint": {"everySteps": 100_000}}
+
+
+@pytest.fixture(autouse=True)
+def _observer(rank_server: RankServer) -> None:
+    rank_server.preload("tests.unit.trainer.observer")
+
+
+def patient(seconds: float = patience.SECONDS) -> dict[str, str]:
+    """For how long a rank that was told to stop may get no further."""
+    return {"PATIENCE": str(seconds)}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +35,7 @@ def test_the_step_is_saved_by_all_though_not_all_are_told(
     make_job: MakeJob, launch: Any, train: Any, strategy: str, told: list[int], ranks: int
 ) -> None:
     job = make_job(NEVER | {"strategy": strategy}, **ENDLESS)
-    run = launch(job, ranks)
+    run = launch(job, ranks, env=patient())
     run.wait_for_step(5)
     for rank in told:
         os.kill(run.pids[rank], signal.SIGTERM)
@@ -45,7 +57,7 @@ def test_the_step_is_saved_by_all_though_not_all_are_told(
 
 def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: Any) -> None:
     """What torchrun does when a rank dies: it tells the others to end. They have nothing to add."""
-    run = launch(make_job(NEVER, **ENDLESS), ranks=2)
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient())
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGSTOP)
     os.kill(run.pids[0], signal.SIGTERM)
@@ -55,12 +67,9 @@ def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: An
     assert run.out.splitlines()[-1].startswith("SIGTERM: stopped in step ")
 
 
-def test_a_rank_that_cannot_get_on_ends_all_the_same(
-    make_job: MakeJob, launch: Any, rank_server: Any
-) -> None:
+def test_a_rank_that_cannot_get_on_ends_all_the_same(make_job: MakeJob, launch: Any) -> None:
     """Its peer stands still and the network doesn't tell."""
-    rank_server.preload("tests.unit.trainer.observer")
-    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env={"PATIENCE": "0.2"})
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient(0.2))
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGSTOP)
     os.kill(run.pids[0], signal.SIGTERM)

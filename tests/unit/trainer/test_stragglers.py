@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import patience
 from tests.unit.trainer.ranks import RankServer
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.console import Console
@@ -42,7 +43,7 @@ def test_the_slow_rank_is_named(make_job: MakeJob, launch: Any, strategy: str) -
     assert found.host == socket.gethostname()
     assert found.step_seconds >= SLOW
     url = f"http://127.0.0.1:{run.job.report_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=patience.SECONDS) as response:
         text = response.read().decode()
     work = dict(re.findall(r'trainyard_rank_step_seconds{rank="(\d)",run="tiny"} (\S+)', text))
     assert sorted(work) == ["0", "1"]

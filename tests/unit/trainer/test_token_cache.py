@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import patience
 from trainyard_api.job import RUN_DIR_ENV
 from trainyard_trainer.token_cache import cache_dir, keep
 
@@ -45,9 +46,9 @@ def test_processes_that_ask_at_once_share_one(tmp_path: Path) -> None:
     assert first.stdout.readline() == "making\n"
     others = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first.stdin.close()  # the others may or may not wait by now: they must not make it again
-    ends = [process.communicate(timeout=60)[0] for process in others]
+    ends = [process.communicate(timeout=patience.SECONDS)[0] for process in others]
     assert first.stdout.read() == ends[0] == ends[1] == f"{199_999 % 65536}\n"
-    assert first.wait(timeout=60) == 0
+    assert first.wait(timeout=patience.SECONDS) == 0
     assert log.read_text() == "made\n"
 
 
@@ -59,7 +60,7 @@ def test_a_killed_maker_leaves_the_work_to_the_next(tmp_path: Path) -> None:
     assert killed.stdout
     assert killed.stdout.readline() == "making\n"
     killed.kill()
-    killed.wait(timeout=60)
+    killed.wait(timeout=patience.SECONDS)
     made = keep("numbers", lambda: np.arange(5))
     assert made.tolist() == [0, 1, 2, 3, 4]
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests import patience
+from tests.patience import until
 from tests.unit.trainer.ranks import RankServer, Run, free_port
 from trainyard_api.job import TrainerJob
 from trainyard_trainer import forward
@@ -27,7 +28,6 @@ from trainyard_trainer.to_tensorboard import DIRECTORY
 pytestmark = pytest.mark.system
 
 MakeJob = Callable[..., TrainerJob]
-SERVER_DEADLINE = 180.0  # seconds; it makes its database first
 METRICS = ["eval_loss", "grad_norm", "learning_rate", "loss", "samples_per_second"]
 
 
@@ -59,15 +59,12 @@ def mlflow_uri(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"{mlflow_server}/health", timeout=10):
+            with urllib.request.urlopen(f"{mlflow_server}/health", timeout=patience.SECONDS):
                 return True
         except OSError:
             return False
 
-    deadline = time.monotonic() + SERVER_DEADLINE
-    while not answers():
-        assert time.monotonic() < deadline, "the MLflow server doesn't answer"
-        time.sleep(0.1)
+    until(answers, "the MLflow server answers")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     return mlflow_server
 
@@ -274,7 +271,9 @@ def test_one_mlflow_run_for_all_attempts(
     before = logged(first.run_dir)
     last = max(before["loss"]) + 4
     second: Run = train(
-        make_job({"attempt": 2}, max_steps=last, **config), ranks=2, env=env | {"IMPATIENT": "60"}
+        make_job({"attempt": 2}, max_steps=last, **config),
+        ranks=2,
+        env=env | {"IMPATIENT": str(patience.SECONDS)},
     )
     assert second.err == ""
     run, metrics = in_mlflow(mlflow_uri, second.run_dir)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import patience
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import CHECKPOINTS, verify
 from trainyard_api.job import EXIT_CONFIG, TrainerJob
@@ -276,7 +277,7 @@ def test_report_and_metrics_while_training(make_job: MakeJob, launch: Any) -> No
     assert report.samples_per_second == pytest.approx(report.tokens_per_second / 16)
     assert report.eta_seconds
     url = f"http://127.0.0.1:{run.job.report_port}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=patience.SECONDS) as response:
         text = response.read().decode()
     served = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert served <= {metric.name for metric in names.ALL}

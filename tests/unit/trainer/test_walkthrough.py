@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import patience
 from trainyard_api.run import TrainingRun
 
 pytestmark = pytest.mark.system
@@ -32,7 +33,7 @@ def output(folder: Path) -> str:
         env={"OMP_NUM_THREADS": "1", "TRAINYARD_RUN_DIR": "out"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience.SECONDS,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
