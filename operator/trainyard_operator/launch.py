@@ -18,6 +18,7 @@ SHUTDOWN_SECONDS = 25
 # Agents wait longer for each other than the operator waits for the gang: it is the operator that
 # decides that a gang is given back, for all its workers at once.
 JOIN_MARGIN_SECONDS = 120
+KEEP_ALIVE_SECONDS = 5  # torchrun's own interval
 
 
 def argv(run: TrainingRun) -> list[str]:
@@ -68,6 +69,8 @@ def env(
         "is_host": "true" if node == 0 else "false",
         "join_timeout": wait,
         "read_timeout": wait,  # also how long to wait for node 0's store to be there
+        # An agent that is short of time, or whose clock differs, isn't given up after 15 s either.
+        "keep_alive_max_attempt": wait // KEEP_ALIVE_SECONDS,
     }
     variables = {
         "PET_NNODES": str(nodes),

@@ -78,6 +78,7 @@ def test_torchrun_reads_every_variable(monkeypatch: pytest.MonkeyPatch, node: in
     assert config.rdzv_configs["is_host"] == ("true" if node == 0 else "false")
     assert int(config.rdzv_configs["join_timeout"]) > 100
     assert int(config.rdzv_configs["read_timeout"]) > 100
+    assert int(config.rdzv_configs["keep_alive_max_attempt"]) > 20
     assert command == ["-u", "train.py", "--x"]
 
 
