@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from trainyard_api import __version__
 from trainyard_serving.api_key import ApiKey
 from trainyard_serving.backend import Backend, Part, Served
-from trainyard_serving.errors import ApiError, as_api_error, detail_form
+from trainyard_serving.errors import ApiError, QueueFullError, as_api_error, detail_form
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.middleware import BodyLimit, Observe, Shed
 from trainyard_serving.settings import ServerSettings
@@ -94,7 +94,8 @@ def create_app(
     invalid: Callable[[RequestValidationError], ApiError] | None = None,
     beside: Sequence[Part] = (),
     roll_back: Callable[[], Served | None] | None = None,
-    refuse: Callable[[str], ApiError | None] | None = None,
+    computed: frozenset[str] = frozenset(),
+    full: Callable[[], QueueFullError | None] | None = None,
 ) -> FastAPI:
     """An app with the shared routes; the caller adds its own.
 
@@ -104,7 +105,8 @@ def create_app(
         beside: what else lives as long as the server.
         roll_back: takes the model before the current one back; POST /admin/rollback, which exists
             only behind an API key.
-        refuse: why a request to this path is refused right now, before it is read.
+        computed: paths whose requests wait for the model.
+        full: why none of those is taken right now; they are refused before they are read.
     """
     parts = [*beside, backend]
     shared = _Shared(settings, backend, parts, metrics)
@@ -154,8 +156,8 @@ def create_app(
     app.add_exception_handler(Exception, server_error)
     if invalid:
         app.add_exception_handler(RequestValidationError, validation_error)
-    if refuse:
-        app.add_middleware(Shed, refuse=refuse, form=form)
+    if full:
+        app.add_middleware(Shed, computed=computed, full=full, form=form)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if keys:
         app.add_middleware(ApiKey, keys=keys, open_paths=_open_paths(settings), form=form)

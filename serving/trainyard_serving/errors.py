@@ -1,5 +1,7 @@
 """What goes wrong on purpose: answers other than 200, and models that can't be served."""
 
+import math
+
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -19,7 +21,7 @@ class ApiError(HTTPException):
     Attributes:
         code: what went wrong, for programs, such as `queue_full`.
         param: the field of the request that is wrong.
-        retry_after: whole seconds after which to try again.
+        retry_after: whole seconds after which to try again, if that may help.
     """
 
     def __init__(
@@ -35,6 +37,17 @@ class ApiError(HTTPException):
         super().__init__(status, message, {**retry, **(headers or {})} or None)
         self.code = code
         self.param = param
+        self.retry_after = retry_after
+
+
+class QueueFullError(ApiError):
+    """There is no room for what was asked."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        """`what` waits, such as `texts`; `seconds`: a guess at when there will be room."""
+        message = f"the server is busy: too many {what} are waiting"
+        retry_after = min(60, max(1, math.ceil(seconds)))
+        super().__init__(429, message, "queue_full", retry_after=retry_after)
 
 
 def as_api_error(request: Request, error: HTTPException) -> ApiError:

@@ -1,12 +1,11 @@
 """Lets so many requests work at a time and so many wait; refuses the rest with 429."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from trainyard_serving.errors import ApiError
+from trainyard_serving.errors import QueueFullError
 
 
 class Gate:
@@ -29,12 +28,10 @@ class Gate:
     async def place(self) -> AsyncIterator[None]:
         """A place inside: working or waiting.
 
-        Raises ApiError (429) at once when there is none.
+        Raises QueueFullError at once when there is none.
         """
         if self._inside >= self._max_inside:
-            wait = math.ceil(self._seconds * self.depth / self._max_running)
-            message = "the server is busy: too many requests are waiting"
-            raise ApiError(429, message, "queue_full", retry_after=min(60, max(1, wait)))
+            raise QueueFullError("requests", self._seconds * self.depth / self._max_running)
         self._inside += 1
         try:
             yield

@@ -4,11 +4,12 @@ streams pass through untouched."""
 import time
 from collections.abc import Callable
 
+from prometheus_client import Counter, Histogram
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trainyard_serving.backend import Served
-from trainyard_serving.errors import ApiError
+from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
 DIGEST_HEADER = b"x-trainyard-digest"
@@ -44,25 +45,42 @@ class BodyLimit:
 
 class Shed:
     """Refuses at once, before it is read, what there is no room for: under overload the CPU time
-    of understanding it is the model's."""
+    of understanding it is the model's, and so is that of writing the same refusal again."""
 
     def __init__(
         self,
         app: ASGIApp,
-        refuse: Callable[[str], ApiError | None],
+        computed: frozenset[str],
+        full: Callable[[], QueueFullError | None],
         form: Callable[[ApiError], Response],
     ) -> None:
-        """`refuse`: why a request to this path is refused right now, if it is."""
+        """`full`: why no request to the `computed` paths is taken right now."""
         self._app = app
-        self._refuse = refuse
+        self._computed = computed
+        self._full = full
         self._form = form
+        self._answers: dict[int | None, tuple[Message, Message]] = {}  # by Retry-After
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._refuse(scope["path"])):
+        if scope["type"] == "http" and scope["path"] in self._computed and (error := self._full()):
             scope[ROUTE] = scope["path"]
-            await self._form(error)(scope, receive, send)
+            for message in self._answer(error):
+                await send(message)
             return
         await self._app(scope, receive, send)
+
+    def _answer(self, error: QueueFullError) -> tuple[Message, Message]:
+        if error.retry_after not in self._answers:
+            response = self._form(error)
+            self._answers[error.retry_after] = (
+                {
+                    "type": "http.response.start",
+                    "status": response.status_code,
+                    "headers": response.raw_headers,
+                },
+                {"type": "http.response.body", "body": response.body},
+            )
+        return self._answers[error.retry_after]
 
 
 class Observe:
@@ -72,6 +90,7 @@ class Observe:
         self._app = app
         self._metrics = metrics
         self._served = served
+        self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,8 +106,9 @@ class Observe:
             if status is not None:
                 # The router leaves its route here; paths of strangers' making are not labels.
                 route = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(route, str(status)).inc()
-                self._metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+                requests, seconds = self._of(str(route), status)
+                requests.inc()
+                seconds.observe(time.monotonic() - started)
             status = None
 
         async def observed(message: Message) -> None:
@@ -109,3 +129,11 @@ class Observe:
             count()
             if scope["path"] != "/metrics":
                 self._metrics.requests_in_progress.dec()
+
+    def _of(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The series of such answers; kept, because finding one takes longer than counting."""
+        key = (route, status)
+        if key not in self._series:
+            counter = self._metrics.requests.labels(route, str(status))
+            self._series[key] = (counter, self._metrics.request_seconds.labels(route))
+        return self._series[key]

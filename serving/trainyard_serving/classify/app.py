@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from trainyard_serving.app import create_app, not_ready, page
 from trainyard_serving.classify.api import BatchRequest, Prediction, PredictRequest
-from trainyard_serving.classify.batcher import Batcher, ComputingFailedError, QueueFullError
+from trainyard_serving.classify.batcher import Batcher, ComputingFailedError
 from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.docs_page import add_docs
 from trainyard_serving.errors import ApiError
@@ -65,8 +65,6 @@ class Routes:
         try:
             work = self._batcher.classify(model, texts)
             found = await unless_disconnected(request, work)
-        except QueueFullError as error:
-            raise _too_many(error) from None
         except ComputingFailedError as error:
             raise ApiError(500, str(error)) from None
         if found is None:
@@ -92,7 +90,8 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
         metrics,
         beside=[batcher],
         roll_back=follower.roll_back,
-        refuse=partial(_refuse, batcher),
+        computed=COMPUTED,
+        full=batcher.full,
     )
     app.description = "The class of a text. [A page to try it by hand](/try)."
     routes = Routes(settings, follower, batcher)
@@ -115,16 +114,6 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     add_docs(app)
     return app
-
-
-def _refuse(batcher: Batcher, path: str) -> ApiError | None:
-    if path in COMPUTED and (full := batcher.full()):
-        return _too_many(full)
-    return None
-
-
-def _too_many(error: QueueFullError) -> ApiError:
-    return ApiError(429, str(error), "queue_full", retry_after=error.retry_after)
 
 
 async def _to_docs() -> RedirectResponse:

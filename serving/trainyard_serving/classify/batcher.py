@@ -6,7 +6,6 @@ while it computes, the next batch gathers. The event loop never computes.
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from itertools import islice
 
 from trainyard_serving.classify.classifier import Classifier
 from trainyard_serving.classify.engine import Floats
+from trainyard_serving.errors import QueueFullError
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.threads import computing_thread
 
@@ -23,14 +23,6 @@ log = logging.getLogger(__name__)
 # Padding is computed like text: a batch is cut where texts become this much longer.
 LENGTH_RATIO = 1.5
 LENGTH_SLACK = 8  # tokens
-
-
-class QueueFullError(Exception):
-    """No room for the texts; `retry_after` is a guess in whole seconds."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the server is busy: too many texts are waiting")
-        self.retry_after = retry_after
 
 
 class ComputingFailedError(Exception):
@@ -80,8 +72,7 @@ class Batcher:
 
     def full(self) -> QueueFullError | None:
         """Why not even one text would fit now; None when it would."""
-        full = len(self._queue) >= self._max_queue
-        return QueueFullError(self._retry_after()) if full else None
+        return None if self._fits(1) else self._full()
 
     @property
     def alive(self) -> bool:
@@ -106,8 +97,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         request = Request(model, texts, loop, loop.create_future(), [None] * len(texts), len(texts))
         with self._changed:
-            if len(self._queue) + len(texts) > self._max_queue:
-                raise QueueFullError(self._retry_after())
+            if not self._fits(len(texts)):
+                raise self._full()
             self._queue.extend((request, number) for number in range(len(texts)))
             self._changed.notify()
         try:
@@ -120,8 +111,11 @@ class Batcher:
         with self._changed:
             self._queue = deque(item for item in self._queue if item[0] is not request)
 
-    def _retry_after(self) -> int:
-        return min(60, max(1, math.ceil(self._seconds_per_text * len(self._queue))))
+    def _fits(self, num_texts: int) -> bool:
+        return len(self._queue) + num_texts <= self._max_queue
+
+    def _full(self) -> QueueFullError:
+        return QueueFullError("texts", self._seconds_per_text * len(self._queue))
 
     def _run(self) -> None:
         while batch := self._take():

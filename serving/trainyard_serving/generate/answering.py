@@ -15,7 +15,7 @@ from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.completion import Chunk, Sampling
 from trainyard_serving.generate.job import Job, JobFailedError
 from trainyard_serving.generate.openai_api import Answer, GenerationRequest, openai_form
-from trainyard_serving.generate.worker import QueueFullError, Worker
+from trainyard_serving.generate.worker import Worker
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.settings import GenerateSettings
 
@@ -53,10 +53,7 @@ class Answering:
         started = time.monotonic()
         # The digest of the model that answers, whatever is loaded when the answer goes out.
         headers = {"x-trainyard-digest": model.source.digest}
-        try:
-            job = self._worker.submit(model, prompts, sampling)
-        except QueueFullError as error:
-            raise too_many(error) from None
+        job = self._worker.submit(model, prompts, sampling)
         chunks = self._counted(job, answer, started)
         if body.stream:
             return _EventStream(_events(chunks, answer, body.wants_usage), job, headers)
@@ -79,10 +76,6 @@ class Answering:
             self._metrics.generated_tokens.inc(chunk.num_tokens)
             answer.count(chunk)
             yield chunk
-
-
-def too_many(error: QueueFullError) -> ApiError:
-    return ApiError(429, str(error), "queue_full", retry_after=error.retry_after)
 
 
 class _EventStream(StreamingResponse):

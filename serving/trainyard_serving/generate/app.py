@@ -1,21 +1,19 @@
 """The text generation server: OpenAI's API over one exported model."""
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
 
-from trainyard_serving.app import create_app, not_ready, page
-from trainyard_serving.errors import ApiError
+from trainyard_serving.app import create_app, not_ready
 from trainyard_serving.follower import Follower
-from trainyard_serving.generate.answering import Answering, too_many
+from trainyard_serving.generate.answering import Answering
 from trainyard_serving.generate.chat import Chat
 from trainyard_serving.generate.chat_api import ChatRequest
 from trainyard_serving.generate.completions import Completions
 from trainyard_serving.generate.forward import create_forward_app
 from trainyard_serving.generate.openai_api import CompletionRequest, invalid_request, openai_form
+from trainyard_serving.generate.routes import OpenAIRoutes, check_name
 from trainyard_serving.generate.worker import Worker
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import place_of
@@ -25,11 +23,10 @@ from trainyard_serving.verified import VerifiedModel
 if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
     from trainyard_serving.generate.language_model import LanguageModel
 
-PAGE = Path(__file__).with_name("page.html")
 COMPUTED = frozenset({"/v1/completions", "/v1/chat/completions"})
 
 
-class Routes:
+class Routes(OpenAIRoutes):
     """The routes of this app."""
 
     def __init__(
@@ -43,18 +40,6 @@ class Routes:
         self._follower = follower
         self._completions = completions
         self._chat = chat
-
-    async def page(self) -> HTMLResponse:
-        """A page to try the model by hand."""
-        return page(PAGE)
-
-    async def models(self) -> dict[str, Any]:
-        """The one model, in OpenAI's form."""
-        return {"object": "list", "data": [self._card(self._model(None))]}
-
-    async def one_model(self, name: str) -> dict[str, Any]:
-        """The model by its name."""
-        return self._card(self._model(name))
 
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """Text that goes on from the prompt, whole or streamed as server-sent events."""
@@ -71,16 +56,14 @@ class Routes:
         model = self._follower.model
         if model is None:
             raise not_ready(self._follower, self._settings)
-        served = self._name(model)
-        if name not in (None, served):
-            message = f"no model {name!r} here: this server has {served!r}"
-            raise ApiError(404, message, "model_not_found", "model")
+        check_name(name, self._name(model))
         return model
 
     def _name(self, model: "LanguageModel") -> str:
         return self._settings.served_model_name or model.source.run
 
-    def _card(self, model: "LanguageModel") -> dict[str, Any]:
+    def card(self, name: str | None) -> dict[str, Any]:
+        model = self._model(name)
         source = model.source
         return {
             "id": self._name(model),
@@ -114,23 +97,13 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         invalid=invalid_request,
         beside=[worker],
         roll_back=follower.roll_back,
-        refuse=partial(_refuse, worker),
+        computed=COMPUTED,
+        full=worker.full,
     )
     answering = Answering(settings, worker, metrics)
     routes = Routes(settings, follower, Completions(settings, answering), Chat(settings, answering))
-    app.add_api_route("/v1/models", routes.models, response_model=None)
-    app.add_api_route("/v1/models/{name:path}", routes.one_model, response_model=None)
-    app.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
-    app.add_api_route(
-        "/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None
-    )
-    app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
+    routes.add_to(app)
     return app
-
-
-def _refuse(worker: Worker, path: str) -> ApiError | None:
-    full = worker.full() if path in COMPUTED else None
-    return too_many(full) if full else None
 
 
 def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":

@@ -7,12 +7,12 @@ al. 2022, "Orca"). One round of the thread:
 """
 
 import logging
-import math
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from trainyard_serving.errors import QueueFullError
 from trainyard_serving.generate.completion import Sampling
 from trainyard_serving.generate.job import Job
 from trainyard_serving.metrics import Metrics
@@ -24,14 +24,6 @@ if TYPE_CHECKING:  # importing torch takes seconds; the server must answer befor
     from trainyard_serving.generate.sequence import Sequence
 
 log = logging.getLogger(__name__)
-
-
-class QueueFullError(Exception):
-    """No room for another request; `retry_after` is a guess in whole seconds."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the server is busy: too many requests are waiting")
-        self.retry_after = retry_after
 
 
 class Worker:
@@ -58,8 +50,10 @@ class Worker:
 
     def full(self) -> QueueFullError | None:
         """Why no request would be taken now; None when one would."""
-        full = len(self._waiting) >= self._max_queue
-        return QueueFullError(self._retry_after()) if full else None
+        if len(self._waiting) < self._max_queue:
+            return None
+        rounds = len(self._waiting) / self._max_batch_size
+        return QueueFullError("requests", self._seconds_per_job * rounds)
 
     @property
     def alive(self) -> bool:
@@ -93,10 +87,6 @@ class Worker:
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
-
-    def _retry_after(self) -> int:
-        rounds = len(self._waiting) / self._max_batch_size
-        return min(60, max(1, math.ceil(self._seconds_per_job * rounds)))
 
     def _run(self) -> None:
         while self._has_work():
