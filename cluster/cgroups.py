@@ -36,6 +36,9 @@ def create(group: str) -> None:
                 # In version 1 a new cpuset is empty, and nothing can be put in it.
                 if version() == 1 and mine.exists() and not mine.read_text().strip():
                     mine.write_text(above.read_text())
+            shares = folder / "cpu.shares"
+            if shares.exists():  # version 1, where all pods would together weigh as one process
+                shares.write_text(str(1024 * (os.cpu_count() or 1)))
 
 
 def processes(group: str) -> list[Identity]:

@@ -51,7 +51,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     run(
         *("helm", "upgrade", "--install", "trainyard", str(REPO / "charts" / "operator")),
         *("--namespace", SYSTEM, "--set", image["operator"], "--set", image["trainer"]),
-        *("--wait", TIMEOUT),
+        # On the local cluster it shares one machine with everything that trains.
+        *("--set", "resources.requests.cpu=500m", "--wait", TIMEOUT),
     )
 
 

@@ -148,6 +148,7 @@ def publish(space: Namespace, name: str, image: str, damaged: bool) -> None:
         "image": image,
         "command": ["python", "-c", f"DAMAGED = {damaged}\n{PUBLISH}"],
         "securityContext": security,
+        "resources": {"requests": {"cpu": "250m"}},
         "volumeMounts": [{"name": "storage", "mountPath": "/trainyard"}],
     }
     user = {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001}
