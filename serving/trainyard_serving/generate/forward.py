@@ -7,15 +7,14 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trainyard_serving.app import create_app, page
+from trainyard_serving.app import create_app
 from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
 from trainyard_serving.gate import Gate
@@ -26,16 +25,16 @@ from trainyard_serving.generate.openai_api import (
     invalid_request,
     openai_form,
 )
+from trainyard_serving.generate.routes import OpenAIRoutes, check_name
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import place_of
 from trainyard_serving.settings import GenerateSettings
 from trainyard_serving.sglang import SGLang
 
-PAGE = Path(__file__).with_name("page.html")
 DONE = "[DONE]"
 
 
-class Forward:
+class Forward(OpenAIRoutes):
     """The routes of this app."""
 
     def __init__(self, settings: GenerateSettings, sglang: SGLang, metrics: Metrics) -> None:
@@ -45,19 +44,6 @@ class Forward:
         self._started = int(time.time())
         self._gate = Gate(settings.max_running, settings.max_queue)
         metrics.queue_depth.set_function(lambda: self._gate.depth)
-
-    async def page(self) -> HTMLResponse:
-        """A page to try the model by hand."""
-        return page(PAGE)
-
-    async def models(self) -> dict[str, Any]:
-        """The one model, in OpenAI's form."""
-        return {"object": "list", "data": [self._card()]}
-
-    async def one_model(self, name: str) -> dict[str, Any]:
-        """The model by its name."""
-        self._check_name(name)
-        return self._card()
 
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """Text that goes on from the prompt, whole or streamed as server-sent events."""
@@ -79,7 +65,7 @@ class Forward:
         self, request: Request, path: str, body: GenerationRequest, more: dict[str, Any]
     ) -> Response:
         """SGLang's answer; a client that goes away cancels the request there too."""
-        self._check_name(body.model)
+        check_name(body.model, self._name())
         asked = sglang_request(body, self._sglang.model.name) | more
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._gate.place())
@@ -145,17 +131,12 @@ class Forward:
             message = f"{param}: at most {limit} {what} (got {got})"
             raise ApiError(400, message, "invalid_value", param)
 
-    def _check_name(self, name: str | None) -> None:
-        """Raises ApiError: 503 while SGLang is not ready, 404 when another model is asked for."""
-        served = self._name()
-        if name not in (None, served):
-            message = f"no model {name!r} here: this server has {served!r}"
-            raise ApiError(404, message, "model_not_found", "model")
-
     def _name(self) -> str:
+        """Raises ApiError, 503, while SGLang is not ready."""
         return self._settings.served_model_name or self._sglang.model.name
 
-    def _card(self) -> dict[str, Any]:
+    def card(self, name: str | None) -> dict[str, Any]:
+        check_name(name, self._name())
         source = self._sglang.source
         return {
             "id": self._name(),
@@ -206,14 +187,7 @@ def create_forward_app(settings: GenerateSettings) -> FastAPI:
         form=openai_form,
         invalid=invalid_request,
     )
-    routes = Forward(settings, sglang, metrics)
-    app.add_api_route("/v1/models", routes.models, response_model=None)
-    app.add_api_route("/v1/models/{name:path}", routes.one_model, response_model=None)
-    app.add_api_route("/v1/completions", routes.completions, methods=["POST"], response_model=None)
-    app.add_api_route(
-        "/v1/chat/completions", routes.chat_completions, methods=["POST"], response_model=None
-    )
-    app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
+    Forward(settings, sglang, metrics).add_to(app)
     return app
 
 
