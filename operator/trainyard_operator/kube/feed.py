@@ -53,10 +53,14 @@ class Feed:
 
         It hasn't changed since the list before, in a version that the watch never told us about.
         """
-        before = self._listed
+        before, watched = self._listed, dict(self._watched)
         await self.list()
         for key, version in self._listed.items():
-            if version == before.get(key) and version != self._watched.get(key):
+            # A newer version may have been told while the list was under way.
+            if version == before.get(key) and version not in (
+                watched.get(key),
+                self._watched.get(key),
+            ):
                 return key
         return None
 

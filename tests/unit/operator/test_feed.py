@@ -58,3 +58,21 @@ async def test_what_was_listed_twice_and_never_watched_proves_that_the_watch_is_
         assert await feed.list_again() is None
         put_run(state)
         assert await feed.list_again() is None, "it has just changed: the event may be under way"
+
+
+async def test_a_change_that_is_told_before_the_list_is_read_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with api_server() as (state, kube):
+        feed, _ = make_feed(kube, Instruments())
+        feed.changed(put_run(state), deleted=False)
+        await feed.list()
+        list_all = kube.list_all
+
+        async def slow(path: str) -> Any:
+            items = await list_all(path)
+            feed.changed(put_run(state), deleted=False)
+            return items
+
+        monkeypatch.setattr(kube, "list_all", slow)
+        assert await feed.list_again() is None
