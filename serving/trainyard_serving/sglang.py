@@ -25,7 +25,7 @@ from trainyard_serving.verified import VerifiedModel
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 5
+PROBE_SECONDS = 5.0
 RETRY_SECONDS = 5  # what clients are told while SGLang is away
 
 

@@ -147,11 +147,12 @@ def test_logs_follow_until_the_run_ends(
     driver = box.start("run", sleeper)
     started()
     follower = box.start("logs", "-f", "run")
+    assert follower.stdout.readline() == "attempt of run-1\n"
     os.kill(box.keeper("run"), signal.SIGKILL)
     assert box.end(driver)[0] == 0
     code, output = box.end(follower)
     assert code == 0
-    assert output.splitlines() == ["attempt of run-1", "--- attempt 2", "attempt of run-2"]
+    assert output.splitlines() == ["--- attempt 2", "attempt of run-2"]
 
 
 def _parent(pid: int) -> int:

@@ -20,7 +20,13 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from tests import patience
+from trainyard_serving import sglang
+
 from .conftest import running
+
+# On a starved machine a whole SGLang may keep silent for longer than one would in earnest.
+sglang.PROBE_SECONDS = patience.SECONDS
 
 
 class Strict(BaseModel):

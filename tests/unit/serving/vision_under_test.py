@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import httpcore
 
 from tests import patience
+from trainyard_serving import sglang
 from trainyard_serving.server import listen, serve
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision import fetch
@@ -49,6 +50,7 @@ def fetcher(limits: fetch.FetchLimits, web_port: int) -> fetch.Fetcher:
 
 
 if __name__ == "__main__":
+    sglang.PROBE_SECONDS = patience.SECONDS
     settings = VisionSettings(
         sglang_url=sys.argv[3],
         poll_seconds=0.05,
