@@ -31,8 +31,9 @@ from trainyard_operator.transitions import (
 
 POLL_RUNNING = 5.0  # seconds between looks at rank 0's report
 # A rank that lost its peer is heard at once, the peer's own story (a lost node above all) later:
-# wait this long for it before calling the network, or a rank that hangs, the cause.
-SETTLE_SECONDS = 40.0
+# wait this long for it before calling the network, or a rank that hangs, the cause. Kubernetes
+# gives a node up 50 to 55 s after its last heartbeat, and we list nodes every 5 s.
+SETTLE_SECONDS = 65.0
 
 
 def reconcile(observed: Observed) -> Plan:

@@ -163,7 +163,17 @@ def test_a_lost_peer_without_another_cause_is_decided_in_time() -> None:
     story = begun()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
     first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
-    assert story.see(first, make_worker(1), after=41).status.reason == "PeerLost"
+    assert story.see(first, make_worker(1), after=60).status.reason != "PeerLost"
+    assert story.see(first, make_worker(1), after=6).status.reason == "PeerLost"
+
+
+def test_a_lost_node_is_named_though_its_peer_is_heard_a_minute_before() -> None:
+    story = begun()
+    words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
+    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    story.see(first, make_worker(1))
+    plan = story.see(first, make_worker(1), after=60, lost=frozenset({"host1"}))
+    assert plan.status.reason == "NodeLost"
 
 
 def test_pods_that_stay_terminating_do_not_hold_up_the_next_attempt() -> None:
