@@ -5,7 +5,7 @@ with exactly the samples it would have had: none lost, none repeated. There is n
 restore either: the step is the position.
 """
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 
 Ids = npt.NDArray[np.int64]
 Noise = npt.NDArray[np.uint64]
+Weights = npt.NDArray[Any]  # a number for each sample
 Batch = dict[str, torch.Tensor]
 Number = TypeVar("Number", bound=np.generic)
 

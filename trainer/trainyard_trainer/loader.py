@@ -6,7 +6,7 @@ workers nor a restart changes it.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from trainyard_trainer.data import (
     Ids,
     Noise,
     Samples,
+    Weights,
     global_batch,
     rank_share,
     sample_noise,
@@ -28,21 +29,35 @@ from trainyard_trainer.group import Group
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank trains on in one micro-batch."""
+    """What one rank trains on in one micro-batch.
+
+    Attributes:
+        factor: what the micro-batch's mean loss counts in the step's. The mean over the ranks of
+            the sum of loss x factor is the mean over the global batch.
+    """
 
     ids: Ids
     noise: Noise
+    factor: float
 
 
 class Shares:
     """Every share of one rank from step `start` (from 0) to the last, in order."""
 
     def __init__(
-        self, config: TrainConfig, seed: int, num_samples: int, group: Group, start: int
+        self,
+        config: TrainConfig,
+        seed: int,
+        num_samples: int,
+        weights: Callable[[Ids], Weights | None],
+        group: Group,
+        start: int,
     ) -> None:
+        """`weights`: see Recipe."""
         self.config = config
         self.seed = seed
         self.num_samples = num_samples
+        self.weights = weights
         self.group = group
         self.start = start
 
@@ -51,9 +66,15 @@ class Shares:
         accumulation = config.gradient_accumulation_steps
         for step in range(self.start, config.max_steps):
             batch = global_batch(self.seed, step, config.batch_size, self.num_samples)
+            weights = self.weights(batch)
             for micro in range(accumulation):
-                ids = rank_share(batch, group.rank, group.world_size, micro, accumulation)
-                yield Share(ids, sample_noise(self.seed, step, ids))
+                place = group.rank, group.world_size, micro, accumulation
+                ids = rank_share(batch, *place)
+                factor = 1 / accumulation
+                if weights is not None:
+                    per_weight = group.world_size / weights.sum()
+                    factor = float(per_weight * rank_share(weights, *place).sum())
+                yield Share(ids, sample_noise(self.seed, step, ids), factor)
 
 
 class _Fetcher:
@@ -65,9 +86,9 @@ class _Fetcher:
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, share: Share) -> Batch | UserError:
+    def __getitem__(self, share: Share) -> tuple[Batch, float] | UserError:
         try:
-            return self.samples.fetch(share.ids, share.noise)
+            return self.samples.fetch(share.ids, share.noise), share.factor
         except UserError as error:
             return error
 
@@ -92,7 +113,7 @@ class _EndWithParent:
 
 
 class Loader:
-    """An iterator over this rank's batches, on its device."""
+    """An iterator over this rank's batches, on its device, each with its loss's factor."""
 
     def __init__(self, samples: Samples, shares: Shares) -> None:
         self.device = shares.group.device
@@ -114,11 +135,12 @@ class Loader:
         else:
             self._batches = map(fetcher.__getitem__, shares)
 
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        if isinstance(batch, UserError):
-            raise batch
-        return on_device(batch, self.device)
+    def __next__(self) -> tuple[Batch, float]:
+        found = next(self._batches)
+        if isinstance(found, UserError):
+            raise found
+        batch, factor = found
+        return on_device(batch, self.device), factor
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

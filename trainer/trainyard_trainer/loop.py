@@ -12,7 +12,7 @@ from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint import Checkpointer, Saved
 from trainyard_trainer.clock import since_start
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import epoch_ended, global_batch, rank_share
+from trainyard_trainer.data import Batch, epoch_ended
 from trainyard_trainer.epoch_file import write_epoch_file
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
 from trainyard_trainer.evaluate import evaluate
@@ -59,7 +59,7 @@ class Loop:
         self.start = start
         self.step = start  # optimizer steps done: also the position in the data
         self.metrics = metrics
-        shares = Shares(config, job.seed, len(recipe.train), self.group, start)
+        shares = Shares(config, job.seed, len(recipe.train), recipe.weights, self.group, start)
         self.loader = Loader(recipe.train, shares)
         self.throughput = Throughput(
             config.batch_size, recipe.tokens_per_sample, config.timing_warmup_steps
@@ -118,10 +118,10 @@ class Loop:
         config, parallel = self.config, self.parallel
         parallel.timer.begin()
         set_learning_rate(self.optimizer, learning_rate(config, self.step))
-        factors = self._factors()
-        for micro, factor in enumerate(factors):
-            batch = self._next_batch()
-            with parallel.accumulate(last=micro == len(factors) - 1):
+        accumulation = config.gradient_accumulation_steps
+        for micro in range(accumulation):
+            batch, factor = self._next_batch()
+            with parallel.accumulate(last=micro == accumulation - 1):
                 with parallel.autocast():
                     loss = self.recipe.loss(parallel.model, batch)
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
@@ -138,28 +138,12 @@ class Loop:
         self.out.stepped(self.step)
         return norm
 
-    def _factors(self) -> list[float]:
-        """What each of this rank's micro-batch losses counts in the step's loss.
-
-        The mean over the ranks of the sum of loss x factor is the mean over the global batch.
-        """
-        accumulation = self.config.gradient_accumulation_steps
-        if not self.recipe.weighted:
-            return [1 / accumulation] * accumulation
-        ids = global_batch(self.job.seed, self.step, self.config.batch_size, len(self.recipe.train))
-        weights = self.recipe.weights(ids)
-        rank, world_size = self.group.rank, self.group.world_size
-        per_weight = world_size / weights.sum()
-        return [
-            float(per_weight * rank_share(weights, rank, world_size, micro, accumulation).sum())
-            for micro in range(accumulation)
-        ]
-
-    def _next_batch(self) -> dict[str, torch.Tensor]:
+    def _next_batch(self) -> tuple[Batch, float]:
+        """This rank's next micro-batch, and what its loss counts in the step's."""
         began = time.perf_counter()
-        batch = next(self.loader)
+        found = next(self.loader)
         self._data_seconds += time.perf_counter() - began
-        return batch
+        return found
 
     def _read_losses(self) -> None:
         """Read the losses since the last time, averaged over the ranks, and the step times.

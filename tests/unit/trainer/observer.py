@@ -42,11 +42,12 @@ _init_loader, _init_shares, _run = Loader.__init__, Shares.__init__, Loop.run
 
 
 def fetch(fetcher: _Fetcher, share: Share) -> Any:
-    batch = _fetch(fetcher, share)
-    if observed() and isinstance(batch, dict):
+    found = _fetch(fetcher, share)
+    if observed() and isinstance(found, tuple):
         seen = torch.stack([torch.from_numpy(share.ids), torch.from_numpy(share.noise.view("i8"))])
-        return batch | {_SEEN: seen}
-    return batch
+        batch, factor = found
+        return batch | {_SEEN: seen}, factor
+    return found
 
 
 def init_shares(shares: Shares, config: Any, *arguments: Any, **more: Any) -> None:
@@ -63,7 +64,7 @@ def init_loader(loader: Any, samples: Any, shares: Shares) -> None:
 
 def next_batch(loader: Any) -> Any:
     die_at("batch")
-    batch = _next(loader)
+    batch, factor = _next(loader)
     if folder := observed():
         ids, noise = batch.pop(_SEEN).tolist()
         line = json.dumps({"micro_batch": loader.delivered, "ids": ids, "noise": noise}) + "\n"
@@ -71,7 +72,7 @@ def next_batch(loader: Any) -> Any:
         os.write(file, line.encode())
         os.close(file)
         loader.delivered += 1
-    return batch
+    return batch, factor
 
 
 def run(loop: Loop, *arguments: Any) -> None:

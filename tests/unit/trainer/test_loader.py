@@ -3,14 +3,16 @@
 import ctypes
 import signal
 import sys
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch, Ids, Noise, epoch_ended
+from trainyard_trainer.data import Batch, Ids, Noise, Weights, epoch_ended
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.group import Group
 from trainyard_trainer.loader import Loader, Shares
@@ -33,14 +35,24 @@ class Numbers:
         return {"ids": torch.from_numpy(ids), "noise": torch.from_numpy(noise.view("int64"))}
 
 
-def batches(
-    rank: int = 0, world_size: int = 1, start: int = 0, samples: Any = None, **config: Any
-) -> list[Batch]:
+def pairs(
+    rank: int = 0,
+    world_size: int = 1,
+    start: int = 0,
+    samples: Any = None,
+    weights: Callable[[Ids], Weights | None] = lambda _: None,
+    **config: Any,
+) -> list[tuple[Batch, float]]:
+    """Every batch of a rank, with its loss's factor."""
     settings = TrainConfig(max_steps=12, batch_size=12, **config)
     group = Group(rank, world_size, torch.device("cpu"), None)
-    loader = Loader(samples or Numbers(), Shares(settings, 5, 100, group, start))
+    loader = Loader(samples or Numbers(), Shares(settings, 5, 100, weights, group, start))
     count = (12 - start) * settings.gradient_accumulation_steps
     return [next(loader) for _ in range(count)]
+
+
+def batches(*args: Any, **options: Any) -> list[Batch]:
+    return [batch for batch, _ in pairs(*args, **options)]
 
 
 def stacked(found: list[Batch], key: str) -> list[list[int]]:
@@ -66,12 +78,28 @@ def test_ranks_and_accumulation_share_the_samples_and_their_noise() -> None:
     ]
     for batch in whole:
         mine = [part for rank in parts for part in islice(rank, 3)]
-        pairs = {
+        shared = {
             (i, n)
             for b in mine
             for i, n in zip(b["ids"].tolist(), b["noise"].tolist(), strict=True)
         }
-        assert pairs == set(zip(batch["ids"].tolist(), batch["noise"].tolist(), strict=True))
+        assert shared == set(zip(batch["ids"].tolist(), batch["noise"].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("weights", [lambda _: None, lambda ids: ids + 1])
+def test_however_a_step_is_split_its_loss_is_the_mean_over_the_global_batch(weights: Any) -> None:
+    def mean(batch: Batch) -> float:
+        ids = batch["ids"].numpy()
+        return float(np.average(ids, weights=weights(ids)))  # an id stands for its sample's loss
+
+    whole = [mean(batch) for batch in batches()]
+    parts = [
+        pairs(rank, 2, weights=weights, gradient_accumulation_steps=3, dataloader_num_workers=rank)
+        for rank in range(2)
+    ]
+    for step, expected in enumerate(whole):
+        mine = [pair for rank in parts for pair in rank[3 * step : 3 * step + 3]]
+        assert sum(mean(batch) * factor for batch, factor in mine) / 2 == pytest.approx(expected)
 
 
 def test_noise_differs_by_epoch() -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trainyard_trainer.config import TrainConfig
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from torch import Tensor, nn
 
-    from trainyard_trainer.data import Batch, Ids, Samples
+    from trainyard_trainer.data import Batch, Ids, Samples, Weights
 
 
 class Recipe(ABC):
@@ -22,7 +21,6 @@ class Recipe(ABC):
         held_out: the samples to evaluate on.
         tokens_per_sample: what tokens per second are counted from (an average will do); 0 if
             tokens make no sense.
-        weighted: whether samples count by `weights`, not all alike.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -30,7 +28,6 @@ class Recipe(ABC):
     train: "Samples"
     held_out: "Samples"
     tokens_per_sample: float = 0
-    weighted: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, config: Any, saved: dict[str, Any] | None) -> None:
@@ -56,13 +53,13 @@ class Recipe(ABC):
         computes again, one at a time."""
         return ()
 
-    def weights(self, ids: "Ids") -> "npt.NDArray[Any]":
-        """How much each of these training samples counts in the mean loss, if `weighted`.
+    def weights(self, ids: "Ids") -> "Weights | None":
+        """How much each of these training samples counts in the mean loss; None: all alike.
 
         Samples of different lengths count by their target tokens: the mean is then one over all
         tokens of the global batch, however it is split into ranks and micro-batches.
         """
-        raise NotImplementedError
+        return None
 
     @abstractmethod
     def loss(self, model: "nn.Module", batch: "Batch") -> "Tensor":

@@ -8,14 +8,13 @@ from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch, Ids
+from trainyard_trainer.data import Batch, Ids, Weights
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.golden import prompt_tokens, write_golden_text
 from trainyard_trainer.hf_models import (
@@ -141,7 +140,6 @@ class CausalLMFinetune(Recipe):
     """A pretrained causal language model and the texts of a data set."""
 
     Config = CausalLMFinetuneConfig
-    weighted = True
 
     train: TokenSamples
     held_out: TokenSamples
@@ -239,9 +237,9 @@ class CausalLMFinetune(Recipe):
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return blocks_of(model)
 
-    def weights(self, ids: Ids) -> npt.NDArray[Any]:
+    def weights(self, ids: Ids) -> Weights:
         """Target tokens: the loss is a mean over all of a step's, however they are shared out."""
-        counts: npt.NDArray[Any] = self.train.num_targets[ids]
+        counts: Weights = self.train.num_targets[ids]
         return counts
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
