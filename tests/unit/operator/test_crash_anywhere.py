@@ -2,13 +2,14 @@
 undisturbed one does, and nothing is created, counted or told twice."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator.builders import T0, make_run
+from tests.unit.operator import crashing
+from tests.unit.operator.builders import make_run
 from trainyard_api.run import TrainingRun
 from trainyard_operator.observed import Observed, Worker
 from trainyard_operator.plan import Plan, worker_name
@@ -19,37 +20,26 @@ FATES = st.tuples(
     st.sampled_from(["killed", "oom", "node lost", "deleted", "exception"]),
     st.integers(min_value=0, max_value=2),
 )
-_LIMIT = 400
 
 
-class World:
+class World(crashing.World):
     """A small cluster: workers start, run, and meet the fate that their attempt has."""
 
     def __init__(self, run: TrainingRun, fates: list[tuple[str, int]]) -> None:
+        super().__init__()
         self.run = run
         self.fates = fates
         self.workers: dict[str, Worker] = {}
         self.created: list[str] = []
-        self.events: dict[str, str] = {}
-        self.now: datetime = T0
 
-    def observe(self) -> Observed:
-        return Observed(self.run, self.now, tuple(self.workers.values()))
+    def decide(self) -> Plan:
+        return reconcile(Observed(self.run, self.now, tuple(self.workers.values())))
 
-    def actions(self, plan: Plan) -> list[tuple[str, Any]]:
-        """The plan as single actions, in the order that plan.py promises."""
-        return [
-            *(("event", event) for event in plan.events),
-            ("status", plan.status),
-            *(("delete", name) for name in plan.delete),
-            *(("create", key) for key in plan.create),
-        ]
+    def over(self) -> bool:
+        return self.run.status.completion_time is not None
 
-    def apply(self, action: tuple[str, Any]) -> None:
-        kind, value = action
-        if kind == "event":
-            self.events.setdefault(value.key, value.message)
-        elif kind == "status":
+    def apply(self, kind: str, value: Any) -> None:
+        if kind == "status":
             self.run = self.run.model_copy(update={"status": value})
         elif kind == "delete":
             worker = self.workers.get(value)
@@ -64,7 +54,7 @@ class World:
                 self.created.append(name)
                 self.workers[name] = Worker(name, value.attempt, value.node, "Pending", host="h")
 
-    def tick(self) -> None:
+    def tick(self, second: int) -> None:
         """A second passes: pending workers run; a whole gang meets its fate."""
         self.now += timedelta(seconds=1)
         attempts = {w.attempt for w in self.workers.values() if not w.finished and not w.deleting}
@@ -106,21 +96,9 @@ class World:
 
 
 def play(run: TrainingRun, fates: list[tuple[str, int]], crashes: list[int]) -> World:
-    """Operate until the run has finished; the n-th action dies if n is in `crashes`."""
     world = World(run, fates)
-    done = 0
-    for _ in range(_LIMIT):
-        plan = reconcile(world.observe())
-        for action in world.actions(plan):
-            done += 1
-            if done in crashes:
-                break  # killed: the rest of this plan is never carried out
-            world.apply(action)
-        else:
-            if world.run.status.completion_time and not plan.delete:
-                return world
-        world.tick()
-    raise AssertionError(f"not finished: {world.run.status}")
+    world.play(crashes)
+    return world
 
 
 def outcome(world: World) -> tuple[Any, ...]:

@@ -1,14 +1,14 @@
 """Property: whatever dies between any two actions, every measurement of a study counts once."""
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator.builders import T0
+from tests.unit.operator import crashing
 from tests.unit.operator.study_builders import failed, key_of, make_study, started, succeeded
 from trainyard_api import scaling_law
 from trainyard_api.run import TrainingRun
@@ -17,8 +17,6 @@ from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_operator.study.plan import StudyObserved, StudyPlan
 from trainyard_operator.study.reconcile import reconcile_study
-
-_LIMIT = 400
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,35 +30,26 @@ def quick_laws() -> Iterator[None]:
 Key = tuple[int, int]
 
 
-class World:
+class World(crashing.World):
     """A small cluster: runs start, run, and succeed unless they are fated to fail."""
 
-    def __init__(self, study: ScalingStudy, fated: set[Key]) -> None:
+    def __init__(self, study: ScalingStudy, fated: set[Key], deletions: list[int]) -> None:
+        super().__init__()
         self.study = study
         self.fated = fated
+        self.deletions = deletions
         self.runs: dict[str, TrainingRun] = {}
         self.measured: dict[Key, int] = {}  # times that a run of the key has succeeded
         self.most_at_once = 0
-        self.events: dict[str, str] = {}
-        self.now: datetime = T0
 
-    def observe(self) -> StudyObserved:
-        return StudyObserved(self.study, self.now, tuple(self.runs.values()))
+    def decide(self) -> StudyPlan:
+        return reconcile_study(StudyObserved(self.study, self.now, tuple(self.runs.values())))
 
-    def actions(self, plan: StudyPlan) -> list[tuple[str, Any]]:
-        """The plan as single actions, in the order that plan.py promises."""
-        return [
-            *(("event", event) for event in plan.events),
-            ("status", plan.status),
-            *(("delete", name) for name in plan.delete),
-            *(("create", run) for run in plan.create),
-        ]
+    def over(self) -> bool:
+        return self.study.status.phase in FINISHED
 
-    def apply(self, action: tuple[str, Any]) -> None:
-        kind, value = action
-        if kind == "event":
-            self.events.setdefault(value.key, value.message)
-        elif kind == "status":
+    def apply(self, kind: str, value: Any) -> None:
+        if kind == "status":
             stored = ScalingStudyStatus.model_validate(value.to_wire())
             self.study = self.study.model_copy(update={"status": stored})
         elif kind == "delete":
@@ -74,9 +63,10 @@ class World:
         active = [run for run in self.runs.values() if run.status.phase not in FINISHED]
         self.most_at_once = max(self.most_at_once, len(active))
 
-    def tick(self, disturbed: bool) -> None:
+    def tick(self, second: int) -> None:
         """A second passes: each run moves on; a disturbance takes away one that is under way."""
         self.now += timedelta(seconds=1)
+        disturbed = second in self.deletions
         for name, run in list(self.runs.items()):
             if run.status.phase is None:
                 self.runs[name] = started(run, phase="Running")
@@ -91,21 +81,9 @@ class World:
 
 
 def play(study: ScalingStudy, fated: set[Key], crashes: list[int], deletions: list[int]) -> World:
-    """Operate until the study is over; the n-th action dies if n is in `crashes`."""
-    world = World(study, fated)
-    done = 0
-    for second in range(_LIMIT):
-        plan = reconcile_study(world.observe())
-        for action in world.actions(plan):
-            done += 1
-            if done in crashes:
-                break  # killed: the rest of this plan is never carried out
-            world.apply(action)
-        else:
-            if world.study.status.phase in FINISHED and not plan.delete:
-                return world
-        world.tick(second in deletions)
-    raise AssertionError(f"not finished: {world.study.status}")
+    world = World(study, fated, deletions)
+    world.play(crashes)
+    return world
 
 
 def outcome(world: World) -> Any:
