@@ -1,28 +1,34 @@
-"""How throughput grows with the number of processes: a law fitted to measurements.
+"""How throughput grows with the number of processes: laws fitted to measurements, and projections.
 
-The universal scalability law (Gunther, "Guerrilla Capacity Planning", 2007) gives the throughput of
-n processes as
-
-    X(n) = X(1) n / (1 + sigma (n - 1) + kappa n (n - 1))
-
-sigma is the share that does not run in parallel (contention), kappa what every pair of processes
-costs (coherency). With kappa = 0 it is Amdahl's law. n / X(n) is linear in the three unknowns, so
-the fit is a small linear least squares problem: no starting values, one answer.
+A few sizes seldom tell which law holds (trainyard_api.scaling_laws), and beyond them the laws part.
+So a projection is an average of the laws, each with the probability that the measurements give it,
+and its interval is of draws: a law by that probability, its coefficients by the measured noise.
 """
 
-import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field, PrivateAttr
 
 from trainyard_api.base import Model
+from trainyard_api.scaling_laws import (
+    NAMES,
+    Fitted,
+    LawKind,
+    candidates,
+    solve,
+    squares,
+    weights,
+)
 
-SIZES_FOR_USL = 3  # distinct sizes; with two only Amdahl's law is determined
-RESAMPLES = 500
+DRAWS = 300
 CONFIDENCE = 0.9
+# Two or three repeats know little of their own noise, and one nothing: runs are taken to differ by
+# 2% until they show something else, with the force of two more runs.
+USUAL_NOISE, USUAL_RUNS = 0.02, 2
+WORTH_A_WORD = 0.05  # probability from which a law that wasn't chosen is named
+TOO_WIDE = 2.0  # high / low of an interval whose middle no one should plan with
 _SEED = 0  # the same measurements give the same intervals
 
 
@@ -31,36 +37,52 @@ class ScalingError(ValueError):
 
 
 class Interval(Model):
-    """A figure, and where it lies in 90 of 100 resamples of the measurements."""
+    """A figure, and where it lies with a probability of 90%."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def too_wide(self) -> bool:
+        """The middle says nothing: the ends are more than a factor of two apart."""
+        return self.high > TOO_WIDE * self.low
+
 
 class ScalingLaw(Model):
-    """A law that was fitted; throughput is in the measurements' unit."""
+    """What was fitted: the most probable law, and how probable the others are.
 
-    kind: Literal["amdahl", "usl"]
+    Throughput is in the measurements' unit. The other laws and the draws are not stored, as a fit
+    finds them again: `throughput` is only of a law that was fitted here.
+    """
+
+    kind: LawKind = Field(description="The most probable law.")
     single: Interval = Field(description="X(1): throughput of one process.")
-    sigma: Interval = Field(description="Contention: the share that does not run in parallel.")
+    sigma: Interval = Field(
+        description="Contention: the share that does not run in parallel. Of all-reduce laws: what"
+        " it costs, relative to the step of one process."
+    )
     kappa: Interval = Field(description="Coherency: what every pair of processes costs.")
     residual: float = Field(
         description="Root mean square of the relative error over the measured sizes."
     )
     sizes: list[int] = Field(description="Numbers of processes measured.")
-    # X(1), sigma, kappa of each resample: not stored, as a fit finds them again.
-    _resamples: list[tuple[float, float, float]] = PrivateAttr(default_factory=list)
-
-    @property
-    def resamples(self) -> list[tuple[float, float, float]]:
-        """Of a law as fitted here; empty in one that was stored."""
-        return self._resamples
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="How probable each law is (Bayesian information criterion): its part in the"
+        " projections.",
+    )
+    _laws: list[tuple[float, Fitted]] = PrivateAttr(default_factory=list)
+    _draws: list[Fitted] = PrivateAttr(default_factory=list)
 
     def throughput(self, processes: float) -> Interval:
-        """What the law says of a number of processes, measured or not (or between two)."""
-        value = _throughput(processes, self.single.value, self.sigma.value, self.kappa.value)
-        return _interval(value, (_throughput(processes, *fit) for fit in self._resamples))
+        """What is to be expected of a number of processes, measured or not (or between two).
+
+        The middle is of the mean time of a step: what the laws disagree on in a budget of hours.
+        """
+        assert self._laws, "a stored law has to be fitted again"
+        seconds = sum(weight * law.time(processes) for weight, law in self._laws)
+        return _interval(processes / seconds, [law.throughput(processes) for law in self._draws])
 
     @property
     def best_processes(self) -> float:
@@ -69,99 +91,116 @@ class ScalingLaw(Model):
             return math.inf
         return math.sqrt(max(0.0, 1 - self.sigma.value) / self.kappa.value)
 
+    @property
+    def choice(self) -> str:
+        """`Amdahl's law (72% likely; tree all-reduce 28%)`: which law, how sure, what else."""
+        if not self.weights:
+            return NAMES[self.kind]
+        likely = {
+            kind: f"{name} {self.weights[kind]:.0%}"
+            for kind, name in NAMES.items()
+            if self.weights.get(kind, 0) >= WORTH_A_WORD
+        }
+        if self.undecided:
+            return f"law undecided ({', '.join(likely.values())})"
+        del likely[self.kind]
+        others = f"; {', '.join(likely.values())}" if likely else ""
+        return f"{NAMES[self.kind]} ({self.weights[self.kind]:.0%} likely{others})"
+
+    @property
+    def undecided(self) -> bool:
+        """No law is more likely than the others together."""
+        return self.weights.get(self.kind, 1.0) < 0.5
+
 
 def fit(measured: Mapping[int, Sequence[float]]) -> ScalingLaw:
     """The law of `measured`: number of processes -> throughputs, one per repetition.
 
-    Amdahl's law from two sizes, the universal scalability law from three. Relative errors count
-    alike at every size. Raises ScalingError.
+    Relative errors count alike at every size. Raises ScalingError.
     """
-    runs = {size: [float(x) for x in values] for size, values in measured.items() if values}
+    runs = _checked(measured)
+    medians = {size: _median(values) for size, values in runs.items()}
+    counts = {size: len(values) for size, values in runs.items()}
+    noise, freedom = _noise(runs)
+    laws = _weighed(medians, counts, noise)
+    best, by_kind = _most_likely(laws)
+    draws = _draw(medians, counts, noise, freedom)
+    alike = [one for one in draws if one.candidate.kind == best.candidate.kind]
+    law = ScalingLaw(
+        kind=best.candidate.kind,
+        single=_interval(best.throughput(1), [one.throughput(1) for one in draws]),
+        sigma=_interval(best.sigma, [one.sigma for one in alike]),
+        kappa=_interval(best.kappa, [one.kappa for one in alike]),
+        residual=math.sqrt(squares(best, medians, dict.fromkeys(medians, 1)) / len(medians)),
+        sizes=sorted(runs),
+        weights={name: round(chance, 4) for name, chance in by_kind.items()},
+    )
+    law._laws, law._draws = laws, draws
+    return law
+
+
+def _checked(measured: Mapping[int, Sequence[float]]) -> dict[int, list[float]]:
+    runs = {size: [float(x) for x in measured[size]] for size in sorted(measured) if measured[size]}
     if len(runs) < 2:
         raise ScalingError("two or more numbers of processes are needed")
     if any(size < 1 for size in runs):
         raise ScalingError("a number of processes is 1 or more")
     if not all(math.isfinite(x) and x > 0 for values in runs.values() for x in values):
         raise ScalingError("a throughput must be a positive number")
-    usl = len(runs) >= SIZES_FOR_USL
-    medians = {size: _median(values) for size, values in runs.items()}
-    best = _solve(medians, usl)
-    generator = random.Random(_SEED)
-    sizes = sorted(runs)
-    solved: dict[tuple[float, ...], tuple[float, float, float]] = {}
-    resamples = []
-    for _ in range(RESAMPLES if any(len(values) > 1 for values in runs.values()) else 0):
-        drawn = tuple(_median(generator.choices(runs[n], k=len(runs[n]))) for n in sizes)
-        if drawn not in solved:  # a few repeats have few medians
-            solved[drawn] = _solve(dict(zip(sizes, drawn, strict=True)), usl)
-        resamples.append(solved[drawn])
-    errors = [_throughput(n, *best) / x - 1 for n, x in medians.items()]
-    columns = zip(*(resamples or [best]), strict=True)
-    single, sigma, kappa = (
-        _interval(value, column) for value, column in zip(best, columns, strict=True)
-    )
-    law = ScalingLaw(
-        kind="usl" if usl else "amdahl",
-        single=single,
-        sigma=sigma,
-        kappa=kappa,
-        residual=math.sqrt(sum(error**2 for error in errors) / len(errors)),
-        sizes=sizes,
-    )
-    law._resamples = resamples
-    return law
+    return runs
 
 
-def _throughput(n: float, single: float, sigma: float, kappa: float) -> float:
-    return single * n / (1 + sigma * (n - 1) + kappa * n * (n - 1))
+def _noise(runs: Mapping[int, Sequence[float]]) -> tuple[float, int]:
+    """Sum of squares of what repeats differ by, and its degrees of freedom."""
+    total, freedom = USUAL_RUNS * USUAL_NOISE**2, USUAL_RUNS
+    for values in runs.values():
+        logs = [math.log(x) for x in values]
+        mean = sum(logs) / len(logs)
+        total += sum((x - mean) ** 2 for x in logs)
+        freedom += len(logs) - 1
+    return total, freedom
 
 
-def _solve(measured: dict[int, float], usl: bool) -> tuple[float, float, float]:
-    """X(1), sigma, kappa by least squares of the relative error of n / X(n), none negative.
+def _weighed(
+    medians: Mapping[int, float], counts: Mapping[int, int], noise: float
+) -> list[tuple[float, Fitted]]:
+    """Every law that the sizes can determine, and how probable it is."""
+    laws = [found for one in candidates(len(medians)) if (found := solve(one, medians))]
+    unexplained = [noise + squares(law, medians, counts) for law in laws]
+    chances = weights(laws, unexplained, len(medians))
+    return list(zip(chances, laws, strict=True))
 
-    n / X(n) = a + b (n - 1) + c n (n - 1) with a = 1 / X(1), b = a sigma, c = a kappa. Where the
-    unconstrained minimum has a negative b or c, the best one with it at 0 is taken: with two such
-    unknowns there are four cases to try.
+
+def _most_likely(laws: Sequence[tuple[float, Fitted]]) -> tuple[Fitted, dict[LawKind, float]]:
+    """The law to name, and how probable each kind is: the two forms of USL are one."""
+    by_kind: dict[LawKind, float] = {}
+    for chance, law in laws:
+        by_kind[law.candidate.kind] = by_kind.get(law.candidate.kind, 0.0) + chance
+    # The first of those that are equally likely, but for rounding: Amdahl's of two sizes.
+    kind = max(by_kind, key=lambda found: round(by_kind[found], 6))
+    forms = [(chance, law) for chance, law in laws if law.candidate.kind == kind]
+    return max(forms, key=lambda form: form[0])[1], by_kind
+
+
+def _draw(
+    medians: Mapping[int, float], counts: Mapping[int, int], noise: float, freedom: int
+) -> list[Fitted]:
+    """Laws as other runs could have led to: medians as noise moves them, then a law by its chance.
+
+    The noise itself is known from few runs: its variance is drawn too (scaled inverse chi-squared).
     """
-    rows = []
-    for n, x in measured.items():
-        weight = x / n  # divides every row by its own n / X(n)
-        rows.append((weight, (n - 1) * weight, n * (n - 1) * weight))
-    best: tuple[float, tuple[float, float, float]] | None = None
-    for use in itertools.product((True, False), (True, False) if usl else (False,)):
-        columns = [0, *(index for index, used in enumerate(use, start=1) if used)]
-        if len(columns) > len(rows):
-            continue
-        found = _least_squares([[row[index] for index in columns] for row in rows])
-        if found is None or found[0] <= 0 or min(found) < 0:
-            continue
-        full = [0.0, 0.0, 0.0]
-        for index, value in zip(columns, found, strict=True):
-            full[index] = value
-        error = sum((sum(a * b for a, b in zip(row, full, strict=True)) - 1) ** 2 for row in rows)
-        if best is None or error < best[0]:
-            best = error, (1 / full[0], full[1] / full[0], full[2] / full[0])
-    assert best is not None  # a alone always has a solution
-    return best[1]
-
-
-def _least_squares(rows: list[list[float]]) -> list[float] | None:
-    """x that minimises |rows x - 1|, by the normal equations; None if they are singular."""
-    size = len(rows[0])
-    matrix = [
-        [sum(row[i] * row[j] for row in rows) for j in range(size)] + [sum(row[i] for row in rows)]
-        for i in range(size)
-    ]
-    for pivot in range(size):
-        largest = max(range(pivot, size), key=lambda i: abs(matrix[i][pivot]))
-        matrix[pivot], matrix[largest] = matrix[largest], matrix[pivot]
-        if abs(matrix[pivot][pivot]) < 1e-12 * max(1.0, abs(matrix[pivot][-1])):
-            return None
-        for i in range(size):
-            if i != pivot:
-                factor = matrix[i][pivot] / matrix[pivot][pivot]
-                matrix[i] = [a - factor * b for a, b in zip(matrix[i], matrix[pivot], strict=True)]
-    return [matrix[i][-1] / matrix[i][i] for i in range(size)]
+    generator = random.Random(_SEED)
+    draws = []
+    for _ in range(DRAWS):
+        chi_squared = 2 * generator.gammavariate(freedom / 2, 1)
+        spread = math.sqrt(noise / chi_squared)
+        moved = {
+            n: x * math.exp(_median([generator.gauss(0, spread) for _ in range(counts[n])]))
+            for n, x in medians.items()
+        }
+        chances, laws = zip(*_weighed(moved, counts, noise), strict=True)
+        draws += generator.choices(laws, chances)
+    return draws
 
 
 def _median(values: Sequence[float]) -> float:
@@ -170,7 +209,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else sum(ordered[middle - 1 : middle + 1]) / 2
 
 
-def _interval(value: float, samples: Iterable[float]) -> Interval:
+def _interval(value: float, samples: Sequence[float]) -> Interval:
     ordered = sorted(samples) or [value]
     cut = round((1 - CONFIDENCE) / 2 * (len(ordered) - 1))
     return Interval(

@@ -89,12 +89,21 @@ class ScalingPoint(Model):
     processes: int
     source: Literal["measured", "projected"]
     throughput: Interval = Field(
-        description="Per second. Measured: median, least and most; projected: of the law, with the"
-        " interval of 90 of 100 resamples."
+        description="Per second. Measured: median, least and most; projected: what the laws lead"
+        " to expect, and between what it lies with a probability of 90%."
+    )
+    too_wide: bool = Field(
+        default=False,
+        description="Projected, and the ends of the interval are more than a factor of two apart:"
+        " the middles say nothing.",
     )
     speedup: float = Field(description="Throughput / that of the smallest measured size.")
     efficiency: float = Field(description="Speedup / (processes / the smallest measured size).")
     cost_per_million: float | None = None
+
+    def speedup_at(self, rate: float) -> float:
+        """The speedup if the throughput were this: of an end of its interval."""
+        return self.speedup * rate / self.throughput.value
 
 
 class ScalingCurve(Model):

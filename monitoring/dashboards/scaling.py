@@ -60,7 +60,8 @@ def _curve(title: str, description: str, unit: str, queries: dict[str, str]) -> 
 _IDEAL = f"{_at(m.STUDY_SPEEDUP)} / {_at(m.STUDY_EFFICIENCY)}"
 _MARKED = (
     "Measured points are medians of the study's repeats; projected ones follow from the law that"
-    " was fitted to them, and no run has ever shown them."
+    " was fitted to them, and no run has ever shown them. Sizes that the study only knows a wide"
+    " range for are left out: see its status."
 )
 
 _NOW = Row(

@@ -63,6 +63,8 @@ class StudySeries(Collector):
     ) -> None:
         rate = _RATES[curve.unit]
         for point in curve.points:
+            if point.too_wide:  # a series has no interval: its middle would be taken at its word
+                continue
             of = [key.namespace, key.name, curve.label, str(point.processes), point.source]
             families[rate.name].add_metric(of, point.throughput.value)
             families[metrics.STUDY_SPEEDUP.name].add_metric(of, point.speedup)

@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.scaling_law import fit
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import CellResult, ScalingCurve
-from trainyard_operator.study.configurations import configurations, throughput, throughput_unit
+from trainyard_operator.study.configurations import (
+    Configuration,
+    configurations,
+    rates,
+    throughput,
+    throughput_unit,
+)
 from trainyard_operator.study.units import number
 from trainyard_operator.study.words import conditions
 
@@ -78,13 +85,17 @@ def _bar_text(cell: CellResult, rate: float) -> str:
 
 
 def _speedup(axes: Any, study: ScalingStudy) -> None:
-    """Measured points, the ideal, and each law: dashed where nothing was measured."""
+    """Measured points, the ideal, and each law: dashed where nothing was measured.
+
+    Where its interval is too wide for a middle there is the interval alone.
+    """
     first = configurations(study.status.cells)
-    by_values = {str(item.values): item.cells[0].number for item in first}
+    by_values = {str(item.values): item for item in first}
     colours = _colours(study)
     curves = [curve for curve in study.status.curves if curve.law]
     for curve in curves:
-        _curve(axes, curve, colours[by_values[str(curve.configuration)]])
+        configuration = by_values[str(curve.configuration)]
+        _curve(axes, curve, configuration, colours[configuration.cells[0].number])
     points = [point for curve in curves for point in curve.points]
     smallest, largest = (pick(p.processes for p in points) for pick in (min, max))
     ideal = largest / smallest
@@ -97,10 +108,9 @@ def _speedup(axes: Any, study: ScalingStudy) -> None:
     axes.legend(frameon=False, loc="upper left", fontsize=9)
 
 
-def _curve(axes: Any, curve: ScalingCurve, colour: str) -> None:
+def _curve(axes: Any, curve: ScalingCurve, configuration: Configuration, colour: str) -> None:
     """Draw one configuration."""
-    law = curve.law
-    assert law is not None
+    law = fit({cell.processes: rates(cell, curve.unit) for cell in configuration.cells})
     measured = [point for point in curve.points if point.source == "measured"]
     base = measured[0].throughput.value
     end, largest = measured[-1].processes, max(point.processes for point in curve.points)
@@ -130,7 +140,11 @@ def _curve(axes: Any, curve: ScalingCurve, colour: str) -> None:
         lw=0,
     )
     inside = [(n, t.value / base) for n, t in zip(places, told, strict=True) if n <= end]
-    beyond = [(n, t.value / base) for n, t in zip(places, told, strict=True) if n >= end]
+    beyond = [
+        (n, t.value / base)
+        for n, t in zip(places, told, strict=True)
+        if n >= end and not t.too_wide
+    ]
     inside.append((end, law.throughput(end).value / base))
     axes.plot(*zip(*inside, strict=True), color=colour, lw=1.5)
     axes.plot(

@@ -43,8 +43,15 @@ def headline(found: Sequence[ScalingCurve]) -> str:
         text = f"{rate} on {point.processes}"
     projected = [p for p in curve.points if p.source == "projected"]
     if projected:
-        text += f"; {projected[0].processes}: {projected[0].speedup:.2f}x projected"
+        text += f"; {projected[0].processes}: {_speedup(projected[0])} projected"
     return f"{curve.label}: {text}" if curve.label else text
+
+
+def _speedup(point: ScalingPoint) -> str:
+    if not point.too_wide:
+        return f"{point.speedup:.2f}x"
+    low, high = (point.speedup_at(rate) for rate in (point.throughput.low, point.throughput.high))
+    return f"{low:.1f}x to {high:.1f}x"
 
 
 def _largest(curve: ScalingCurve) -> ScalingPoint:
@@ -108,6 +115,7 @@ def _point(
         processes=processes,
         source=source,
         throughput=rate,
+        too_wide=source == "projected" and rate.too_wide,
         speedup=speedup,
         efficiency=speedup * base.processes / processes,
         cost_per_million=(

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from trainyard_api.scaling_law import Interval
 from trainyard_api.study import ScalingStudy, ScalingStudySpec
-from trainyard_api.study_status import CellResult, Spread
+from trainyard_api.study_status import CellResult, ScalingPoint, Spread
 from trainyard_operator.study.cells import short_names, value_text, varied
 from trainyard_operator.study.configurations import throughput, throughput_unit
 from trainyard_operator.study.units import memory, milliseconds, money, number
@@ -76,10 +75,10 @@ def scaling_table(study: ScalingStudy) -> Table | None:
         Column("configuration", lambda row: row[0].label, figure=False),
         Column("processes", lambda row: str(row[1].processes)),
         Column("", lambda row: row[1].source, figure=False),
-        Column(f"{unit}/s", lambda row: _interval(row[1].throughput)),
-        Column("speedup", lambda row: _factor(row[1].speedup)),
-        Column("efficiency", lambda row: _percent(row[1].efficiency)),
-        Column(_cost_title(study.spec, unit), lambda row: _money(row[1].cost_per_million)),
+        Column(f"{unit}/s", lambda row: _rate(row[1])),
+        Column("speedup", lambda row: _scaled(row[1], row[1].speedup, _factor)),
+        Column("efficiency", lambda row: _scaled(row[1], row[1].efficiency, _percent)),
+        Column(_cost_title(study.spec, unit), lambda row: _cost(row[1])),
     ]
     columns = [c for c in columns if any(c.show(row) not in ("", MISSING) for row in found)]
     return Table(columns, [[column.show(row) for column in columns] for row in found])
@@ -92,8 +91,27 @@ def _spread(spread: Spread | None) -> str:
     return _range(spread.median, spread.min, spread.max)
 
 
-def _interval(found: Interval) -> str:
+def _rate(point: ScalingPoint) -> str:
+    """The ends alone where the middle says nothing."""
+    found = point.throughput
+    if point.too_wide:
+        return f"{number(found.low)}–{number(found.high)}"
     return _range(found.value, found.low, found.high)
+
+
+def _scaled(point: ScalingPoint, value: float, show: Callable[[float], str]) -> str:
+    """A figure that is proportional to the throughput."""
+    if not point.too_wide:
+        return show(value)
+    found = point.throughput
+    return "–".join(show(value * end / found.value) for end in (found.low, found.high))
+
+
+def _cost(point: ScalingPoint) -> str:
+    cost, found = point.cost_per_million, point.throughput
+    if cost is None or not point.too_wide:
+        return _money(cost)
+    return "–".join(money(cost * found.value / end) for end in (found.high, found.low))
 
 
 def _range(value: float, low: float, high: float) -> str:

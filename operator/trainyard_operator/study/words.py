@@ -1,6 +1,6 @@
 """What is said of a study beside its tables: conditions, failures, the law. Pure."""
 
-from trainyard_api.scaling_law import SIZES_FOR_USL, Interval, ScalingLaw
+from trainyard_api.scaling_law import Interval
 from trainyard_api.study import ScalingStudy, ScalingStudySpec
 from trainyard_api.study_status import Machine, ScalingCurve
 from trainyard_operator.status import counted
@@ -12,7 +12,13 @@ BUSY = 0.5  # load per core, before the study began, at which figures say little
 
 def law_lines(study: ScalingStudy) -> list[str]:
     """Of each configuration: the law and how well it fits, or why there is none."""
-    return [_law_line(curve) for curve in study.status.curves]
+    lines = [_law_line(curve) for curve in study.status.curves]
+    if any(point.too_wide for curve in study.status.curves for point in curve.points):
+        lines.append(
+            "Where only a range is given, the sizes measured don't carry that far: measure a larger"
+            " one before you pay for it."
+        )
+    return lines
 
 
 def _law_line(curve: ScalingCurve) -> str:
@@ -21,23 +27,17 @@ def _law_line(curve: ScalingCurve) -> str:
     if law is None:
         return f"{head}no scaling law: {curve.why_no_law}."
     sizes = ", ".join(map(str, law.sizes))
-    kind = "universal scalability law" if law.kind == "usl" else "Amdahl's law"
-    figures = f"sigma {_law_figure(law.sigma)}"
+    figures = [f"{head}{law.choice} from {sizes} processes"]
+    if law.undecided:
+        return f"{figures[0]}: the projections weigh them all."
+    if law.kind != "linear":
+        figures.append(f"sigma {_law_figure(law.sigma)}")
     if law.kind == "usl":
-        figures += f", kappa {_law_figure(law.kappa)}"
-    text = f"{head}{kind} of {sizes} processes: {figures}; residual {law.residual:.1%}"
-    return f"{text}{_caveat(law)}."
-
-
-def _caveat(law: ScalingLaw) -> str:
-    if len(law.sizes) <= SIZES_FOR_USL:
-        return (
-            " (as many unknowns as sizes: nothing tests the law; measure"
-            f" {SIZES_FOR_USL + 1} sizes or more before you trust a projection)"
-        )
+        figures.append(f"kappa {_law_figure(law.kappa)}")
+    figures.append(f"residual {law.residual:.1%}")
     if law.kappa.value > 0:
-        return f"; fastest on about {law.best_processes:.0f} processes"
-    return ""
+        figures.append(f"fastest on about {law.best_processes:.0f} processes")
+    return f"{'; '.join(figures)}."
 
 
 def failures(study: ScalingStudy) -> list[str]:

@@ -1,11 +1,13 @@
 """Time and cost of a training at any number of processes, from what a study measured."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from trainyard_api.scaling_law import Interval, ScalingError, ScalingLaw, fit
+from trainyard_api.scaling_law import USUAL_NOISE, Interval, ScalingError, ScalingLaw, fit
+from trainyard_api.scaling_laws import SIZES_FOR_PAIRS, LawKind
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingCurve, ScalingStudyStatus
 
@@ -23,9 +25,10 @@ class Point(BaseModel):
     processes: int
     origin: Known
     throughput: Interval = Field(
-        description="Per second. Measured: median, least, most; projected: the law's, and 90 of"
-        " 100 resamples."
+        description="Per second. Measured: median, least, most; projected: what the laws lead to"
+        " expect, and between what it lies with a probability of 90%."
     )
+    too_wide: bool = Field(description="Projected, and the middle of the interval says nothing.")
     speedup: Interval = Field(description="Against the median of the smallest measured size.")
     efficiency: float = Field(description="Speedup / what processes would give ideally.")
 
@@ -40,7 +43,9 @@ class Training(Point):
 class Law(BaseModel):
     """A law in short."""
 
-    kind: Literal["amdahl", "usl"]
+    kind: LawKind
+    choice: str = Field(description="Its name, how probable it is, and what else could be.")
+    undecided: bool = Field(description="It is no more probable than the others together.")
     sigma: Interval
     kappa: Interval
     residual: float
@@ -55,7 +60,7 @@ class Projection(BaseModel):
     why_no_law: str = ""
     chosen: Training | None = Field(description="Absent: not measured, and there is no law.")
     sizes: list[Training] = Field(description="Measured ones, and doublings up to the chosen.")
-    chart: list[Point] = Field(description="The law from the smallest size on, for a line.")
+    chart: list[Point] = Field(description="The laws from the smallest size on, for a line.")
     base_processes: int = Field(description="The smallest measured size.")
     warnings: list[str]
 
@@ -67,12 +72,22 @@ class Scaling:
         """`measured`: number of processes -> throughputs, one per repetition."""
         self.unit: Literal["tokens", "samples"] = "tokens" if unit == "tokens" else "samples"
         self.measured = {n: sorted(values) for n, values in sorted(measured.items()) if values}
-        self.law: ScalingLaw | None = None
-        self.why_no_law = ""
+
+    @property
+    def law(self) -> ScalingLaw | None:
+        return self._fitted[0]
+
+    @property
+    def why_no_law(self) -> str:
+        return self._fitted[1]
+
+    @cached_property
+    def _fitted(self) -> tuple[ScalingLaw | None, str]:
+        """The law, or why there is none: once it is asked for, as a list of studies needs none."""
         try:
-            self.law = fit(measured)  # in the study's order: then the intervals are the study's
+            return fit(self.measured), ""
         except ScalingError as error:
-            self.why_no_law = str(error)
+            return None, str(error)
 
     def point(self, processes: int) -> Point | None:
         """What was measured there, else what the law says; None without a law."""
@@ -95,6 +110,7 @@ class Scaling:
             processes=processes,
             origin=origin,
             throughput=throughput,
+            too_wide=origin == "projected" and throughput.too_wide,
             speedup=speedup,
             efficiency=speedup.value * base / processes,
         )
@@ -151,13 +167,21 @@ class Scaling:
                 f"{processes} processes are {processes / largest:.0f} times the largest size that"
                 f" was measured ({largest}): measure nearer to it before you rely on this."
             )
-        if len(self.measured) < 3:
+        if (point := self.point(processes)) and point.too_wide:
             found.append(
-                "Only two sizes were measured: that determines Amdahl's law, but says nothing of"
-                " the cost of communication that grows with size."
+                f"The sizes measured don't carry as far as {processes} processes: only a range can"
+                " be given. Measure a larger one before you pay for it."
+            )
+        if len(self.measured) < SIZES_FOR_PAIRS:
+            found.append(
+                "Only two sizes were measured: they say nothing of a cost of communication that"
+                " makes more processes slower."
             )
         if all(len(values) == 1 for values in self.measured.values()):
-            found.append("Every size was measured once: the intervals are not known.")
+            found.append(
+                f"Every size was measured once: the intervals take runs to differ by"
+                f" {USUAL_NOISE:.0%}."
+            )
         if processes > self.law.best_processes:
             found.append(
                 f"Beyond {self.law.best_processes:.0f} processes the law says more make it slower."
@@ -215,6 +239,8 @@ def _law(law: ScalingLaw | None) -> Law | None:
     best = law.best_processes
     return Law(
         kind=law.kind,
+        choice=law.choice,
+        undecided=law.undecided,
         sigma=law.sigma,
         kappa=law.kappa,
         residual=law.residual,

@@ -34,6 +34,7 @@ class Costs(BaseModel):
     unit: Literal["tokens", "samples"]
     processes: int
     origin: Known | None = Field(description="Of the throughput; null: it is not known.")
+    too_wide: bool = Field(description="The middles of the intervals say nothing.")
     why_unknown: str = ""
     rows: list[CostRow]
 
@@ -52,6 +53,7 @@ def costs(scaling: Scaling, processes: int, budget: float, file: PriceFile, path
         unit=scaling.unit,
         processes=processes,
         origin=training.origin if training else None,
+        too_wide=training is not None and training.too_wide,
         why_unknown=why,
         rows=[_row(price, processes, training.hours) for price in file.prices] if training else [],
     )

@@ -100,7 +100,7 @@ def test_the_tables_in_markdown() -> None:
         broken,
     )
     cost = {"perProcessHour": 3.6}
-    assert markdown(study(*cells, cost=cost, projectTo=[8])).splitlines() == [
+    assert markdown(study(*cells, cost=cost, projectTo=[3, 8])).splitlines() == [
         "# demo",
         "",
         "`trainyard study demo.yaml`, commit abc",
@@ -123,16 +123,18 @@ def test_the_tables_in_markdown() -> None:
         "",
         "## Scaling",
         "",
-        "- ddp: Amdahl's law of 1, 2 processes: sigma 0.333 (0.212–0.455); residual 0.0% (as many"
-        " unknowns as sizes: nothing tests the law; measure 4 sizes or more before you trust a"
-        " projection).",
+        "- ddp: law undecided (linear scaling 6%, Amdahl's law 31%, ring all-reduce 31%,"
+        " tree all-reduce 31%) from 1, 2 processes: the projections weigh them all.",
         "- the template: no scaling law: two or more numbers of processes are needed.",
+        "- Where only a range is given, the sizes measured don't carry that far: measure a larger"
+        " one before you pay for it.",
         "",
         "| configuration | processes |  | samples/s | speedup | efficiency | USD / M samples |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
         "| ddp | 1 | measured | 1,100 (1,000–1,200) | 1.00x | 100% | 0.909 |",
         "| ddp | 2 | measured | 1,650 | 1.50x | 75% | 1.21 |",
-        "| ddp | 8 | projected | 2,640 (2,296–3,220) | 2.40x | 30% | 3.03 |",
+        "| ddp | 3 | projected | 2,168 (1,847–2,513) | 1.97x | 66% | 1.38 |",
+        "| ddp | 8 | projected | 2,274–6,195 | 2.07x–5.63x | 26%–70% | 1.29–3.52 |",
         "| the template | 1 | measured | 9.88 | 1.00x | 100% | 101 |",
     ]
 

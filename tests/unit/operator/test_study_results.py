@@ -1,5 +1,6 @@
 """What follows from a study's measurements: medians, speedup and efficiency, curves, costs."""
 
+import re
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ def test_curves_mark_what_was_measured_and_what_is_projected() -> None:
     (curve,) = curves(spec, cells, configurations(cells))
     assert (curve.label, curve.unit, curve.configuration) == ("", "tokens", {})
     assert curve.law
-    assert (curve.law.kind, curve.law.sizes) == ("usl", [1, 2, 4])
+    assert (curve.law.kind, curve.law.sizes) == ("linear", [1, 2, 4])
     assert [(p.processes, p.source) for p in curve.points] == [
         (1, "measured"),
         (2, "measured"),
@@ -147,6 +148,7 @@ def test_curves_mark_what_was_measured_and_what_is_projected() -> None:
     far = curve.points[-1]
     assert far.throughput.low < far.throughput.value == pytest.approx(64 * 400)
     assert far.efficiency == pytest.approx(1)
+    assert [point.processes for point in curve.points if point.too_wide] == [64]
     assert [p.processes for p in curves(spec_of(*cells), cells, configurations(cells))[0].points][
         3:
     ] == [8, 16, 32]
@@ -168,9 +170,15 @@ def test_the_headline_is_of_the_fastest_configuration() -> None:
         cell(2, 20, strategy="fsdp"),
     )
     found = curves(spec_of(*cells), cells, configurations(cells))
-    assert headline(found).startswith("ddp: 1.87x on 2 (94%), 1.87k samples/s; 4: 3.3")
-    assert headline(found).endswith("x projected")
+    assert headline(found) == "ddp: 1.87x on 2 (94%), 1.87k samples/s; 4: 3.52x projected"
     assert headline([]) == ""
+
+
+def test_the_headline_gives_a_range_where_there_is_no_middle() -> None:
+    cells = summarised(cell(1, 100, 102), cell(2, 150, 148))
+    found = curves(spec_of(*cells, projectTo=[32]), cells, configurations(cells))
+    assert found[0].points[-1].too_wide
+    assert re.search(r"; 32: 2\.\dx to [12]\d\.\dx projected$", headline(found))
 
 
 def test_samples_are_the_unit_unless_all_have_tokens() -> None:

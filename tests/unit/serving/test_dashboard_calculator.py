@@ -63,7 +63,8 @@ def test_the_answer_tells_sizes_and_a_chart_with_every_measured_point() -> None:
     assert {1, 2, 4, 24} <= set(sizes)
     assert max(sizes) == 24
     assert found.law is not None
-    assert (found.law.kind, found.law.residual) == ("usl", LAW.residual)
+    assert (found.law.kind, found.law.residual) == (LAW.kind, LAW.residual)
+    assert found.law.choice == LAW.choice
 
 
 def test_far_projections_come_with_a_warning() -> None:
@@ -72,10 +73,23 @@ def test_far_projections_come_with_a_warning() -> None:
     assert "16 times the largest size that was measured (4)" in far
     few = Scaling({1: [10.0], 2: [19.0]}, "tokens").project(4, BUDGET, None).warnings
     assert "Only two sizes" in few[0]
-    assert "measured once" in few[1]
+    assert "measured once: the intervals take runs to differ by 2%" in few[1]
     slower = Scaling({1: [10.0], 2: [17.0], 4: [20.0], 8: [15.0]}, "tokens")
     (*_, worse) = slower.project(30, BUDGET, None).warnings
     assert "make it slower" in worse
+
+
+def test_where_the_sizes_do_not_carry_only_a_range_is_given() -> None:
+    two = Scaling({1: [100.0, 102.0], 2: [150.0, 148.0]}, "tokens")
+    near, far = two.project(3, BUDGET, None), two.project(32, BUDGET, None)
+    assert near.chosen and far.chosen
+    assert (near.chosen.too_wide, far.chosen.too_wide) == (False, True)
+    assert [point.processes for point in far.sizes if point.too_wide] == [8, 16, 32]
+    assert not any("only a range" in warning for warning in near.warnings)
+    assert any("as 32 processes: only a range" in warning for warning in far.warnings)
+    file = Prices(DEFAULT).read()
+    assert costs(two, 32, BUDGET, file, "prices.yaml").too_wide
+    assert not costs(two, 2, BUDGET, file, "prices.yaml").too_wide
 
 
 def test_without_a_law_only_measured_sizes_are_known() -> None:

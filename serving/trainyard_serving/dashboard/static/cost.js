@@ -87,10 +87,11 @@ function table() {
     const range = h("small");
     const lowest = h("span", { class: "lowest" });
     const fill = () => {
-      total.textContent = money(cost(one), found.currency);
       const scaled = { value: cost(one), low: price(one) * one.unit_hours.low,
         high: price(one) * one.unit_hours.high };
-      range.textContent = ` ${interval(scaled, (value) => money(value, found.currency))} `;
+      const ends = interval(scaled, (value) => money(value, found.currency));
+      total.textContent = found.too_wide && ends ? "" : money(cost(one), found.currency);
+      range.textContent = ` ${ends} `;
     };
     one.mark = () => {
       const least = Math.min(...found.rows.map(cost));
@@ -113,7 +114,8 @@ function table() {
       cell(names[1], `${one.units} × ${one.unit_processes} process`
         + `${one.unit_processes > 1 ? "es" : ""}`),
       cell("Price of a unit-hour (entered)", input, ` ${found.currency}`),
-      cell("Time (projected)", duration(one.hours.value * 3600)),
+      cell("Time (projected)", found.too_wide
+        ? interval(one.hours, (hours) => duration(hours * 3600)) : duration(one.hours.value * 3600)),
       cell("Cost (projected)", total, range, lowest),
     );
   }));
@@ -125,7 +127,7 @@ function chart() {
   draw("cost-charts", {
     id: "costs", title: "Cost", origin: "projected", bars: true, x: currency,
     lines: [{ name: "cost", x: rows.map(cost), y: rows.map((one) => one.name),
-      show: (value) => money(value, currency),
+      show: (value) => (found.too_wide ? "" : money(value, currency)),
       range: rows.map((one) => [one.unit_hours.low, one.unit_hours.high].map((n) => n * price(one))),
     }],
   });

@@ -77,15 +77,24 @@ function tiles({ chosen, unit, base_processes: base, why_no_law: why }) {
   }
   const seconds = (hours) => duration(hours * 3600);
   const price = (value) => money(value, currency);
+  const rate = (value) => `${number(value)} ${unit}/s`;
+  const ranged = (name, figure, show, origin) =>
+    tile(name, ...shown(chosen, figure, show), origin);
+  const efficiency = chosen.too_wide ? "" : `; efficiency ${percent(chosen.efficiency)}`;
   at("scaling-tiles").replaceChildren(
-    tile("Time", seconds(chosen.hours.value), interval(chosen.hours, seconds), "projected"),
-    tile("Cost", chosen.cost ? price(chosen.cost.value) : "enter a price",
-      chosen.cost ? interval(chosen.cost, price) : "", "projected"),
-    tile("Throughput", `${number(chosen.throughput.value)} ${unit}/s`,
-      interval(chosen.throughput, number), chosen.origin),
-    tile("Speedup", times(chosen.speedup.value),
-      `against ${base}; efficiency ${percent(chosen.efficiency)}`, chosen.origin),
+    ranged("Time", chosen.hours, seconds, "projected"),
+    chosen.cost ? ranged("Cost", chosen.cost, price, "projected")
+      : tile("Cost", "enter a price", "", "projected"),
+    ranged("Throughput", chosen.throughput, rate, chosen.origin),
+    tile("Speedup", shown(chosen, chosen.speedup, times)[0], `against ${base}${efficiency}`,
+      chosen.origin),
   );
+}
+
+// A figure and its range; the range alone where its middle says nothing.
+function shown({ too_wide: wide }, figure, show) {
+  const range = interval(figure, show);
+  return wide && range ? [range, ""] : [show(figure.value), range];
 }
 
 function sizes({ sizes: rows, unit }) {
@@ -93,18 +102,20 @@ function sizes({ sizes: rows, unit }) {
   const names = ["Processes", "Throughput", "Speedup", "Efficiency", "Time (projected)",
     "Cost (projected)"];
   headRow(at("sizes"), names.map((one) => [one, null]));
+  const rate = (value) => `${number(value)} ${unit}/s`;
   at("sizes").tBodies[0].replaceChildren(...rows.map((one) => row(
     h("th", { scope: "row", role: "rowheader" }, String(one.processes), " ", badge(one.origin)),
-    cell(names[1], `${number(one.throughput.value)} ${unit}/s`, range(one.throughput, number)),
-    cell(names[2], times(one.speedup.value)),
-    cell(names[3], percent(one.efficiency)),
-    cell(names[4], duration(one.hours.value * 3600)),
-    cell(names[5], one.cost ? money(one.cost.value, currency) : "–"),
+    cell(names[1], one.too_wide ? shown(one, one.throughput, number)[0] : rate(one.throughput.value),
+      one.too_wide ? ` ${unit}/s` : range(one.throughput)),
+    cell(names[2], shown(one, one.speedup, times)[0]),
+    cell(names[3], one.too_wide ? "–" : percent(one.efficiency)),
+    cell(names[4], shown(one, one.hours, (hours) => duration(hours * 3600))[0]),
+    cell(names[5], one.cost ? shown(one, one.cost, (value) => money(value, currency))[0] : "–"),
   )));
 }
 
-function range(value, show) {
-  const text = interval(value, show);
+function range(value) {
+  const text = interval(value, number);
   return text ? h("small", {}, ` ${text}`) : null;
 }
 
@@ -112,17 +123,19 @@ function law({ law: found, why_no_law: why }) {
   const { machine } = study();
   const where = machine ? ` Measured on ${machine}.` : "";
   if (!found) return `No law: ${why}.${where}`;
-  const kind = found.kind === "usl" ? "Universal scalability law" : "Amdahl's law";
   const share = (value) => `${percent(value.value)}${interval(value, percent)
     ? ` (${interval(value, percent)})` : ""}`;
   const small = (value) => number(value, 2);
+  const own = found.kind === "linear" ? "" : `contention σ ${share(found.sigma)}`;
   const pairs = found.kind === "usl" ? `, coherency κ ${small(found.kappa.value)}` : "";
+  const figures = found.undecided ? "" : own + pairs;
   const misses = found.residual < 1e-9 ? "it runs through the measured sizes"
     : `it misses the measured sizes by ${percent(found.residual)}`;
   const best = found.best_processes
     ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
-  return `${kind}: contention σ ${share(found.sigma)}${pairs}; ${misses}.${best}`
-    + " Intervals: 90 of 100 resamples of the measurements."
+  const choice = found.choice[0].toUpperCase() + found.choice.slice(1);
+  return `${[choice, figures].filter(Boolean).join(": ")}; ${misses}.${best}`
+    + " Projections weigh every law by its probability; intervals hold with a probability of 90%."
     + where;
 }
 
@@ -140,8 +153,9 @@ function chart(found) {
       range: measured.map((p) => [p.speedup.low, p.speedup.high]) },
   ];
   if (projected.length) {
-    lines.push({ name: "projected", x: x(projected), y: y(projected), dash: "dash", slot: 1,
-      band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% of resamples" } });
+    const middle = projected.map((p) => (p.too_wide ? null : p.speedup.value));
+    lines.push({ name: "projected", x: x(projected), y: middle, dash: "dash", slot: 1,
+      band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% likely" } });
   }
   const wide = last / base > 64;
   draw("scaling-charts", {

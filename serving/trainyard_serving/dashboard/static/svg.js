@@ -19,9 +19,13 @@ function s(tag, attributes, ...children) {
 const ink = (line, index) => (line.quiet ? "quiet" : `ink-${(line.slot ?? index) % COLOURS}`);
 const round = (value) => value.toFixed(1);
 
+// A line; it has a gap where y is null.
 function path(x, y) {
-  let text = "";
-  for (let i = 0; i < x.length; i += 1) text += `${i ? "L" : "M"}${round(x[i])} ${round(y[i])}`;
+  let [text, pen] = ["", "M"];
+  for (let i = 0; i < x.length; i += 1) {
+    if (y[i] !== null) text += `${pen}${round(x[i])} ${round(y[i])}`;
+    pen = y[i] === null ? "M" : "L";
+  }
   return text;
 }
 
@@ -85,7 +89,7 @@ export function drawLines(spec, width, height) {
   );
 
   const drawn = spec.lines.map((line, index) => {
-    const [px, py] = [line.x.map(x), line.y.map(y)];
+    const [px, py] = [line.x.map(x), line.y.map((value) => (value === null ? null : y(value)))];
     if (line.band) {
       const edges = [...line.x.keys()];
       const back = edges.toReversed();
