@@ -1,39 +1,26 @@
-"""The yardstick for images: a plain training loop in one file, as one writes it for CIFAR-10.
+"""The yardstick for images: a ResNet trained by a plain loop, as for CIFAR-10; see plain.py.
 
-The same ResNet, augmentation, batch, optimizer and schedule as recipe image-classification, and
-nothing else: no resuming, no evaluation, no reports, no checkpoints. Under torchrun the same with
-DistributedDataParallel. Prints one JSON line: samples per second of all processes after the warm-up
-steps, and the last loss.
+The same model, augmentation, batch, optimizer and schedule as recipe image-classification.
 """
 
-import argparse
 import io
-import json
-import math
-import os
-import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 from pyarrow import parquet  # type: ignore[import-untyped]
 
-parser = argparse.ArgumentParser()
+from tests.bench.plain import options, rank, train, world_size
+
+parser = options()
 parser.add_argument("--dataset", required=True, help="a directory with train.parquet")
-parser.add_argument("--steps", type=int, default=100)
-parser.add_argument("--warmup", type=int, default=20, help="steps that aren't timed")
-parser.add_argument("--batch-size", type=int, default=64, help="images per process")
 parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
 parser.add_argument("--embedding-size", type=int, default=32)
 parser.add_argument("--hidden-sizes", default="64,128,256")
 parser.add_argument("--depths", default="1,1,1")
 args = parser.parse_args()
-rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-if world_size > 1:
-    dist.init_process_group("gloo")
 torch.manual_seed(1337)
 
 # Data: all images decoded, channels last, and a border of 4 mirrored pixels for the crops.
@@ -100,34 +87,20 @@ for width, depth in zip(args.hidden_sizes.split(","), args.depths.split(","), st
         layers.append(Block(channels, int(width), 2 if index == 0 else 1))
         channels = int(width)
 layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)]
-model: nn.Module = nn.Sequential(*layers)
-if world_size > 1:
-    model = nn.parallel.DistributedDataParallel(model)
-groups = [
-    {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 5e-4},
-    {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-]
-optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=True)
 autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.precision == "bf16")
-loss = torch.zeros(())
-began = time.time()
-for step in range(args.steps):
-    if step == args.warmup:
-        began = time.time()
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1 * (1 + math.cos(math.pi * step / args.steps)) / 2
+
+
+def compute_loss(model: nn.Module, step: int) -> torch.Tensor:
     x, y = get_batch(step)
     with autocast:
-        loss = F.cross_entropy(model(x).float(), y, label_smoothing=0.1)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if step % 10 == 0:
-        loss.item()
-seconds = time.time() - began
-rate = (args.steps - args.warmup) * args.batch_size * world_size / seconds
-if rank == 0:
-    print(json.dumps({"samples_per_second": rate, "loss": loss.item()}))
-if world_size > 1:
-    dist.destroy_process_group()
+        return F.cross_entropy(model(x).float(), y, label_smoothing=0.1)
+
+
+train(
+    args,
+    nn.Sequential(*layers),
+    compute_loss,
+    lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=True),
+    weight_decay=5e-4,
+    last_lr=0.0,
+)

@@ -1,34 +1,23 @@
-"""The yardstick: a plain training loop in one file, as nanoGPT writes one.
+"""The yardstick: a GPT trained by a plain loop, as nanoGPT writes one; see plain.py.
 
-The same GPT, batch, optimizer, schedule and clipping as recipe gpt, and nothing else: no resuming,
-no reports, no checkpoints. Under torchrun the same with DistributedDataParallel. Prints one JSON
-line: sequences per second after the warm-up steps, and the last loss.
+The same model, batch, optimizer, schedule and clipping as recipe gpt.
 """
-
-import argparse
-import json
-import math
-import os
-import time
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
-parser = argparse.ArgumentParser()
+from tests.bench.plain import options, rank, train
+
+parser = options()
 parser.add_argument("--tokens", required=True, help="a .npy file of token ids")
 parser.add_argument("--vocab-size", type=int, required=True)
-parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--warmup", type=int, default=40, help="steps that aren't timed")
-parser.add_argument("--batch-size", type=int, default=12, help="sequences per process")
 parser.add_argument("--block-size", type=int, default=64)
 parser.add_argument("--n-layer", type=int, default=4)
 parser.add_argument("--n-head", type=int, default=4)
 parser.add_argument("--n-embd", type=int, default=128)
 args = parser.parse_args()
-rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 torch.manual_seed(1337)
 data = np.load(args.tokens, mmap_mode="r")
 generator = torch.Generator().manual_seed(rank)
@@ -80,32 +69,11 @@ class GPT(nn.Module):
         return loss
 
 
-model: nn.Module = GPT()
-if world_size > 1:
-    dist.init_process_group("gloo")
-    model = nn.parallel.DistributedDataParallel(model)
-groups = [
-    {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-    {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-]
-optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
-loss = torch.zeros(())
-began = time.time()
-for step in range(args.steps):
-    if step == args.warmup:
-        began = time.time()
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-4 + 9e-4 * (1 + math.cos(math.pi * step / args.steps)) / 2
-    loss = model(*get_batch())
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if step % 10 == 0:
-        loss.item()
-seconds = time.time() - began
-sequences = (args.steps - args.warmup) * args.batch_size * world_size
-if rank == 0:
-    print(json.dumps({"samples_per_second": sequences / seconds, "loss": loss.item()}))
-if world_size > 1:
-    dist.destroy_process_group()
+train(
+    args,
+    GPT(),
+    lambda model, _: model(*get_batch()),
+    lambda groups: torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True),
+    weight_decay=0.1,
+    last_lr=1e-4,
+)
