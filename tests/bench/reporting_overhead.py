@@ -29,15 +29,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.ports import free_port
+
 SHAPE = {"batch_size": 32, "block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128}
 DELAY = 5.0  # seconds
 MODES = ("off", "on", "slow")
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -27,11 +27,11 @@ from typing import Any
 from tests.bench.reporting_overhead import (
     SHAPE,
     every_second,
-    free_port,
     get,
     mlflow_server,
     slow_way,
 )
+from tests.ports import free_port
 
 RESULT = "BENCH_RESULT"  # the variable that names the file for the child's figures
 HEARD = ("report", "record", "beat", "stepped", "timed", "worked", "evaluated")

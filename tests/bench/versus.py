@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from tests.ports import free_port
 
 HERE = Path(__file__).parent
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -115,9 +116,7 @@ def _python(processes: int, arguments: list[str], env: dict[str, str]) -> str:
 @contextlib.contextmanager
 def scraped() -> Iterator[int]:
     """A port that is asked, every 5 seconds, what Prometheus and the operator ask a trainer."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
+    port = free_port()
     stop = threading.Event()
 
     def scrape() -> None:

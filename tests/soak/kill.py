@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.patience import until
+from tests.ports import free_port
 from tests.soak.families import COMMON, FAMILIES, SAVE_STEPS, Family
-from tests.unit.trainer.ranks import Launcher, RankServer, Run, free_port
+from tests.unit.trainer.ranks import Launcher, RankServer, Run
 from tests.unit.trainer.saved import digests
 from trainyard_api.checkpoint import CHECKPOINTS, newest_valid, step_of, steps
 from trainyard_api.job import TrainerJob

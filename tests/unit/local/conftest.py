@@ -84,15 +84,19 @@ class Box:
         until(lambda: lock.is_file() and lock.read_text())
         return int(json.loads(lock.read_text())["pid"])
 
+    def close(self) -> None:
+        """End all commands and the workers that outlive them."""
+        for command in self.started:
+            command.kill()
+            command.wait()
+            if command.stdout:
+                command.stdout.close()
+        for worker in self.home.glob("runs/*/workers/*-*"):
+            shim.kill_family(worker)
+
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
     box = Box(tmp_path)
     yield box
-    for command in box.started:
-        command.kill()
-        command.wait()
-        if command.stdout:
-            command.stdout.close()
-    for worker in box.home.glob("runs/*/workers/*-*"):
-        shim.kill_family(worker)
+    box.close()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
+from tests.unit.local.finished import publish
 from trainyard_operator import cli
 from trainyard_operator.local.store import HOME_ENV
 
@@ -166,22 +166,7 @@ def test_unknown_names_list_the_known_ones(here: Path, capsys: pytest.CaptureFix
 @pytest.fixture
 def model(here: Path) -> Path:
     """The model directory of a run named done; it verifies."""
-    run = here / "home" / "runs" / "done"
-    model = run / "data" / "models" / "step-00000001"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    manifest = Manifest(
-        kind="model",
-        run="done",
-        attempt=1,
-        recipe="char-gpt",
-        step=1,
-        created=datetime.now(UTC),
-        files=describe_files(model),
-    )
-    (model / MANIFEST).write_bytes(manifest_bytes(manifest))
-    (run / "run.json").write_text(json.dumps({"spec": {}}))
-    return model
+    return publish(here / "home")
 
 
 def test_serve_says_that_the_port_is_taken(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

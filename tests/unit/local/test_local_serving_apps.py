@@ -1,36 +1,15 @@
 """`trainyard serve` knows an app for every recipe that has one, by the words of each part."""
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
+from tests.unit.local.finished import publish
 from trainyard_operator import cli
 from trainyard_operator.local.serving_apps import BY_RECIPE, GENERATE
 from trainyard_operator.local.store import HOME_ENV
 from trainyard_trainer.recipes import RECIPES
-
-
-def publish(home: Path, recipe: str) -> None:
-    """A finished run named done; its model verifies, whatever is in it."""
-    run = home / "runs" / "done"
-    model = run / "data" / "models" / "step-00000001"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    manifest = Manifest(
-        kind="model",
-        run="done",
-        attempt=1,
-        recipe=recipe,
-        step=1,
-        created=datetime.now(UTC),
-        files=describe_files(model),
-    )
-    (model / MANIFEST).write_bytes(manifest_bytes(manifest))
-    (run / "run.json").write_text(json.dumps({"spec": {"recipe": recipe}}))
 
 
 def test_only_image_classification_has_no_app() -> None:

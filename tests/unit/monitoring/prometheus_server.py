@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import yaml
 
 from tests import patience
 from tests.patience import until
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,6 @@ class Prometheus:
 
     def close(self) -> None:
         self._http.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager

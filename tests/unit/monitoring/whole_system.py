@@ -17,9 +17,10 @@ import pytest
 
 from tests import patience
 from tests.patience import until
+from tests.ports import free_port
 from tests.unit.local.conftest import Box
 from tests.unit.monitoring.cluster_stand_in import NAMESPACE, Cluster, ago, operator
-from tests.unit.monitoring.prometheus_server import Target, free_port
+from tests.unit.monitoring.prometheus_server import Target
 
 RUN, STUDY, CONFIGURATION = "metered", "sizes", "batch_size 8"
 # Names as a Deployment's ReplicaSet gives them to its pods.
@@ -161,7 +162,7 @@ def whole_system(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ExitStack() as stack:
         box = Box(directory)
-        stack.callback(end, box)
+        stack.callback(box.close)
         port_of_run = start_run(box)
         (directory / "writer" / "models").mkdir(parents=True)
         asked = stack.enter_context(writer(directory / "writer"))
@@ -218,16 +219,3 @@ def whole_system(
                 Target(int(str(reader.base_url).rpartition(":")[2]), at | {"pod": READER}),
             ],
         }
-
-
-def end(box: Box) -> None:
-    """End the run and all its processes."""
-    from trainyard_operator.local import shim
-
-    for command in box.started:
-        command.kill()
-        command.wait()
-        if command.stdout:
-            command.stdout.close()
-    for worker in box.home.glob("runs/*/workers/*-*"):
-        shim.kill_family(worker)

@@ -13,27 +13,13 @@ from trainyard_serving.errors import BadModelError
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 from trainyard_trainer.char_tokenizer import CharTokenizer
-from trainyard_trainer.golden import write_golden_text
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.models.gpt_export import write_gpt2
 
-TEXT = "to be, or not to be: that is the question"
+from .trained_gpt import TEXT, export_trained_gpt
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """A model as char-gpt exports it, weights of all kinds in it."""
-    torch.manual_seed(3)
-    tokenizer = CharTokenizer.of(TEXT)
-    shape = GPTShape(tokenizer.vocab_size, block_size=32, n_layer=2, n_head=2, n_embd=16)
-    model = GPT(shape)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    write_gpt2(model.state_dict(), shape, tmp_path)
-    tokenizer.save(tmp_path, 32)
-    prompt = TEXT[:12]
-    write_golden_text(tmp_path, prompt, tokenizer.encode(prompt).tolist(), 32, model.train(False))
+    export_trained_gpt(tmp_path, seed=3)
     return tmp_path
 
 

@@ -5,39 +5,24 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from tests.patience import until
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
-from trainyard_trainer.char_tokenizer import CharTokenizer
-from trainyard_trainer.golden import write_golden_text
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.models.gpt_export import write_gpt2
 
 from .conftest import serving
 from .swap_load import publish_copy, swap_under_load
+from .trained_gpt import export_trained_gpt
 from .writing import text_of, write
 
 KEY = "sk-right"
-TEXT = "to be, or not to be: that is the question"
 REQUEST = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
 
 
 def export(directory: Path, seed: int) -> str:
     """A model with opinions, and its greedy answer."""
     directory.mkdir()
-    torch.manual_seed(seed)
-    tokenizer = CharTokenizer.of(TEXT)
-    shape = GPTShape(tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=16)
-    model = GPT(shape)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.5)
-    write_gpt2(model.state_dict(), shape, directory)
-    tokenizer.save(directory, 32)
-    ids = tokenizer.encode(TEXT[:8]).tolist()
-    write_golden_text(directory, TEXT[:8], ids, 32, model.train(False))
+    export_trained_gpt(directory, seed, n_layer=1)
     loaded = LanguageModel.load(describe_plain(directory), "cpu")
     return text_of(write(loaded, loaded.encode("to be"), max_tokens=8, temperature=0))
 

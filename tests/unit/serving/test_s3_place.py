@@ -1,7 +1,6 @@
 """Models from a bucket of a real S3-compatible server: found, copied, verified, or explained."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.patience import until
+from tests.ports import free_port
 from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
@@ -175,9 +175,7 @@ def no_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def nobody_there(patch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.trainer.ranks import Launcher, RankServer, Run, free_port
+from tests.ports import free_port
+from tests.unit.trainer.ranks import Launcher, RankServer, Run, tiny_job
 from trainyard_api.job import TrainerJob
 
 
@@ -53,16 +54,8 @@ def make_job(tmp_path: Path, corpus: Path) -> Callable[..., TrainerJob]:
             "log_steps": 1,
             "sample_tokens": 20,
         }
-        values: dict[str, Any] = {
-            "run": "tiny",
-            "recipe": "char-gpt",
-            "config": settings | config,
-            "seed": 7,
-            "checkpoint": {"everySteps": 4, "keepLast": 3},
-            "run_dir": str(tmp_path / "run"),
-            "report_port": free_port(),
-        }
-        return TrainerJob(**(values | (job or {})))
+        fields = {"checkpoint": {"everySteps": 4, "keepLast": 3}} | (job or {})
+        return tiny_job(tmp_path, "char-gpt", settings | config, **fields)
 
     return make
 

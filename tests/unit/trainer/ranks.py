@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,23 +13,24 @@ from typing import Any
 
 from tests import patience
 from tests.patience import until
+from tests.ports import free_port
 from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
 from trainyard_api.progress import ProgressReport
 
 ROOT = Path(__file__).parents[3]
 
-_given: set[int] = set()
 
-
-def free_port() -> int:
-    """A TCP port nobody listens on, and never the same one twice."""
-    while True:
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = int(server.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
-            return port
+def tiny_job(folder: Path, recipe: str, config: dict[str, Any], /, **more: Any) -> TrainerJob:
+    """A job that runs in `folder`; `more` are fields of the job, in place of the usual ones."""
+    usual: dict[str, Any] = {
+        "run": "tiny",
+        "recipe": recipe,
+        "config": config,
+        "seed": 7,
+        "run_dir": str(folder / "run"),
+        "report_port": free_port(),
+    }
+    return TrainerJob(**(usual | more))
 
 
 # The Hub's client reads its switch once, when the first run's recipe imports it.

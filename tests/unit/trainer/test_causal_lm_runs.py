@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyarrow import parquet  # type: ignore[import-untyped]
 
-from tests.unit.trainer.ranks import ROOT, RankServer, Run, free_port
+from tests.unit.trainer.ranks import ROOT, RankServer, Run, tiny_job
 from trainyard_api.checkpoint import file_sha256, verify
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.config import parse_config
@@ -77,16 +77,8 @@ def finetune(tmp_path: Path, folder: Path) -> MakeJob:
         }
         if "max_steps" in config:
             del settings["num_epochs"]
-        values: dict[str, Any] = {
-            "run": "finetune",
-            "recipe": "causal-lm-finetune",
-            "config": settings | config,
-            "seed": 7,
-            "checkpoint": {"everySteps": 3},
-            "run_dir": str(tmp_path / "run"),
-            "report_port": free_port(),
-        }
-        return TrainerJob(**(values | (job or {})))
+        fields = {"checkpoint": {"everySteps": 3}} | (job or {})
+        return tiny_job(tmp_path, "causal-lm-finetune", settings | config, **fields)
 
     return make
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from tests.unit.trainer.ranks import RankServer, free_port
+from tests.unit.trainer.ranks import RankServer, tiny_job
 from trainyard_api.checkpoint import MODELS, verify
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_trainer.config import parse_config
@@ -71,16 +71,8 @@ def make_job(tmp_path: Path, dataset: Path, rank_server: RankServer) -> MakeJob:
             "learning_rate": 0.03,
             "log_steps": 1,
         }
-        values: dict[str, Any] = {
-            "run": "tiny",
-            "recipe": "image-classification",
-            "config": settings | config,
-            "seed": 7,
-            "checkpoint": {"everySteps": 6},
-            "run_dir": str(tmp_path / "run"),
-            "report_port": free_port(),
-        }
-        return TrainerJob(**(values | (job or {})))
+        fields = {"checkpoint": {"everySteps": 6}} | (job or {})
+        return tiny_job(tmp_path, "image-classification", settings | config, **fields)
 
     return make
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests import patience
 from tests.patience import until
-from tests.unit.trainer.ranks import RankServer, Run, free_port
+from tests.ports import free_port
+from tests.unit.trainer.ranks import RankServer, Run
 from trainyard_api.job import TrainerJob
 from trainyard_trainer import forward
 from trainyard_trainer.history import History, read_history

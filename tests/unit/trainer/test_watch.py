@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.unit.trainer.ranks import RankServer, free_port
+from tests.ports import free_port
+from tests.unit.trainer.ranks import RankServer
 from trainyard_api.job import TrainerJob
 
 MakeJob = Callable[..., TrainerJob]
