@@ -32,12 +32,18 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/trainyard-operator"
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(lease_module, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
-    monkeypatch.setattr(app_module, "RESYNC_SECONDS", 0.05)
+    monkeypatch.setattr(app_module, "RESYNC_SECONDS", 3600.0)
 
     async def watch(self: App, stop: asyncio.Event) -> None:
         await stop.wait()
 
     monkeypatch.setattr(App, "_watch", watch)
+
+
+@pytest.fixture
+def resync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """List again and again, as if hours passed: what is never told is missed at once."""
+    monkeypatch.setattr(app_module, "RESYNC_SECONDS", 0.05)
 
 
 def put_run(state: ApiServer, **metadata: Any) -> dict[str, Any]:
@@ -68,10 +74,7 @@ def watched(app: App, state: ApiServer) -> None:
     app.run_changed(state.objects[RUN], deleted=False)
 
 
-async def test_runs_that_were_there_before_are_found_and_the_lease_is_given_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(app_module, "RESYNC_SECONDS", 3600.0)
+async def test_runs_that_were_there_before_are_found_and_the_lease_is_given_back() -> None:
     async with api_server() as (state, kube):
         put_run(state)
         async with operator(kube) as (_, task, stop):
@@ -104,6 +107,7 @@ async def test_a_lost_lease_ends_the_process() -> None:
         assert state.objects[LEASE]["spec"]["holderIdentity"] == "thief"
 
 
+@pytest.mark.usefixtures("resync")
 async def test_a_watch_that_has_died_ends_the_process() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, task, _):
         await until_async(lambda: LEASE in state.objects)
@@ -117,6 +121,7 @@ async def listed_again(state: ApiServer) -> None:
     await until_async(lambda: state.requests.count(LIST) > count)
 
 
+@pytest.mark.usefixtures("resync")
 async def test_a_watch_that_tells_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     async with api_server() as (state, kube), operator(kube) as (app, task, _):
         put = state.put
