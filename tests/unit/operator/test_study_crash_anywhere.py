@@ -23,7 +23,7 @@ from trainyard_operator.study.reconcile import reconcile_study
 def quick_laws() -> Iterator[None]:
     """How good the intervals are is not the question here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling_law, "RESAMPLES", 5)
+        patch.setattr(scaling_law, "DRAWS", 5)
         yield
 
 
