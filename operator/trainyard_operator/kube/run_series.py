@@ -88,13 +88,13 @@ class RunSeries(Collector):
         now = time.time()
         told = [run for run in list(self._runs.values()) if run.is_told(now)]
         told = sorted(told, key=lambda run: run.phase in FINISHED)[:_MOST]
-        phase = _gauge(metrics.RUN_PHASE)
-        waiting = _gauge(metrics.RUN_WAITING_SECONDS)
-        gpus = _gauge(metrics.RUN_GPUS)
+        phase = gauge(metrics.RUN_PHASE)
+        waiting = gauge(metrics.RUN_WAITING_SECONDS)
+        gpus = gauge(metrics.RUN_GPUS)
         active = _counter(metrics.RUN_ACTIVE_SECONDS)
         restarts = _counter(metrics.RUN_RESTARTS)
-        failed = _gauge(metrics.RUN_FAILED_ATTEMPTS)
-        study = _gauge(metrics.RUN_STUDY)
+        failed = gauge(metrics.RUN_FAILED_ATTEMPTS)
+        study = gauge(metrics.RUN_STUDY)
         for run in told:
             of = [run.namespace, run.name]
             phase.add_metric([*of, run.phase], 1)
@@ -110,7 +110,8 @@ class RunSeries(Collector):
         yield from (phase, waiting, gpus, active, restarts, failed, study)
 
 
-def _gauge(metric: metrics.Metric) -> GaugeMetricFamily:
+def gauge(metric: metrics.Metric) -> GaugeMetricFamily:
+    """An empty family of that name."""
     return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 

@@ -13,6 +13,7 @@ from trainyard_api import metrics
 from trainyard_api.study import Cost
 from trainyard_api.study_status import ScalingCurve
 from trainyard_operator.kube.observe import Key
+from trainyard_operator.kube.run_series import gauge
 
 _RATES = {"tokens": metrics.STUDY_TOKENS_PER_SECOND, "samples": metrics.STUDY_SAMPLES_PER_SECOND}
 _POINT = (*_RATES.values(), metrics.STUDY_SPEEDUP, metrics.STUDY_EFFICIENCY, metrics.STUDY_COST)
@@ -48,11 +49,11 @@ class StudySeries(Collector):
             self.seen(key, body)
 
     def collect(self) -> Iterator[Family]:
-        phases = _gauge(metrics.STUDIES)
+        phases = gauge(metrics.STUDIES)
         for phase, count in Counter(self._phases.values()).items():
             phases.add_metric([phase], count)
         yield phases
-        families = {metric.name: _gauge(metric) for metric in _POINT}
+        families = {metric.name: gauge(metric) for metric in _POINT}
         for key, curves in list(self._curves.items())[:_MOST]:
             for curve in curves:
                 self._add(families, key, curve)
@@ -72,10 +73,6 @@ class StudySeries(Collector):
             if point.cost_per_million is not None:
                 priced = [*of, curve.unit, self._currency[key]]
                 families[metrics.STUDY_COST.name].add_metric(priced, point.cost_per_million)
-
-
-def _gauge(metric: metrics.Metric) -> GaugeMetricFamily:
-    return GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
 
 
 def _curve(stored: Mapping[str, Any]) -> ScalingCurve | None:
