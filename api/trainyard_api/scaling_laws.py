@@ -15,6 +15,7 @@ be negative: nothing gets cheaper by being done together.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import mul
 from typing import Literal
 
@@ -84,13 +85,14 @@ CANDIDATES = (
 )
 
 
-def candidates(sizes: int) -> list[Candidate]:
+@cache
+def candidates(sizes: int) -> tuple[Candidate, ...]:
     """The laws that so many distinct sizes can determine."""
-    return [
+    return tuple(
         one
         for one in CANDIDATES
         if len(one.terms) < sizes and ("pairs" not in one.terms or sizes >= SIZES_FOR_PAIRS)
-    ]
+    )
 
 
 def solve(candidate: Candidate, measured: Mapping[int, float]) -> Fitted | None:
