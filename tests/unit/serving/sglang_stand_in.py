@@ -2,7 +2,8 @@
 
 Paths, fields, error forms and server-sent events are SGLang's. It is stricter where SGLang would
 let a mistake of ours pass: unknown fields and images that are not data: URIs are refused. What
-SGLang computes, on its GPU, is not tested here.
+SGLang computes, on its GPU, is not tested here. End-to-end tests run this file in a pod: it
+imports nothing that the serving image lacks.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -19,14 +19,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-
-from tests import patience
-from trainyard_serving import sglang
-
-from .conftest import running
-
-# On a starved machine a whole SGLang may keep silent for longer than one would in earnest.
-sglang.PROBE_SECONDS = patience.SECONDS
 
 
 class Strict(BaseModel):
@@ -288,12 +280,3 @@ def _is_picture(url: str) -> bool:
     image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
     image.load()
     return image.mode == "RGB"
-
-
-@contextmanager
-def stand_in(**settings: Any) -> Iterator[StandIn]:
-    """A stand-in that listens on 127.0.0.1; its `url` says where."""
-    server = StandIn(**settings)
-    with running(server.app()) as client:
-        server.url = str(client.base_url)
-        yield server

@@ -21,7 +21,8 @@ from tests.patience import until
 from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY
 
 from .rogue_web import rogue_web
-from .sglang_stand_in import StandIn, stand_in
+from .sglang_running import stand_in
+from .sglang_stand_in import StandIn
 from .ssrf_corpus import BODIES, CASES, Case
 
 ROOT = Path(__file__).parents[3]

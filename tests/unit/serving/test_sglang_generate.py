@@ -15,7 +15,8 @@ from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
 from trainyard_serving.settings import GenerateSettings
 
 from .conftest import send, serving, write_manifest
-from .sglang_stand_in import StandIn, stand_in
+from .sglang_running import stand_in
+from .sglang_stand_in import StandIn
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 

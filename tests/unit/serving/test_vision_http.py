@@ -18,7 +18,8 @@ from trainyard_serving.vision.app import create_vision_app, limits
 
 from .conftest import running, send
 from .rogue_web import picture, rogue_web
-from .sglang_stand_in import Chat, ImagePart, StandIn, stand_in
+from .sglang_running import stand_in
+from .sglang_stand_in import Chat, ImagePart, StandIn
 from .vision_under_test import fetcher
 
 ASK = {"image_url": "http://web.test/ok.png", "question": "What is it?"}

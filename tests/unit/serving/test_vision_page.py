@@ -14,7 +14,7 @@ from trainyard_serving.vision.app import create_vision_app, limits
 
 from .conftest import running
 from .rogue_web import picture, rogue_web
-from .sglang_stand_in import stand_in
+from .sglang_running import stand_in
 from .vision_under_test import fetcher
 
 pytestmark = pytest.mark.system  # a browser
