@@ -182,7 +182,7 @@ class Scaling:
                 f"Every size was measured once: the intervals take runs to differ by"
                 f" {USUAL_NOISE:.0%}."
             )
-        if processes > self.law.best_processes:
+        if processes > self.law.best_processes and not self.law.undecided:
             found.append(
                 f"Beyond {self.law.best_processes:.0f} processes the law says more make it slower."
             )
@@ -244,7 +244,7 @@ def _law(law: ScalingLaw | None) -> Law | None:
         sigma=law.sigma,
         kappa=law.kappa,
         residual=law.residual,
-        best_processes=best if best < MAX_PROCESSES else None,
+        best_processes=best if best < MAX_PROCESSES and not law.undecided else None,
     )
 
 

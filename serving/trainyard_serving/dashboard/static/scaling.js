@@ -131,10 +131,11 @@ function law({ law: found, why_no_law: why }) {
   const figures = found.undecided ? "" : own + pairs;
   const misses = found.residual < 1e-9 ? "it runs through the measured sizes"
     : `it misses the measured sizes by ${percent(found.residual)}`;
+  const fits = found.undecided ? "" : `; ${misses}`;
   const best = found.best_processes
     ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
   const choice = found.choice[0].toUpperCase() + found.choice.slice(1);
-  return `${[choice, figures].filter(Boolean).join(": ")}; ${misses}.${best}`
+  return `${[choice, figures].filter(Boolean).join(": ")}${fits}.${best}`
     + " Projections weigh every law by its probability; intervals hold with a probability of 90%."
     + where;
 }
