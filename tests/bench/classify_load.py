@@ -104,7 +104,7 @@ async def load(options: argparse.Namespace) -> dict[str, object]:
             while sent < (now - began) * options.rate:
                 tasks.append(asyncio.create_task(client.ask(predict, times)))
                 sent += 1
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(max(0.001, began + sent / options.rate - now))
     else:
         tasks += [asyncio.create_task(one_client()) for _ in range(options.clients)]
     await asyncio.gather(*tasks)

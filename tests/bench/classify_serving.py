@@ -1,14 +1,14 @@
 """The classify app beside seed D's own shape, LitServe and mosec: capacity, p99, overload.
 
     python -m tests.bench.classify_serving --tokenizer DIR [--rivals PYTHON] [--repeats 3] \
-        [--trained DIR --texts test.parquet]
+        [--trained DIR --texts test.parquet] [--only-overload]
 
 All serve one DistilBERT of 66 M parameters (random weights) and are asked for the class of a text
 of 64 tokens by 16 clients, interleaved, on all cores; the load comes from a process of its own.
 The rivals compute in 32 bits with PyTorch, in batches where they can. PYTHON is the interpreter of
 a virtual environment with litserve and mosec. Then ours with int8 gets five times the requests it
-can answer. With --trained, a small trained classifier, the accuracy of each engine on
-labelled texts (columns text and label) is told.
+can answer, peak and overload in turns. With --trained, a small trained classifier, the accuracy of
+each engine on labelled texts (columns text and label) is told.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
 
+from tests.bench.machine import Stolen
+from tests.ports import free_port
 from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
 from trainyard_api.golden import EvaluationText, write_evaluation
 
@@ -97,9 +98,7 @@ def command(name: str, directory: Path, port: int, python: str) -> list[str]:
 @contextlib.contextmanager
 def served(name: str, directory: Path, rivals: str) -> Iterator[str]:
     """The server's address, once it answers predictions."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join(filter(None, sys.path))
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -145,8 +144,8 @@ def asked(url: str, text: str, seconds: float, **more: float) -> dict[str, Any]:
     return found
 
 
-def capacity(options: argparse.Namespace, directory: Path, text: str) -> float:
-    """Print the comparison; returns the peak of ours with int8, in answers per second."""
+def capacity(options: argparse.Namespace, directory: Path, text: str) -> None:
+    """Print the comparison."""
     names = [*OURS, "FastAPI + PyTorch (seed D)"]
     if options.rivals:
         names = [*OURS, *RIVALS]
@@ -172,18 +171,35 @@ def capacity(options: argparse.Namespace, directory: Path, text: str) -> float:
             f"{rates[name] / rates['FastAPI + PyTorch (seed D)']:.2f}",
         )
     Console(width=110).print(table)
-    return rates["ours, onnx int8"]
 
 
-def overload(options: argparse.Namespace, directory: Path, text: str, peak: float) -> None:
-    """Five times what it can answer, whether or not it answers."""
+def overload(options: argparse.Namespace, directory: Path, text: str) -> None:
+    """Five times what it can answer, whether or not it answers; between two looks at its peak."""
+    table = Table(
+        "peak/s", "goodput / peak", "429 p99 ms", "/health p99 ms", "CPU taken by the host"
+    )
+    shares = []
     with served("ours, onnx int8", directory, "") as url:
         asked(url, text, 2, clients=CLIENTS)
-        found = asked(url, text, options.seconds, rate=OVERLOAD * peak)
-    print(f"overload: {OVERLOAD * peak:.0f} requests/s: {found}")
-    print(f"goodput / peak: {found['per_second'] / peak:.1%} (aim >= 90%)")
-    print(f"a 429 within (p99): {1000 * (found['refused_p99'] or 0):.1f} ms (aim < 20)")
-    print(f"/health within (p99): {1000 * (found['health_p99'] or 0):.1f} ms (aim < 50)")
+        before = asked(url, text, options.seconds, clients=CLIENTS)["per_second"]
+        for _ in range(options.repeats):
+            seen = Stolen()
+            found = asked(url, text, options.seconds, rate=OVERLOAD * before)
+            after = asked(url, text, options.seconds, clients=CLIENTS)["per_second"]
+            peak = (before + after) / 2
+            shares.append(found["per_second"] / peak)
+            table.add_row(
+                f"{peak:.1f}",
+                f"{shares[-1]:.1%}",
+                f"{1000 * (found['refused_p99'] or 0):.1f}",
+                f"{1000 * (found['health_p99'] or 0):.1f}",
+                f"{seen.share():.0%}",
+            )
+            print(f"overload at {OVERLOAD * before:.0f}/s: {found}", flush=True)
+            before = after
+    Console(width=110).print(table)
+    print(f"goodput / peak, median: {statistics.median(shares):.1%} (aim >= 90%)")
+    print("aims: a 429 within 20 ms, /health within 50 ms")
 
 
 def accuracy(options: argparse.Namespace, folder: Path) -> None:
@@ -222,13 +238,16 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=10)
     options.add_argument("--trained", help="a trained classifier's directory")
     options.add_argument("--texts", help="a .parquet file with text and label")
+    options.add_argument("--only-overload", action="store_true")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if chosen.trained:
             accuracy(chosen, Path(folder))
         directory = Path(folder) / "model"
         text = write_model(directory, chosen.tokenizer)
-        overload(chosen, directory, text, capacity(chosen, directory, text))
+        if not chosen.only_overload:
+            capacity(chosen, directory, text)
+        overload(chosen, directory, text)
 
 
 if __name__ == "__main__":
