@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,8 @@ SPEC = {"numProcPerNode": 2, "config": TINY, "checkpoint": {"everySteps": 50}}
 
 
 def start_run(box: Box) -> Callable[[], int]:
-    """`trainyard run` with two processes; tells rank 0's port, once it has one.
-
-    They would take all there is of a small machine: they get what the others leave.
-    """
-    manifest = box.manifest(RUN, recipe="char-gpt", **SPEC)
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    command = box.start("run", manifest)
-    os.setpriority(os.PRIO_PROCESS, command.pid, min(19, before + 19))
+    """`trainyard run` with two processes; tells rank 0's port, once it has one."""
+    command = box.start("run", box.manifest(RUN, recipe="char-gpt", **SPEC))
     told = box.run_dir(RUN) / "attempts" / "1.json"
 
     def port() -> int:
@@ -57,6 +51,14 @@ def start_run(box: Box) -> Callable[[], int]:
         return int(json.loads(told.read_text())["report"])
 
     return port
+
+
+def give_way(box: Box) -> None:
+    """The run, once it runs, would take all there is of a small machine: it gets what is left."""
+    for pid in box.processes(RUN):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
 @contextmanager
@@ -208,6 +210,7 @@ def whole_system(
         until(lambda: client.get("/ready").status_code == 200, "the writer's model")
         until(lambda: news.get("/ready").status_code == 200, "the reader's model")
         until(lambda: cluster.phase(RUN) == "Running", "the run")
+        give_way(box)
         at = {"namespace": NAMESPACE}
         yield {
             "runs": [Target(report, at | {"pod": f"{RUN}-1-0"})],
