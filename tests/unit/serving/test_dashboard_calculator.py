@@ -82,7 +82,8 @@ def test_far_projections_come_with_a_warning() -> None:
 def test_where_the_sizes_do_not_carry_only_a_range_is_given() -> None:
     two = Scaling({1: [100.0, 102.0], 2: [150.0, 148.0]}, "tokens")
     near, far = two.project(3, BUDGET, None), two.project(32, BUDGET, None)
-    assert near.chosen and far.chosen
+    assert near.chosen
+    assert far.chosen
     assert (near.chosen.too_wide, far.chosen.too_wide) == (False, True)
     assert [point.processes for point in far.sizes if point.too_wide] == [8, 16, 32]
     assert not any("only a range" in warning for warning in near.warnings)

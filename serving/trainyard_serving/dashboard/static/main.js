@@ -14,6 +14,7 @@ const VIEWS = { performance, scaling, training, cost, demo };
 let view = "performance";
 let pollSeconds = 5;
 let timer = 0;
+let described = false;
 let running = false;
 let again = false;
 
@@ -33,6 +34,7 @@ async function look() {
   running = true;
   clearTimeout(timer);
   try {
+    await describe();
     await update();
     at("key-form").hidden = true;
     const live = runs.all.filter((run) => run.phase === "Running").length;
@@ -60,21 +62,19 @@ function askForKey(error) {
   again = false;
 }
 
-async function start() {
-  try {
-    const state = await get("api/state");
-    pollSeconds = state.poll_seconds;
-    setText(at("sources"), `From ${state.sources.join(" and ")}.`);
-  } catch (error) {
-    if (!(error instanceof KeyNeeded)) problems([error.message]);
-  }
-  await look();
+// What never changes while the server lives; asked for until it is told.
+async function describe() {
+  if (described) return;
+  const state = await get("api/state");
+  pollSeconds = state.poll_seconds;
+  setText(at("sources"), `From ${state.sources.join(" and ")}.`);
+  described = true;
 }
 
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   key.set(at("key").value);
-  start();
+  look();
 });
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) look();
@@ -84,4 +84,4 @@ startTabs((name) => {
   view = name;
   look();
 });
-start();
+look();
