@@ -40,6 +40,7 @@ def serve(app: FastAPI, sock: socket.socket, drain_seconds: int) -> None:
         log_config=None,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         timeout_graceful_shutdown=drain_seconds,
     )
     uvicorn.Server(config).run(sockets=[sock])

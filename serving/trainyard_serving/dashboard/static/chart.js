@@ -75,7 +75,7 @@ function render(chart) {
 
 function summary({ title, lines, bars }) {
   const told = lines.slice(0, TOLD).filter((line) => line.x.length).flatMap((line) => (bars
-    ? line.x.map((value, i) => `${line.y[i]}: ${line.show(value)}`)
+    ? line.y.map((name, i) => `${name}: ${line.text[i]}`)
     : [`${line.name}: ${number(line.y.at(-1))} at ${number(line.x.at(-1), 6)}`]));
   const more = lines.length > TOLD ? `; and ${lines.length - TOLD} more` : "";
   return `${title}. ${told.join("; ")}${more}`;
@@ -95,7 +95,7 @@ function fillTable({ table, details, spec }) {
   const rows = spec.lines.flatMap((line) => {
     const every = Math.max(1, Math.ceil(line.x.length / TABLE_ROWS));
     return [...line.x.keys()].filter((i) => i % every === 0 || i === line.x.length - 1)
-      .map((i) => (spec.bars ? [line.y[i], line.show(line.x[i])]
+      .map((i) => (spec.bars ? [line.y[i], line.text[i]]
         : [line.name, number(line.x[i], 6), number(line.y[i], 4)]));
   });
   const names = spec.bars ? ["Name", spec.x] : ["Line", spec.x, spec.y];

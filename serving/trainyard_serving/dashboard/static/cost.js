@@ -76,6 +76,11 @@ function show(problem) {
 const price = (one) => tried.get(one.name) ?? one.unit_hour;
 const cost = (one) => price(one) * one.unit_hours.value;
 
+function ends(one) {
+  const [value, low, high] = ["value", "low", "high"].map((end) => price(one) * one.unit_hours[end]);
+  return interval({ value, low, high }, (sum) => money(sum, found.currency));
+}
+
 function table() {
   const names = ["Hardware", "Units", "Price of a unit-hour", "Time", "Cost"];
   headRow(at("costs"), [[names[0], "entered"], [names[1], null], [names[2], "entered"],
@@ -87,11 +92,8 @@ function table() {
     const range = h("small");
     const lowest = h("span", { class: "lowest" });
     const fill = () => {
-      const scaled = { value: cost(one), low: price(one) * one.unit_hours.low,
-        high: price(one) * one.unit_hours.high };
-      const ends = interval(scaled, (value) => money(value, found.currency));
-      total.textContent = found.too_wide && ends ? "" : money(cost(one), found.currency);
-      range.textContent = ` ${ends} `;
+      total.textContent = found.too_wide ? "" : money(cost(one), found.currency);
+      range.textContent = ` ${ends(one)} `;
     };
     one.mark = () => {
       const least = Math.min(...found.rows.map(cost));
@@ -127,7 +129,8 @@ function chart() {
   draw("cost-charts", {
     id: "costs", title: "Cost", origin: "projected", bars: true, x: currency,
     lines: [{ name: "cost", x: rows.map(cost), y: rows.map((one) => one.name),
-      show: (value) => (found.too_wide ? "" : money(value, currency)),
+      text: rows.map((one) => (found.too_wide ? ends(one) : money(cost(one), currency))),
+      rangeOnly: found.too_wide,
       range: rows.map((one) => [one.unit_hours.low, one.unit_hours.high].map((n) => n * price(one))),
     }],
   });

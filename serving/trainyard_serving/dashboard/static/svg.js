@@ -127,12 +127,17 @@ export function drawBars({ lines: [line] }, width) {
   for (const [i, value] of line.x.entries()) {
     const top = i * BAR_ROW;
     const [low, high] = line.range[i];
-    const end = x(Math.max(value, high));
+    // A range takes the whole width, so its text is beside the name.
+    const name = line.rangeOnly ? `${line.y[i]}: ${line.text[i]}` : line.y[i];
+    const [start, end] = line.rangeOnly ? [x(low), x(high)] : [0, x(value)];
     svg.append(
-      s("text", { x: 0, y: top + 14, class: "name" }, line.y[i]),
-      s("rect", { class: "bar ink-0", x: 0, y: top + 20, height: 14, width: round(x(value)) }),
-      s("text", { x: end + 10, y: top + 32, class: "name" }, line.show(value)),
+      s("text", { x: 0, y: top + 14, class: "name" }, name),
+      s("rect", { class: "bar ink-0", x: round(start), y: top + 20, height: 14,
+        width: round(end - start), opacity: line.rangeOnly ? 0.4 : undefined }),
     );
+    if (line.rangeOnly) continue;
+    const after = x(Math.max(value, high)) + 10;
+    svg.append(s("text", { x: after, y: top + 32, class: "name" }, line.text[i]));
     if (low !== high) {
       svg.append(s("path", { class: "whisker", d: `M${round(x(low))} ${top + 27}H${round(x(high))}`
         + `M${round(x(low))} ${top + 23}v8M${round(x(high))} ${top + 23}v8` }));
