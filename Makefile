@@ -37,7 +37,7 @@ system: .venv/ready ## whole programs: torchrun, trainyard study and serve, a br
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m system
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
-	$(BIN)/python -m images build --tag $(TAG) --load
+	$(BIN)/python -m dev.images build --tag $(TAG) --load
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
 
 kill-soak: .venv/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
@@ -53,22 +53,22 @@ format: .venv/ready ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
-	$(BIN)/python -m cluster up
+	$(BIN)/python -m dev.cluster up
 
 cluster-down: .venv/ready ## remove every trace of it
-	$(BIN)/python -m cluster down
+	$(BIN)/python -m dev.cluster down
 
 cluster-status: .venv/ready ## what of it runs
-	@$(BIN)/python -m cluster status
+	@$(BIN)/python -m dev.cluster status
 
 images: .venv/ready ## build the images with docker, podman or buildah (LOAD=1: for the cluster too)
-	$(BIN)/python -m images build --tag $(TAG) $(if $(LOAD),--load)
+	$(BIN)/python -m dev.images build --tag $(TAG) $(if $(LOAD),--load)
 
 lock: .venv/ready ## write the images' locked requirements anew
-	$(BIN)/python -m images lock
+	$(BIN)/python -m dev.images lock
 
 crd: .venv/ready ## write the CRDs from the models
-	$(BIN)/python -m trainyard_api.crd charts/operator/crds
+	$(BIN)/python -m dev.crd charts/operator/crds
 
 recipes: .venv/ready ## write docs/recipes.md from the recipes' settings
 	$(BIN)/python docs/recipes.py > .recipes && mv .recipes docs/recipes.md

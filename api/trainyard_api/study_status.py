@@ -1,12 +1,13 @@
 """ScalingStudy status: what was measured, figure by figure, and what follows from it."""
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.scaling_law import Interval, ScalingLaw
 from trainyard_api.status import Condition, StepSeconds
 
 StudyPhase = Literal[
@@ -18,6 +19,85 @@ StudyPhase = Literal[
 ]
 CellPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
 Unit = Literal["tokens", "samples"]
+
+
+LawKind = Literal["linear", "amdahl", "allreduce", "tree", "usl"]
+LAW_NAMES: Mapping[LawKind, str] = {
+    "linear": "linear scaling",
+    "amdahl": "Amdahl's law",
+    "allreduce": "ring all-reduce",
+    "tree": "tree all-reduce",
+    "usl": "universal scalability law",
+}
+
+WORTH_A_WORD = 0.05  # probability from which a law that wasn't chosen is named
+TOO_WIDE = 2.0  # high / low of an interval whose middle no one should plan with
+
+
+class Interval(Model):
+    """A figure, and where it lies with a probability of 90%."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def too_wide(self) -> bool:
+        """The middle says nothing: the ends are more than a factor of two apart."""
+        return self.high > TOO_WIDE * self.low
+
+
+class ScalingLaw(Model):
+    """What was fitted: the most probable law, and how probable the others are.
+
+    Throughput is in the measurements' unit. Projections need the other laws, too, which are not
+    stored: fit the measurements again (trainyard_study.scaling_law.fit).
+    """
+
+    kind: LawKind = Field(description="The most probable law.")
+    single: Interval = Field(description="X(1): throughput of one process.")
+    sigma: Interval = Field(
+        description="Contention: the share that does not run in parallel. Of all-reduce laws: what"
+        " it costs, relative to the step of one process."
+    )
+    kappa: Interval = Field(description="Coherency: what every pair of processes costs.")
+    residual: float = Field(
+        description="Root mean square of the relative error over the measured sizes."
+    )
+    sizes: list[int] = Field(description="Numbers of processes measured.")
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="How probable each law is (Bayesian information criterion): its part in the"
+        " projections.",
+    )
+
+    @property
+    def best_processes(self) -> float:
+        """Beyond this number more processes make it slower; infinite without coherency."""
+        if self.kappa.value <= 0:
+            return math.inf
+        return math.sqrt(max(0.0, 1 - self.sigma.value) / self.kappa.value)
+
+    @property
+    def choice(self) -> str:
+        """`Amdahl's law (72% likely; tree all-reduce 28%)`: which law, how sure, what else."""
+        if not self.weights:
+            return LAW_NAMES[self.kind]
+        likely = {
+            kind: f"{name} {self.weights[kind]:.0%}"
+            for kind, name in LAW_NAMES.items()
+            if self.weights.get(kind, 0) >= WORTH_A_WORD
+        }
+        if self.undecided:
+            return f"law undecided ({', '.join(likely.values())})"
+        del likely[self.kind]
+        others = f"; {', '.join(likely.values())}" if likely else ""
+        return f"{LAW_NAMES[self.kind]} ({self.weights[self.kind]:.0%} likely{others})"
+
+    @property
+    def undecided(self) -> bool:
+        """No law is more likely than the others together."""
+        return self.weights.get(self.kind, 1.0) < 0.5
 
 
 class Measurement(Model):

@@ -36,9 +36,9 @@ def _log(log_format: str) -> None:
 
 
 async def _main() -> int:
-    from trainyard_operator.kube import app
-    from trainyard_operator.kube.errors import ApiError
-    from trainyard_operator.kube.settings import Settings
+    from trainyard_operator import app
+    from trainyard_operator.errors import ApiError
+    from trainyard_operator.settings import Settings
 
     try:
         settings = Settings.from_env()

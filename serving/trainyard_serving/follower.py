@@ -14,13 +14,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from trainyard_api.checkpoint import InvalidCheckpointError
 from trainyard_serving.backend import Served
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import Candidate, Place
 from trainyard_serving.threads import computing_thread
 from trainyard_serving.verified import VerifiedModel
+from trainyard_storage.checkpoints import InvalidCheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trainyard_api.checkpoint import (
-    CHECKPOINTS,
-    MANIFEST,
-    MODELS,
-    InvalidCheckpointError,
-    UnreadableCheckpointError,
-    read_manifest,
-    step_name,
-    steps,
-)
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_storage.checkpoints import (
+    InvalidCheckpointError,
+    UnreadableCheckpointError,
+    read_manifest,
+    steps,
+)
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainyard_api.checkpoint import (
-    MANIFEST,
-    MODELS,
-    InvalidCheckpointError,
-    read_manifest,
-    step_name,
-)
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import Candidate
 from trainyard_serving.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 30  # between two pieces of an answer

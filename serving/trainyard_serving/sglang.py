@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 
-from trainyard_api.checkpoint import InvalidCheckpointError
 from trainyard_serving.backend import Served
 from trainyard_serving.errors import ApiError, ModelUnavailableError
 from trainyard_serving.places import Place
 from trainyard_serving.settings import SGLangSettings
 from trainyard_serving.tls import tls_context
 from trainyard_serving.verified import VerifiedModel
+from trainyard_storage.checkpoints import InvalidCheckpointError
 
 log = logging.getLogger(__name__)
 

@@ -5,16 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainyard_api.checkpoint import (
-    MANIFEST,
-    MODELS,
-    InvalidCheckpointError,
-    Manifest,
-    describe_files,
-    digest,
-    verify,
-)
+from trainyard_api.checkpoint import MANIFEST, MODELS, Manifest
 from trainyard_serving.backend import Served
+from trainyard_storage.checkpoints import InvalidCheckpointError, describe_files, digest, verify
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceC
 
 from tests.bench.machine import Stolen
 from tests.ports import free_port
-from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
+from trainyard_api.checkpoint import MANIFEST, Manifest
 from trainyard_api.golden import EvaluationText, write_evaluation
+from trainyard_storage.checkpoints import describe_files, manifest_bytes
 
 TOKENS = 64
 CLIENTS = 16

@@ -21,7 +21,7 @@ import torch
 
 from tests.bench.quantiles import quantile
 from tests.bench.serving_process import TEXT, serving, wait_ready
-from trainyard_trainer.char_tokenizer import CharTokenizer
+from trainyard_trainer.data.char_tokenizer import CharTokenizer
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.models.gpt_export import write_gpt2
 

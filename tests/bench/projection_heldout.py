@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from trainyard_api.scaling_law import fit
 from trainyard_api.study import ScalingStudy
-from trainyard_operator.local.workers import free_ports
+from trainyard_local.workers import free_ports
+from trainyard_study.scaling_law import fit
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
 WORK_SECONDS = 0.02  # of each process in each step

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.bench.published_scaling import PUBLISHED
-from trainyard_api.scaling_law import Interval, fit
-from trainyard_api.scaling_laws import (
+from trainyard_api.study_status import Interval
+from trainyard_study.scaling_law import fit
+from trainyard_study.scaling_laws import (
     AMDAHL,
     CANDIDATES,
     LINEAR,

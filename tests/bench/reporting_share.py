@@ -39,8 +39,8 @@ HEARD = ("report", "record", "beat", "stepped", "timed", "worked", "evaluated")
 
 def train() -> None:
     """The child: train, and write how long reporting and the whole loop took."""
-    from trainyard_trainer.listeners import Listeners
     from trainyard_trainer.loop import Loop
+    from trainyard_trainer.reporting.listeners import Listeners
 
     seconds = {"reporting": 0.0, "loop": 0.0}
     inside = False

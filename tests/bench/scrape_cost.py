@@ -23,9 +23,9 @@ from tests.patience import until
 from tests.unit.monitoring.prometheus_server import Target, prometheus
 from trainyard_api import labels
 from trainyard_api.job import TrainerJob
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key
-from trainyard_trainer.metrics import TrainerMetrics
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key
+from trainyard_trainer.reporting.metrics import TrainerMetrics
 
 RULES = Path(__file__).parents[2] / "charts" / "operator" / "rules" / "trainyard.yaml"
 RANKS, RUNS, REPETITIONS = (2, 64, 1024), (10, 500, 2000), 50

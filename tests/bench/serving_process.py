@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from trainyard_trainer.char_tokenizer import CharTokenizer
-from trainyard_trainer.golden import write_golden_text
+from trainyard_trainer.data.char_tokenizer import CharTokenizer
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.recipes.golden import write_golden_text
 
 TEXT = "to be, or not to be: that is the question"
 
@@ -35,8 +35,9 @@ class Server:
 
 @contextlib.contextmanager
 def serving(app: str, *flags: str) -> Iterator[Server]:
-    """`trainyard_serving APP` with `flags`, on one thread."""
-    command = [sys.executable, "-m", "trainyard_serving", app, "--port=0", *flags]
+    """`trainyard_serving APP` with `flags`, or the dashboard, on one thread."""
+    program = ["trainyard_dashboard"] if app == "dashboard" else ["trainyard_serving", app]
+    command = [sys.executable, "-m", *program, "--port=0", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment

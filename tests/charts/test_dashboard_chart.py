@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainyard_serving.dashboard.prices import PriceFile
-from trainyard_serving.dashboard.settings import DashboardSettings
+from trainyard_dashboard.prices import PriceFile
+from trainyard_dashboard.settings import DashboardSettings
 
 from .conftest import Refusal, Render, Rendered
 from .test_operator_chart import rules

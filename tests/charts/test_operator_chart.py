@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_operator.kube.settings import Settings
+from trainyard_operator.settings import Settings
 
 from .conftest import CHARTS, Refusal, Render
 
@@ -69,7 +69,7 @@ def test_rights_in_one_namespace_stay_in_it(render: Render) -> None:
 
 
 def test_only_its_own_lease_can_be_changed(render: Render) -> None:
-    from trainyard_operator.kube.app import LEASE
+    from trainyard_operator.app import LEASE
 
     role = render("operator").one("Role", "-lease")
     assert role["metadata"]["namespace"] == "ml"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from trainyard_api import labels
-from trainyard_operator.kube import manifests
+from trainyard_operator import manifests
 
 from .conftest import CHARTS, Refusal, Render
 from .operator_values import (

@@ -108,4 +108,4 @@ def test_a_lost_node_does_not_hold_up_the_run(
 
 
 def cluster(*args: str) -> None:
-    subprocess.run([sys.executable, "-m", "cluster", *args], cwd=REPO, check=True, timeout=LONG)
+    subprocess.run([sys.executable, "-m", "dev.cluster", *args], cwd=REPO, check=True, timeout=LONG)

@@ -22,7 +22,8 @@ PUBLISH = """
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from trainyard_api.checkpoint import MANIFEST, manifest_bytes, read_manifest, step_name, steps
+from trainyard_api.checkpoint import MANIFEST, step_name
+from trainyard_storage.checkpoints import manifest_bytes, read_manifest, steps
 models = Path("/trainyard/news/models")
 newest = next(iter(steps(models)))
 manifest = read_manifest(newest)

@@ -27,8 +27,9 @@ from tests.ports import free_port
 from tests.soak.families import COMMON, FAMILIES, SAVE_STEPS, Family
 from tests.unit.trainer.ranks import Launcher, RankServer, Run
 from tests.unit.trainer.saved import digests
-from trainyard_api.checkpoint import CHECKPOINTS, newest_valid, step_of, steps
+from trainyard_api.checkpoint import CHECKPOINTS, step_of
 from trainyard_api.job import TrainerJob
+from trainyard_storage.checkpoints import newest_valid, steps
 
 RANKS = 2
 MAX_KILLS_PER_RUN = 3

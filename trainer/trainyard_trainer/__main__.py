@@ -6,7 +6,7 @@ import sys
 from trainyard_trainer.errors import exit_with
 from trainyard_trainer.jobs import read_job
 from trainyard_trainer.recipes import check_recipe
-from trainyard_trainer.report import Reporter
+from trainyard_trainer.reporting.http_report import Reporter
 
 
 def main() -> int:

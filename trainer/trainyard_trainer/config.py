@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainyard_trainer.console import processes
 from trainyard_trainer.errors import ConfigError
 
 
@@ -221,3 +220,8 @@ def check_unchanged(
                 f"{where}.{key}: {new[key]!r}, but the checkpoint of step {step} was trained with"
                 f" {old[key]!r}; set it back{hint}, or start a run under another name"
             )
+
+
+def processes(count: int) -> str:
+    """1 process, 2 processes."""
+    return "1 process" if count == 1 else f"{count} processes"

@@ -9,23 +9,23 @@ from typing import NoReturn
 import torch
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint import Checkpointer, Saved
-from trainyard_trainer.clock import since_start
+from trainyard_trainer.checkpoint.checkpointer import Checkpointer, Saved
+from trainyard_trainer.checkpoint.epoch_file import write_epoch_file
+from trainyard_trainer.checkpoint.export import Exporter
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch, epoch_ended
-from trainyard_trainer.epoch_file import write_epoch_file
+from trainyard_trainer.data.loader import Loader, Shares
+from trainyard_trainer.data.sampling import Batch, epoch_ended
+from trainyard_trainer.distributed.parallel import Parallel
+from trainyard_trainer.distributed.process_group import Group
+from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
 from trainyard_trainer.evaluate import evaluate
-from trainyard_trainer.export import Exporter
-from trainyard_trainer.group import Group
-from trainyard_trainer.listeners import Listeners
-from trainyard_trainer.loader import Loader, Shares
 from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import learning_rate, set_learning_rate
-from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.stop import Stop
-from trainyard_trainer.throughput import Throughput
+from trainyard_trainer.reporting.clock import since_start
+from trainyard_trainer.reporting.listeners import Listeners
+from trainyard_trainer.reporting.throughput import Throughput
 
 RANKS_KEPT = 64  # of a larger run the metrics tell each rank's time, the history does not
 

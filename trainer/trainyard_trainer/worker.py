@@ -6,28 +6,41 @@ from pathlib import Path
 import torch
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint import Checkpointer, Resume, find_resume, restore, seed_rank
-from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
-from trainyard_trainer.console import Console, processes
+from trainyard_trainer.checkpoint.checkpointer import (
+    Checkpointer,
+    Resume,
+    find_resume,
+    restore,
+    seed_rank,
+)
+from trainyard_trainer.checkpoint.export import Exporter
+from trainyard_trainer.checkpoint.publish import Fence, check_shared, prepare_run_dir
+from trainyard_trainer.checkpoint.state import StateFiles, state_files
+from trainyard_trainer.config import (
+    TrainConfig,
+    check_batch_size,
+    check_unchanged,
+    parse_config,
+    processes,
+)
 from trainyard_trainer.deferred_dynamo import defer_dynamo
+from trainyard_trainer.distributed.parallel import Parallel
+from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
+from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import StoppedError, explained, one_line
-from trainyard_trainer.export import Exporter
-from trainyard_trainer.forwarding import Forwarding, check_report_to
-from trainyard_trainer.group import Group, join, leave, pick_device
-from trainyard_trainer.history import History
-from trainyard_trainer.listeners import Listeners
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import build_optimizer
-from trainyard_trainer.parallel import Parallel
-from trainyard_trainer.publish import Fence, check_shared, prepare_run_dir
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.report import Reporter
-from trainyard_trainer.state import StateFiles, state_files
-from trainyard_trainer.stop import Stop
-from trainyard_trainer.stragglers import Stragglers
-from trainyard_trainer.watch import watching
+from trainyard_trainer.reporting.console import Console
+from trainyard_trainer.reporting.history import History
+from trainyard_trainer.reporting.http_report import Reporter
+from trainyard_trainer.reporting.listeners import Listeners
+from trainyard_trainer.reporting.stragglers import Stragglers
+from trainyard_trainer.reporting.trackers.launcher import Forwarding, check_report_to
+from trainyard_trainer.watchdog.board import Board
+from trainyard_trainer.watchdog.watch import watching
 
 
 def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
@@ -128,7 +141,7 @@ def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Gr
         print(f"rank {rank}: {text}", flush=True)
         out.report(message=text)
 
-    group = join(pick_device(job.require_gpu), waiting)
+    group = join(pick_device(job.require_gpu), waiting, Board.prepare)
     out.report(phase="loading", ranks_joined=group.world_size, message="")
     if out.reporter:
         out.reporter.metrics.world_size.set(group.world_size)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainyard_api import crd
+from dev import crd
 from trainyard_api.base import Model
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import TrainingRunSpec

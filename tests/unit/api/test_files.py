@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_api.files import replace_text, replacing
+from trainyard_storage.files import replace_text, replacing
 
 
 def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_kill_leaves_the_old_content_and_the_next_writer_clears_up(tmp_path: P
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from trainyard_api.files import replacing\n"
+        "from trainyard_storage.files import replacing\n"
         "with replacing(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half')\n"
         "    file.flush()\n"

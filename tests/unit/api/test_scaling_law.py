@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainyard_api.scaling_law import CONFIDENCE, ScalingError, ScalingLaw, fit
-from trainyard_api.scaling_laws import AMDAHL, CANDIDATES, Candidate, Fitted, solve
+from trainyard_api.study_status import ScalingLaw
+from trainyard_study.scaling_law import CONFIDENCE, FittedScalingLaw, ScalingError, fit
+from trainyard_study.scaling_laws import AMDAHL, CANDIDATES, Candidate, Fitted, solve
 
 Curve = Callable[[float], float]
 
@@ -28,7 +29,7 @@ def usl(n: int, single: float, sigma: float, kappa: float) -> float:
     return single * n / (1 + sigma * (n - 1) + kappa * n * (n - 1))
 
 
-def noisy(curve: Curve, sizes: tuple[int, ...], noise: float, seed: int) -> ScalingLaw:
+def noisy(curve: Curve, sizes: tuple[int, ...], noise: float, seed: int) -> FittedScalingLaw:
     """Of three repeats."""
     draw = random.Random(seed)
     return fit({n: [curve(n) * draw.gauss(1, noise) for _ in range(3)] for n in sizes})

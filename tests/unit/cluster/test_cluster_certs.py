@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import certs
-from cluster.settings import HOST_IP, NODES, Settings
+from dev.cluster import certs
+from dev.cluster.settings import HOST_IP, NODES, Settings
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 

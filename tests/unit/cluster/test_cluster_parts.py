@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster import addons, mounts, registry, wait
-from cluster.errors import ClusterError
-from cluster.lock import exclusive
-from cluster.push import target_name
-from cluster.settings import NODES, REPO, Settings
-from cluster.wait import until
+from dev.cluster import addons, mounts, registry, wait
+from dev.cluster.errors import ClusterError
+from dev.cluster.lock import exclusive
+from dev.cluster.push import target_name
+from dev.cluster.settings import NODES, REPO, Settings
+from dev.cluster.wait import until
 
 HOLD = """
 import sys, pathlib
-from cluster.lock import exclusive
+from dev.cluster.lock import exclusive
 with exclusive(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -105,7 +105,7 @@ def test_a_second_command_waits_and_says_so(
 
 def test_a_port_that_is_not_a_number_is_one_clear_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "status"],
+        [sys.executable, "-m", "dev.cluster", "status"],
         cwd=REPO, env={"TRAINYARD_REGISTRY_PORT": "http"}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_a_port_that_is_not_a_number_is_one_clear_line() -> None:
 
 def test_status_without_a_cluster_says_what_to_do(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "status", "--backend", "native"],
+        [sys.executable, "-m", "dev.cluster", "status", "--backend", "native"],
         cwd=REPO, env={"TRAINYARD_CLUSTER_DIR": str(tmp_path / "none"), "HOME": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_status_without_a_cluster_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_context_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cluster", "up", "--context", "nowhere"],
+        [sys.executable, "-m", "dev.cluster", "up", "--context", "nowhere"],
         cwd=REPO, env=os.environ | {"KUBECONFIG": str(tmp_path / "none")},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

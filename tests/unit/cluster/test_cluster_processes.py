@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.processes import Identity, Processes
-from cluster.settings import Settings
+from dev.cluster.processes import Identity, Processes
+from dev.cluster.settings import Settings
 from tests.patience import until
 
 STUBBORN = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=1)"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from images.build import IMAGES
-from images.tools import REPO
+from dev.images.build import IMAGES
+from dev.images.tools import REPO
 
 LOCKS = sorted((REPO / "images" / "requirements").glob("*.txt"))
 
@@ -42,7 +42,7 @@ def test_a_lock_has_everything_that_its_image_imports(name: str) -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     wanted = names(project["dependencies"]) | names(project["optional-dependencies"][name])
     lock = REPO / "images" / "requirements" / f"{name}.txt"
-    assert wanted - set(pins(lock)) == set(), "run: python3 -m images lock"
+    assert wanted - set(pins(lock)) == set(), "run: python3 -m dev.images lock"
 
 
 @pytest.mark.parametrize("name", ["trainer", "serving"])

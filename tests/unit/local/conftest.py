@@ -13,8 +13,8 @@ import yaml
 
 from tests import patience
 from tests.patience import until
-from trainyard_operator.local import shim
-from trainyard_operator.local.store import HOME_ENV
+from trainyard_local import shim
+from trainyard_local.store import HOME_ENV
 
 
 class Box:
@@ -28,7 +28,7 @@ class Box:
     def start(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
         """A `trainyard` command in the background; its output is kept together."""
         command = subprocess.Popen(
-            [sys.executable, "-m", "trainyard_operator.cli", *arguments],
+            [sys.executable, "-m", "trainyard_cli.main", *arguments],
             cwd=self.path,
             env={**os.environ, HOME_ENV: str(self.home), "OMP_NUM_THREADS": "1", **env},
             stdin=subprocess.DEVNULL,

@@ -4,7 +4,8 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainyard_api.checkpoint import MANIFEST, Manifest, describe_files, manifest_bytes
+from trainyard_api.checkpoint import MANIFEST, Manifest
+from trainyard_storage.checkpoints import describe_files, manifest_bytes
 
 
 def publish(home: Path, recipe: str = "char-gpt") -> Path:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.unit.local.finished import publish
-from trainyard_operator import cli
-from trainyard_operator.local.store import HOME_ENV
+from trainyard_cli import main as cli
+from trainyard_local.store import HOME_ENV
 
 HEAD = "apiVersion: trainyard.dev/v1alpha1\nkind: TrainingRun\nmetadata: {name: x}\n"
 
@@ -198,7 +198,7 @@ def test_get_is_light_and_nothing_here_needs_torch_or_kubernetes(here: Path) -> 
     code = "\n".join(
         [
             "import sys",
-            "from trainyard_operator.cli import main",
+            "from trainyard_cli.main import main",
             "main(['get'])",
             "assert not {'pydantic', 'rich', 'yaml'} & sys.modules.keys()",
             "assert main(['validate', 'x.yaml']) == 0",

@@ -22,13 +22,14 @@ from tests.patience import until
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef
-from trainyard_operator.local import backend as backend_module
-from trainyard_operator.local.backend import LocalBackend, LossPoint
-from trainyard_operator.local.display import PlainDisplay, View, progress_line
-from trainyard_operator.local.live import LiveDisplay, sparkline
-from trainyard_operator.local.store import HOME_ENV, RunDir
-from trainyard_operator.plan import RunEvent
-from trainyard_operator.reconcile import reconcile
+from trainyard_cli.display import PlainDisplay, progress_line
+from trainyard_cli.live import LiveDisplay, sparkline
+from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.reconcile import reconcile
+from trainyard_local import backend as backend_module
+from trainyard_local.backend import LocalBackend, LossPoint
+from trainyard_local.display import View
+from trainyard_local.store import HOME_ENV, RunDir
 
 REPORT = ProgressReport(
     run="quick",
@@ -130,7 +131,7 @@ def test_a_terminal_gets_the_live_panel(box: Any) -> None:
     manifest = box.manifest("tty", command=[box.script("torchrun", "#!/bin/sh\nexec sleep 600\n")])
     master, slave = pty.openpty()
     command = subprocess.Popen(
-        [sys.executable, "-m", "trainyard_operator.cli", "run", manifest],
+        [sys.executable, "-m", "trainyard_cli.main", "run", manifest],
         cwd=box.path,
         env={**os.environ, HOME_ENV: str(box.home), "TERM": "xterm", "COLUMNS": "100"},
         stdin=slave,

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from tests.unit.local.finished import publish
-from trainyard_operator import cli
-from trainyard_operator.local.serving_apps import BY_RECIPE, GENERATE
-from trainyard_operator.local.store import HOME_ENV
+from trainyard_cli import main as cli
+from trainyard_cli.serving_apps import BY_RECIPE, GENERATE
+from trainyard_local.store import HOME_ENV
 from trainyard_trainer.recipes import RECIPES
 
 

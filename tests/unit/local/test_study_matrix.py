@@ -9,10 +9,10 @@ import yaml
 from trainyard_api.run import TrainingRun
 from trainyard_api.study import ScalingStudySpec
 from trainyard_api.study_status import CellResult
-from trainyard_operator import cli
-from trainyard_operator.study.cells import Cell, expand, label, make_cells, short_names
-from trainyard_operator.study.configurations import configurations
-from trainyard_operator.study.file import load
+from trainyard_cli import main as cli
+from trainyard_local.study_file import load
+from trainyard_study.cells import Cell, expand, label, make_cells, short_names
+from trainyard_study.configurations import configurations
 from trainyard_trainer.config import check_batch_size, parse_config
 from trainyard_trainer.recipes import find_recipe
 

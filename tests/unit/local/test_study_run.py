@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.patience import until
-from trainyard_operator.local import shim
+from trainyard_local import shim
 
 pytestmark = pytest.mark.system
 

@@ -18,18 +18,18 @@ from trainyard_api.study_status import (
     Measurement,
     ScalingStudyStatus,
 )
-from trainyard_operator.local.display import View
-from trainyard_operator.local.store import UserError
-from trainyard_operator.study.cells import make_cells
-from trainyard_operator.study.chart import draw
-from trainyard_operator.study.configurations import configurations
-from trainyard_operator.study.curves import curves
-from trainyard_operator.study.display import LiveStudyDisplay
-from trainyard_operator.study.report import markdown, terminal
-from trainyard_operator.study.results import summarise
-from trainyard_operator.study.store import StudyDir
-from trainyard_operator.study.table import cell_table
-from trainyard_operator.study.words import failures
+from trainyard_cli.study_display import LiveStudyDisplay
+from trainyard_cli.study_report import markdown, terminal
+from trainyard_local.display import View
+from trainyard_local.store import UserError
+from trainyard_local.study_store import StudyDir
+from trainyard_study.cells import make_cells
+from trainyard_study.chart import draw
+from trainyard_study.configurations import configurations
+from trainyard_study.curves import curves
+from trainyard_study.results import summarise
+from trainyard_study.table import cell_table
+from trainyard_study.words import failures
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MATRIX: dict[str, list[Any]] = {

@@ -13,10 +13,10 @@ import pytest
 from tests import patience
 from tests.unit.operator.api_server import ApiServer, api_server
 from trainyard_api.progress import ProgressReport
-from trainyard_operator.kube import lease, reports
-from trainyard_operator.kube.app import App
-from trainyard_operator.kube.observe import Observer
-from trainyard_operator.kube.settings import Settings
+from trainyard_operator import lease, reports
+from trainyard_operator.app import App
+from trainyard_operator.observe import Observer
+from trainyard_operator.settings import Settings
 
 NAMESPACE = "lab"
 PATH = f"/apis/trainyard.dev/v1alpha1/namespaces/{NAMESPACE}"

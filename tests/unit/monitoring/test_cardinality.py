@@ -7,10 +7,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key
 from trainyard_serving.metrics import Metrics
-from trainyard_trainer.metrics import TrainerMetrics
+from trainyard_trainer.reporting.metrics import TrainerMetrics
 
 MANY = 7000
 
@@ -79,6 +79,6 @@ def test_of_many_runs_unfinished_ones_are_told_first() -> None:
 
 
 def test_reasons_are_ours() -> None:
-    from trainyard_operator.failures import REASONS
+    from trainyard_lifecycle.failures import REASONS
 
     assert len(REASONS) <= metrics.RESTARTS.labels[0].at_most

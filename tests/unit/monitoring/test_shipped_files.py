@@ -17,9 +17,9 @@ from tests.unit.monitoring import queries
 from tests.unit.monitoring.queries import ROOT, everything
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
-from trainyard_operator.kube.instruments import Instruments
+from trainyard_operator.instruments import Instruments
 from trainyard_serving.metrics import Metrics
-from trainyard_trainer.metrics import TrainerMetrics
+from trainyard_trainer.reporting.metrics import TrainerMetrics
 
 dashboards = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda each: each.name)
 

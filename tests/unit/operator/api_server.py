@@ -12,7 +12,7 @@ from aiohttp import web
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from trainyard_operator.kube.client import Kube
+from trainyard_operator.client import Kube
 
 Object = dict[str, Any]
 

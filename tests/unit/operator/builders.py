@@ -5,9 +5,9 @@ from typing import Any
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-from trainyard_operator.observed import Observed, Worker
-from trainyard_operator.plan import Plan
-from trainyard_operator.reconcile import reconcile
+from trainyard_lifecycle.observed import Observed, Worker
+from trainyard_lifecycle.plan import Plan
+from trainyard_lifecycle.reconcile import reconcile
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 

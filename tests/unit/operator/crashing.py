@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from tests.unit.operator.builders import T0
-from trainyard_operator.plan import Plan
-from trainyard_operator.study.plan import StudyPlan
+from trainyard_lifecycle.plan import Plan
+from trainyard_study.plan import StudyPlan
 
 _LIMIT = 400
 

@@ -14,13 +14,13 @@ from tests import patience
 from tests.patience import until_async
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_run
-from trainyard_operator.kube import app as app_module
-from trainyard_operator.kube import lease as lease_module
-from trainyard_operator.kube import reports
-from trainyard_operator.kube.app import App, StoppedError
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.observe import Key, Observer
-from trainyard_operator.kube.settings import Settings
+from trainyard_operator import app as app_module
+from trainyard_operator import lease as lease_module
+from trainyard_operator import reports
+from trainyard_operator.app import App, StoppedError
+from trainyard_operator.client import Kube
+from trainyard_operator.observe import Key, Observer
+from trainyard_operator.settings import Settings
 
 RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"
 POD = "/api/v1/namespaces/ns/pods/r-1-0"

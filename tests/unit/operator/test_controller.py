@@ -10,13 +10,13 @@ from prometheus_client import generate_latest
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_run
 from trainyard_api.status import TrainingRunStatus
-from trainyard_operator.kube import reports, server
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.controller import Controller
-from trainyard_operator.kube.errors import ApiError
-from trainyard_operator.kube.execute import Executor
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key, Observer
+from trainyard_operator import reports, server
+from trainyard_operator.client import Kube
+from trainyard_operator.controller import Controller
+from trainyard_operator.errors import ApiError
+from trainyard_operator.execute import Executor
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key, Observer
 
 KEY = Key("ns", "r")
 RUNS = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.unit.operator import crashing
 from tests.unit.operator.builders import make_run
 from trainyard_api.run import TrainingRun
-from trainyard_operator.observed import Observed, Worker
-from trainyard_operator.plan import Plan, worker_name
-from trainyard_operator.reconcile import reconcile
+from trainyard_lifecycle.observed import Observed, Worker
+from trainyard_lifecycle.plan import Plan, worker_name
+from trainyard_lifecycle.reconcile import reconcile
 
 # How an attempt goes: (what happens, to which node).
 FATES = st.tuples(

@@ -11,13 +11,13 @@ from tests import patience
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import T0, make_run
 from trainyard_api.status import Attempt, TrainingRunStatus
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.errors import ApiError, Rejected
-from trainyard_operator.kube.execute import Executor, grace_seconds
-from trainyard_operator.kube.stored import InvalidRun, parse_run
-from trainyard_operator.kube.write import event_object, to_status
-from trainyard_operator.observed import Observed
-from trainyard_operator.plan import Plan, RunEvent, WorkerKey
+from trainyard_lifecycle.observed import Observed
+from trainyard_lifecycle.plan import Plan, RunEvent, WorkerKey
+from trainyard_operator.client import Kube
+from trainyard_operator.errors import ApiError, Rejected
+from trainyard_operator.execute import Executor, grace_seconds
+from trainyard_operator.stored import InvalidRun, parse_run
+from trainyard_operator.write import event_object, to_status
 
 RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"
 NS = "/api/v1/namespaces/ns"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.builders import make_worker
-from trainyard_operator.failures import explain, root_cause
-from trainyard_operator.observed import Worker
+from trainyard_lifecycle.failures import explain, root_cause
+from trainyard_lifecycle.observed import Worker
 
 LOGS = Path(__file__).parent / "torchrun_logs"
 

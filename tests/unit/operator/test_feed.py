@@ -7,10 +7,10 @@ import pytest
 
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_run
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.feed import Feed
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key
+from trainyard_operator.client import Kube
+from trainyard_operator.feed import Feed
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key
 
 RUNS = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns"
 

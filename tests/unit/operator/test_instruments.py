@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from trainyard_api import labels, metrics
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key
-from trainyard_operator.kube.run_series import FINISHED_SECONDS
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key
+from trainyard_operator.run_series import FINISHED_SECONDS
 
 
 def at(ago: float) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
-from trainyard_operator import launch
+from trainyard_lifecycle import launch
 
 
 def make_run(**spec: Any) -> TrainingRun:

@@ -7,9 +7,9 @@ import pytest
 from tests import patience
 from tests.patience import until_async
 from tests.unit.operator.api_server import ApiServer, api_server
-from trainyard_operator.kube import lease as lease_module
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.lease import Lease
+from trainyard_operator import lease as lease_module
+from trainyard_operator.client import Kube
+from trainyard_operator.lease import Lease
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/ops/leases/trainyard"
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.unit.operator.builders import make_run
-from trainyard_operator.kube import manifests
-from trainyard_operator.kube.errors import Rejected
+from trainyard_operator import manifests
+from trainyard_operator.errors import Rejected
 
 
 def pod(node: int = 0, attempt: int = 1, nodes: int = 2, **spec: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from trainyard_operator.kube.errors import Rejected
-from trainyard_operator.kube.merge import merge
+from trainyard_operator.errors import Rejected
+from trainyard_operator.merge import merge
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("nothing", {"a": 1}, {}, {"a": 1}),

@@ -8,11 +8,11 @@ from aiohttp import web
 
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.builders import make_report, make_run
-from trainyard_operator.kube import reports, server
-from trainyard_operator.kube.nodes import lost_hosts
-from trainyard_operator.kube.observe import Key, Observer, newest_warning
-from trainyard_operator.kube.stored import InvalidRun, parse_run
-from trainyard_operator.observed import Observed
+from trainyard_lifecycle.observed import Observed
+from trainyard_operator import reports, server
+from trainyard_operator.nodes import lost_hosts
+from trainyard_operator.observe import Key, Observer, newest_warning
+from trainyard_operator.stored import InvalidRun, parse_run
 
 KEY = Key("ns", "r")
 RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"

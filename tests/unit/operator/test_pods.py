@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_operator.kube.pods import failed_init, to_worker
+from trainyard_operator.pods import failed_init, to_worker
 
 
 def make_pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:

@@ -8,9 +8,9 @@ import pytest
 
 from tests import patience
 from tests.patience import until_async
-from trainyard_operator.kube import queue as queue_module
-from trainyard_operator.kube.errors import ApiError
-from trainyard_operator.kube.queue import Queue
+from trainyard_operator import queue as queue_module
+from trainyard_operator.errors import ApiError
+from trainyard_operator.queue import Queue
 
 
 @asynccontextmanager

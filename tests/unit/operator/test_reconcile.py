@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.operator.builders import T0, Story, make_report, make_run, make_worker
 from trainyard_api.status import CheckpointRef
-from trainyard_operator.plan import Plan
+from trainyard_lifecycle.plan import Plan
 
 
 def begun(**spec: Any) -> Story:

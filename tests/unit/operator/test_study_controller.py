@@ -7,11 +7,11 @@ import pytest
 from tests.unit.operator.api_server import ApiServer, api_server
 from tests.unit.operator.study_builders import make_study, succeeded
 from trainyard_api.run import TrainingRun
-from trainyard_operator.kube.client import Kube
-from trainyard_operator.kube.errors import Rejected
-from trainyard_operator.kube.instruments import Instruments
-from trainyard_operator.kube.observe import Key
-from trainyard_operator.kube.studies import StudyController
+from trainyard_operator.client import Kube
+from trainyard_operator.errors import Rejected
+from trainyard_operator.instruments import Instruments
+from trainyard_operator.observe import Key
+from trainyard_operator.studies import StudyController
 
 KEY = Key("ns", "s")
 API = "/apis/trainyard.dev/v1alpha1/namespaces/ns"

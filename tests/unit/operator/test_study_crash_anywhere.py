@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from tests.unit.operator import crashing
 from tests.unit.operator.study_builders import failed, key_of, make_study, started, succeeded
-from trainyard_api import scaling_law
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_operator.study.plan import StudyObserved, StudyPlan
-from trainyard_operator.study.reconcile import reconcile_study
+from trainyard_study import scaling_law
+from trainyard_study.plan import StudyObserved, StudyPlan
+from trainyard_study.reconcile import reconcile_study
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,8 +10,8 @@ from tests.unit.operator.study_builders import failed, key_of, make_study, start
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.study import ScalingStudy
-from trainyard_operator.study.plan import StudyObserved, StudyPlan
-from trainyard_operator.study.reconcile import reconcile_study
+from trainyard_study.plan import StudyObserved, StudyPlan
+from trainyard_study.reconcile import reconcile_study
 
 
 class Story:

@@ -10,10 +10,10 @@ from tests.unit.operator.study_builders import make_study, succeeded
 from trainyard_api.status import StepSeconds, TrainingRunStatus
 from trainyard_api.study import Cost, ScalingStudySpec
 from trainyard_api.study_status import CellResult, Measurement
-from trainyard_operator.status import apply_report
-from trainyard_operator.study.configurations import configurations, throughput_unit
-from trainyard_operator.study.curves import curves, headline
-from trainyard_operator.study.results import measurement, summarise
+from trainyard_lifecycle.status import apply_report
+from trainyard_study.configurations import configurations, throughput_unit
+from trainyard_study.curves import curves, headline
+from trainyard_study.results import measurement, summarise
 
 
 def cell(processes: int, *samples: float, tokens: int | None = None, **values: Any) -> CellResult:

@@ -27,17 +27,11 @@ from tests import patience
 from tests.patience import until
 from tests.unit.serving.browser import chromium as chromium
 from tests.unit.serving.browser import page as page
-from trainyard_api.checkpoint import (
-    MANIFEST,
-    MODELS,
-    Manifest,
-    describe_files,
-    manifest_bytes,
-    step_name,
-)
+from trainyard_api.checkpoint import MANIFEST, MODELS, Manifest, step_name
 from trainyard_serving.generate.app import create_generate_app
 from trainyard_serving.server import listen
 from trainyard_serving.settings import GenerateSettings
+from trainyard_storage.checkpoints import describe_files, manifest_bytes
 
 ALPHABET = "\n !',.?abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZé日🚂"
 CONTEXT = 32

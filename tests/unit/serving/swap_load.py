@@ -13,8 +13,9 @@ import httpx
 
 from tests import patience
 from tests.patience import until_async
-from trainyard_api.checkpoint import MODELS, describe_files, digest, step_name
+from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_api.golden import GOLDEN
+from trainyard_storage.checkpoints import describe_files, digest
 
 from .conftest import write_manifest
 

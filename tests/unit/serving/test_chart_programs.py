@@ -9,7 +9,8 @@ import httpx
 
 from tests import patience
 from tests.patience import until
-from trainyard_api.checkpoint import MODELS, digest, step_name
+from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_storage.checkpoints import digest
 
 from .conftest import serving
 

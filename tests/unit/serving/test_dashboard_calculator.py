@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from trainyard_api.scaling_law import fit
 from trainyard_api.study import ScalingStudy
-from trainyard_serving.dashboard.calculator import Scaling, scalings
-from trainyard_serving.dashboard.costs import costs
-from trainyard_serving.dashboard.prices import DEFAULT, PriceFileError, Prices, parse
+from trainyard_dashboard.calculator import Scaling, scalings
+from trainyard_dashboard.costs import costs
+from trainyard_dashboard.prices import DEFAULT, PriceFileError, Prices, parse
+from trainyard_study.scaling_law import fit
 
 from .dashboard_home import MEASURED, study
 

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from trainyard_serving.dashboard.app import create_dashboard_app
-from trainyard_serving.dashboard.settings import DashboardSettings
+from trainyard_dashboard.app import create_dashboard_app
+from trainyard_dashboard.settings import DashboardSettings
 
 from .answers import answering
 from .conftest import running

@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.unit.serving.browser import fits
-from trainyard_serving.dashboard.app import create_dashboard_app
-from trainyard_serving.dashboard.settings import DashboardSettings
+from trainyard_dashboard.app import create_dashboard_app
+from trainyard_dashboard.settings import DashboardSettings
 
 from .conftest import running
 from .dashboard_home import driven, record, write_run, write_study

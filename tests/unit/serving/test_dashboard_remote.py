@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from tests.patience import until
 from trainyard_api import metrics as names
-from trainyard_serving.dashboard.board import Board
-from trainyard_serving.dashboard.cluster_source import ClusterSource
-from trainyard_serving.dashboard.local_source import LocalSource
-from trainyard_serving.dashboard.model import RunRow, SourceError
-from trainyard_serving.dashboard.prometheus_source import MAX_BYTES, PrometheusSource
+from trainyard_dashboard.board import Board
+from trainyard_dashboard.cluster_source import ClusterSource
+from trainyard_dashboard.local_source import LocalSource
+from trainyard_dashboard.model import RunRow, SourceError
+from trainyard_dashboard.prometheus_source import MAX_BYTES, PrometheusSource
 
 from .answers import Answer, answering
 from .dashboard_home import study, write_run

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_serving.dashboard.board import Board
-from trainyard_serving.dashboard.curve import POINTS, Curve
-from trainyard_serving.dashboard.history import HistoryFile
-from trainyard_serving.dashboard.local_source import LocalSource
-from trainyard_serving.dashboard.model import SourceError
+from trainyard_dashboard.board import Board
+from trainyard_dashboard.curve import POINTS, Curve
+from trainyard_dashboard.history import HistoryFile
+from trainyard_dashboard.local_source import LocalSource
+from trainyard_dashboard.model import SourceError
 
 from .dashboard_home import driven, record, write_run, write_study
 

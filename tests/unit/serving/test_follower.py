@@ -10,13 +10,7 @@ from typing import Any
 import pytest
 
 from tests.patience import until
-from trainyard_api.checkpoint import (
-    MANIFEST,
-    MODELS,
-    UnreadableCheckpointError,
-    digest,
-    step_name,
-)
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving import places
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.follower import Follower
@@ -24,6 +18,7 @@ from trainyard_serving.metrics import Metrics
 from trainyard_serving.places import place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel, verify_model
+from trainyard_storage.checkpoints import UnreadableCheckpointError, digest
 
 from .conftest import write_manifest
 

@@ -10,8 +10,9 @@ import pytest
 
 from tests.patience import until
 from trainyard_api import metrics as names
-from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.generate.token_model import TokenModel
+from trainyard_storage.checkpoints import digest
 
 from .conftest import ALPHABET, CONTEXT, export_char_gpt, serving, write_manifest
 

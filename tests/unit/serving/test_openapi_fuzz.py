@@ -14,9 +14,9 @@ from schemathesis import GenerationMode
 
 from tests import patience
 from tests.patience import until
+from trainyard_dashboard.app import create_dashboard_app
+from trainyard_dashboard.settings import DashboardSettings
 from trainyard_serving.classify.app import create_classify_app
-from trainyard_serving.dashboard.app import create_dashboard_app
-from trainyard_serving.dashboard.settings import DashboardSettings
 from trainyard_serving.settings import ClassifySettings
 
 from .chat_model import export_chat_gpt

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, digest, step_name
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel
+from trainyard_storage.checkpoints import digest
 
 from .conftest import write_manifest
 

@@ -9,11 +9,12 @@ import pytest
 
 from tests.patience import until
 from tests.ports import free_port
-from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel
+from trainyard_storage.checkpoints import digest
 
 from .test_follower import Followed, publish
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests import patience
 from tests.patience import until
-from trainyard_api.checkpoint import MODELS, digest, step_name
+from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_storage.checkpoints import digest
 
 COMMAND = [sys.executable, "-m", "trainyard_serving"]
 

@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from tests.patience import until
-from trainyard_api.checkpoint import MANIFEST, MODELS, digest, step_name
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.settings import GenerateSettings
+from trainyard_storage.checkpoints import digest
 
 from .conftest import send, serving, write_manifest
 from .sglang_running import stand_in

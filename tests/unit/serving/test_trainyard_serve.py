@@ -20,7 +20,7 @@ from .dashboard_home import write_run
 
 pytestmark = pytest.mark.system
 
-TRAINYARD = [sys.executable, "-m", "trainyard_operator.cli"]
+TRAINYARD = [sys.executable, "-m", "trainyard_cli.main"]
 
 
 @pytest.fixture(scope="module")

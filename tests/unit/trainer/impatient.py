@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from trainyard_trainer import forwarding
+from trainyard_trainer.reporting.trackers import launcher as forwarding
 
 START = """
 import os, sys
 os.nice = lambda _: 0
-from trainyard_trainer.forward import main
+from trainyard_trainer.reporting.trackers import main
 sys.exit(main())
 """
 

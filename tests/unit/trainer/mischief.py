@@ -7,8 +7,8 @@ import os
 import time
 from typing import Any
 
-from trainyard_trainer import checkpoint
-from trainyard_trainer import publish as publishing
+from trainyard_trainer.checkpoint import checkpointer as checkpoint
+from trainyard_trainer.checkpoint import publish as publishing
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.recipes.char_gpt import CharGPT
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
+import trainyard_trainer.distributed.stop as stop
 import trainyard_trainer.evaluate as evaluation
-import trainyard_trainer.stop as stop
 import trainyard_trainer.worker as worker
 from tests.unit.trainer.crash import die_before
-from trainyard_trainer.checkpoint import Checkpointer
-from trainyard_trainer.export import Exporter
-from trainyard_trainer.loader import Loader, Share, Shares, _Fetcher
+from trainyard_trainer.checkpoint.checkpointer import Checkpointer
+from trainyard_trainer.checkpoint.export import Exporter
+from trainyard_trainer.data.loader import Loader, Share, Shares, _Fetcher
+from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.loop import Loop
-from trainyard_trainer.parallel import Parallel
 from trainyard_trainer.recipes.char_gpt import CharGPT
 
 LOOK_AHEAD_STEPS = 20

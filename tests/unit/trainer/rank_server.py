@@ -23,10 +23,10 @@ import torch.distributed.fsdp  # noqa: F401
 import trainyard_trainer.recipes.char_gpt
 import trainyard_trainer.worker  # noqa: F401
 from tests import patience
-from trainyard_trainer import history
 from trainyard_trainer.__main__ import main
-from trainyard_trainer.history import History
-from trainyard_trainer.stragglers import Stragglers
+from trainyard_trainer.reporting import history
+from trainyard_trainer.reporting.history import History
+from trainyard_trainer.reporting.stragglers import Stragglers
 
 
 def start(request: dict[str, Any]) -> int:

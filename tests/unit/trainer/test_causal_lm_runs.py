@@ -12,10 +12,10 @@ import torch
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from tests.unit.trainer.ranks import ROOT, RankServer, Run, tiny_job
-from trainyard_api.checkpoint import file_sha256, verify
 from trainyard_api.job import TrainerJob
+from trainyard_storage.checkpoints import file_sha256, verify
 from trainyard_trainer.config import parse_config
-from trainyard_trainer.data import global_batch, rank_share
+from trainyard_trainer.data.sampling import global_batch, rank_share
 from trainyard_trainer.recipes.causal_lm_finetune import CausalLMFinetune
 
 DATA = ROOT.parent / "shared" / "data"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_trainer.corpus import STDLIB_BYTES, load_text
+from trainyard_trainer.data.corpus import STDLIB_BYTES, load_text
 from trainyard_trainer.errors import ConfigError
 
 

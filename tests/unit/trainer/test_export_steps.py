@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from trainyard_api.checkpoint import MODELS, file_sha256, steps, verify
+from trainyard_api.checkpoint import MODELS
 from trainyard_api.golden import GoldenText, read_golden
 from trainyard_api.job import TrainerJob
+from trainyard_storage.checkpoints import file_sha256, steps, verify
 
 MakeJob = Callable[..., TrainerJob]
 

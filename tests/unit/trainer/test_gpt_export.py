@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainyard_trainer.char_tokenizer import CharTokenizer
+from trainyard_trainer.data.char_tokenizer import CharTokenizer
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.models.gpt_export import write_gpt2
 

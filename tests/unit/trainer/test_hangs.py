@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from trainyard_trainer.hangs import Beat, Hang, Seen, find_hang
-from trainyard_trainer.processes import State
+from trainyard_trainer.watchdog.hangs import Beat, Hang, Seen, find_hang
+from trainyard_trainer.watchdog.processes import State
 
 TIMEOUT, PAUSE = 20.0, 6.0
 BACKWARD = ("trainyard_trainer/loop.py:108 Loop._train_step", "torch/autograd/graph.py:1 backward")

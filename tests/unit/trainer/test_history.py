@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_trainer.history import HISTORY_FILE, PICTURE_FILE, History, read_history
-from trainyard_trainer.plot import draw
+from trainyard_trainer.reporting.history import HISTORY_FILE, PICTURE_FILE, History, read_history
+from trainyard_trainer.reporting.plot import draw
 
 
 def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from tests.unit.trainer.ranks import RankServer, tiny_job
-from trainyard_api.checkpoint import MODELS, verify
+from trainyard_api.checkpoint import MODELS
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
+from trainyard_storage.checkpoints import verify
 from trainyard_trainer.config import parse_config
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.image_classification import (

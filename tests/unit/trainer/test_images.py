@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_trainer.augmentation import Augmentation
+from trainyard_trainer.data.augmentation import Augmentation
+from trainyard_trainer.data.images import Images, decode_images
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.images import Images, Normalisation, decode_images
+from trainyard_trainer.models.normalisation import Normalisation
 
 HEIGHT, WIDTH = 6, 10
 RNG = np.random.default_rng(0)

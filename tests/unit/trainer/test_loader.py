@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch, Ids, Noise, Weights, epoch_ended
+from trainyard_trainer.data.loader import Loader, Shares
+from trainyard_trainer.data.sampling import Batch, Ids, Noise, Weights, epoch_ended
+from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.group import Group
-from trainyard_trainer.loader import Loader, Shares
 
 PR_GET_PDEATHSIG = 2
 

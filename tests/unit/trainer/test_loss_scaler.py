@@ -2,7 +2,7 @@
 
 import torch
 
-from trainyard_trainer.parallel import LossScaler
+from trainyard_trainer.distributed.parallel import LossScaler
 
 
 def test_overflow_skips_the_step_and_halves_the_scale() -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainyard_trainer.position import FIRST_SECONDS, LONG_SECONDS, Position
+from trainyard_trainer.reporting.liveness import FIRST_SECONDS, LONG_SECONDS, Position
 
 
 @pytest.fixture

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 
-import trainyard_trainer.publish as publishing
+import trainyard_trainer.checkpoint.publish as publishing
 from tests.unit.trainer.crash import killed_before
-from trainyard_api.checkpoint import (
+from trainyard_api.checkpoint import Manifest, step_name
+from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
-    Manifest,
     digest,
     newest_valid,
     read_manifest,
-    step_name,
     verify,
 )
+from trainyard_trainer.checkpoint.publish import Fence, prepare_run_dir, publish
 from trainyard_trainer.errors import ConfigError, SupersededError
-from trainyard_trainer.publish import Fence, prepare_run_dir, publish
 
 
 def manifest(step: int, **metrics: float) -> Manifest:

@@ -8,7 +8,7 @@ import pytest
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
-from trainyard_trainer.report import MAX_RESULT_BYTES, Reporter, result_bytes
+from trainyard_trainer.reporting.http_report import MAX_RESULT_BYTES, Reporter, result_bytes
 
 
 def reporter(port: int = 0) -> Reporter:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainyard_trainer.images import Normalisation
+from trainyard_trainer.models.normalisation import Normalisation
 from trainyard_trainer.models.resnet import ResNet, ResNetShape
 from trainyard_trainer.models.resnet_export import write_resnet
 

@@ -10,20 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.trainer.crash import killed_before
-from trainyard_api.checkpoint import (
-    CHECKPOINTS,
-    MANIFEST,
-    InvalidCheckpointError,
-    Manifest,
-    newest_valid,
-    step_name,
-    step_of,
-    steps,
-    verify,
-)
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, Manifest, step_name, step_of
+from trainyard_storage.checkpoints import InvalidCheckpointError, newest_valid, steps, verify
+from trainyard_trainer.checkpoint.publish import Fence, prepare_run_dir, publish
+from trainyard_trainer.checkpoint.retention import Retention
 from trainyard_trainer.errors import SupersededError
-from trainyard_trainer.publish import Fence, prepare_run_dir, publish
-from trainyard_trainer.retention import Retention
 
 
 def put(run_dir: Path, fence: Fence, step: int, **metrics: float) -> Path:

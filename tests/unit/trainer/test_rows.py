@@ -7,8 +7,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
 
+from trainyard_trainer.data.rows import label_names, load_rows
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.rows import label_names, load_rows
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.console import Console
-from trainyard_trainer.history import HISTORY_FILE, History
-from trainyard_trainer.listeners import Listeners
-from trainyard_trainer.report import Reporter
+from trainyard_trainer.reporting.console import Console
+from trainyard_trainer.reporting.history import HISTORY_FILE, History
+from trainyard_trainer.reporting.http_report import Reporter
+from trainyard_trainer.reporting.listeners import Listeners
 
 
 def told(out: Listeners, metric: metrics.Metric) -> float | None:

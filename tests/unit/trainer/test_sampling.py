@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_trainer.data import global_batch, permute, rank_share
+from trainyard_trainer.data.sampling import global_batch, permute, rank_share
 
 
 @given(n=st.integers(1, 2000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))

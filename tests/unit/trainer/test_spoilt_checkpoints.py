@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.unit.trainer.saved import digests
-from trainyard_api.checkpoint import CHECKPOINTS, step_name, steps, verify
+from trainyard_api.checkpoint import CHECKPOINTS, step_name
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint import find_resume
+from trainyard_storage.checkpoints import steps, verify
+from trainyard_trainer.checkpoint.checkpointer import find_resume
 
 MakeJob = Callable[..., TrainerJob]
 both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

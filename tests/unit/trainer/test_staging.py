@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainyard_api.job import TrainerJob
+from trainyard_trainer.checkpoint.state import STATE_TENSORS, WholeState
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.group import Group
-from trainyard_trainer.history import History
+from trainyard_trainer.distributed.parallel import Parallel
+from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.optim import build_optimizer
-from trainyard_trainer.parallel import Parallel
-from trainyard_trainer.state import STATE_TENSORS, WholeState
+from trainyard_trainer.reporting.history import History
 from trainyard_trainer.worker import work
 
 ALONE = Group(0, 1, torch.device("cpu"), None)

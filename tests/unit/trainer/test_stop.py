@@ -9,8 +9,9 @@ import pytest
 
 from tests import patience
 from tests.unit.trainer.ranks import RankServer
-from trainyard_api.checkpoint import CHECKPOINTS, newest_valid
+from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.job import TrainerJob
+from trainyard_storage.checkpoints import newest_valid
 
 MakeJob = Callable[..., TrainerJob]
 ENDLESS = {"max_steps": 100_000, "eval_steps": 0}

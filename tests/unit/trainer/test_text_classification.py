@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainyard_api.checkpoint import file_sha256
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
+from trainyard_storage.checkpoints import file_sha256
 from trainyard_trainer.config import check_batch_size, parse_config
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.text_classification import (

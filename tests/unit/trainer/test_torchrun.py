@@ -13,8 +13,9 @@ import pytest
 
 from tests import patience
 from tests.patience import until
-from trainyard_api.checkpoint import CHECKPOINTS, MODELS, file_sha256
+from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.job import JOB_ENV, TrainerJob
+from trainyard_storage.checkpoints import file_sha256
 
 pytestmark = pytest.mark.system
 

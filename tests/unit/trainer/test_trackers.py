@@ -20,11 +20,11 @@ from tests.patience import until
 from tests.ports import free_port
 from tests.unit.trainer.ranks import RankServer, Run
 from trainyard_api.job import TrainerJob
-from trainyard_trainer import forward
-from trainyard_trainer.history import History, read_history
-from trainyard_trainer.sink import metrics_of
-from trainyard_trainer.to_mlflow import STATE_FILE, MLflowSink
-from trainyard_trainer.to_tensorboard import DIRECTORY
+from trainyard_trainer.reporting.history import History, read_history
+from trainyard_trainer.reporting.trackers import __main__ as forward
+from trainyard_trainer.reporting.trackers.sink import metrics_of
+from trainyard_trainer.reporting.trackers.to_mlflow import STATE_FILE, MLflowSink
+from trainyard_trainer.reporting.trackers.to_tensorboard import DIRECTORY
 
 pytestmark = pytest.mark.system
 
@@ -188,7 +188,7 @@ def test_a_dead_server_costs_a_warning(
     assert run.losses() == plain.losses()
     assert run.out.count("\n") == plain.out.count("\n")
     assert 1 <= len(run.err.splitlines()) <= 2  # an outage, if there was time to meet it
-    command = f"python -m trainyard_trainer.forward {run.run_dir} mlflow"
+    command = f"python -m trainyard_trainer.reporting.trackers {run.run_dir} mlflow"
     assert run.err.splitlines()[-1] == (
         f"warning: mlflow hasn't got all of the run; to send the rest: {command}"
     )

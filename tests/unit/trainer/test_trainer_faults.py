@@ -14,9 +14,10 @@ import pytest
 
 from tests import patience
 from trainyard_api import metrics as names
-from trainyard_api.checkpoint import CHECKPOINTS, verify
+from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.job import EXIT_CONFIG, TrainerJob
 from trainyard_api.progress import ProgressReport
+from trainyard_storage.checkpoints import verify
 from trainyard_trainer.recipes import RECIPES
 
 MakeJob = Callable[..., TrainerJob]

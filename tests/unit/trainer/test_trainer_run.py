@@ -13,9 +13,10 @@ import torch
 from tests.soak.families import FAMILIES
 from tests.soak.kill import Case, Kill, Soak, delivered
 from tests.unit.trainer.ranks import RankServer
-from trainyard_api.checkpoint import CHECKPOINTS, MODELS, file_sha256, verify
+from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
+from trainyard_storage.checkpoints import file_sha256, verify
 
 MakeJob = Callable[..., TrainerJob]
 

@@ -1,10 +1,10 @@
 """A GPT as Hugging Face's GPT2LMHeadModel reads it: config.json, weights, generation defaults."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
+from trainyard_storage.files import write_json
 from trainyard_trainer.models.gpt import GPTShape
 
 # transformers keeps these as Conv1D: the same matrix, transposed.
@@ -49,8 +49,3 @@ def write_gpt2(
     write_json(directory / "config.json", config)
     generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
     write_json(directory / "generation_config.json", generation)
-
-
-def write_json(path: Path, value: object) -> None:
-    """JSON for people and programs alike."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard_trainer.images import Normalisation
-from trainyard_trainer.models.gpt_export import write_json
+from trainyard_storage.files import write_json
+from trainyard_trainer.models.normalisation import Normalisation
 from trainyard_trainer.models.resnet import ResNetShape
 
 # Copied into the model: transformers imports them from there, given trust_remote_code=True.

@@ -10,7 +10,7 @@ from trainyard_trainer.config import TrainConfig
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainyard_trainer.data import Batch, Ids, Samples, Weights
+    from trainyard_trainer.data.sampling import Batch, Ids, Samples, Weights
 
 
 class Recipe(ABC):

@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch, Ids, Weights
+from trainyard_trainer.data.rows import load_rows
+from trainyard_trainer.data.sampling import Batch, Ids, Weights
+from trainyard_trainer.data.token_samples import IGNORED, TokenSamples, encode
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.golden import prompt_tokens, write_golden_text
-from trainyard_trainer.hf_models import (
+from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
+from trainyard_trainer.recipes.hf_models import (
     blocks_of,
     check_tokenizer,
     continued,
@@ -28,11 +31,8 @@ from trainyard_trainer.hf_models import (
     load_tokenizer,
     random_model,
 )
-from trainyard_trainer.hub_upload import upload_model
-from trainyard_trainer.lora import LoraSettings, add_lora, merged
-from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.rows import load_rows
-from trainyard_trainer.token_samples import IGNORED, TokenSamples, encode
+from trainyard_trainer.recipes.hub_upload import upload_model
+from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainyard_trainer.class_scores import Scores, class_sums
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data import Batch
+from trainyard_trainer.data.labels import Labels, class_names, read_labels
+from trainyard_trainer.data.rows import label_names, load_rows
+from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.labels import Labels, class_names, read_labels
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.rows import label_names, load_rows
+from trainyard_trainer.recipes.class_scores import Scores, class_sums
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

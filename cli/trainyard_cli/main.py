@@ -1,0 +1,199 @@
+"""The `trainyard` command: train, watch and serve runs on this machine, without Kubernetes.
+
+Each command imports what it needs itself, so that `trainyard get` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainyard_api import __version__
+from trainyard_local.store import UserError, find_run, list_runs
+
+EXIT_REFUSED = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. What users can mend is told in one line."""
+    args = _parser().parse_args(arguments)
+    try:
+        status: int = args.handler(args)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"trainyard: {line}", file=sys.stderr)
+        return EXIT_REFUSED
+    except BrokenPipeError:  # `trainyard get | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a home that can't be written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"trainyard: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    from trainyard_cli.run import run_manifest
+
+    return run_manifest(args.file)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from trainyard_api.study import STUDY_KIND
+    from trainyard_local.manifest import kind_of, load
+    from trainyard_local.study_file import load as load_study
+
+    if kind_of(args.file) == STUDY_KIND:
+        study, cells = load_study(args.file)
+        print(f"{args.file}: {study.kind} {study.name} is valid: {len(cells)} cells")
+        return 0
+    run = load(args.file)
+    print(f"{args.file}: {run.kind} {run.name} is valid")
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    from trainyard_cli.study import study
+
+    options = {"repeats": args.repeats, "steps": args.steps, "again": args.again}
+    return study(args.file, out=args.out, **options)
+
+
+def _get(args: argparse.Namespace) -> int:
+    from trainyard_cli.inspect import print_runs
+    from trainyard_local.expiry import remove_expired
+
+    remove_expired()
+    runs = [find_run(args.name)] if args.name else list_runs()
+    if not runs and args.output in (None, "wide"):
+        print("no runs on this machine yet: start one with `trainyard run FILE`")
+        return 0
+    print_runs(runs, args.output)
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from trainyard_cli.inspect import describe
+
+    print(describe(find_run(args.name)))
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from trainyard_cli.logs import show
+
+    show(find_run(args.name), attempt=args.attempt, node=args.node, follow=args.follow)
+    return 0
+
+
+def _suspend(args: argparse.Namespace) -> int:
+    from trainyard_cli.run import suspend
+
+    print(suspend(find_run(args.name)))
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    from trainyard_cli.delete import delete
+
+    known = {run_dir.name for run_dir in list_runs()}
+    names = [name for name in args.name if name in known or not args.ignore_not_found]
+    for run_dir in [find_run(name) for name in names]:
+        print(delete(run_dir), flush=True)
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from trainyard_cli.serve import complete, serve
+
+    run_dir = find_run(args.name)
+    if args.prompt is not None:
+        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine))
+        return 0
+    return serve(run_dir, args.port, args.engine)
+
+
+def _dashboard(args: argparse.Namespace) -> int:
+    from trainyard_cli.dashboard import dashboard
+
+    given = {"--prices": args.prices, "--prometheus-url": args.prometheus_url}
+    given |= {"--demo-url": args.demo_url, "--context": args.context}
+    given |= {"--cluster": "true" if args.cluster or args.context else None}
+    flags = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    return dashboard(args.port, flags, open_browser=not args.no_browser)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trainyard", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="train what a TrainingRun manifest asks for, or go on")
+    run.add_argument("file", metavar="FILE", type=Path, help="the same manifest kubectl takes")
+    run.set_defaults(handler=_run)
+
+    validate = commands.add_parser("validate", help="check a manifest and do nothing else")
+    validate.add_argument("file", metavar="FILE", type=Path)
+    validate.set_defaults(handler=_validate)
+
+    study = commands.add_parser("study", help="measure how training scales, or go on measuring")
+    study.add_argument("file", metavar="FILE", type=Path, help="a ScalingStudy manifest")
+    study.add_argument("--repeats", type=int, metavar="N", help="runs of every cell")
+    study.add_argument("--steps", type=int, metavar="N", help="optimizer steps measured")
+    study.add_argument("--out", type=Path, metavar="DIR", help="default: ~/.trainyard/studies/NAME")
+    study.add_argument("--again", action="store_true", help="measure anew, the old set aside")
+    study.set_defaults(handler=_study)
+
+    get = commands.add_parser("get", help="list runs")
+    get.add_argument("name", metavar="NAME", nargs="?")
+    get.add_argument("-o", "--output", choices=["wide", "json", "yaml"])
+    get.set_defaults(handler=_get)
+
+    describe = commands.add_parser("describe", help="status, attempts and events of a run")
+    describe.add_argument("name", metavar="NAME")
+    describe.set_defaults(handler=_describe)
+
+    logs = commands.add_parser("logs", help="print a worker's log")
+    logs.add_argument("name", metavar="NAME")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--attempt", type=int, help="default: the newest")
+    logs.add_argument("--node", type=int, default=0, help="default: 0")
+    logs.set_defaults(handler=_logs)
+
+    suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` goes on with it")
+    suspend.add_argument("name", metavar="NAME")
+    suspend.set_defaults(handler=_suspend)
+
+    delete = commands.add_parser("delete", help="stop runs and remove all they left")
+    delete.add_argument("name", metavar="NAME", nargs="+")
+    delete.add_argument("--ignore-not-found", action="store_true")
+    delete.set_defaults(handler=_delete)
+
+    serve = commands.add_parser("serve", help="answer requests with a run's model")
+    serve.add_argument("name", metavar="NAME")
+    serve.add_argument("--port", type=int, help="default: the app's; with --prompt: a free one")
+    serve.add_argument("--engine", help="torch (the default), onnx or sglang")
+    serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")
+    serve.add_argument("--max-tokens", type=int, default=200, help="of --prompt; default: 200")
+    serve.set_defaults(handler=_serve)
+
+    dashboard = commands.add_parser("dashboard", help="a page about runs, scaling and cost")
+    dashboard.add_argument("--port", type=int, help="default: 8050; 0: a free one")
+    dashboard.add_argument("--no-browser", action="store_true", help="only print its address")
+    dashboard.add_argument("--prices", metavar="FILE", type=Path, help="what hardware costs you")
+    dashboard.add_argument("--demo-url", metavar="URL", help="of a server to ask in the demo")
+    dashboard.add_argument("--prometheus-url", metavar="URL", help="its runs, or curves of them")
+    dashboard.add_argument("--cluster", action="store_true", help="the kubeconfig's cluster's runs")
+    dashboard.add_argument("--context", help="of the kubeconfig; implies --cluster")
+    dashboard.set_defaults(handler=_dashboard)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tools for developers: a cluster on this machine, image builds, generated files."""

@@ -1,0 +1,53 @@
+"""Write images/requirements/*.txt: every package of every image, at one version, with hashes.
+
+Run it (python3 -m dev.images lock) after a change of the dependencies in pyproject.toml. The files
+name no package index, so each machine uses its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from .tools import REPO, ImageError, uv
+
+FOLDER = Path(__file__).resolve().parents[2] / "images" / "requirements"
+_HEADER = "# Written by python3 -m dev.images lock from {source}: do not edit.\n"
+
+
+def main() -> int:
+    """Compile all files; torch first, because trainer and serving must agree with it."""
+    try:
+        _compile("uv", "uv", [])
+        _compile("torch", "torch>=2.12", [])
+        agree = ["--constraint", str(FOLDER / "torch.txt")]
+        _compile("operator", None, [])
+        _compile("trainer", None, agree)
+        _compile("serving", None, agree)
+    except ImageError as error:
+        print(f"images: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compile(name: str, requirement: str | None, more: list[str]) -> None:
+    """Compile one file from a requirement, or from the extra of that name."""
+    command = [uv(), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
+    command += ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url", *more]
+    if requirement is None:
+        command += ["--extra", name, "pyproject.toml"]
+    else:
+        command += ["-"]
+    done = subprocess.run(
+        command, cwd=REPO, input=requirement, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise ImageError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+    source = requirement or f"pyproject.toml, extra {name}"
+    (FOLDER / f"{name}.txt").write_text(_HEADER.format(source=source) + done.stdout)
+    print(f"  {name}.txt: {done.stdout.count('==')} packages")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

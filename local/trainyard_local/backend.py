@@ -1,0 +1,140 @@
+"""The local executor: observes a run's processes and carries out what `reconcile` decided."""
+
+import http.client
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainyard_api.base import one_line
+from trainyard_api.progress import ProgressReport
+from trainyard_api.run import TrainingRun
+from trainyard_lifecycle.observed import Observed, Worker
+from trainyard_lifecycle.plan import Plan, RunEvent
+from trainyard_local.store import RunDir, UserError, append_json_line
+from trainyard_local.workers import Workers
+
+REPORT_TIMEOUT_SECONDS = 1.0
+MAX_REPORT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """One point of the run's history."""
+
+    step: int
+    loss: float
+
+
+class LocalBackend:
+    """One run on this machine. Use it only while holding the run's lock."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.dir = run_dir
+        self.workers = Workers(run_dir)
+        self.losses: list[LossPoint] = []
+        for item in run_dir.history():
+            _extend(self.losses, LossPoint(item["step"], item["loss"]))
+        self._events = {event["key"] for event in run_dir.events()}
+        self._written: dict[str, Any] | None = None
+
+    def load(self) -> TrainingRun:
+        """The run as last written. Raises UserError when it can't be understood."""
+        try:
+            return TrainingRun.model_validate(self.dir.read())
+        except ValidationError as error:
+            raise UserError(
+                f"{self.dir.run_file}: {one_line(error)}:"
+                f" `trainyard delete {self.dir.name}` removes the run"
+            ) from None
+
+    def save(self, run: TrainingRun) -> None:
+        """Write the run unless nothing has changed."""
+        wire = run.to_wire()
+        if wire != self._written:
+            self.dir.write(wire)
+            self._written = wire
+
+    def observe(self, run: TrainingRun) -> Observed:
+        """Everything the next decision is made from."""
+        workers = self.workers.observe()
+        return Observed(run, datetime.now(UTC), workers, self._report(run, workers))
+
+    def apply(self, run: TrainingRun, plan: Plan) -> tuple[TrainingRun, list[RunEvent]]:
+        """Carry out the plan in its order; returns the run as it reads now, and new events."""
+        events = [event for event in plan.events if self._tell(event)]
+        run = run.model_copy(update={"status": plan.status})
+        self._remember_loss(run)
+        self.save(run)
+        for name in plan.delete:
+            self.workers.delete(name)
+        for key in plan.create:
+            self.workers.create(run, key, plan.nodes)
+        if plan.delete_run:
+            self.dir.remove(run.to_wire())
+        return run, events
+
+    def _tell(self, event: RunEvent) -> bool:
+        """Record an event; False when it already was."""
+        if event.key in self._events:
+            return False
+        entry = {
+            "time": datetime.now(UTC).isoformat(),
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message,
+            "key": event.key,
+        }
+        append_json_line(self.dir.events_file, entry)
+        self._events.add(event.key)
+        return True
+
+    def _remember_loss(self, run: TrainingRun) -> None:
+        """Add the newest loss; between two logged steps it is the same one still."""
+        step, loss = run.status.step, run.status.loss
+        if step is None or loss is None or (self.losses and self.losses[-1].loss == loss):
+            return
+        append_json_line(self.dir.history_file, {"step": step, "loss": loss})
+        _extend(self.losses, LossPoint(step, loss))
+
+    def _report(self, run: TrainingRun, workers: Sequence[Worker]) -> ProgressReport | None:
+        """Rank 0's report, if it makes one and it is of this attempt."""
+        attempt = run.status.attempt
+        running = any(
+            worker.attempt == attempt and worker.node == 0 and worker.phase == "Running"
+            for worker in workers
+        )
+        if run.spec.recipe is None or not running:
+            return None
+        text = _get(self.workers.report_port(attempt), "/progress")
+        if text is None:
+            return None
+        try:
+            report = ProgressReport.model_validate_json(text)
+        except ValidationError:
+            return None
+        # A port given up long ago may be somebody else's now.
+        return report if (report.run, report.attempt) == (run.name, attempt) else None
+
+
+def _extend(losses: list[LossPoint], point: LossPoint) -> None:
+    """Add a point; resuming goes back to a checkpoint, and later points are trained again."""
+    while losses and losses[-1].step >= point.step:
+        losses.pop()
+    losses.append(point)
+
+
+def _get(port: int, path: str) -> bytes | None:
+    """Body of a successful GET from this machine (never through a proxy), else None."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REPORT_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read(MAX_REPORT_BYTES)
+        return body if response.status == 200 else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

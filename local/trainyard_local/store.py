@@ -1,0 +1,237 @@
+"""Where runs live on this machine: a directory each, written atomically, driven by one process.
+
+HOME/runs/NAME/  run.json        the TrainingRun with its status
+                 lock            held by the process that drives the run
+                 events.jsonl    what happened, newest last
+                 history.jsonl   losses by step, for the sparkline and the summary
+                 logs/A-N.log    output of attempt A, node N
+                 workers/A-N/    lock, exit status and last words of a worker
+                 attempts/A.json ports of attempt A
+                 data/           checkpoints/, models/, loss.png
+HOME/volumes/CLAIM/NAME/         the data instead, where storage.claimName is set
+
+No pydantic here: `trainyard get` reads run.json as plain JSON and so answers at once.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from trainyard_storage.files import replace_text
+
+HOME_ENV = "TRAINYARD_HOME"
+# Annotations of a run on this machine: where its relative paths begin, and the user's manifest.
+WORKING_DIRECTORY = "trainyard.dev/working-directory"
+MANIFEST = "trainyard.dev/manifest"
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line that says what to change."""
+
+
+class RunBusyError(UserError):
+    """Another process drives the run."""
+
+    def __init__(self, message: str, pid: int) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+def home() -> Path:
+    """The directory of everything `trainyard run` keeps."""
+    return Path(os.environ.get(HOME_ENV) or Path.home() / ".trainyard").absolute()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a .jsonl file; a last line cut short by a crash is left out."""
+    entries = []
+    with _missing_ok(), path.open() as file:
+        for line in file:
+            if line.endswith("\n"):
+                entries.append(json.loads(line))
+    return entries
+
+
+def append_json_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add one entry; a predecessor cut short by a crash is dropped first."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(entry).encode() + b"\n")
+
+
+class RunDir:
+    """The directory of one run; `root` is another place than HOME to keep it in."""
+
+    def __init__(self, name: str, root: Path | None = None) -> None:
+        self.name = name
+        self._root = root or home()
+        self.path = self._root / "runs" / name
+        self.run_file = self.path / "run.json"
+        self.lock_file = self.path / "lock"
+        self.events_file = self.path / "events.jsonl"
+        self.history_file = self.path / "history.jsonl"
+        self.logs = self.path / "logs"
+        self.workers = self.path / "workers"
+        self.attempts = self.path / "attempts"
+
+    def exists(self) -> bool:
+        return self.run_file.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """The TrainingRun as plain JSON. Raises UserError when the file is damaged."""
+        try:
+            run: dict[str, Any] = json.loads(self.run_file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{self.run_file} is damaged ({error}); remove {self.path} to be rid of the run"
+            ) from None
+        return run
+
+    def write(self, run: dict[str, Any]) -> None:
+        replace_text(self.run_file, json.dumps(run, indent=1) + "\n")
+
+    def data(self, run: dict[str, Any]) -> Path:
+        """The run's directory on its volume: what the trainer writes and serving reads."""
+        claim = (run["spec"].get("storage") or {}).get("claimName")
+        return self._root / "volumes" / claim / self.name if claim else self.path / "data"
+
+    def keeps_data(self, run: dict[str, Any]) -> bool:
+        """Whether deleting the run leaves its data, as it would leave a volume claim."""
+        storage = run["spec"].get("storage") or {}
+        return bool(storage.get("claimName")) or storage.get("whenDeleted") == "Retain"
+
+    def log_file(self, attempt: int, node: int) -> Path:
+        return self.logs / f"{attempt}-{node}.log"
+
+    def events(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.events_file)
+
+    def history(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.history_file)
+
+    def holder(self) -> int | None:
+        """Process id of whoever drives the run; None when nobody does."""
+        with _missing_ok(), self.lock_file.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read().strip() or 0)
+        return None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that drives this run. Raises RunBusyError at once, in one line."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        patience = time.monotonic() + 0.2  # longer than `holder` looks
+        while True:
+            with self.lock_file.open("a+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() < patience:
+                        time.sleep(0.02)
+                        continue
+                    file.seek(0)
+                    pid = int(file.read().strip() or 0)
+                    raise RunBusyError(
+                        f"{self.name} is already being run by process {pid};"
+                        f" watch it with: trainyard logs -f {self.name}",
+                        pid,
+                    ) from None
+                if not _same_file(file.fileno(), self.lock_file):
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    continue  # deleted by the former holder between our open and our lock
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                try:
+                    yield
+                finally:
+                    self._forget_if_empty()
+                return
+
+    def remove(self, run: dict[str, Any]) -> tuple[int, Path | None]:
+        """Delete everything; returns (bytes freed, data kept). Only while holding the lock."""
+        before = _size(self.path)
+        keep = self.data(run) if self.keeps_data(run) and self.data(run).exists() else None
+        # run.json goes last: a crash on the way leaves a run that can be deleted again.
+        for entry in sorted(self.path.iterdir(), key=lambda path: path == self.run_file):
+            if entry not in (self.lock_file, keep):
+                _remove(entry)
+        return before - _size(self.path), keep
+
+    def _forget_if_empty(self) -> None:
+        """Leave no directory behind for a run that is not there (any more)."""
+        if not self.exists():
+            self.lock_file.unlink(missing_ok=True)
+            with suppress(OSError):  # kept data is in it
+                self.path.rmdir()
+
+
+def list_runs() -> list[RunDir]:
+    """Every run on this machine, by name."""
+    with _missing_ok():
+        found = [RunDir(path.name) for path in (home() / "runs").iterdir()]
+        return sorted((run for run in found if run.exists()), key=lambda run: run.name)
+    return []
+
+
+def find_run(name: str) -> RunDir:
+    """The run of that name. Raises UserError listing the known ones."""
+    run = RunDir(name)
+    if "/" not in name and run.exists():
+        return run
+    known = ", ".join(other.name for other in list_runs()) or "none yet"
+    raise UserError(f"no run named {name!r} on this machine (known: {known})")
+
+
+@contextmanager
+def _missing_ok() -> Iterator[None]:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        yield
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a tree; a worker that is just dying may still add a file to it."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+def _size(path: Path) -> int:
+    total = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            with _missing_ok():
+                total += os.lstat(os.path.join(directory, name)).st_size
+    return total

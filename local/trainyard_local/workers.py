@@ -1,0 +1,287 @@
+"""Workers as local processes: starts them, ends them, and describes them as `reconcile` expects."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainyard_api.job import EXIT_CONFIG
+from trainyard_api.run import TrainingRun
+from trainyard_lifecycle import launch
+from trainyard_lifecycle.observed import Worker
+from trainyard_lifecycle.plan import WorkerKey, worker_name
+from trainyard_local import preflight, shim
+from trainyard_local.store import WORKING_DIRECTORY, RunDir
+from trainyard_storage.files import replace_text
+
+LOCK_FILE = "lock"
+RESULT_FILE = "result"
+ERROR_FILE = "error.json"
+DELETING_FILE = "deleting"
+LOG_TAIL_BYTES = 8192
+# Node 0's address must sort first (see launch.env); Linux answers on all of 127.0.0.0/8.
+NODE_0 = "127.0.0.1"
+
+
+class Workers:
+    """The workers of one run. Only the process that holds the run's lock may create or delete."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._dir = run_dir
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def observe(self) -> tuple[Worker, ...]:
+        """Every worker there is, by attempt and node."""
+        self._children = [child for child in self._children if child.poll() is None]
+        found = []
+        for directory in self._directories():
+            if worker := self._describe(directory):
+                found.append(worker)
+        return tuple(sorted(found, key=lambda worker: (worker.attempt, worker.node)))
+
+    def create(self, run: TrainingRun, key: WorkerKey, nodes: int) -> None:
+        """Start one worker; nothing happens if it is there, or an older attempt is still ending.
+
+        Then the next reconcile asks again: two attempts never train at the same time.
+        """
+        if any(worker.attempt != key.attempt and not worker.finished for worker in self.observe()):
+            return
+        directory = self._dir.workers / f"{key.attempt}-{key.node}"
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / shim.EXIT_FILE).exists():
+            return
+        with (directory / LOCK_FILE).open("a+b") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            if problem := preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY]):
+                _refuse(directory, problem)
+            else:
+                self._start(run, key, nodes, directory, lock.fileno())
+
+    def delete(self, name: str) -> None:
+        """Ask a worker to end, or remove what is left of one that has."""
+        directory = self._dir.workers / name.removeprefix(f"{self._dir.name}-")
+        pid = _shim_pid(directory)
+        if pid is None:
+            shim.kill_family(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+            return
+        (directory / DELETING_FILE).touch()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+    def kill_all(self) -> None:
+        """End every process of the run now, without a chance to save."""
+        for directory in self._directories():
+            if (pid := _shim_pid(directory)) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            shim.kill_family(directory)
+        for child in self._children:
+            child.wait()
+
+    def report_port(self, attempt: int) -> int:
+        """Where rank 0 of the attempt serves its report."""
+        return int(self._ports(attempt)["report"])
+
+    def _start(
+        self, run: TrainingRun, key: WorkerKey, nodes: int, directory: Path, lock: int
+    ) -> None:
+        data = self._dir.data(run.to_wire())
+        data.mkdir(parents=True, exist_ok=True)
+        self._dir.logs.mkdir(exist_ok=True)
+        ports = self._ports(key.attempt)
+        variables = launch.env(
+            run,
+            key.attempt,
+            key.node,
+            nodes,
+            endpoint=f"{NODE_0}:{ports['rendezvous']}",
+            local_addr=NODE_0 if key.node == 0 else f"127.0.0.{key.node + 1}",
+            run_dir=str(data),
+            report_port=ports["report"],
+            result_file=str(directory / RESULT_FILE),
+            log_dir=str(directory / "torchelastic"),
+            error_file=str(directory / ERROR_FILE),
+        )
+        if nodes > 1 and "OMP_NUM_THREADS" not in os.environ:
+            # Nodes share this machine; PyTorch would give each of them all of its cores.
+            cores = (os.cpu_count() or 1) // (nodes * run.nproc)
+            variables["OMP_NUM_THREADS"] = str(max(1, cores))
+        variables |= {
+            entry["name"]: str(entry["value"])
+            for entry in preflight.template_env(run)
+            if "value" in entry
+        }
+        variables |= {"PATH": preflight.search_path(), shim.TOKEN_ENV: str(directory)}
+        keeper = [sys.executable, "-I", "-S", shim.__file__, str(directory), str(lock)]
+        with self._dir.log_file(key.attempt, key.node).open("ab") as log:
+            child = subprocess.Popen(
+                [*keeper, *launch.argv(run)],
+                env={**os.environ, **variables},
+                cwd=run.metadata.annotations[WORKING_DIRECTORY],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[lock],
+                start_new_session=True,
+            )
+        self._children.append(child)
+
+    def _ports(self, attempt: int) -> dict[str, int]:
+        """Free ports, chosen once per attempt."""
+        path = self._dir.attempts / f"{attempt}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            rendezvous, report = free_ports(2)
+            replace_text(path, json.dumps({"rendezvous": rendezvous, "report": report}))
+        ports: dict[str, int] = json.loads(path.read_text())
+        return ports
+
+    def _directories(self) -> list[Path]:
+        return [path for path in self._dir.workers.glob("*-*") if path.is_dir()]
+
+    def _describe(self, directory: Path) -> Worker | None:
+        """The worker of `directory`; None when it never started or has been deleted."""
+        attempt, node = (int(part) for part in directory.name.split("-"))
+        name = worker_name(self._dir.name, attempt, node)
+        alive = _is_locked(directory)
+        entry = _exit_entry(directory)
+        deleting = (directory / DELETING_FILE).exists()
+        if alive and entry is None:
+            if deleting:
+                self._insist(directory)
+            return Worker(
+                name, attempt, node, "Running", deleting=deleting, host=socket.gethostname()
+            )
+        if deleting:
+            if not alive:
+                self.delete(name)
+            return None
+        if entry is None:
+            return self._lost(directory, name, attempt, node)
+        failed = entry["exitCode"] != 0
+        return Worker(
+            name,
+            attempt,
+            node,
+            "Failed" if failed else "Succeeded",
+            exit_code=entry["exitCode"],
+            exit_reason="Error" if failed else "Completed",
+            last_words=_last_words(directory),
+            log_tail=log_tail(self._dir.log_file(attempt, node)) if failed else "",
+            host=socket.gethostname(),
+            finished_at=datetime.fromisoformat(entry["finishedAt"]),
+        )
+
+    def _lost(self, directory: Path, name: str, attempt: int, node: int) -> Worker | None:
+        """A worker whose keeper is gone without a word: killed with SIGKILL, or by a reboot."""
+        keeper = _keeper(directory)
+        if keeper is None:
+            return None  # never started
+        shim.kill_family(directory)  # its torchrun may have survived it
+        if keeper["boot"] == shim.boot_id():
+            shim.write_exit(directory, 128 + signal.SIGKILL)
+            return self._describe(directory)
+        return Worker(
+            name,
+            attempt,
+            node,
+            "Failed",
+            disruption="DeletionByPodGC",  # what Kubernetes says of pods whose node is gone
+            host=socket.gethostname(),
+        )
+
+    def _insist(self, directory: Path) -> None:
+        """Kill a worker whose keeper hasn't ended it in time (stopped, or stuck on a dead disk)."""
+        asked = (directory / DELETING_FILE).stat().st_mtime
+        if time.time() - asked > shim.GRACE_SECONDS + 10:
+            shim.kill_family(directory)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((NODE_0, 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def log_tail(path: Path) -> str:
+    """The last lines of a log; empty when there is none."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")
+    return ""
+
+
+def _refuse(directory: Path, message: str) -> None:
+    """A worker that could not start ends as the trainer does for a mistake in the manifest."""
+    words = json.dumps({"message": f"ConfigError: {message}"})
+    replace_text(directory / ERROR_FILE, words)
+    shim.write_exit(directory, EXIT_CONFIG)
+
+
+def _is_locked(directory: Path) -> bool:
+    try:
+        with (directory / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+def _keeper(directory: Path) -> dict[str, Any] | None:
+    """What the shim wrote about itself; None when none has started."""
+    try:
+        keeper: dict[str, Any] = json.loads((directory / LOCK_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return keeper
+
+
+def _shim_pid(directory: Path) -> int | None:
+    """The living shim's process id; while its lock is held the id can't be anybody else's."""
+    deadline = time.monotonic() + 5
+    while _is_locked(directory):
+        if (keeper := _keeper(directory)) is not None:
+            return int(keeper["pid"])
+        if time.monotonic() > deadline:  # stopped before its first line
+            return None
+        time.sleep(0.01)
+    return None
+
+
+def _exit_entry(directory: Path) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = json.loads((directory / shim.EXIT_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    return entry
+
+
+def _last_words(directory: Path) -> str:
+    """torchrun's copy of the first error of its ranks, else what rank 0 left."""
+    for name in (ERROR_FILE, RESULT_FILE):
+        with contextlib.suppress(OSError):
+            if words := (directory / name).read_text(errors="replace").strip():
+                return words
+    return ""

@@ -1,0 +1,221 @@
+"""The objects of a run: headless Service, volume claim, pods. Pure: a run in, manifests out."""
+
+from typing import Any
+
+from trainyard_api import labels
+from trainyard_api.job import MOUNT_PATH
+from trainyard_api.progress import REPORT_PORT
+from trainyard_api.run import API_VERSION, KIND, TrainingRun
+from trainyard_api.spec import GPU
+from trainyard_lifecycle import launch
+from trainyard_lifecycle.cpus import cpus
+from trainyard_lifecycle.plan import worker_name
+from trainyard_operator import gang
+from trainyard_operator.merge import merge
+
+DEFAULT_SIZE = "10Gi"
+USER_ID = 10001
+TERMINATION_LOG = "/dev/termination-log"
+# A node that stops answering: its pods are given up after this long (Kubernetes' default: 300 s).
+LOST_NODE_SECONDS = 15
+
+
+def owned(run: TrainingRun, name: str, **extra_labels: str) -> dict[str, Any]:
+    """Metadata of an object that belongs to the run and goes when it goes."""
+    return {
+        "name": name,
+        "namespace": run.namespace,
+        "labels": {labels.RUN: run.name, labels.MANAGED_BY: labels.MANAGER, **extra_labels},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": run.name,
+                "uid": run.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+
+
+def service(run: TrainingRun) -> dict[str, Any]:
+    """Headless Service: gives every pod a host name, also before it is ready (rendezvous)."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owned(run, run.name),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {labels.RUN: run.name},
+            "ports": [
+                {"name": "rendezvous", "port": launch.RDZV_PORT},
+                {"name": "report", "port": REPORT_PORT},
+            ],
+        },
+    }
+
+
+def claim(run: TrainingRun) -> dict[str, Any] | None:
+    """The volume claim; None when the user named one of their own."""
+    storage = run.spec.storage
+    if storage and storage.claim_name:
+        return None
+    metadata = owned(run, run.claim_name)
+    if storage and storage.when_deleted == "Retain":
+        del metadata["ownerReferences"]
+    most = run.spec.elastic.max_nodes if run.spec.elastic else run.spec.num_nodes
+    mode = "ReadWriteMany" if most > 1 else "ReadWriteOnce"
+    spec: dict[str, Any] = {
+        "accessModes": [(storage and storage.access_mode) or mode],
+        "resources": {"requests": {"storage": (storage and storage.size) or DEFAULT_SIZE}},
+    }
+    if storage and storage.storage_class_name is not None:
+        spec["storageClassName"] = storage.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": spec,
+    }
+
+
+def pod_group(run: TrainingRun, attempt: int, nodes: int) -> dict[str, Any] | None:
+    """The gang's PodGroup, where the queueing system has such objects."""
+    return gang.pod_group(run, nodes, owned(run, gang.group_name(run, attempt)))
+
+
+def pod(
+    run: TrainingRun, attempt: int, node: int, nodes: int, *, trainer_image: str
+) -> dict[str, Any]:
+    """The pod of worker `node` in a gang of `nodes`.
+
+    Raises Rejected when the pod template can't be merged.
+    """
+    name = worker_name(run.name, attempt, node)
+    built: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": owned(run, name, **{labels.ATTEMPT: str(attempt), labels.NODE: str(node)}),
+        "spec": {
+            "tolerations": _tolerations(run),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": launch.SHUTDOWN_SECONDS + 5,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER_ID,
+                "runAsGroup": USER_ID,
+                "fsGroup": USER_ID,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(run, attempt, node, nodes, trainer_image)],
+            "volumes": _volumes(run),
+        },
+    }
+    # Rank 0 tells of all; what a user's command serves, if anything, we don't know.
+    built["metadata"]["annotations"] = _SCRAPE if node == 0 and run.spec.recipe else {}
+    built = merge(built, gang.mark(run, attempt, nodes))
+    template = run.spec.pod_template
+    if template:
+        spec = merge(built["spec"], template.spec, "podTemplate.spec")
+        if spec.get("hostNetwork"):
+            spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+        metadata = merge(template.metadata.to_wire(), built["metadata"])  # our labels win
+        metadata["annotations"] = built["metadata"]["annotations"] | template.metadata.annotations
+        built |= {"metadata": metadata, "spec": spec}
+    # What makes it a worker can't be overridden: one life, and the name that its peers look up.
+    built["spec"] |= {"restartPolicy": "Never", "hostname": name, "subdomain": run.name}
+    return built
+
+
+def _container(
+    run: TrainingRun, attempt: int, node: int, nodes: int, trainer_image: str
+) -> dict[str, Any]:
+    host = worker_name(run.name, attempt, node)
+    variables: dict[str, str] = {"HOME": "/tmp", "USER": "trainyard", **_threads(run)}
+    variables |= launch.env(
+        run,
+        attempt,
+        node,
+        nodes,
+        endpoint=f"{worker_name(run.name, attempt, 0)}.{run.name}:{launch.RDZV_PORT}",
+        local_addr=f"{host}.{run.name}",
+        run_dir=f"{MOUNT_PATH}/{run.name}",
+        report_port=REPORT_PORT,
+        result_file=TERMINATION_LOG,
+        log_dir="/tmp/torchelastic",
+    )
+    ours = run.spec.image is None
+    container: dict[str, Any] = {
+        "name": labels.CONTAINER,
+        "image": run.spec.image or trainer_image,
+        "command": [_literal(word) for word in launch.argv(run)],
+        "env": [{"name": key, "value": _literal(value)} for key, value in variables.items()],
+        "ports": [{"name": "report", "containerPort": REPORT_PORT}],
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            # A user's image may well write beside its own files.
+            "readOnlyRootFilesystem": ours,
+        },
+        "volumeMounts": [
+            {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]}
+            for volume in _volumes(run)
+        ],
+    }
+    if ours:
+        container["imagePullPolicy"] = "IfNotPresent"
+    if run.spec.resources_per_node:
+        container["resources"] = run.spec.resources_per_node.to_wire()
+    return container
+
+
+_SCRAPE = {
+    "prometheus.io/scrape": "true",
+    "prometheus.io/port": str(REPORT_PORT),
+    "prometheus.io/path": "/metrics",
+}
+_MOUNTS = {"storage": MOUNT_PATH, "shm": "/dev/shm", "tmp": "/tmp"}
+
+
+def _volumes(run: TrainingRun) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [
+        {"name": "storage", "persistentVolumeClaim": {"claimName": run.claim_name}}
+    ]
+    if run.gpus_per_node or run.nproc > 1:
+        # Data loaders and NCCL share memory between processes; a container's default is 64 MiB.
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if run.spec.image is None:
+        volumes.append({"name": "tmp", "emptyDir": {}})
+    return volumes
+
+
+def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
+    tolerations: list[dict[str, Any]] = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_SECONDS,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+    if run.gpus_per_node:
+        tolerations.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
+    return tolerations
+
+
+def _threads(run: TrainingRun) -> dict[str, str]:
+    """PyTorch counts the machine's cores, not the container's: tell it its share."""
+    cores = cpus(run)
+    return {"OMP_NUM_THREADS": str(max(1, int(cores / run.nproc)))} if cores else {}
+
+
+def _literal(text: str) -> str:
+    """Kubernetes would expand $(NAME) in commands and values; ours mean what they say."""
+    return text.replace("$(", "$$(")

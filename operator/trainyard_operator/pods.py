@@ -1,0 +1,119 @@
+"""A pod as the decision core sees it: one Worker. Pure.
+
+The trainer container's state decides. Sidecars may go on after it or have trouble of their own.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from trainyard_api import labels
+from trainyard_lifecycle.observed import Worker, WorkerPhase
+
+Status = dict[str, Any]
+
+
+def to_worker(pod: dict[str, Any]) -> Worker:
+    """The worker of a pod that carries our labels."""
+    metadata, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status") or {}
+    phase = _phase(status)
+    ended = _ended(status)
+    waiting_reason, waiting_message = _waiting(status) if phase == "Pending" else ("", "")
+    return Worker(
+        name=metadata["name"],
+        attempt=int(metadata["labels"][labels.ATTEMPT]),
+        node=int(metadata["labels"][labels.NODE]),
+        phase=phase,
+        waiting_reason=waiting_reason,
+        waiting_message=waiting_message,
+        unschedulable=_unschedulable(status) if phase == "Pending" else "",
+        exit_code=ended.get("exitCode") if phase != "Pending" else None,
+        exit_reason=_exit_reason(status, ended) if phase == "Failed" else "",
+        last_words=_last_words(status, ended) if phase in ("Failed", "Succeeded") else "",
+        disruption=_condition(status, "DisruptionTarget", "True").get("reason", ""),
+        deleting="deletionTimestamp" in metadata,
+        host=spec.get("nodeName", ""),
+        finished_at=_time(ended.get("finishedAt")),
+    )
+
+
+def failed_init(pod: dict[str, Any]) -> str:
+    """Name of the init container that ended the pod; empty when none did."""
+    return str(_failed_init(pod.get("status") or {}).get("name", ""))
+
+
+def _phase(status: Status) -> WorkerPhase:
+    state = _trainer(status)
+    if "terminated" in state:
+        return "Succeeded" if state["terminated"].get("exitCode") == 0 else "Failed"
+    # The whole pod ended and took the container along (evicted, node shut down, init failed).
+    if status.get("phase") == "Failed" or _failed_init(status):
+        return "Failed"
+    if status.get("phase") == "Succeeded":
+        return "Succeeded"
+    return "Running" if "running" in state else "Pending"
+
+
+def _trainer(status: Status) -> dict[str, Any]:
+    """State of the trainer container: {running|waiting|terminated: {...}}, or {}."""
+    for container in status.get("containerStatuses") or []:
+        if container.get("name") == labels.CONTAINER:
+            return container.get("state") or {}
+    return {}
+
+
+def _failed_init(status: Status) -> dict[str, Any]:
+    """The init container that ended badly: pods that never restart are over then."""
+    for container in status.get("initContainerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated")
+        if ended and ended.get("exitCode") != 0:
+            return {**ended, "name": container.get("name")}
+    return {}
+
+
+def _ended(status: Status) -> dict[str, Any]:
+    return _trainer(status).get("terminated") or _failed_init(status)
+
+
+def _exit_reason(status: Status, ended: dict[str, Any]) -> str:
+    # The kubelet's reason for ending the whole pod (Evicted, NodeShutdown, ...) says more than
+    # the container's, which then only reads Error.
+    return str(status.get("reason") or ended.get("reason") or "")
+
+
+def _last_words(status: Status, ended: dict[str, Any]) -> str:
+    words = str(ended.get("message") or "")
+    if "name" in ended and "terminated" not in _trainer(status):
+        return f"init container {ended['name']}: {words or ended.get('reason', '')}"
+    return words or str(status.get("message") or "")
+
+
+def _waiting(status: Status) -> tuple[str, str]:
+    """Why the trainer, or an init container before it, waits."""
+    states = [
+        (container, (container.get("state") or {}).get("waiting") or {})
+        for container in status.get("initContainerStatuses") or []
+    ]
+    for container, waiting in states:
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            text = waiting.get("message", "")
+            return waiting["reason"], f"init container {container['name']}: {text}"
+    waiting = _trainer(status).get("waiting") or {}
+    return waiting.get("reason", ""), waiting.get("message", "")
+
+
+def _unschedulable(status: Status) -> str:
+    condition = _condition(status, "PodScheduled", "False")
+    if condition.get("reason") in ("Unschedulable", "SchedulingGated"):
+        return str(condition.get("message") or condition["reason"])
+    return ""
+
+
+def _condition(status: Status, kind: str, value: str) -> dict[str, Any]:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == kind and condition.get("status") == value:
+            return dict(condition)
+    return {}
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,135 @@
+"""A queue of keys: one worker per key at a time, a bounded number of workers, delays, backoff."""
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+from trainyard_operator.errors import ExpectedError
+
+K = TypeVar("K", bound=Hashable)
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 60.0
+HANDLER_SECONDS = 120.0
+# Work that is this late means that workers are stuck, not busy.
+STALLED_SECONDS = 2 * HANDLER_SECONDS
+
+
+class Queue(Generic[K]):
+    """Calls `handle` for every key added, soon and at least once after each `add`.
+
+    `handle` returns the seconds after which it wants the key again, or None. What it raises is
+    logged in one line and tried again, later each time.
+    """
+
+    def __init__(self, handle: Callable[[K], Awaitable[float | None]], workers: int = 16) -> None:
+        self._handle = handle
+        self._num_workers = workers
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._sequence = 0
+        self._running: dict[K, float] = {}
+        self._failures: dict[K, int] = {}
+        self._changed = asyncio.Event()
+
+    def add(self, key: K, delay: float = 0.0) -> None:
+        """Have `key` handled in `delay` seconds, or earlier if that is already planned."""
+        when = time.monotonic() + delay
+        if self._due.get(key, float("inf")) <= when:
+            return
+        self._due[key] = when
+        self._sequence += 1
+        heapq.heappush(self._heap, (when, self._sequence, key))
+        self._changed.set()
+
+    @property
+    def depth(self) -> int:
+        """Keys that are due and wait for a worker."""
+        now = time.monotonic()
+        return sum(when <= now for when in self._due.values())
+
+    @property
+    def failing(self) -> int:
+        """Keys whose newest handling has failed."""
+        return len(self._failures)
+
+    def stalled(self) -> bool:
+        """True when work isn't getting done: a handler hangs, or what is due isn't taken up."""
+        limit = time.monotonic() - STALLED_SECONDS
+        return any(since < limit for since in (*self._running.values(), *self._due.values()))
+
+    async def run(self) -> None:
+        """Work until cancelled; handlers under way are cancelled too."""
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(self._num_workers):
+                workers.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._next()
+            self._running[key] = time.monotonic()
+            try:
+                await self._once(key)
+            finally:
+                del self._running[key]
+                self._changed.set()
+
+    async def _once(self, key: K) -> None:
+        try:
+            async with asyncio.timeout(HANDLER_SECONDS):
+                again = await self._handle(key)
+        except Exception as error:
+            count = self._failures[key] = self._failures.get(key, 0) + 1
+            delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (count - 1))
+            text = f"{type(error).__name__}: {error}".removesuffix(": ")
+            trace = None if isinstance(error, ExpectedError) else error
+            logger.warning(
+                "%s: %s; again in %.3g s", key, text, delay, exc_info=trace, extra={"run": str(key)}
+            )
+            self.add(key, delay)
+        else:
+            self._failures.pop(key, None)
+            if again is not None:
+                self.add(key, again)
+
+    async def _next(self) -> K:
+        """The next key that is due and that nobody works on."""
+        while True:
+            self._changed.clear()
+            key, wait = self._take()
+            if key is not None:
+                return key
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+
+    def _take(self) -> tuple[K | None, float | None]:
+        """A key to work on, or None and the seconds until one may be due."""
+        now = time.monotonic()
+        busy: list[tuple[float, int, K]] = []
+        found: K | None = None
+        wait: float | None = None
+        while self._heap:
+            entry = heapq.heappop(self._heap)
+            when, _, key = entry
+            if self._due.get(key) != when:
+                continue  # an earlier time was set meanwhile, and has been used
+            if when > now:
+                heapq.heappush(self._heap, entry)
+                wait = when - now
+                break
+            if key in self._running:
+                busy.append(entry)
+                continue
+            del self._due[key]
+            found = key
+            break
+        for entry in busy:
+            heapq.heappush(self._heap, entry)
+        return found, wait

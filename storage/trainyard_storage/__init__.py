@@ -1,0 +1,1 @@
+"""What lies on disk: files replaced as a whole, and checkpoints that can be verified."""

@@ -1,0 +1,40 @@
+"""Files that are replaced as a whole: a reader, or a crash, sees the old content or the new."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[BinaryIO]:
+    """A file to write, beside `path`, that takes its place when the block ends well.
+
+    durable: its bytes are on the disk before that; False where a power cut that spoils it costs
+        less than waiting for the disk.
+    writer: names this process, where several may write `path` at once.
+    """
+    temporary = path.with_name(f".{path.name}.{writer}tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace what is in `path`, UTF-8."""
+    with replacing(path, durable=durable) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """JSON for people and programs alike."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,288 @@
+"""The decision about a study: which runs to make, what its table says. Pure: no clock, no network.
+
+A run's name says its cell and repeat, and its figures go into the status before it is deleted: a
+crash anywhere loses no measurement and counts none twice. The repeats are interleaved (every cell
+once, then every cell again), so that a machine which slows down slows down for all.
+"""
+
+from collections.abc import Iterator
+
+from trainyard_api import labels
+from trainyard_api.run import TrainingRun
+from trainyard_api.status import FINISHED
+from trainyard_api.study_status import CellPhase, CellResult, ScalingStudyStatus
+from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.status import counted, duration_text, set_condition
+from trainyard_study.cells import Cell, MatrixError, make_cells
+from trainyard_study.configurations import configurations
+from trainyard_study.curves import curves, headline
+from trainyard_study.plan import StudyObserved, StudyPlan
+from trainyard_study.results import (
+    failure,
+    measurement,
+    progress,
+    run_key,
+    summarise,
+)
+
+POLL_SECONDS = 30.0  # changes of runs are told at once; this is for those that weren't
+POLL_DELETING = 1.0
+
+SPEC_CHANGED = (
+    "template, matrix or exclude was changed after the study began, and what was measured would"
+    " not compare: undo the change, or make a new study"
+)
+SUSPENDED = "spec.suspend is true; set it to false to go on with the runs not yet measured"
+
+Key = tuple[int, int]  # cell, repeat
+
+
+def run_name(study: str, key: Key) -> str:
+    """NAME-CELL-REPEAT."""
+    return f"{study}-{key[0]}-{key[1]}"
+
+
+def reconcile_study(observed: StudyObserved) -> StudyPlan:
+    """Decide about one study."""
+    study = observed.study
+    status = study.status.model_copy(deep=True)
+    if study.metadata.deletion_timestamp is not None:
+        return StudyPlan(status)  # ownerReferences clean up
+    edited = status.observed_generation != study.metadata.generation
+    if status.reason == "InvalidSpec" and edited:
+        status = ScalingStudyStatus()  # nothing was measured: another try
+    status.observed_generation = study.metadata.generation
+    unchanged = status.fingerprint == study.spec.fingerprint()
+    if edited and status.cells and unchanged:
+        _conclude(observed, status)  # the price, or the sizes to project to, may have changed
+    if status.phase in FINISHED:
+        return StudyPlan(status, delete=_superfluous(observed, status))
+    try:
+        cells = make_cells(study.spec, observed.threads)
+    except MatrixError as error:
+        if not status.cells:
+            return _end(observed, status, "InvalidSpec", str(error))
+        return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
+    events: list[RunEvent] = []
+    if not status.cells:
+        events.append(_begin(observed, status, cells))
+    elif not unchanged:
+        return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
+    events += _record(observed, status)
+    if study.spec.suspend:
+        return _stop(observed, status, "Suspended", SUSPENDED, events)
+    return _drive(observed, status, cells, events)
+
+
+def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell]) -> RunEvent:
+    spec = observed.study.spec
+    status.start_time = observed.now
+    status.fingerprint = spec.fingerprint()
+    status.threads_per_process = cells[0].threads
+    status.cells = [
+        CellResult(
+            number=cell.number, values=cell.values, label=cell.label, processes=cell.processes
+        )
+        for cell in cells
+    ]
+    text = f"{counted(len(cells), 'cell')}, {counted(spec.repeats, 'run')} each"
+    return RunEvent("Normal", "Started", text, "started")
+
+
+def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEvent]:
+    """Take over what finished runs have to say, once."""
+    events = []
+    news = not status.progress
+    for run, (number, repeat) in _runs_of_cells(observed, status):
+        cell = status.cells[number - 1]
+        if run.status.phase not in FINISHED or _is_measured(cell, repeat):
+            continue
+        found = measurement(run, repeat) if run.status.phase == "Succeeded" else None
+        if found is not None:
+            cell.measurements = sorted([*cell.measurements, found], key=lambda m: m.repeat)
+        elif cell.failure is not None:
+            continue
+        else:
+            cell.failure = failure(run, repeat)
+            why = f"{cell.label}; repeat {repeat}: {cell.failure.reason}: {cell.failure.message}"
+            events.append(RunEvent("Warning", "CellFailed", why, f"cell-{number}-failed"))
+        news = True
+    if news:
+        _conclude(observed, status)
+    return events
+
+
+def _conclude(observed: StudyObserved, status: ScalingStudyStatus) -> None:
+    """All that follows from the measurements: not for nothing, as the fits take their time."""
+    spec = observed.study.spec
+    found = configurations(status.cells)
+    summarise(status.cells, found, spec.cost)
+    status.curves = curves(spec, status.cells, found)
+    status.headline = headline(status.curves)
+    done, total = progress(status.cells, spec.repeats)
+    status.progress = f"{done}/{total}" if total else ""
+
+
+def _drive(
+    observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell], events: list[RunEvent]
+) -> StudyPlan:
+    """Keep `parallelism` runs going until every cell is measured or has failed."""
+    study, spec = observed.study, observed.study.spec
+    there = {key: run for run, key in _runs_of_cells(observed, status)}
+    active = {key: run for key, run in there.items() if _is_active(run)}
+    for cell in status.cells:
+        running = any(number == cell.number for number, _ in active)
+        cell.phase = _cell_phase(cell, spec.repeats, running)
+    waiting = list(_waiting(status, spec.repeats))
+    if not waiting and not active:
+        return _finish(observed, status, events)
+    # A run that is being deleted still holds its hardware.
+    busy = sum(run.status.phase not in FINISHED for run in there.values())
+    create = [key for key in waiting if key not in there][: max(0, spec.parallelism - busy)]
+    moving = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
+    measured = any(cell.measurements or cell.failure for cell in status.cells)
+    status.phase = "Running" if moving or measured else "Pending"
+    status.reason = "Measuring" if status.phase == "Running" else "Starting"
+    status.message = _doing(status, active) or _doing(status, dict.fromkeys(create))
+    set_condition(status, "Running", bool(moving), status.reason, status.message, observed.now)
+    if any(condition.type == "Suspended" for condition in status.conditions):
+        set_condition(status, "Suspended", False, "Resumed", "", observed.now)
+    deleting = [key for key in waiting if key in there and key not in active]
+    return StudyPlan(
+        status,
+        tuple(events),
+        delete=_superfluous(observed, status),
+        create=tuple(_named(study.name, study.metadata.namespace, cells, key) for key in create),
+        requeue_after=POLL_DELETING if deleting else POLL_SECONDS,
+    )
+
+
+def _waiting(status: ScalingStudyStatus, repeats: int) -> Iterator[Key]:
+    """Every run that is still to be measured, in the order of running them."""
+    for repeat in range(1, repeats + 1):
+        for cell in status.cells:
+            if cell.failure is None and not _is_measured(cell, repeat):
+                yield cell.number, repeat
+
+
+def _finish(
+    observed: StudyObserved, status: ScalingStudyStatus, events: list[RunEvent]
+) -> StudyPlan:
+    failed = [cell for cell in status.cells if cell.failure]
+    took = duration_text((observed.now - (status.start_time or observed.now)).total_seconds())
+    runs = sum(len(cell.measurements) for cell in status.cells)
+    if not failed:
+        return _end(observed, status, "", f"{counted(runs, 'run')} measured in {took}", events)
+    first = failed[0].failure
+    assert first is not None
+    text = (
+        f"{len(failed)} of {counted(len(status.cells), 'cell')} failed:"
+        f" {failed[0].label}: {first.reason}: {first.message}"
+    )
+    return _end(observed, status, "CellFailed", text, events)
+
+
+def _end(
+    observed: StudyObserved,
+    status: ScalingStudyStatus,
+    reason: str,
+    message: str,
+    events: list[RunEvent] | None = None,
+) -> StudyPlan:
+    """It is over: with a `reason`, it has failed."""
+    status.completion_time = observed.now
+    status.phase = "Failed" if reason else "Succeeded"
+    status.reason, status.message = reason or "Succeeded", message
+    set_condition(status, status.phase, True, status.reason, message, observed.now)
+    set_condition(status, "Running", False, status.reason, message, observed.now)
+    kind = RunEvent("Warning" if reason else "Normal", status.phase, message, "finished")
+    if reason == "InvalidSpec":
+        kind = RunEvent("Warning", reason, message, f"invalid-{status.observed_generation}")
+    return StudyPlan(status, (*(events or ()), kind), delete=_superfluous(observed, status))
+
+
+def _stop(
+    observed: StudyObserved,
+    status: ScalingStudyStatus,
+    reason: str,
+    message: str,
+    events: list[RunEvent] | None = None,
+) -> StudyPlan:
+    """Nothing runs for now. A run that is stopped half-way measures nothing: it is deleted."""
+    active = [run for run, _ in _runs_of_cells(observed, status) if _is_active(run)]
+    told = list(events or ())
+    if status.phase != "Suspended" or status.reason != reason:
+        key = f"{reason}-{status.observed_generation}"
+        told.append(RunEvent("Normal", reason, message, key))
+    for cell in status.cells:
+        cell.phase = _cell_phase(cell, observed.study.spec.repeats, running=False)
+    status.phase, status.reason, status.message = "Suspended", reason, message
+    set_condition(status, "Suspended", True, reason, message, observed.now)
+    set_condition(status, "Running", False, reason, message, observed.now)
+    delete = {*_superfluous(observed, status), *(run.name for run in active)}
+    return StudyPlan(status, tuple(told), delete=tuple(sorted(delete)))
+
+
+def _cell_phase(cell: CellResult, repeats: int, running: bool) -> CellPhase:
+    if cell.failure:
+        return "Failed"
+    if len(cell.measurements) >= repeats:
+        return "Succeeded"
+    return "Running" if running else "Pending"
+
+
+def _superfluous(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[str, ...]:
+    """Runs whose figures the status has. Failed ones stay, for their logs."""
+    return tuple(
+        run.name
+        for run, (number, repeat) in _runs_of_cells(observed, status)
+        if run.metadata.deletion_timestamp is None
+        and _is_measured(status.cells[number - 1], repeat)
+    )
+
+
+def _runs_of_cells(
+    observed: StudyObserved, status: ScalingStudyStatus
+) -> Iterator[tuple[TrainingRun, Key]]:
+    for run in sorted(observed.runs, key=lambda run: run_key(run) or (0, 0)):
+        key = run_key(run)
+        if key is not None and 1 <= key[0] <= len(status.cells):
+            yield run, key
+
+
+def _is_active(run: TrainingRun) -> bool:
+    return run.status.phase not in FINISHED and run.metadata.deletion_timestamp is None
+
+
+def _is_measured(cell: CellResult, repeat: int) -> bool:
+    return any(found.repeat == repeat for found in cell.measurements)
+
+
+def _doing(status: ScalingStudyStatus, runs: dict[Key, TrainingRun] | dict[Key, None]) -> str:
+    """`numProcPerNode=2; repeat 1: Running`, and how many more."""
+    for (number, repeat), run in runs.items():
+        text = f"{status.cells[number - 1].label}; repeat {repeat}"
+        if run is not None and run.status.phase:
+            text += f": {run.status.phase}"
+            if run.status.phase in ("Pending", "Suspended"):
+                text += f": {run.status.message}"
+        return text + (f" (and {len(runs) - 1} more)" if len(runs) > 1 else "")
+    return ""
+
+
+def _named(study: str, namespace: str | None, cells: list[Cell], key: Key) -> TrainingRun:
+    """The run of a cell, by its own name."""
+    run = cells[key[0] - 1].run
+    metadata = run.metadata.model_copy(
+        update={
+            "name": run_name(study, key),
+            "namespace": namespace,
+            "labels": {
+                labels.STUDY: study,
+                labels.CELL: str(key[0]),
+                labels.REPEAT: str(key[1]),
+                labels.MANAGED_BY: labels.MANAGER,
+            },
+        }
+    )
+    return run.model_copy(update={"metadata": metadata})

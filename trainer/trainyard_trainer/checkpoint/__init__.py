@@ -1,0 +1,1 @@
+"""Checkpoints and exported models: saved, published, verified, pruned."""

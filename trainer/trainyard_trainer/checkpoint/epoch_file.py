@@ -1,0 +1,60 @@
+"""A whole epoch's state in one .pt file, for tools and people who want a single file.
+
+Resuming never needs it: checkpoints do that.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard_storage.files import replacing
+from trainyard_trainer.distributed.parallel import Parallel, whole
+
+FOLDER = "epochs"  # in the run's directory
+
+
+def write_epoch_file(
+    run_dir: Path,
+    name: str,
+    epoch: int,
+    parallel: Parallel,
+    optimizer: torch.optim.Optimizer,
+    metrics: dict[str, float],
+    config: dict[str, Any],
+) -> Path:
+    """Gather and write it; every rank calls this, rank 0 writes. Raises OSError there.
+
+    Keys: epoch, model_state_dict, optimizer_state_dict (both as torch's own load_state_dict wants
+    them), loss, accuracy (None where there is none), config.
+    """
+    model = parallel.full_weights()
+    state = _gathered(optimizer.state_dict())
+    path = run_dir / FOLDER / name
+    if not parallel.group.is_main:
+        return path
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "epoch": epoch,
+        "model_state_dict": model,
+        "optimizer_state_dict": state,
+        "loss": metrics.get("loss"),
+        "accuracy": metrics.get("accuracy"),
+        "config": config,
+    }
+    with replacing(path) as file:
+        torch.save(content, file)
+    return path
+
+
+def _gathered(value: Any) -> Any:
+    """`value` with every tensor in it whole and on the CPU."""
+    if isinstance(value, Tensor):
+        return whole(value).cpu()
+    if isinstance(value, Mapping):
+        return {key: _gathered(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_gathered(item) for item in value]
+    return value

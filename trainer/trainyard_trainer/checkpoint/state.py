@@ -1,0 +1,272 @@
+"""What a checkpoint holds, and its two forms on disk.
+
+DDP: every rank has the whole state, so rank 0 writes it into one safetensors file that any tool can
+read. FSDP: every rank has a part, so each writes its own, as torch.distributed.checkpoint does it,
+which also knows how to share the parts out again among another number of ranks. (It could write the
+first kind, too, but importing it takes as long as importing torch: a restarted run would wait.)
+"""
+
+import importlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainyard_trainer.distributed.parallel import Parallel, first_names, part
+from trainyard_trainer.errors import CheckpointError
+
+STATE_TENSORS = "state.safetensors"
+Optimizer = torch.optim.Optimizer
+Write = Callable[[Path], None]
+
+
+def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Parameters and optimizer state, by names that mean the same on any number of ranks.
+
+    Tied parameters are there once, under the first of their names.
+    """
+    state = parallel.module.state_dict()
+    names = dict.fromkeys(first_names(parallel.module).values())
+    tensors = {f"model.{name}": state[name] for name in names}
+    for name, parameter in parallel.module.named_parameters():
+        for key, tensor in optimizer.state.get(parameter, {}).items():
+            if isinstance(tensor, Tensor):  # SGD without momentum keeps a None
+                tensors[f"optimizer.{name}.{key}"] = tensor
+    return tensors
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The random generators dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class StateFiles(ABC):
+    """Writes and reads the state of one run's ranks."""
+
+    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
+        self.parallel = parallel
+        self.optimizer = optimizer
+        self.group = parallel.group
+        # Set when nothing that an optimizer step changes is still to be copied.
+        self.copied = threading.Event()
+        self.copied.set()
+
+    def preload(self, _background: ThreadPoolExecutor) -> None:
+        """Get ready for the first save while training goes on."""
+        return
+
+    @abstractmethod
+    def stage(self) -> Write:
+        """Freeze the state; the function returned copies and writes it, in the background.
+
+        Both are called on every rank; the directory may not exist yet. The next step's forward and
+        backward passes leave parameters and optimizer state alone, so they hide the copying: only
+        the optimizer must wait until it has `copied`. What a forward pass may change (buffers,
+        random states) is copied at once.
+        """
+
+    def _state(self) -> dict[str, Tensor]:
+        """As `state_of`, with the buffers copied."""
+        tensors = state_of(self.parallel, self.optimizer)
+        for name, _ in self.parallel.module.named_buffers():
+            if (key := f"model.{name}") in tensors:  # buffers that aren't persistent are in no file
+                tensors[key] = tensors[key].clone()
+        return tensors
+
+    def _check_finite(self, tensors: dict[str, Tensor]) -> None:
+        """Raise CheckpointError, on every rank that writes, unless all weights are numbers.
+
+        A run that went on from others would never come to a number again.
+        """
+        finite = all(
+            bool(torch.isfinite(torch.stack(torch.aminmax(part(tensor)))).all())
+            for name, tensor in tensors.items()
+            if name.startswith("model.") and tensor.is_floating_point() and part(tensor).numel()
+        )
+        if not self._on_all(finite):
+            raise CheckpointError("the weights are not finite")
+
+    def _on_all(self, holds: bool) -> bool:
+        """Whether `holds` is true on every rank that writes; asked in the background."""
+        return holds
+
+    @abstractmethod
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        """Put a saved state in place; random states only where the ranks are the same."""
+
+    def close(self) -> None:
+        """Give up what writing needed."""
+        return
+
+    def _make_room(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
+        """Give a fresh optimizer the state tensor `optimizer.PARAMETER.KEY`, to be filled."""
+        path, _, key = name.removeprefix("optimizer.").rpartition(".")
+        parameter = self.parallel.module.get_parameter(path)
+        self.optimizer.state[parameter][key] = (
+            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+            if size == parameter.shape
+            else torch.zeros(size, dtype=dtype, device=parameter.device)  # as the fused ones do
+        )
+
+
+class WholeState(StateFiles):
+    """One file, written and read by rank 0: the other nodes need no access to it."""
+
+    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
+        super().__init__(parallel, optimizer)
+        self._copies: dict[str, Tensor] = {}
+
+    def stage(self) -> Write:
+        random = self.group.gather(random_state(self.group.device))
+        if not self.group.is_main:
+            return lambda _: None
+        state = self._state()
+        self.copied.clear()
+        on_gpu = self.group.device.type == "cuda"
+        ready = torch.cuda.current_stream().record_event() if on_gpu else None
+
+        def write(directory: Path) -> None:
+            from safetensors.torch import save_file
+
+            tensors = self._copy(state, ready)
+            self.copied.set()
+            self._check_finite(tensors)
+            for rank, states in enumerate(random):
+                tensors |= {f"rng.{rank}.{device}": tensor for device, tensor in states.items()}
+            directory.mkdir(exist_ok=True)
+            save_file(tensors, directory / STATE_TENSORS)
+
+        return write
+
+    @torch.no_grad()
+    def _copy(self, state: dict[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
+        """The state on the CPU, in memory kept from save to save: fresh memory costs more than the
+        copying. From a GPU beside the computing, once the work before `ready` is done."""
+        for name, tensor in state.items():
+            if name not in self._copies:
+                self._copies[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=ready is not None
+                )
+        if ready is None:
+            for name, tensor in state.items():
+                self._copies[name].copy_(tensor)
+        else:
+            stream = torch.cuda.Stream(self.group.device)  # type: ignore[no-untyped-call]
+            stream.wait_event(ready)
+            with torch.cuda.stream(stream):
+                for name, tensor in state.items():
+                    self._copies[name].copy_(tensor, non_blocking=True)
+            stream.synchronize()
+        return dict(self._copies)
+
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        saved = self._load(directory / STATE_TENSORS)
+        for name, tensor in saved.items():
+            if name.startswith("optimizer."):
+                self._make_room(name, tensor.shape, tensor.dtype)
+        with torch.no_grad():
+            for name, tensor in state_of(self.parallel, self.optimizer).items():
+                tensor.copy_(saved[name])
+        if same_ranks:
+            prefix = f"rng.{self.group.rank}."
+            own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+            set_random_state(own, self.group.device)
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """The file's tensors, on every rank."""
+        from safetensors.torch import load_file
+
+        saved = load_file(path) if self.group.is_main else {}
+        shapes = self.group.broadcast({name: (t.shape, t.dtype) for name, t in saved.items()})
+        for name, (shape, dtype) in shapes.items():
+            tensor = saved.setdefault(name, torch.empty(shape, dtype=dtype))
+            self.group.broadcast_tensor(tensor)
+        return saved
+
+
+class ShardedState(StateFiles):
+    """One file per rank, in the format of torch.distributed.checkpoint."""
+
+    _imports: Future[Any] | None = None
+    _stager: Any = None
+
+    def preload(self, background: ThreadPoolExecutor) -> None:
+        self._imports = background.submit(
+            importlib.import_module, "torch.distributed.checkpoint.state_dict_saver"
+        )
+
+    def stage(self) -> Write:
+        if self._imports is not None:
+            self._imports.result()  # two threads must not import the same package at once
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        if self._stager is None:
+            self._stager = DefaultStager(StagingOptions(False, False, False, False))
+        state = self._state() | self._random_state()
+        self.copied.clear()
+
+        def write(directory: Path) -> None:
+            staged = self._stager.stage(state)
+            self.copied.set()
+            self._check_finite(staged)
+            writer = FileSystemWriter(directory)
+            save(staged, storage_writer=writer, process_group=self.group.background)
+
+        return write
+
+    def read(self, directory: Path, same_ranks: bool) -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = FileSystemReader(directory)
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if name.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
+                self._make_room(name, entry.size, entry.properties.dtype)
+        state = state_of(self.parallel, self.optimizer)
+        if same_ranks:
+            state |= self._random_state()
+        load(state, storage_reader=reader, process_group=self.group.background)
+        if same_ranks:
+            prefix = f"rng.{self.group.rank}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            set_random_state(own, self.group.device)
+
+    def _on_all(self, holds: bool) -> bool:
+        if self.group.background is None:
+            return holds
+        votes = torch.tensor(int(holds))
+        dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.group.background)
+        return bool(votes)
+
+    def close(self) -> None:
+        if self._stager is not None:
+            self._stager.close()
+
+    def _random_state(self) -> dict[str, Tensor]:
+        random = random_state(self.group.device)
+        return {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
+
+
+def state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
+    """The form that fits the strategy."""
+    form = ShardedState if parallel.strategy == "fsdp" else WholeState
+    return form(parallel, optimizer)

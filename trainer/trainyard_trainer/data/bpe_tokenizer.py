@@ -1,0 +1,161 @@
+"""A Hugging Face tokenizer by the `tokenizers` library alone: transformers takes seconds to import.
+
+For byte-level BPE tokenizers such as GPT-2's (Radford et al., 2019) and Qwen2's.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from trainyard_storage.files import write_json
+from trainyard_trainer.errors import ConfigError
+
+TOKENIZER = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_OTHERS = ("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+_BATCH = 64  # texts encoded at once, in all threads there are
+
+
+class BPETokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        vocab_size: ids are below it.
+        eos_id: the token that ends a text; None if there is none.
+        fingerprint: sha256 of what defines the ids.
+    """
+
+    def __init__(self, source: str) -> None:
+        """`source`: a directory with tokenizer.json, or a Hub id. Raises ConfigError."""
+        self.source = source
+        self.directory = Path(source) if Path(source).is_dir() else _download(source)
+        text = _definition(self.directory, source)
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise ConfigError(
+                f"config.tokenizer: {self.directory / TOKENIZER} is no tokenizer: {error}"
+            ) from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.fingerprint = _fingerprint(json.loads(text))
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        eos = self._config().get("eos_token")
+        if isinstance(eos, dict):
+            eos = eos.get("content")
+        self.eos_id: int | None = self._tokenizer.token_to_id(eos) if eos else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, nothing added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; what ends in the middle of a character shows as U+FFFD."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def encode_all(self, texts: Iterable[str], end: int | None) -> npt.NDArray[np.integer]:
+        """Ids of all texts one after another, `end` after each; of type `token_dtype`."""
+        # Said here, else the library warns when loader workers are forked later.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        dtype = token_dtype(self.vocab_size)
+        parts = [np.empty(0, dtype)]
+        after = [] if end is None else [end]
+        remaining = iter(texts)
+        while batch := list(islice(remaining, _BATCH)):
+            encodings = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            parts += [np.array([*e.ids, *after], dtype) for e in encodings]
+        return np.concatenate(parts)
+
+    def save(self, directory: Path, max_length: int) -> None:
+        """Write the files that transformers' AutoTokenizer reads."""
+        self._tokenizer.save(str(directory / TOKENIZER), pretty=False)
+        for name in _OTHERS:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, directory / name)
+        defaults = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(
+            directory / _CONFIG, defaults | self._config() | {"model_max_length": max_length}
+        )
+
+    def _config(self) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads((self.directory / _CONFIG).read_bytes())
+        except FileNotFoundError:
+            return {}
+        return config
+
+
+def token_dtype(vocab_size: int) -> type[np.integer]:
+    """The smallest type for ids below `vocab_size`: uint16 up to 65,536 of them, else uint32."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
+    """`text` in pieces of about `size` characters that have the same tokens as the whole.
+
+    They end after a line break that has no other white space beside it: byte-level BPE merges
+    nothing across that.
+    """
+    start = 0
+    while start < len(text):
+        found = _LINE_END.search(text, start + size)
+        end = found.end() if found else len(text)
+        yield text[start:end]
+        start = end
+
+
+def _definition(directory: Path, source: str) -> str:
+    """The text of tokenizer.json; made from vocab.json and merges.txt where it is missing."""
+    try:
+        return (directory / TOKENIZER).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    if not (directory / "vocab.json").is_file():
+        raise ConfigError(
+            f"config.tokenizer: {source} holds no {TOKENIZER}; give a directory that does, or the"
+            " Hub id of a model with a fast tokenizer, such as openai-community/gpt2"
+        )
+    from transformers import AutoTokenizer
+
+    return str(AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str())
+
+
+def _download(source: str) -> Path:
+    """The tokenizer's files from the Hub, or from its cache on this machine."""
+    where = f"config.tokenizer: {source}"
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ConfigError(
+            f"{where} is no directory here; give one with a {TOKENIZER}, or a Hub id such as"
+            " openai-community/gpt2"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[TOKENIZER, _CONFIG, *_OTHERS]))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{where} is no directory here and could not be loaded from the Hub: {reason}"
+        ) from None
+
+
+def _fingerprint(definition: dict[str, Any]) -> str:
+    """The same for every way to write the same tokenizer.json."""
+    merges = definition.get("model", {}).get("merges", [])
+    if merges and not isinstance(merges[0], str):  # newer versions write pairs
+        definition["model"]["merges"] = [" ".join(pair) for pair in merges]
+    text = json.dumps(definition, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The process group, DDP and FSDP, stopping together, and step times."""

@@ -1,0 +1,219 @@
+"""DDP and FSDP2, number formats, and the operations that depend on them.
+
+DDP keeps the whole model on every rank and averages gradients while the backward pass runs.
+FSDP2 (fully_shard) keeps a slice of every parameter, gradient and optimizer state per rank and
+gathers a block's parameters just before they are used.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from trainyard_api.spec import Precision, Strategy
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.distributed.process_group import Group
+from trainyard_trainer.distributed.step_timer import StepTimer
+from trainyard_trainer.distributed.waits import watch_ddp, watch_fsdp
+from trainyard_trainer.errors import ConfigError
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class LossScaler:
+    """Keeps fp16 gradients out of the underflow; in other formats it does nothing.
+
+    The usual dynamic scale (Micikevicius et al., 2018), decided on the global gradient norm, which
+    every rank knows alike: so that one rank's overflow skips the step on all, under FSDP as well.
+    """
+
+    GROWTH_STEPS = 2000
+    MIN_SCALE = 2.0**-10  # what overflows even so is no large number but not a number
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = 2.0**16 if enabled else 1.0
+        self.good_steps = 0
+
+    def finite(self, norm: torch.Tensor) -> bool:
+        """Whether to take the step; adapts the scale."""
+        if not self.enabled:
+            return True
+        if not bool(torch.isfinite(norm)):
+            self.scale, self.good_steps = self.scale / 2, 0
+            return False
+        self.good_steps += 1
+        if self.good_steps == self.GROWTH_STEPS:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether step after step was skipped, and no scale will help."""
+        return self.scale < self.MIN_SCALE
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.scale, self.good_steps = state["scale"], int(state["good_steps"])
+
+
+class Parallel:
+    """One model, spread over the ranks of `group`.
+
+    Attributes:
+        module: the bare model, for evaluation, checkpoints and export.
+        model: what training calls; the same module, or DDP around it.
+        timer: times the steps; the waiting for other ranks is told to it here.
+        knows_waits: whether that waiting can be told from the rank's own work.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blocks: Iterable[nn.Module],
+        group: Group,
+        strategy: Strategy,
+        precision: Precision,
+        config: TrainConfig,
+    ) -> None:
+        self.group = group
+        self.strategy = strategy
+        self.dtype = COMPUTE_DTYPE[precision]
+        self.scaler = LossScaler(enabled=precision == "fp16")
+        self.timer = StepTimer(group.device)
+        self.knows_waits = True
+        # Training mode: transformers hands pretrained models out without their dropout.
+        self.module = module.to(group.device).train()
+        self.model: nn.Module = self.module
+        blocks = list(blocks)
+        if config.compile:
+            check_compiler(group.device)
+        for block in blocks:
+            if config.activation_checkpointing:
+                _recompute(block)
+            if config.compile:
+                block.compile()  # in place: parameter names stay what they are
+        if config.compile and not blocks:
+            self.module.compile()
+        if strategy == "fsdp":
+            self._shard(blocks, free_early=config.sharding_strategy == "FULL_SHARD")
+            self.knows_waits = watch_fsdp(self.module, self.timer)
+        elif group.world_size > 1:
+            self.model = nn.parallel.DistributedDataParallel(
+                self.module,
+                device_ids=[group.device] if group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+            watch_ddp(self.model, self.timer)
+
+    def _shard(self, blocks: Iterable[nn.Module], free_early: bool) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        mesh = init_device_mesh(self.group.device.type, (self.group.world_size,))
+        # Gradients are summed in fp32 whatever the compute format: rounding must not grow with
+        # the number of ranks.
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if self.dtype == torch.float32 else self.dtype,
+            reduce_dtype=torch.float32,
+        )
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
+        fully_shard(self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in the run's format; FSDP casts parameters itself."""
+        if self.dtype == torch.float32 or self.strategy == "fsdp":
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.type, dtype=self.dtype)
+
+    @contextlib.contextmanager
+    def accumulate(self, last: bool) -> Any:
+        """Exchange gradients only in the last micro-batch of a step."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+        else:
+            if self.strategy == "fsdp":
+                cast(Any, self.model).set_requires_gradient_sync(last)
+            yield
+        self.timer.wait_ends()  # DDP has exchanged the gradients
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Undo the loss scale and clip; the global gradient norm before clipping, a 0-d tensor."""
+        from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        gradients = [cast(torch.Tensor, p.grad) for p in parameters]
+        if self.scaler.scale != 1:
+            torch._foreach_mul_(gradients, 1 / self.scaler.scale)
+        norm = get_total_norm(gradients)
+        if self.strategy == "fsdp":
+            self.timer.wait_begins()
+            norm = cast(Any, norm).full_tensor()
+            self.timer.wait_ends()
+        if max_norm > 0:
+            clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
+    def full_weights(self) -> dict[str, torch.Tensor]:
+        """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
+        state, weights = self.module.state_dict(), {}
+        for name, first in first_names(self.module).items():
+            if name == first:
+                full = whole(state[name])
+                if self.group.is_main:
+                    weights[name] = full.cpu()
+            elif self.group.is_main:
+                weights[name] = weights[first]
+        return weights
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """For every name in the module's state, the first name of the same tensor.
+
+    They differ for tied parameters, such as an output layer that is the token embedding.
+    """
+    state, first = module.state_dict(keep_vars=True), dict[int, str]()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP may have sharded; every rank must ask."""
+    full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full
+
+
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor that FSDP may have sharded."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile has no compiler to build its kernels with."""
+    variable, names = ("CC", ("gcc", "clang"))
+    if device.type == "cpu":
+        variable, names = ("CXX", ("g++", "clang++"))
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"config.compile: torch.compile needs {' or '.join(names)}, and there is none here;"
+            " install one (in the pods' image), or set compile to false"
+        )
+
+
+def _recompute(block: nn.Module) -> None:
+    """Let a block keep only its inputs for the backward pass (Chen et al., 2016).
+
+    The random state is restored for the second forward pass, so dropout drops the same values.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

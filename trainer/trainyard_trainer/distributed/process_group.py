@@ -1,0 +1,175 @@
+"""The process group: joining it, and the few things ranks say to each other through it."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from trainyard_trainer.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+SAY_WAITING_AFTER = 5.0  # seconds without the other ranks before a rank says so
+JOIN_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process's place among the ranks of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    # CPU collectives of background checkpoint writers: must not mix with the training's.
+    background: dist.ProcessGroup | None
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 speaks, reports, and publishes for all."""
+        return self.rank == 0
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.background)
+        return box[0]
+
+    def broadcast_tensor(self, tensor: torch.Tensor) -> None:
+        """Fill a CPU tensor with rank 0's values."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0, group=self.background)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.background)
+        return values
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` added up over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` averaged over the ranks, in place."""
+        return self.sum(values).div_(self.world_size)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; if it fails for the user on one, it fails so on all.
+
+        Otherwise the others would wait in the next collective for a rank that has gone.
+        """
+        failure: UserError | None = None
+        try:
+            result = action()
+        except UserError as error:
+            failure = error
+        failures = [error for error in self.gather(failure) if error is not None]
+        if failures:
+            raise failures[0]
+        return result
+
+
+def pick_device(require_gpu: bool) -> torch.device:
+    """This rank's GPU, or the CPU where there is none and none was asked for."""
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise ConfigError(
+                f"numProcPerNode: process {local_rank} has no GPU of its own: this node has"
+                f" {count}; ask for as many GPUs as processes"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
+    if require_gpu:
+        raise ConfigError(
+            "resourcesPerNode asks for nvidia.com/gpu, but PyTorch finds no GPU here: check the"
+            " image's CUDA build and the node's driver, or remove the limit to train on CPU"
+        )
+    return torch.device("cpu")
+
+
+def join(
+    device: torch.device,
+    on_wait: Callable[[str], None],
+    on_store: Callable[[Any, int], None],
+) -> Group:
+    """Meet the other ranks; `on_wait` hears which ones are missing while it waits.
+
+    `on_store(store, rank)` may write to the ranks' store before any other rank has joined.
+    Without torchrun's environment this is a group of one.
+    """
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" not in os.environ:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        return Group(0, 1, device, None)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = connect_store(rank, world_size, serve=True)
+    on_store(store, rank)
+    keys = [f"joined/{other}" for other in range(world_size)]
+    store.set(keys[rank], "1")
+    deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
+    while True:
+        try:
+            store.wait(keys, timedelta(seconds=SAY_WAITING_AFTER))
+            break
+        except dist.DistStoreError:
+            missing = [i for i, key in enumerate(keys) if not store.check([key])]
+            if time.monotonic() > deadline:
+                raise
+            if missing:
+                named = ", ".join(str(i) for i in missing[:8]) + ("…" if missing[8:] else "")
+                on_wait(f"waiting for {len(missing)} of {world_size} ranks to join: {named}")
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        device_id=device if device.type == "cuda" else None,
+    )
+    background = dist.new_group(backend="gloo")
+    assert isinstance(background, dist.ProcessGroup)  # every rank is a member
+    return Group(rank, world_size, device, background)
+
+
+def store_is_served_by_agent() -> bool:
+    """Whether torchrun's agent on node 0 serves the ranks' store; without an agent rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def connect_store(rank: int, world_size: int, serve: bool) -> Any:
+    """The key-value store the ranks meet in; `serve`: it isn't there yet.
+
+    torch's own env:// rendezvous makes the same one, but blocks in it without a word until all
+    are there.
+    """
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=serve and rank == 0 and not store_is_served_by_agent(),
+        timeout=JOIN_TIMEOUT,
+        wait_for_workers=False,
+    )
+    # Workers that torchrun restarts meet anew.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"trainyard/{attempt}", store)  # type: ignore[attr-defined]
+
+
+def leave() -> None:
+    """End the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Progress of a run: console, HTTP, metrics, history, trackers."""

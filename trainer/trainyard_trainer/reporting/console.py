@@ -1,0 +1,47 @@
+"""Lines for people, printed by rank 0: plain text, dimmed and bold only on a terminal."""
+
+import sys
+
+
+class Console:
+    """Prints on rank 0, is silent on the others."""
+
+    def __init__(self, speaks: bool) -> None:
+        self._speaks = speaks
+        self._styled = speaks and sys.stdout.isatty()
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        if self._speaks:
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line about something that went wrong but doesn't stop the run."""
+        if self._speaks:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def step(
+        self, step: int, total: int, loss: float, lr: float, rate: float, unit: str, eta: float
+    ) -> None:
+        """`step  120/600  loss 2.1034  lr 1.0e-03  21,034 tokens/s  ETA 0:42`"""
+        head = f"step {step:>{len(str(total))}}/{total}"
+        tail = f"lr {lr:.1e}  {rate:,.0f} {unit}/s  ETA {clock(eta)}"
+        self.say(f"{head}  {self._bold(f'loss {loss:.4f}')}  {self._dim(tail)}")
+
+    def sample(self, step: int, text: str) -> None:
+        """A sample of generated text, indented so that it can't be taken for our own lines."""
+        body = "\n".join(f"  | {line}" for line in text.strip("\n").splitlines())
+        self.say(f"sample at step {step}:\n{self._dim(body)}")
+
+    def _bold(self, text: str) -> str:
+        return f"\033[1m{text}\033[0m" if self._styled else text
+
+    def _dim(self, text: str) -> str:
+        return f"\033[2m{text}\033[0m" if self._styled else text
+
+
+def clock(seconds: float) -> str:
+    """0:42, 12:05, 3:07:12."""
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"

@@ -1,0 +1,118 @@
+"""Rank 0's report: /progress and /metrics over HTTP, from a thread that no step waits for."""
+
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from trainyard_api.job import RESULT_FILE_ENV, TrainerJob
+from trainyard_api.progress import ProgressReport
+from trainyard_trainer.reporting.metrics import TrainerMetrics
+
+MAX_RESULT_BYTES = 4096  # what Kubernetes keeps of a termination message
+
+
+class Reporter:
+    """Holds the newest state of the run and serves it.
+
+    The state is replaced as a whole, so a reader sees one moment of it and no lock is needed.
+    """
+
+    def __init__(self, job: TrainerJob, world_size: int) -> None:
+        self._state: dict[str, Any] = {
+            "run": job.run,
+            "attempt": job.attempt,
+            "phase": "joining",
+            "ranks_joined": 0,
+            "world_size": world_size,
+        }
+        self.metrics = TrainerMetrics(job)
+        self._server: ThreadingHTTPServer | None = None
+
+    def update(self, **values: Any) -> None:
+        """Set fields of the ProgressReport."""
+        self._state = self._state | values
+
+    def report(self) -> ProgressReport:
+        """The state as of now."""
+        return ProgressReport(**self._state, time=datetime.now(UTC))
+
+    def serve(self, port: int) -> None:
+        """Answer /progress and /metrics from now on; a busy port costs a warning, not the run."""
+        # In a pod the operator and Prometheus ask from outside; elsewhere only this machine may.
+        host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
+        try:
+            server = ThreadingHTTPServer((host, port), _handler(self))
+        except OSError as error:
+            print(
+                f"warning: port {port}: {error.strerror}; training goes on without /progress and"
+                " /metrics",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        server.daemon_threads = True
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="report", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def write_result(self) -> None:
+        """Leave the final report where the job's starter looks for it."""
+        path = os.environ.get(RESULT_FILE_ENV)
+        if not path:
+            return
+        try:
+            # Written in place: in a pod this is a mounted file, which can't be renamed over.
+            Path(path).write_bytes(result_bytes(self.report()))
+        except OSError as error:
+            print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def result_bytes(report: ProgressReport) -> bytes:
+    """The report as JSON of at most MAX_RESULT_BYTES; free text is what gives way."""
+    for length in (2000, 500, 0):
+        shorter = report.model_copy(
+            update={
+                "sample": report.sample[:length] if report.sample else None,
+                "message": report.message[: max(length, 200)],
+            }
+        )
+        text = shorter.model_dump_json(by_alias=True, exclude_none=True).encode()
+        if len(text) < MAX_RESULT_BYTES:
+            break
+    return text
+
+
+def _handler(reporter: Reporter) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # a client that says nothing must not hold its thread for ever
+
+        def do_GET(self) -> None:
+            if self.path == "/progress":
+                text = reporter.report().model_dump_json(by_alias=True, exclude_none=True)
+                self._answer(200, text.encode(), "application/json")
+            elif self.path == "/metrics":
+                content_type = "text/plain; version=0.0.4; charset=utf-8"
+                self._answer(200, reporter.metrics.text(), content_type)
+            else:
+                self._answer(404, b"try /progress or /metrics\n", "text/plain")
+
+        def _answer(self, status: int, body: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Scrapes are no news."""
+
+    return Handler

@@ -1,0 +1,1 @@
+"""MLflow and TensorBoard, fed by a process of their own."""

@@ -1,0 +1,1 @@
+"""Finds the rank that hangs."""
