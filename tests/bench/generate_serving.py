@@ -21,9 +21,8 @@ import torch
 
 from tests.bench.quantiles import quantile
 from tests.bench.serving_process import TEXT, serving, wait_ready
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.data.tokenizers import CharTokenizer
+from trainyard_trainer.models.gpt import GPT, GPTShape, write_gpt2
 
 CLIENTS = (1, 4, 8)
 BATCH_SIZES = (8, 1)

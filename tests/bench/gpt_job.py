@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
 from trainyard_trainer.data.corpus import load_text
+from trainyard_trainer.data.tokenizers import CharTokenizer
 
 GPT2_SHAPE = {"n_layer": 12, "n_head": 12, "n_embd": 768, "pad_vocab_to_multiple_of": 50304}
 

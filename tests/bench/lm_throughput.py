@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench.versus import Contest, parser, run
-from trainyard_trainer.data.bpe_tokenizer import BPETokenizer, pieces
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
 from trainyard_trainer.data.corpus import load_text
+from trainyard_trainer.data.tokenizers import BPETokenizer, CharTokenizer, pieces
 
 SHAPE = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.data.tokenizers import CharTokenizer
+from trainyard_trainer.models.gpt import GPT, GPTShape, write_gpt2
 from trainyard_trainer.recipes.golden import write_golden_text
 
 TEXT = "to be, or not to be: that is the question"

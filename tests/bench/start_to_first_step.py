@@ -33,7 +33,7 @@ PHASES = {
 
 def marked() -> None:
     """Be a rank of the trainer that prints when it got where."""
-    from trainyard_trainer.reporting.clock import since_start
+    from trainyard_trainer.reporting.timing import since_start
 
     marks = {"python": since_start()}
     import trainyard_trainer.__main__ as program

@@ -20,12 +20,10 @@ from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
 from trainyard_trainer.evaluate import evaluate
-from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import learning_rate, set_learning_rate
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.reporting.clock import since_start
 from trainyard_trainer.reporting.listeners import Listeners
-from trainyard_trainer.reporting.throughput import Throughput
+from trainyard_trainer.reporting.timing import Throughput, peak_memory_bytes, since_start
 
 RANKS_KEPT = 64  # of a larger run the metrics tell each rank's time, the history does not
 

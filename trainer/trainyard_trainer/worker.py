@@ -29,7 +29,6 @@ from trainyard_trainer.distributed.process_group import Group, join, leave, pick
 from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import StoppedError, explained, one_line
 from trainyard_trainer.loop import Loop
-from trainyard_trainer.memory import peak_memory_bytes
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
@@ -37,7 +36,7 @@ from trainyard_trainer.reporting.console import Console
 from trainyard_trainer.reporting.history import History
 from trainyard_trainer.reporting.http_report import Reporter
 from trainyard_trainer.reporting.listeners import Listeners
-from trainyard_trainer.reporting.stragglers import Stragglers
+from trainyard_trainer.reporting.timing import Stragglers, peak_memory_bytes
 from trainyard_trainer.reporting.trackers.launcher import Forwarding, check_report_to
 from trainyard_trainer.watchdog.board import Board
 from trainyard_trainer.watchdog.watch import watching

@@ -26,7 +26,7 @@ from tests import patience
 from trainyard_trainer.__main__ import main
 from trainyard_trainer.reporting import history
 from trainyard_trainer.reporting.history import History
-from trainyard_trainer.reporting.stragglers import Stragglers
+from trainyard_trainer.reporting.timing import Stragglers
 
 
 def start(request: dict[str, Any]) -> int:

@@ -14,10 +14,10 @@ from pyarrow import parquet
 
 from tests.unit.trainer.ranks import ROOT
 from trainyard_trainer.config import parse_config
-from trainyard_trainer.data.token_samples import IGNORED, TokenSamples, encode
+from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.causal_lm_finetune import CausalLMFinetune, short_name
-from trainyard_trainer.recipes.hf_models import blocks_of, empty_model, load_tokenizer
+from trainyard_trainer.recipes.hugging_face import blocks_of, empty_model, load_tokenizer
 
 DATA = ROOT.parent / "shared" / "data"
 STORIES = DATA / "models/stories260K"

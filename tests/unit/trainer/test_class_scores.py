@@ -4,9 +4,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from trainyard_trainer.data.labels import class_names, read_labels
+from trainyard_trainer.data.rows import class_names, read_labels
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes.class_scores import Scores, class_sums
+from trainyard_trainer.recipes.classification import Scores, class_sums
 
 NAMES = ["World", "Sports", "Business"]
 

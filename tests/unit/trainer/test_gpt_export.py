@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.data.tokenizers import CharTokenizer
+from trainyard_trainer.models.gpt import GPT, GPTShape, write_gpt2
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_storage.checkpoints import file_sha256
 from trainyard_trainer.config import parse_config
-from trainyard_trainer.data.bpe_tokenizer import BPETokenizer, pieces
 from trainyard_trainer.data.sampling import global_batch
+from trainyard_trainer.data.tokenizers import BPETokenizer, pieces
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.gpt import BPEGPT, BPEGPTConfig
 

@@ -9,14 +9,14 @@ import pytest
 
 from tests import patience
 from tests.unit.trainer.hub_server import serving
-from trainyard_trainer.recipes.hub_upload import UploadError, upload_model
+from trainyard_trainer.recipes.hugging_face import UploadError, upload_model
 
 # A process of its own: the library reads HF_ENDPOINT when it is imported.
 PROGRAM = """
 import sys
 from pathlib import Path
 from trainyard_trainer.errors import UserError
-from trainyard_trainer.recipes.hub_upload import upload_model
+from trainyard_trainer.recipes.hugging_face import upload_model
 try:
     print(upload_model(Path(sys.argv[1]), "me/model", private=True))
 except UserError as error:

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_trainer.data.augmentation import Augmentation
-from trainyard_trainer.data.images import Images, decode_images
+from trainyard_trainer.data.images import Augmentation, Images, decode_images
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.models.normalisation import Normalisation
+from trainyard_trainer.models.resnet_export import Normalisation
 
 HEIGHT, WIDTH = 6, 10
 RNG = np.random.default_rng(0)

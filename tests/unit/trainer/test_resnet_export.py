@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainyard_trainer.models.normalisation import Normalisation
 from trainyard_trainer.models.resnet import ResNet, ResNetShape
-from trainyard_trainer.models.resnet_export import write_resnet
+from trainyard_trainer.models.resnet_export import Normalisation, write_resnet
 
 transformers = pytest.importorskip("transformers")
 

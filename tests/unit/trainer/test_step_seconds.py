@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainyard_trainer.reporting.throughput import Throughput
+from trainyard_trainer.reporting.timing import Throughput
 
 
 def test_step_seconds_leave_the_warm_up_out() -> None:

@@ -14,7 +14,7 @@ from tests.unit.trainer.ranks import RankServer
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.distributed.step_timer import StepTimer
 from trainyard_trainer.reporting.console import Console
-from trainyard_trainer.reporting.stragglers import Slowest, Stragglers, slowest
+from trainyard_trainer.reporting.timing import Slowest, Stragglers, slowest
 
 MakeJob = Callable[..., TrainerJob]
 SLOW = 0.05  # seconds; a step of these models takes less than a tenth of it

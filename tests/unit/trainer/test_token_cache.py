@@ -10,13 +10,13 @@ import pytest
 
 from tests import patience
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_trainer.data.token_cache import cache_dir, keep
+from trainyard_trainer.data.cache import cache_dir, keep
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from trainyard_trainer.data.token_cache import keep
+from trainyard_trainer.data.cache import keep
 
 def make():
     with open(sys.argv[1], "a") as file:

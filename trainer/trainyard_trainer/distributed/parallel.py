@@ -18,8 +18,7 @@ from torch import nn
 from trainyard_api.spec import Precision, Strategy
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
-from trainyard_trainer.distributed.step_timer import StepTimer
-from trainyard_trainer.distributed.waits import watch_ddp, watch_fsdp
+from trainyard_trainer.distributed.step_timer import StepTimer, watch_ddp, watch_fsdp
 from trainyard_trainer.errors import ConfigError
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

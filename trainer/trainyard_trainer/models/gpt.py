@@ -1,15 +1,18 @@
-"""GPT-2's architecture, with GPT-2's parameter names, so that exporting is a matter of copying.
+"""GPT-2's architecture with GPT-2's parameter names, and its export for Hugging Face.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. Shapes in comments:
 B sequences, T positions, V tokens in the vocabulary, C = n_embd channels, H heads.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainyard_storage.files import write_json
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,47 @@ class GPT(nn.Module):
             chosen = torch.multinomial(probabilities, 1, generator=generator)
             ids = torch.cat([ids, chosen.to(ids.device)], dim=1)
         return ids
+
+
+# transformers keeps these as Conv1D: the same matrix, transposed.
+_CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+def write_gpt2(
+    weights: dict[str, Tensor], shape: GPTShape, directory: Path, eos_id: int | None = None
+) -> None:
+    """Write model.safetensors, config.json and generation_config.json into `directory`.
+
+    `eos_id`: the token between texts, which both begins and ends one.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"transformer.{name}": (tensor.t() if name.endswith(_CONV1D) else tensor).contiguous()
+        for name, tensor in weights.items()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",  # the tanh approximation
+        "vocab_size": shape.vocab_size,
+        "n_positions": shape.block_size,
+        "n_ctx": shape.block_size,
+        "n_layer": shape.n_layer,
+        "n_head": shape.n_head,
+        "n_embd": shape.n_embd,
+        "n_inner": None,
+        "attn_pdrop": shape.dropout,
+        "embd_pdrop": shape.dropout,
+        "resid_pdrop": shape.dropout,
+        "layer_norm_epsilon": 1e-05,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        "dtype": "float32",
+    }
+    write_json(directory / "config.json", config)
+    generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
+    write_json(directory / "generation_config.json", generation)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.data.rows import load_rows
 from trainyard_trainer.data.sampling import Batch, Ids, Weights
-from trainyard_trainer.data.token_samples import IGNORED, TokenSamples, encode
+from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
-from trainyard_trainer.recipes.hf_models import (
+from trainyard_trainer.recipes.hugging_face import (
     blocks_of,
     check_tokenizer,
     continued,
@@ -30,8 +30,8 @@ from trainyard_trainer.recipes.hf_models import (
     load_pretrained,
     load_tokenizer,
     random_model,
+    upload_model,
 )
-from trainyard_trainer.recipes.hub_upload import upload_model
 from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard_trainer.data.char_tokenizer import CharTokenizer
-from trainyard_trainer.data.corpus import load_text
-from trainyard_trainer.data.windows import split
+from trainyard_trainer.data.corpus import load_text, split
+from trainyard_trainer.data.tokenizers import CharTokenizer
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.models.gpt import write_gpt2
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 

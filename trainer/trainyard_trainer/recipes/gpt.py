@@ -7,11 +7,10 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from trainyard_trainer.data.bpe_tokenizer import BPETokenizer
-from trainyard_trainer.data.token_corpus import inspect, load_tokens
-from trainyard_trainer.data.windows import split
+from trainyard_trainer.data.corpus import inspect, load_tokens, split
+from trainyard_trainer.data.tokenizers import BPETokenizer
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.models.gpt_export import write_gpt2
+from trainyard_trainer.models.gpt import write_gpt2
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 

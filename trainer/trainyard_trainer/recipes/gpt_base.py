@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data.corpus import Windows
 from trainyard_trainer.data.sampling import Batch
-from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.models.cross_entropy import cross_entropy
 from trainyard_trainer.models.gpt import GPT, GPTShape
 from trainyard_trainer.recipes.base import Recipe

@@ -8,15 +8,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.data.augmentation import Augmentation
-from trainyard_trainer.data.images import Images, Pixels, decode_images
-from trainyard_trainer.data.labels import listed
+from trainyard_trainer.data.images import Augmentation, Images, Pixels, decode_images
+from trainyard_trainer.data.rows import listed
 from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.models.normalisation import Normalisation
 from trainyard_trainer.models.resnet import GROUP_CHANNELS, ResNet, ResNetShape
-from trainyard_trainer.models.resnet_export import write_resnet
-from trainyard_trainer.recipes.classification_base import Classification, ClassificationConfig
+from trainyard_trainer.models.resnet_export import Normalisation, write_resnet
+from trainyard_trainer.recipes.classification import Classification, ClassificationConfig
 
 
 class ImageClassificationConfig(ClassificationConfig):

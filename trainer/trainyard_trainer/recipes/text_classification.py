@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.data.labels import Labels, listed
+from trainyard_trainer.data.rows import Labels, listed
 from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.data.texts import Texts
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes.classification_base import Classification, ClassificationConfig
-from trainyard_trainer.recipes.golden_classes import choose_texts, write_golden_classes
-from trainyard_trainer.recipes.hf_models import (
+from trainyard_trainer.recipes.classification import Classification, ClassificationConfig
+from trainyard_trainer.recipes.golden import choose_texts, write_golden_classes
+from trainyard_trainer.recipes.hugging_face import (
     check_tokenizer,
     load_config,
     load_pretrained,

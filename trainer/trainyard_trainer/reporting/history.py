@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainyard_storage.files import replace_text
-from trainyard_trainer.reporting.clock import since_start
+from trainyard_trainer.reporting.timing import since_start
 
 HISTORY_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"

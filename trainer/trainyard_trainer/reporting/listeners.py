@@ -11,7 +11,7 @@ from trainyard_trainer.reporting.console import Console
 from trainyard_trainer.reporting.history import History
 from trainyard_trainer.reporting.http_report import Reporter
 from trainyard_trainer.reporting.liveness import Position
-from trainyard_trainer.reporting.stragglers import Stragglers, slowest
+from trainyard_trainer.reporting.timing import Stragglers, slowest
 from trainyard_trainer.reporting.trackers.launcher import Forwarding
 
 

@@ -13,7 +13,7 @@ from trainyard_api.job import RUN_DIR_ENV
 from trainyard_storage.files import replacing
 
 if TYPE_CHECKING:
-    from trainyard_trainer.data.windows import Tokens
+    from trainyard_trainer.data.corpus import Tokens
 
 
 def cache_dir() -> Path:
