@@ -25,11 +25,11 @@ PROGRAM = """
 import json, os, sys
 os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # as the trainer's own start does
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.reporting.http_report import Reporter
+from trainyard_trainer.reporting.http_report import ReportServer
 from trainyard_trainer.worker import work
 
 job = TrainerJob.model_validate_json(sys.stdin.read())
-reporter = Reporter(job, 1)
+reporter = ReportServer(job, 1)
 observe = type(reporter.metrics.checkpoint_block).observe
 
 def told(histogram, seconds):

@@ -34,13 +34,13 @@ from tests.bench.reporting_overhead import (
 from tests.ports import free_port
 
 RESULT = "BENCH_RESULT"  # the variable that names the file for the child's figures
-HEARD = ("report", "record", "beat", "stepped", "timed", "worked", "evaluated")
+REPORTING = ("update", "alive", "step_done", "step_timed", "progress", "evaluated", "sampled")
 
 
 def train() -> None:
     """The child: train, and write how long reporting and the whole loop took."""
     from trainyard_trainer.loop import Loop
-    from trainyard_trainer.reporting.listeners import Listeners
+    from trainyard_trainer.reporting.reporter import RunReporter
 
     seconds = {"reporting": 0.0, "loop": 0.0}
     inside = False
@@ -62,9 +62,9 @@ def train() -> None:
         return call
 
     trains = threading.main_thread()
-    for name in HEARD:
-        setattr(Listeners, name, timed("reporting", getattr(Listeners, name)))
-    for name in ("_log", "_hear"):
+    for name in REPORTING:
+        setattr(RunReporter, name, timed("reporting", getattr(RunReporter, name)))
+    for name in ("_log", "_report_save"):
         setattr(Loop, name, timed("reporting", getattr(Loop, name)))
     Loop.run = timed("loop", Loop.run)  # type: ignore[method-assign]
     leave = os._exit

@@ -41,8 +41,8 @@ def trainer(run: str, ranks: int) -> TrainerMetrics:
         known.set(1)
     for known in (metrics.checkpoint_step, metrics.checkpoint_time, metrics.stalled_seconds):
         known.set(time.time())
-    metrics.evaluated({"eval_loss": 1.0, "accuracy": 0.5})
-    metrics.worked([0.1 + rank / 1e6 for rank in range(ranks)])
+    metrics.set_evaluation({"eval_loss": 1.0, "accuracy": 0.5})
+    metrics.set_rank_seconds([0.1 + rank / 1e6 for rank in range(ranks)])
     metrics.step_seconds.observe(0.1)
     metrics.productive_seconds.inc(0.1)
     metrics.tokens.inc(1000)

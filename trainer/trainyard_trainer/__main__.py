@@ -6,7 +6,7 @@ import sys
 from trainyard_trainer.errors import exit_with
 from trainyard_trainer.jobs import read_job
 from trainyard_trainer.recipes import check_recipe
-from trainyard_trainer.reporting.http_report import Reporter
+from trainyard_trainer.reporting.http_report import ReportServer
 
 
 def main() -> int:
@@ -15,20 +15,20 @@ def main() -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    reporter = None
+    server = None
     try:
         job = read_job(sys.argv[1:])
         check_recipe(job.recipe)
         if rank == 0:
             # Before torch is even imported: whoever asks, hears that the run is joining.
-            reporter = Reporter(job, world_size)
-            reporter.serve(job.report_port)
+            server = ReportServer(job, world_size)
+            server.serve(job.report_port)
         from trainyard_trainer.worker import work
 
-        work(job, reporter, rank)
+        work(job, server, rank)
     except (Exception, KeyboardInterrupt) as error:
-        if reporter:
-            reporter.update(phase="failed", message=str(error))
+        if server:
+            server.update(phase="failed", message=str(error))
         status = exit_with(error, rank)
         # Not sys.exit: a checkpoint thread may be waiting for ranks that will never answer.
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,41 +23,51 @@ from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, Stoppe
 from trainyard_trainer.evaluate import evaluate
 from trainyard_trainer.optim import learning_rate, set_learning_rate
 from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.reporting.listeners import Listeners
+from trainyard_trainer.reporting.reporter import Progress, RunReporter
 from trainyard_trainer.reporting.timing import Throughput, peak_memory_bytes, since_start
 
-RANKS_KEPT = 64  # of a larger run the metrics tell each rank's time, the history does not
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop trains with.
+
+    Attributes:
+        start: the optimizer step to begin after; 0 in a fresh run.
+        metrics: those of the checkpoint of step `start`.
+    """
+
+    job: TrainerJob
+    config: TrainConfig
+    recipe: Recipe
+    parallel: Parallel
+    optimizer: torch.optim.Optimizer
+    checkpointer: Checkpointer
+    exporter: Exporter
+    reporter: RunReporter
+    start: int
+    metrics: dict[str, float]
 
 
 class Loop:
-    """Trains `recipe` from step `start` to the last; every rank runs the same calls in order."""
+    """Trains from the first step to the last; every rank makes the same calls in the same order.
 
-    def __init__(
-        self,
-        job: TrainerJob,
-        config: TrainConfig,
-        recipe: Recipe,
-        parallel: Parallel,
-        optimizer: torch.optim.Optimizer,
-        checkpointer: Checkpointer,
-        exporter: Exporter,
-        listeners: Listeners,
-        start: int,
-        metrics: dict[str, float],
-    ) -> None:
-        """`metrics`: of the checkpoint of step `start`; later the newest logged or evaluated."""
-        self.job = job
-        self.config = config
-        self.recipe = recipe
-        self.parallel = parallel
-        self.group: Group = parallel.group
-        self.optimizer = optimizer
-        self.checkpointer = checkpointer
-        self.exporter = exporter
-        self.out = listeners
-        self.start = start
-        self.step = start  # optimizer steps done: also the position in the data
-        self.metrics = metrics
+    Attributes:
+        step: optimizer steps done; also the position in the data.
+        metrics: the newest logged and evaluated ones.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.job = job = training.job
+        self.config = config = training.config
+        self.recipe = recipe = training.recipe
+        self.parallel = training.parallel
+        self.group: Group = training.parallel.group
+        self.optimizer = training.optimizer
+        self.checkpointer = training.checkpointer
+        self.exporter = training.exporter
+        self.reporter = training.reporter
+        self.start = self.step = start = training.start
+        self.metrics = training.metrics
         shares = Shares(config, job.seed, len(recipe.train), recipe.weights, self.group, start)
         self.loader = Loader(recipe.train, shares)
         self.throughput = Throughput(
@@ -78,7 +89,7 @@ class Loop:
         Raises StoppedError when the ranks agreed to `stop`, the step saved.
         """
         config, last = self.config, self.config.max_steps
-        self.out.report(
+        self.reporter.update(
             phase="training", step=self.step, total_steps=last, batch_size=config.batch_size
         )
         if self.step == 0 and config.eval_on_start:
@@ -87,7 +98,7 @@ class Loop:
         while self.step < last:
             norm = self._train_step()
             if self.step == self.start + 1:
-                self.out.console.say(f"first step done after {since_start():.1f} s")
+                self.reporter.console.say(f"first step done after {since_start():.1f} s")
                 self.checkpointer.preload()
             done = self.step == last
             epoch = None
@@ -106,7 +117,7 @@ class Loop:
                 self._export()
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
-            self._hear(self.checkpointer.poll())
+            self._report_save(self.checkpointer.poll())
             if not done and stop.agreed(self.step):
                 self._stop_here()
         self._finish_saving()
@@ -124,7 +135,7 @@ class Loop:
                     loss = self.recipe.loss(parallel.model, batch)
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
-            self.out.beat()
+            self.reporter.alive()
         norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
         if parallel.scaler.finite(norm):
@@ -133,7 +144,7 @@ class Loop:
         self.step += 1
         self._unread += 1
         parallel.timer.end()
-        self.out.stepped(self.step)
+        self.reporter.step_done(self.step)
         return norm
 
     def _next_batch(self) -> tuple[Batch, float]:
@@ -162,93 +173,78 @@ class Loop:
         first = self.step - self._unread + 1
         for step, step_time in enumerate(times, first):
             self.throughput.add(step_time.seconds)
-            self.out.timed(step, step_time.seconds)
+            self.reporter.step_timed(step, step_time.seconds)
         self._losses.zero_()
         self._unread = 0
         self._window.extend(losses)
         for step, loss, norm in zip(itertools.count(first), losses, norms, strict=False):
             if not math.isfinite(loss):
-                self._stop_for(f"loss of step {step} is {loss}")
+                self._stop_non_finite(f"loss of step {step} is {loss}")
             if not math.isfinite(norm) and not self.parallel.scaler.enabled:
-                self._stop_for(f"gradient of step {step} is {norm}, its loss {loss:.4f}")
+                self._stop_non_finite(f"gradient of step {step} is {norm}, its loss {loss:.4f}")
         if self.parallel.scaler.exhausted:
-            self._stop_for(f"gradient of step {self.step} overflows fp16 at every loss scale")
+            self._stop_non_finite(
+                f"gradient of step {self.step} overflows fp16 at every loss scale"
+            )
 
-    def _stop_for(self, what: str) -> NoReturn:
-        """End the run: training on would be in vain. A save of an earlier step may still end."""
-        self._hear(self.checkpointer.wait())
+    def _stop_non_finite(self, what: str) -> NoReturn:
+        """End the run, because no later step can be right; let a save that is under way finish."""
+        self._report_save(self.checkpointer.wait())
         raise NonFiniteLossError(
             f"the {what}; lower config.learning_rate ({self.config.learning_rate:g}) or lengthen"
             " warmup_steps. Checkpoints of earlier steps are kept"
         )
 
     def _log(self, norm: torch.Tensor, eta: float) -> None:
-        """One line of progress, the report and the metrics."""
+        """Report the steps since the last line of progress; `eta` in seconds."""
         self._read_losses()
         steps = len(self._window)
         loss = sum(self._window) / steps
         samples_per_second, tokens_per_second = self.throughput.rates()
-        rate = learning_rate(self.config, self.step - 1)
+        samples = steps * self.config.batch_size
+        on_gpu = self.group.device.type == "cuda"
         # An evaluation says nothing of later steps; the untrained model's stays for comparison.
         base = {name: value for name, value in self.metrics.items() if name.startswith("base_")}
         self.metrics = {"loss": loss} | base
-        self.out.report(
-            loss=loss,
-            samples_per_second=samples_per_second,
-            tokens_per_second=tokens_per_second,
-            eta_seconds=round(eta),
-            step_seconds=self.throughput.step_seconds(),
-            peak_memory_bytes=peak_memory_bytes(self.group.device),
+        self.reporter.progress(
+            Progress(
+                step=self.step,
+                total_steps=self.config.max_steps,
+                steps=steps,
+                loss=loss,
+                learning_rate=learning_rate(self.config, self.step - 1),
+                grad_norm=float(norm),
+                samples=samples,
+                tokens=samples * self.recipe.tokens_per_sample,
+                samples_per_second=samples_per_second,
+                tokens_per_second=tokens_per_second,
+                eta_seconds=eta,
+                data_seconds=self._data_seconds,
+                peak_memory_bytes=peak_memory_bytes(self.group.device),
+                gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+                step_seconds=self.throughput.step_seconds(),
+                rank_seconds=(
+                    (self._work / steps).tolist() if self.parallel.measures_waiting else []
+                ),
+            )
         )
-        ranks = (self._work / steps).tolist() if self.parallel.knows_waits else []
-        self.out.record(
-            step=self.step,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=float(norm),
-            tokens_per_second=tokens_per_second,
-            samples_per_second=samples_per_second,
-            attempt=self.job.attempt,
-            time=time.time(),
-            **({"rank_step_seconds": ranks} if 0 < len(ranks) <= RANKS_KEPT else {}),
-        )
-        if ranks:
-            self.out.worked(ranks, steps)
-        speed = (samples_per_second, "samples")
-        if tokens_per_second:
-            speed = (tokens_per_second, "tokens")
-        self.out.console.step(self.step, self.config.max_steps, loss, rate, *speed, eta)
-        if self.out.reporter:
-            metrics = self.out.reporter.metrics
-            metrics.loss.set(loss)
-            metrics.learning_rate.set(rate)
-            metrics.grad_norm.set(float(norm))
-            metrics.samples_per_second.set(samples_per_second)
-            if tokens_per_second:
-                metrics.tokens_per_second.set(tokens_per_second)
-            samples = steps * self.config.batch_size
-            metrics.samples.inc(samples)
-            metrics.tokens.inc(samples * self.recipe.tokens_per_sample)
-            metrics.data_wait.inc(self._data_seconds)
-            if self.group.device.type == "cuda":
-                metrics.gpu_memory.set(torch.cuda.max_memory_allocated())
         self._window, self._data_seconds = [], 0.0
         self._work.zero_()
 
     def _evaluate(self, prefix: str = "") -> None:
         """Measure the model on the held-out samples; `prefix` marks the untrained one's metrics."""
-        self.out.report(phase="evaluating")
-        sums = evaluate(self.recipe, self.parallel, self.config, self.out.beat)
+        self.reporter.update(phase="evaluating")
+        sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.alive)
         results = self.recipe.summarise(sums)
         self.metrics |= {prefix + name: value for name, value in results.items()}
-        news = f"step {self.step}: {_shown(results)}"
+        line = f"step {self.step}: {_shown(results)}"
         base = {n: self.metrics[f"base_{n}"] for n in results if f"base_{n}" in self.metrics}
         if base and not prefix:
-            news += f" (before training: {_shown(base)})"
-        self.out.console.say(news)
+            line += f" (before training: {_shown(base)})"
+        self.reporter.console.say(line)
         if table := self.recipe.table(sums):
-            self.out.console.say(table)
-        self.out.evaluated(self.step, results, self.recipe.details(sums), self.job.attempt)
+            self.reporter.console.say(table)
+        self.reporter.evaluated(self.step, results, self.recipe.details(sums))
 
     def _keep_epoch(self, epoch: int) -> None:
         """Write the epoch's own file; before its checkpoint, from which it is never made again."""
@@ -258,34 +254,32 @@ class Loop:
         self._read_losses()
         run_dir, settings = Path(self.job.run_dir), self.config.model_dump(mode="json")
         try:
-            with self.out.doing("saving"):
+            with self.reporter.doing("saving"):
                 path = write_epoch_file(
                     run_dir, name, epoch, self.parallel, self.optimizer, self.metrics, settings
                 )
         except OSError as error:
-            self.out.console.warn(f"{name} not written: {error.strerror}; training goes on")
+            self.reporter.console.warn(f"{name} not written: {error.strerror}; training goes on")
             return
-        self.out.console.say(f"epoch {epoch} kept in {path}")
+        self.reporter.console.say(f"epoch {epoch} kept in {path}")
 
     @torch.no_grad()
     def _sample(self) -> None:
         """Something the model makes; every rank computes it, for FSDP needs them all."""
         self.parallel.module.eval()
-        with self.out.doing("sampling"):
+        with self.reporter.doing("sampling"):
             text = self.recipe.sample(self.parallel.module, self.step)
         self.parallel.module.train()
         if text is not None:
-            self.out.console.sample(self.step, text)
-            self.out.report(sample=text)
-            self.out.record(step=self.step, sample=text, attempt=self.job.attempt)
+            self.reporter.sampled(self.step, text)
 
     def _save(self) -> None:
         """Start a checkpoint of this step; training goes on while it is written."""
         self._read_losses()
         began = time.perf_counter()
-        with self.out.doing("saving"):  # the one before, perhaps to a slow disk
-            self._hear(self.checkpointer.wait())
-        with self.out.doing("checkpointing"):
+        with self.reporter.doing("saving"):  # the one before, perhaps to a slow disk
+            self._report_save(self.checkpointer.wait())
+        with self.reporter.doing("checkpointing"):
             self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
         self._saving = self.step
         self._blocked = time.perf_counter() - began
@@ -294,52 +288,45 @@ class Loop:
         """Publish the model of this step; a disk that is full costs a warning, not the run."""
         self._read_losses()
         # Both talk to the other ranks outside training, where only one of them can at a time.
-        with self.out.doing("saving"):
-            self._hear(self.checkpointer.wait())
+        with self.reporter.doing("saving"):
+            self._report_save(self.checkpointer.wait())
         try:
-            with self.out.doing("exporting"):
+            with self.reporter.doing("exporting"):
                 model = self.exporter.export(self.step, self.metrics)
         except CheckpointError as error:
-            self.out.console.warn(f"{error}; training goes on")
+            self.reporter.console.warn(f"{error}; training goes on")
             return
         if model:
-            self.out.console.say(f"model of step {model.step} exported")
+            self.reporter.console.say(f"model of step {model.step} exported")
 
     def _wait_for_copy(self) -> None:
         """Let a save that has just begun finish copying what the optimizer is about to change."""
         if self._blocked is None:
             return
         began = time.perf_counter()
-        with self.out.doing("copying"):
+        with self.reporter.doing("copying"):
             self.checkpointer.wait_copied()
         self._blocked += time.perf_counter() - began
-        if self.out.reporter:
-            self.out.reporter.metrics.checkpoint_block.observe(self._blocked)
+        self.reporter.checkpoint_blocked(self._blocked)
         self._blocked = None
 
-    def _hear(self, saved: Saved | None) -> None:
-        """Say how a save ended (rank 0)."""
+    def _report_save(self, saved: Saved | None) -> None:
+        """Report how a save ended (rank 0)."""
         if saved is None or not self.group.is_main:
             return
         if saved.ref is None:
-            self.out.console.warn(f"checkpoint not saved: {saved.error}; training goes on")
+            self.reporter.console.warn(f"checkpoint not saved: {saved.error}; training goes on")
             return
         self._saved = saved.step
-        self.out.console.say(f"checkpoint of step {saved.step} saved in {saved.seconds:.1f} s")
-        self.out.report(last_checkpoint=saved.ref)
-        if self.out.reporter:
-            self.out.reporter.metrics.checkpoint_write.observe(saved.seconds)
-        self.out.checkpointed(saved.step, saved.ref.time)
-        if self.out.history:
-            self.out.history.draw()
+        self.reporter.checkpoint_saved(saved.ref, saved.seconds)
 
     def _stop_here(self) -> NoReturn:
         """Save this step, unless it has just been saved, and end on every rank."""
-        self.out.report(phase="saving")
+        self.reporter.update(phase="saving")
         if self._saving != self.step:
             self._save()
         self._wait_for_copy()
-        self._hear(self.checkpointer.wait())
+        self._report_save(self.checkpointer.wait())
         self.group.gather(None)  # no rank goes before rank 0 has published
         kept = "which is saved" if self._saved == self.step else "which could not be saved"
         raise StoppedError(
@@ -349,9 +336,8 @@ class Loop:
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; unlike earlier ones it must succeed."""
-        self.out.report(phase="saving")
-        if self.out.history:
-            self.out.history.draw(last=True)
+        self.reporter.update(phase="saving")
+        self.reporter.draw(last=True)
         self._wait_for_copy()
         saved = self.checkpointer.wait()
 
@@ -360,7 +346,7 @@ class Loop:
                 raise CheckpointError(f"the last checkpoint could not be saved: {saved.error}")
 
         self.group.together(check)
-        self._hear(saved)
+        self._report_save(saved)
 
 
 def _due(step: int, every: int) -> bool:

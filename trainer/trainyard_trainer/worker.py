@@ -28,78 +28,82 @@ from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
 from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import StoppedError, explained, one_line
-from trainyard_trainer.loop import Loop
+from trainyard_trainer.loop import Loop, Training
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.reporting.console import Console
-from trainyard_trainer.reporting.history import History
-from trainyard_trainer.reporting.http_report import Reporter
-from trainyard_trainer.reporting.listeners import Listeners
-from trainyard_trainer.reporting.timing import Stragglers, peak_memory_bytes
-from trainyard_trainer.reporting.trackers.launcher import Forwarding, check_report_to
+from trainyard_trainer.reporting.http_report import ReportServer
+from trainyard_trainer.reporting.reporter import RunReporter
+from trainyard_trainer.reporting.timing import peak_memory_bytes
+from trainyard_trainer.reporting.trackers.launcher import check_report_to
 from trainyard_trainer.watchdog.board import Board
 from trainyard_trainer.watchdog.watch import watching
 
 
-def work(job: TrainerJob, reporter: Reporter | None, rank: int) -> None:
-    """Run this process's part of the job; `reporter` on rank 0 only.
+def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
+    """Run this process's part of the job; `server` on rank 0 only.
 
     Raises UserError for what a user can change; on every rank where the others would else wait.
     """
-    out = Listeners(Console(speaks=rank == 0), reporter, None)
+    reporter = RunReporter(job.attempt, Console(speaks=rank == 0), server)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
     if not config.compile:
         defer_dynamo()
-    group = _join(job, config, out, rank)
+    group = _join(job, config, reporter, rank)
     try:
-        with watching(group, config, out):
-            _train(job, config, group, out)
+        with watching(group, config, reporter):
+            _train(job, config, group, reporter)
     except BaseException as error:
-        out.ended("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
+        reporter.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
         raise
     leave()
-    out.ended("FINISHED")
+    reporter.end("FINISHED")
 
 
-def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -> None:
+def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunReporter) -> None:
     """Everything this rank does with the others."""
     fence, resume, recipe, config = _agree(job, config, group)
     group.together(lambda: check_report_to(config) if group.is_main else None)
-    out.console.say(f"data: {recipe.describe()}")
-    if out.reporter:
-        out.reporter.metrics.total_steps.set(config.max_steps)
+    reporter.console.say(f"data: {recipe.describe()}")
 
     torch.manual_seed(job.seed)  # the same weights on every rank
     module = group.together(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     some = f", {trained:,} of them trained" if trained < count else ""
-    out.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
+    reporter.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
     files = state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
-    start = _go_on(resume, files, job, out.console) if resume else 0
+    start = _go_on(resume, files, job, reporter.console) if resume else 0
     settings = config.model_dump(mode="json")
     hosts = group.gather(socket.gethostname())
     if group.is_main:
-        came_from = start if resume else None
         device = {"world_size": group.world_size, "device": group.device.type}
         about = device | _spec(job) | {"config": settings}
-        out.history = History(Path(job.run_dir), job.run, came_from, job.attempt, about)
-        out.forwarding = Forwarding(Path(job.run_dir), config, out.console)
-        out.stragglers = Stragglers(hosts, out.console)
-        out.report(resumed_from_step=came_from)
+        reporter.open_history(job, config, hosts, start if resume else None, about)
         if resume:
-            out.checkpointed(start, resume.manifest.created)
+            reporter.newest_checkpoint(start, resume.manifest.created)
 
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header, resume)
     metrics = resume.manifest.metrics if resume else {}
     exporter = Exporter(job, recipe, parallel, fence, settings)
     loop = Loop(
-        job, config, recipe, parallel, optimizer, checkpointer, exporter, out, start, metrics
+        Training(
+            job=job,
+            config=config,
+            recipe=recipe,
+            parallel=parallel,
+            optimizer=optimizer,
+            checkpointer=checkpointer,
+            exporter=exporter,
+            reporter=reporter,
+            start=start,
+            metrics=metrics,
+        )
     )
     with Stop(group, start) as stop:
         try:
@@ -107,18 +111,19 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, out: Listeners) -
         except Exception as error:
             raise explained(error, loop.step, stop.asked) from error
 
-    out.report(phase="exporting")
+    reporter.update(phase="exporting")
     model = exporter.export(loop.step, loop.metrics)
     if model:
         directory = Path(job.run_dir) / model.path
-        out.console.say(f"model exported to {directory}")
-        with out.doing("uploading"):
-            _upload(recipe, directory, out.console)
-    if out.history:
-        out.history.finish_drawing()
+        reporter.console.say(f"model exported to {directory}")
+        with reporter.doing("uploading"):
+            _upload(recipe, directory, reporter.console)
+    reporter.finish_drawing()
     checkpointer.close()
     peak = max(group.gather(peak_memory_bytes(group.device)))
-    out.report(phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak)
+    reporter.update(
+        phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak
+    )
     group.together(lambda: None)  # nobody leaves while another still needs the group
 
 
@@ -133,18 +138,16 @@ def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
         console.say(said)
 
 
-def _join(job: TrainerJob, config: TrainConfig, out: Listeners, rank: int) -> Group:
+def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int) -> Group:
     """Meet the other ranks, saying whom this one waits for."""
 
     def waiting(text: str) -> None:
         print(f"rank {rank}: {text}", flush=True)
-        out.report(message=text)
+        reporter.update(message=text)
 
     group = join(pick_device(job.require_gpu), waiting, Board.prepare)
-    out.report(phase="loading", ranks_joined=group.world_size, message="")
-    if out.reporter:
-        out.reporter.metrics.world_size.set(group.world_size)
-    out.console.say(
+    reporter.update(phase="loading", ranks_joined=group.world_size, message="")
+    reporter.console.say(
         f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
         f" {job.strategy}, {job.precision}, {group.device.type}"
     )

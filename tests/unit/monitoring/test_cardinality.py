@@ -31,10 +31,10 @@ def trainer() -> TrainerMetrics:
 
 def test_of_many_ranks_the_slowest_are_told() -> None:
     subject = trainer()
-    subject.worked([float(rank) for rank in range(MANY)])
+    subject.set_rank_seconds([float(rank) for rank in range(MANY)])
     told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
     assert told == {str(rank) for rank in range(MANY - 256, MANY)}
-    subject.worked([float(-rank) for rank in range(MANY)])
+    subject.set_rank_seconds([float(-rank) for rank in range(MANY)])
     told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
     assert told == {str(rank) for rank in range(256)}, "those of the line before have gone"
 
@@ -42,7 +42,7 @@ def test_of_many_ranks_the_slowest_are_told() -> None:
 def test_of_many_evaluations_the_first_are_told_and_go_on() -> None:
     subject = trainer()
     for score in (0.1, 0.2):
-        subject.evaluated({f"m{number}": score for number in range(100)})
+        subject.set_evaluation({f"m{number}": score for number in range(100)})
     assert len(values(subject.text(), metrics.EVALUATION, "metric")) == 32
     assert b'trainyard_evaluation{metric="m0",run="r"} 0.2' in subject.text()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from trainyard_trainer.reporting.trackers import launcher as forwarding
+from trainyard_trainer.reporting.trackers import launcher
 
 START = """
 import os, sys
@@ -20,23 +20,23 @@ from trainyard_trainer.reporting.trackers import main
 sys.exit(main())
 """
 
-_init = forwarding.Forwarding.__init__
-_finish = forwarding.Forwarding.finish
+_init = launcher.TrackerProcesses.__init__
+_finish = launcher.TrackerProcesses.finish
 
 
 def command(run_dir: Path, name: str) -> list[str]:
     return [sys.executable, "-c", START, str(run_dir), name]
 
 
-def init(self: forwarding.Forwarding, *arguments: Any) -> None:
-    with mock.patch.object(forwarding, "_command", command):
+def init(self: launcher.TrackerProcesses, *arguments: Any) -> None:
+    with mock.patch.object(launcher, "_command", command):
         _init(self, *arguments)
 
 
-def finish(self: forwarding.Forwarding) -> None:
-    forwarding.DRAIN_TIMEOUT = float(os.environ.get("IMPATIENT", forwarding.DRAIN_TIMEOUT))
+def finish(self: launcher.TrackerProcesses) -> None:
+    launcher.DRAIN_TIMEOUT = float(os.environ.get("IMPATIENT", launcher.DRAIN_TIMEOUT))
     _finish(self)
 
 
-forwarding.Forwarding.__init__ = init  # type: ignore[assignment, method-assign]
-forwarding.Forwarding.finish = finish  # type: ignore[method-assign]
+launcher.TrackerProcesses.__init__ = init  # type: ignore[assignment, method-assign]
+launcher.TrackerProcesses.finish = finish  # type: ignore[method-assign]

@@ -46,7 +46,7 @@ def start(request: dict[str, Any]) -> int:
         if not request["picture"]:
             History.draw = lambda *_, **__: None  # type: ignore[method-assign]
         if "SLOW_RANK" not in request["env"]:  # on a starved machine any rank may be a straggler
-            Stragglers.judge = lambda *_, **__: None  # type: ignore[method-assign]
+            Stragglers.update = lambda *_, **__: None  # type: ignore[method-assign]
         sys.argv[1:] = request["argv"]
         status = main()
     except SystemExit as end:

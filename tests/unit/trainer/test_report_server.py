@@ -8,12 +8,12 @@ import pytest
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
-from trainyard_trainer.reporting.http_report import MAX_RESULT_BYTES, Reporter, result_bytes
+from trainyard_trainer.reporting.http_report import MAX_RESULT_BYTES, ReportServer, result_bytes
 
 
-def reporter(port: int = 0) -> Reporter:
+def reporter(port: int = 0) -> ReportServer:
     job = TrainerJob(run="r", recipe="char-gpt", run_dir="/x", report_port=port, attempt=3)
-    return Reporter(job, world_size=4)
+    return ReportServer(job, world_size=4)
 
 
 def test_joining_before_anything_else() -> None:

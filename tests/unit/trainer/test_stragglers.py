@@ -88,10 +88,10 @@ def test_one_slow_line_is_no_straggler_and_nothing_is_said_twice(
     stragglers = Stragglers(["a", "b"], Console(speaks=True))
     even, slow = Slowest(0, 1.1, 1.0), Slowest(1, 2.0, 1.0)
     for found in (slow, slow, even, slow, slow):
-        stragglers.judge(found, steps=10)
+        stragglers.update(found, steps=10)
     assert capsys.readouterr() == ("", "")
     for found in (slow, slow, slow, even, even, slow, even):
-        stragglers.judge(found, steps=10)
+        stragglers.update(found, steps=10)
     out, err = capsys.readouterr()
     assert err == (
         "warning: rank 1 (b) is the straggler: its own work takes 2 s of a step,"
@@ -99,12 +99,12 @@ def test_one_slow_line_is_no_straggler_and_nothing_is_said_twice(
     )
     assert out == ""
     for _ in range(4):
-        stragglers.judge(even, steps=10)
+        stragglers.update(even, steps=10)
     assert capsys.readouterr() == ("rank 1 is as fast as the others again\n", "")
 
 
 def test_what_costs_next_to_nothing_is_no_news(capsys: pytest.CaptureFixture[str]) -> None:
     stragglers = Stragglers(["a", "b"], Console(speaks=True))
     for _ in range(100):
-        stragglers.judge(Slowest(1, 0.02, 0.01), steps=1)
+        stragglers.update(Slowest(1, 0.02, 0.01), steps=1)
     assert capsys.readouterr() == ("", "")

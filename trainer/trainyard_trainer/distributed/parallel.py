@@ -70,7 +70,7 @@ class Parallel:
         module: the bare model, for evaluation, checkpoints and export.
         model: what training calls; the same module, or DDP around it.
         timer: times the steps; the waiting for other ranks is told to it here.
-        knows_waits: whether that waiting can be told from the rank's own work.
+        measures_waiting: whether that waiting can be told from the rank's own work.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Parallel:
         self.dtype = COMPUTE_DTYPE[precision]
         self.scaler = LossScaler(enabled=precision == "fp16")
         self.timer = StepTimer(group.device)
-        self.knows_waits = True
+        self.measures_waiting = True
         # Training mode: transformers hands pretrained models out without their dropout.
         self.module = module.to(group.device).train()
         self.model: nn.Module = self.module
@@ -103,7 +103,7 @@ class Parallel:
             self.module.compile()
         if strategy == "fsdp":
             self._shard(blocks, free_early=config.sharding_strategy == "FULL_SHARD")
-            self.knows_waits = watch_fsdp(self.module, self.timer)
+            self.measures_waiting = watch_fsdp(self.module, self.timer)
         elif group.world_size > 1:
             self.model = nn.parallel.DistributedDataParallel(
                 self.module,

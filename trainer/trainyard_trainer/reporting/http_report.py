@@ -15,7 +15,7 @@ from trainyard_trainer.reporting.metrics import TrainerMetrics
 MAX_RESULT_BYTES = 4096  # what Kubernetes keeps of a termination message
 
 
-class Reporter:
+class ReportServer:
     """Holds the newest state of the run and serves it.
 
     The state is replaced as a whole, so a reader sees one moment of it and no lock is needed.
@@ -45,7 +45,7 @@ class Reporter:
         # In a pod the operator and Prometheus ask from outside; elsewhere only this machine may.
         host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
         try:
-            server = ThreadingHTTPServer((host, port), _handler(self))
+            http_server = ThreadingHTTPServer((host, port), _handler(self))
         except OSError as error:
             print(
                 f"warning: port {port}: {error.strerror}; training goes on without /progress and"
@@ -54,9 +54,9 @@ class Reporter:
                 flush=True,
             )
             return
-        server.daemon_threads = True
-        self._server = server
-        threading.Thread(target=server.serve_forever, name="report", daemon=True).start()
+        http_server.daemon_threads = True
+        self._server = http_server
+        threading.Thread(target=http_server.serve_forever, name="report", daemon=True).start()
 
     def close(self) -> None:
         """Stop answering."""
@@ -91,17 +91,17 @@ def result_bytes(report: ProgressReport) -> bytes:
     return text
 
 
-def _handler(reporter: Reporter) -> type[BaseHTTPRequestHandler]:
+def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # a client that says nothing must not hold its thread for ever
 
         def do_GET(self) -> None:
             if self.path == "/progress":
-                text = reporter.report().model_dump_json(by_alias=True, exclude_none=True)
+                text = server.report().model_dump_json(by_alias=True, exclude_none=True)
                 self._answer(200, text.encode(), "application/json")
             elif self.path == "/metrics":
                 content_type = "text/plain; version=0.0.4; charset=utf-8"
-                self._answer(200, reporter.metrics.text(), content_type)
+                self._answer(200, server.metrics.text(), content_type)
             else:
                 self._answer(404, b"try /progress or /metrics\n", "text/plain")
 

@@ -1,4 +1,4 @@
-"""Where this rank is: what it does, its step, and how long it may do so without progress."""
+"""What this rank is doing, its step, and how long it may go on without progress."""
 
 import contextlib
 import time
@@ -20,8 +20,8 @@ SLACK = 5.0
 _FORGET = 0.05  # of the longest wait, with each shorter one
 
 
-class Position:
-    """Written by the thread that trains, read by the one that watches.
+class Liveness:
+    """Written by the training thread, read by the watchdog.
 
     Attributes:
         phase: what the rank does, in the words of the progress report and some more.

@@ -1,6 +1,7 @@
 """Prometheus metrics of a run, built from the names in trainyard_api.metrics."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,13 +17,16 @@ from trainyard_api import metrics as names
 from trainyard_api.job import TrainerJob
 from trainyard_api.metrics import Metric
 
+if TYPE_CHECKING:
+    from trainyard_trainer.reporting.reporter import Progress
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
 _STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Known:
-    """A gauge that is absent until it is known."""
+class OptionalGauge:
+    """A gauge without a series until it has a value."""
 
     def __init__(self, gauge: Gauge, run: str) -> None:
         self._gauge = gauge
@@ -41,15 +45,15 @@ class TrainerMetrics:
         ProcessCollector(registry=self._registry)
         about = (job.run, job.recipe, job.strategy, job.precision)
         self._gauge(names.RUN_INFO).labels(*about).set(1)
-        self._known(names.ATTEMPT).set(job.attempt)
-        self.step = self._known(names.STEP)
-        self.total_steps = self._known(names.TOTAL_STEPS)
-        self.loss = self._known(names.LOSS)
-        self.eval_loss = self._known(names.EVAL_LOSS)
+        self._optional(names.ATTEMPT).set(job.attempt)
+        self.step = self._optional(names.STEP)
+        self.total_steps = self._optional(names.TOTAL_STEPS)
+        self.loss = self._optional(names.LOSS)
+        self.eval_loss = self._optional(names.EVAL_LOSS)
         self._evaluation = self._gauge(names.EVALUATION)
         self._evaluated: set[str] = set()
-        self.learning_rate = self._known(names.LEARNING_RATE)
-        self.grad_norm = self._known(names.GRAD_NORM)
+        self.learning_rate = self._optional(names.LEARNING_RATE)
+        self.grad_norm = self._optional(names.GRAD_NORM)
         self.step_seconds = self._histogram(names.STEP_SECONDS).labels(job.run)
         self._rank_step_seconds = self._gauge(names.RANK_STEP_SECONDS)
         self.productive_seconds = self._counter(names.PRODUCTIVE_SECONDS)
@@ -57,18 +61,18 @@ class TrainerMetrics:
         self.data_wait = self._counter(names.DATA_WAIT_SECONDS)
         self.tokens = self._counter(names.TOKENS)
         self.samples = self._counter(names.SAMPLES)
-        self.tokens_per_second = self._known(names.TOKENS_PER_SECOND)
-        self.samples_per_second = self._known(names.SAMPLES_PER_SECOND)
+        self.tokens_per_second = self._optional(names.TOKENS_PER_SECOND)
+        self.samples_per_second = self._optional(names.SAMPLES_PER_SECOND)
         checkpoint = self._histogram(names.CHECKPOINT_SECONDS)
         self.checkpoint_block = checkpoint.labels(job.run, "block")
         self.checkpoint_write = checkpoint.labels(job.run, "write")
-        self.checkpoint_step = self._known(names.CHECKPOINT_STEP)
-        self.checkpoint_time = self._known(names.CHECKPOINT_TIME)
-        self.gpu_memory = self._known(names.GPU_MEMORY_BYTES)
-        self.world_size = self._known(names.WORLD_SIZE)
-        self.stalled_seconds = self._known(names.STALLED_SECONDS)
+        self.checkpoint_step = self._optional(names.CHECKPOINT_STEP)
+        self.checkpoint_time = self._optional(names.CHECKPOINT_TIME)
+        self.gpu_memory = self._optional(names.GPU_MEMORY_BYTES)
+        self.world_size = self._optional(names.WORLD_SIZE)
+        self.stalled_seconds = self._optional(names.STALLED_SECONDS)
 
-    def evaluated(self, results: dict[str, float]) -> None:
+    def set_evaluation(self, results: dict[str, float]) -> None:
         """Set the metrics of an evaluation; a recipe has a handful of them."""
         if "eval_loss" in results:
             self.eval_loss.set(results["eval_loss"])
@@ -77,7 +81,7 @@ class TrainerMetrics:
                 self._evaluated.add(name)
                 self._evaluation.labels(self._run, name).set(value)
 
-    def worked(self, seconds: Sequence[float]) -> None:
+    def set_rank_seconds(self, seconds: Sequence[float]) -> None:
         """Set each rank's own seconds in a step; of a large group only the slowest ranks'."""
         most = names.RANK_STEP_SECONDS.labels[1].at_most
         ranks = range(len(seconds))
@@ -89,6 +93,20 @@ class TrainerMetrics:
         for rank in ranks_kept:
             self._rank_step_seconds.labels(self._run, str(rank)).set(seconds[rank])
 
+    def progress(self, now: "Progress") -> None:
+        """Set what a line of progress says."""
+        self.loss.set(now.loss)
+        self.learning_rate.set(now.learning_rate)
+        self.grad_norm.set(now.grad_norm)
+        self.samples_per_second.set(now.samples_per_second)
+        if now.tokens_per_second:
+            self.tokens_per_second.set(now.tokens_per_second)
+        self.samples.inc(now.samples)
+        self.tokens.inc(now.tokens)
+        self.data_wait.inc(now.data_seconds)
+        if now.gpu_memory_bytes is not None:
+            self.gpu_memory.set(now.gpu_memory_bytes)
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
@@ -96,8 +114,8 @@ class TrainerMetrics:
     def _gauge(self, metric: Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
 
-    def _known(self, metric: Metric) -> Known:
-        return Known(self._gauge(metric), self._run)
+    def _optional(self, metric: Metric) -> OptionalGauge:
+        return OptionalGauge(self._gauge(metric), self._run)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry).labels(

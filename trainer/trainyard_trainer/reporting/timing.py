@@ -114,13 +114,13 @@ class Stragglers:
         self._lost = 0.0
         self._named: int | None = None
 
-    def judge(self, found: Slowest, steps: int) -> None:
-        """Hear of another `steps`; say who is the straggler for long enough, or no longer is."""
-        suspect = found.rank if found.factor >= CLEAR_FACTOR else None
+    def update(self, rank: Slowest, steps: int) -> None:
+        """Add another `steps`; say which rank has been a straggler for long, or no longer is."""
+        suspect = rank.rank if rank.factor >= CLEAR_FACTOR else None
         if suspect != self._suspect:
             self._suspect, self._times, self._lost = suspect, 0, 0.0
         self._times += 1
-        self._lost += steps * (found.seconds - found.others)
+        self._lost += steps * (rank.seconds - rank.others)
         enough = suspect is None or self._lost >= LOST_SECONDS
         if self._times < LINES_IN_A_ROW or not enough or suspect == self._named:
             return
@@ -129,6 +129,6 @@ class Stragglers:
         else:
             self._console.warn(
                 f"rank {suspect} ({self.hosts[suspect]}) is the straggler: its own work takes"
-                f" {found.seconds:.3g} s of a step, {found.factor:.1f}x the others' median"
+                f" {rank.seconds:.3g} s of a step, {rank.factor:.1f}x the others' median"
             )
         self._named = suspect

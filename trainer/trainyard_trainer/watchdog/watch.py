@@ -16,7 +16,7 @@ from typing import Any
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import HangError, one_line, write_last_words
-from trainyard_trainer.reporting.listeners import Listeners
+from trainyard_trainer.reporting.reporter import RunReporter
 from trainyard_trainer.watchdog.board import Board, open_board
 from trainyard_trainer.watchdog.hangs import Beat, Hang, Seen, find_hang, is_lost, silence
 from trainyard_trainer.watchdog.processes import State, kill_stopped_sibling, place, state_of
@@ -28,12 +28,12 @@ LEAVE_SECONDS = 5.0
 
 
 def watching(
-    group: Group, config: TrainConfig, out: Listeners
+    group: Group, config: TrainConfig, reporter: RunReporter
 ) -> contextlib.AbstractContextManager[Any]:
     """Watch this rank and the others, until it ends."""
     if config.hang_timeout_seconds == 0:
         return contextlib.nullcontext()
-    return Watch(open_board(group), group, config, out)
+    return Watch(open_board(group), group, config, reporter)
 
 
 class Watch:
@@ -43,11 +43,13 @@ class Watch:
     the whole machine, or of this process, isn't held against the others.
     """
 
-    def __init__(self, board: Board, group: Group, config: TrainConfig, out: Listeners) -> None:
+    def __init__(
+        self, board: Board, group: Group, config: TrainConfig, reporter: RunReporter
+    ) -> None:
         self.board = board
         self.rank = group.rank
         self.timeout = config.hang_timeout_seconds
-        self.out = out
+        self.reporter = reporter
         self.interval = min(MAX_INTERVAL, self.timeout / BEATS_PER_TIMEOUT)
         self._seen = [Seen(Beat(rank)) for rank in range(group.world_size if group.is_main else 1)]
         self._own = Seen(Beat(group.rank))
@@ -73,18 +75,18 @@ class Watch:
         self._ending.acquire()  # for ever: from here on nobody else ends this process
 
     def _beat(self, count: int) -> Beat:
-        position = self.out.position
+        liveness = self.reporter.liveness
         return Beat(
             rank=self.rank,
             count=count,
             host=socket.gethostname(),
             place=place(),
             pid=os.getpid(),
-            phase=position.phase,
-            step=position.step,
-            ticks=position.ticks,
-            doing=str(position),
-            limit=position.limit(self.timeout, is_compiling()),
+            phase=liveness.phase,
+            step=liveness.step,
+            ticks=liveness.ticks,
+            doing=str(liveness),
+            limit=liveness.limit(self.timeout, is_compiling()),
             stack=main_stack(),
             left=self._left,
         )
@@ -116,9 +118,7 @@ class Watch:
 
     def _judge(self) -> Hang | None:
         if self.rank == 0:
-            if self.out.reporter:
-                stalled = max(seen.stalled for seen in self._seen)
-                self.out.reporter.metrics.stalled_seconds.set(stalled)
+            self.reporter.stalled(max(seen.stalled for seen in self._seen))
             return find_hang(self._seen, self.timeout, 3 * self.interval, _look)
         main = self._seen[0]
         if main.beat.left or not is_lost(main, self.timeout, _look, [main, self._own]):
@@ -128,15 +128,15 @@ class Watch:
     def _guard(self) -> None:
         """Find out that the store doesn't answer: it may be rank 0's process that serves it."""
         clock = _Clock(self.interval)
-        main, position = self._seen[0], self.out.position
+        main, liveness = self._seen[0], self.reporter.liveness
         looks, silent = 0, 0.0
         ticks, stalled = 0, 0.0
         while not self._leaving.wait(self.interval):
             seconds = clock.passed()
             silent = silent + seconds if self._looks == looks else 0.0
-            stalled = stalled + seconds if position.ticks == ticks else 0.0
-            looks, ticks = self._looks, position.ticks
-            if silent <= self.timeout or stalled <= position.limit(self.timeout, is_compiling()):
+            stalled = stalled + seconds if liveness.ticks == ticks else 0.0
+            looks, ticks = self._looks, liveness.ticks
+            if silent <= self.timeout or stalled <= liveness.limit(self.timeout, is_compiling()):
                 continue
             if _look(main.beat) not in ("stopped", "unknown"):
                 continue
@@ -156,11 +156,11 @@ class Watch:
             if speaks:
                 who = "" if self.rank == 0 else f"rank {self.rank}: "
                 print(f"{who}{one_line(error)}\n{hang.stacks}", file=sys.stderr, flush=True)
-                self.out.report(phase="failed", message=str(error))
+                self.reporter.update(phase="failed", message=str(error))
                 with contextlib.suppress(RuntimeError):
                     threading.Thread(target=self.board.pronounce, args=(hang,), daemon=True).start()
                 time.sleep(2 * self.interval)  # the others leave without a word of their own
-            self.out.ended("FAILED")
+            self.reporter.end("FAILED")
             for pid, where in hang.silent:
                 kill_stopped_sibling(pid, where)
             os._exit(error.exit_code)

@@ -1,4 +1,4 @@
-"""Starts what passes metrics.jsonl on to MLflow and TensorBoard, and sees it off at the end.
+"""Starts the processes that send metrics.jsonl to MLflow and TensorBoard, and ends them.
 
 Each is a process of its own, so that no step ever waits for a server, a socket or the GIL.
 """
@@ -33,7 +33,7 @@ def check_report_to(config: TrainConfig) -> None:
         )
 
 
-class Forwarding:
+class TrackerProcesses:
     """The processes that follow this attempt's metrics.jsonl (rank 0)."""
 
     def __init__(self, run_dir: Path, config: TrainConfig, console: Console) -> None:

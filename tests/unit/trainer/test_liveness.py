@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from trainyard_trainer.reporting.liveness import FIRST_SECONDS, LONG_SECONDS, Position
+from trainyard_trainer.reporting.liveness import FIRST_SECONDS, LONG_SECONDS, Liveness
 
 
 @pytest.fixture
@@ -15,14 +15,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def steps(position: Position, clock: list[float], *seconds: float) -> None:
+def steps(position: Liveness, clock: list[float], *seconds: float) -> None:
     for wait in seconds:
         clock[0] += wait
         position.tick()
 
 
 def test_the_first_step_takes_longer(clock: list[float]) -> None:
-    position = Position()
+    position = Liveness()
     position.enter("training")
     assert position.limit(20, compiling=False) == FIRST_SECONDS
     steps(position, clock, 90, 0.5)
@@ -31,7 +31,7 @@ def test_the_first_step_takes_longer(clock: list[float]) -> None:
 
 
 def test_slow_steps_are_waited_for(clock: list[float]) -> None:
-    position = Position()
+    position = Liveness()
     position.enter("training")
     steps(position, clock, 60)
     assert position.limit(20, compiling=False) == 300  # all that is known: the first took 60 s
@@ -44,7 +44,7 @@ def test_slow_steps_are_waited_for(clock: list[float]) -> None:
 
 
 def test_what_may_take_long_and_what_is_done_beside(clock: list[float]) -> None:
-    position = Position()
+    position = Liveness()
     assert (str(position), position.limit(20, compiling=False)) == ("loading", LONG_SECONDS)
     position.step = 8
     position.enter("training")
@@ -61,4 +61,4 @@ def test_what_may_take_long_and_what_is_done_beside(clock: list[float]) -> None:
 
 
 def test_never_less_than_what_was_asked_for() -> None:
-    assert Position().limit(7200, compiling=False) == 7200
+    assert Liveness().limit(7200, compiling=False) == 7200

@@ -1,0 +1,245 @@
+"""RunReporter: everything this rank says about its training, to whom and where."""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from trainyard_api.job import TrainerJob
+from trainyard_api.progress import SlowestRank
+from trainyard_api.status import CheckpointRef, StepSeconds
+from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.reporting.console import Console
+from trainyard_trainer.reporting.history import History
+from trainyard_trainer.reporting.http_report import ReportServer
+from trainyard_trainer.reporting.liveness import Liveness
+from trainyard_trainer.reporting.timing import Stragglers, slowest
+from trainyard_trainer.reporting.trackers.launcher import TrackerProcesses
+
+RANKS_KEPT = 64  # of a larger run the metrics hold each rank's time, the history does not
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a line of progress says about the steps since the previous one.
+
+    Attributes:
+        step: optimizer steps done; `total_steps` of the whole run.
+        steps: steps since the previous line.
+        loss: mean over these steps and all ranks.
+        samples, tokens: trained on in these steps, all ranks.
+        samples_per_second, tokens_per_second: all ranks; tokens None where there are none.
+        data_seconds: how long this rank's steps waited for data.
+        step_seconds: statistics over this attempt's steps.
+        rank_seconds: each rank's own work per step; empty where it can't be measured.
+        gpu_memory_bytes: peak allocated on this rank's GPU.
+    """
+
+    step: int
+    total_steps: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    samples: float
+    tokens: float
+    samples_per_second: float
+    tokens_per_second: float | None
+    eta_seconds: float
+    data_seconds: float
+    peak_memory_bytes: int
+    gpu_memory_bytes: int | None
+    step_seconds: StepSeconds | None
+    rank_seconds: list[float] = field(default_factory=list)
+
+
+class RunReporter:
+    """Tells the console, the HTTP report, the metrics, the history and the trackers.
+
+    Which of them exist depends on the rank and on how far it has come; callers need not know.
+
+    Attributes:
+        liveness: what this rank is doing; read by the watchdog.
+    """
+
+    def __init__(self, attempt: int, console: Console, server: ReportServer | None) -> None:
+        """`server` on rank 0 only."""
+        self.console = console
+        self.liveness = Liveness()
+        self._attempt = attempt
+        self._server = server
+        self._history: History | None = None
+        self._stragglers: Stragglers | None = None
+        self._trackers: TrackerProcesses | None = None
+        self._evaluating_since = 0.0
+
+    def open_history(
+        self,
+        job: TrainerJob,
+        config: TrainConfig,
+        hosts: list[str],
+        resumed_from: int | None,
+        settings: dict[str, Any],
+    ) -> None:
+        """Start metrics.jsonl, its trackers and the comparison of the ranks (rank 0).
+
+        `hosts`: each rank's; `settings`: kept with the attempt's first record.
+        """
+        run_dir = Path(job.run_dir)
+        self._history = History(run_dir, job.run, resumed_from, job.attempt, settings)
+        self._trackers = TrackerProcesses(run_dir, config, self.console)
+        self._stragglers = Stragglers(hosts, self.console)
+        self.update(resumed_from_step=resumed_from)
+
+    def update(self, **values: Any) -> None:
+        """Set fields of the ProgressReport that /progress serves."""
+        self.liveness.step = values.get("step", self.liveness.step)
+        if "phase" in values:
+            self.liveness.enter(values["phase"])
+            if values["phase"] == "evaluating":
+                self._evaluating_since = time.perf_counter()
+        if self._server:
+            self._server.update(**values)
+            metrics = self._server.metrics
+            if "total_steps" in values:
+                metrics.total_steps.set(values["total_steps"])
+            if "ranks_joined" in values:
+                metrics.world_size.set(values["ranks_joined"])
+
+    def alive(self) -> None:
+        """Part of a step or of an evaluation is done: the rank doesn't hang."""
+        self.liveness.tick()
+
+    def doing(self, activity: str) -> AbstractContextManager[None]:
+        """What this rank does for a while, in more detail than the report's phases."""
+        return self.liveness.doing(activity)
+
+    def step_done(self, step: int) -> None:
+        """An optimizer step is done."""
+        self.liveness.step = step
+        self.liveness.tick()
+        if self._server:
+            self._server.update(step=step)
+            self._server.metrics.step.set(step)
+
+    def step_timed(self, step: int, seconds: float) -> None:
+        """How long an optimizer step took; known some steps later."""
+        if self._server:
+            self._server.metrics.step_seconds.observe(seconds)
+            # Repeating a step that an earlier attempt has done is not progress.
+            if self._history is None or step > self._history.furthest:
+                self._server.metrics.productive_seconds.inc(seconds)
+
+    def stalled(self, seconds: float) -> None:
+        """The longest time that any rank has made no progress."""
+        if self._server:
+            self._server.metrics.stalled_seconds.set(seconds)
+
+    def progress(self, now: Progress) -> None:
+        """One line of progress: report, history, console and metrics."""
+        self.update(
+            loss=now.loss,
+            samples_per_second=now.samples_per_second,
+            tokens_per_second=now.tokens_per_second,
+            eta_seconds=round(now.eta_seconds),
+            step_seconds=now.step_seconds,
+            peak_memory_bytes=now.peak_memory_bytes,
+        )
+        few_ranks = 0 < len(now.rank_seconds) <= RANKS_KEPT
+        self._record(
+            step=now.step,
+            loss=now.loss,
+            learning_rate=now.learning_rate,
+            grad_norm=now.grad_norm,
+            tokens_per_second=now.tokens_per_second,
+            samples_per_second=now.samples_per_second,
+            time=time.time(),
+            **({"rank_step_seconds": now.rank_seconds} if few_ranks else {}),
+        )
+        if now.rank_seconds:
+            self._compare_ranks(now.rank_seconds, now.steps)
+        rate, unit = now.samples_per_second, "samples"
+        if now.tokens_per_second:
+            rate, unit = now.tokens_per_second, "tokens"
+        self.console.step(
+            now.step, now.total_steps, now.loss, now.learning_rate, rate, unit, now.eta_seconds
+        )
+        if self._server:
+            self._server.metrics.progress(now)
+
+    def _compare_ranks(self, seconds: list[float], steps: int) -> None:
+        if self._server:
+            self._server.metrics.set_rank_seconds(seconds)
+        if self._stragglers and (rank := slowest(seconds)):
+            self._stragglers.update(rank, steps)
+            host = self._stragglers.hosts[rank.rank]
+            self.update(
+                slowest_rank=SlowestRank(
+                    rank=rank.rank, host=host, step_seconds=rank.seconds, factor=rank.factor
+                )
+            )
+
+    def evaluated(
+        self, step: int, results: dict[str, float], details: dict[str, Any] | None
+    ) -> None:
+        """The model was evaluated; `details` go to a file of their own."""
+        self.update(phase="training", eval_loss=results.get("eval_loss"), evaluation=results)
+        self._record(step=step, **results)
+        if self._history and details is not None:
+            self._history.keep_evaluation({"step": step} | results | details)
+        if self._server:
+            self._server.metrics.set_evaluation(results)
+            seconds = time.perf_counter() - self._evaluating_since
+            self._server.metrics.evaluation_seconds.inc(seconds)
+
+    def sampled(self, step: int, text: str) -> None:
+        """The model has generated something to look at."""
+        self.console.sample(step, text)
+        self.update(sample=text)
+        self._record(step=step, sample=text)
+
+    def checkpoint_blocked(self, seconds: float) -> None:
+        """How long saving a checkpoint has kept training waiting."""
+        if self._server:
+            self._server.metrics.checkpoint_block.observe(seconds)
+
+    def checkpoint_saved(self, ref: CheckpointRef, seconds: float) -> None:
+        """A checkpoint is complete; writing it took `seconds`."""
+        self.console.say(f"checkpoint of step {ref.step} saved in {seconds:.1f} s")
+        self.update(last_checkpoint=ref)
+        if self._server:
+            self._server.metrics.checkpoint_write.observe(seconds)
+        self.newest_checkpoint(ref.step, ref.time)
+        self.draw()
+
+    def newest_checkpoint(self, step: int, created: datetime) -> None:
+        """The newest complete checkpoint, saved by this attempt or resumed from."""
+        if self._server:
+            self._server.metrics.checkpoint_step.set(step)
+            self._server.metrics.checkpoint_time.set(created.timestamp())
+
+    def draw(self, last: bool = False) -> None:
+        """Redraw the loss curve, unless that was done a moment ago; `last` always does."""
+        if self._history:
+            self._history.draw(last)
+
+    def finish_drawing(self) -> None:
+        """Wait until the loss curve is on disk."""
+        if self._history:
+            self._history.finish_drawing()
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """This attempt is over. If it succeeded, leave the result and let the trackers finish."""
+        if self._history:
+            self._history.end(self.liveness.step, status)
+        if self._server and status == "FINISHED":
+            self._server.write_result()
+        if self._trackers and status == "FINISHED":
+            self._trackers.finish()
+
+    def _record(self, **record: Any) -> None:
+        """Add a line to the history."""
+        if self._history:
+            self._history.add(**record, attempt=self._attempt)
