@@ -31,10 +31,10 @@ demo: .venv/ready ## train on this machine, serve the model, ask it for a comple
 	@$(BIN)/python examples/demo.py $(STARTED)
 
 test: .venv/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not system"
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/unit
 
 system: .venv/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m system
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m dev.images build --tag $(TAG) --load

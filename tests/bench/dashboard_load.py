@@ -17,8 +17,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.bench.serving_process import serving, wait_ready
-from tests.unit.serving.browser import FLAGS, NAMES
-from tests.unit.serving.dashboard_home import write_run
+from tests.support.dashboard.home import write_run
+from tests.support.serving.browser import FLAGS, NAMES
 
 SECONDS = 120
 MARKS = {

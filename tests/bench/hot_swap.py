@@ -20,9 +20,9 @@ import httpx
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.bench.serving_process import export_tiny, serving
-from tests.unit.serving.news_model import LABELS, write_news_model
-from tests.unit.serving.swap_load import swap_under_load
-from tests.unit.serving.writing import text_of, write
+from tests.support.serving.completions import text_of, write
+from tests.support.serving.news_model import LABELS, write_news_model
+from tests.support.serving.swap_load import swap_under_load
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 

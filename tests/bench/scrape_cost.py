@@ -20,7 +20,7 @@ from typing import Any
 from prometheus_client import generate_latest
 
 from tests.patience import until
-from tests.unit.monitoring.prometheus_server import Target, prometheus
+from tests.support.monitoring.prometheus_server import Target, prometheus
 from trainyard_api import labels
 from trainyard_api.job import TrainerJob
 from trainyard_operator.instruments import Instruments

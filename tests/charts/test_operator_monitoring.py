@@ -56,7 +56,7 @@ def test_the_service_monitor_finds_the_operator_and_keeps_its_labels(render: Ren
 def test_the_pod_monitor_finds_rank_0_of_recipes(
     render: Render, values: tuple[str, ...], where: Any
 ) -> None:
-    from tests.unit.operator.builders import make_run
+    from tests.support.operator.builders import make_run
 
     monitor = render("operator", *POD_MONITOR, *values).one("PodMonitor")
     assert monitor["spec"]["namespaceSelector"] == where

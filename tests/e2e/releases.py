@@ -6,7 +6,7 @@ from typing import Any
 from tests.e2e.kube import REPO, TIMEOUT, Namespace, run
 
 CHART = str(REPO / "charts" / "serving")
-STAND_IN = REPO / "tests" / "unit" / "serving" / "sglang_stand_in.py"
+STAND_IN = REPO / "tests" / "support" / "serving" / "sglang_stand_in.py"
 AS_SGLANG = """
 if __name__ == "__main__":
     import argparse

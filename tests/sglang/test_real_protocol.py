@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from tests.unit.serving import sglang_stand_in
-from tests.unit.serving.rogue_web import picture
+from tests.support.serving import sglang_stand_in
+from tests.support.serving.hostile_web import picture
 from trainyard_serving.generate.chat_api import ChatRequest
 from trainyard_serving.generate.forward import sglang_request
 from trainyard_serving.generate.openai_api import CompletionRequest

@@ -25,8 +25,8 @@ from pathlib import Path
 from tests.patience import until
 from tests.ports import free_port
 from tests.soak.families import COMMON, FAMILIES, SAVE_STEPS, Family
-from tests.unit.trainer.ranks import Launcher, RankServer, Run
-from tests.unit.trainer.saved import digests
+from tests.support.trainer.checkpoint_tensors import digests
+from tests.support.trainer.ranks import Launcher, RankServer, Run
 from trainyard_api.checkpoint import CHECKPOINTS, step_of
 from trainyard_api.job import TrainerJob
 from trainyard_storage.checkpoints import newest_valid, steps
@@ -111,7 +111,7 @@ class Soak:
         family = case.family
         if family.recipe not in self._settings:
             recipe = f"trainyard_trainer.recipes.{family.module}"
-            self.server.preload("tests.unit.trainer.observer", recipe, *family.imports)
+            self.server.preload("tests.support.trainer.observer", recipe, *family.imports)
             data = self.folder / "data" / family.recipe
             data.mkdir(parents=True)
             self._settings[family.recipe] = COMMON | family.settings(data)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.local.finished import publish
+from tests.unit.local.published_run import publish
 from trainyard_cli import main as cli
 from trainyard_local.store import HOME_ENV
 

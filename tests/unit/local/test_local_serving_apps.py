@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from tests.unit.local.finished import publish
+from tests.unit.local.published_run import publish
 from trainyard_cli import main as cli
 from trainyard_cli.serving_apps import BY_RECIPE, GENERATE
 from trainyard_local.store import HOME_ENV

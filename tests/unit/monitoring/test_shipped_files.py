@@ -13,8 +13,8 @@ from monitoring.__main__ import files
 from monitoring.dashboards import DASHBOARDS
 from monitoring.grafana import WIDTH, Dashboard
 from monitoring.records import RECORDS
-from tests.unit.monitoring import queries
-from tests.unit.monitoring.queries import ROOT, everything
+from tests.support.monitoring import queries
+from tests.support.monitoring.queries import ROOT, everything
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
 from trainyard_operator.instruments import Instruments

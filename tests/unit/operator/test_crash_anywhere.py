@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.operator.builders import make_run
 from tests.unit.operator import crashing
-from tests.unit.operator.builders import make_run
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.observed import Observed, Worker
 from trainyard_lifecycle.plan import Plan, worker_name

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests import patience
-from tests.unit.operator.api_server import ApiServer, api_server
-from tests.unit.operator.builders import T0, make_run
+from tests.support.operator.api_server import ApiServer, api_server
+from tests.support.operator.builders import T0, make_run
 from trainyard_api.status import Attempt, TrainingRunStatus
 from trainyard_lifecycle.observed import Observed
 from trainyard_lifecycle.plan import Plan, RunEvent, WorkerKey

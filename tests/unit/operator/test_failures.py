@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.builders import make_worker
+from tests.support.operator.builders import make_worker
 from trainyard_lifecycle.failures import explain, root_cause
 from trainyard_lifecycle.observed import Worker
 

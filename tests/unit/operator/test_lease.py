@@ -6,7 +6,7 @@ import pytest
 
 from tests import patience
 from tests.patience import until_async
-from tests.unit.operator.api_server import ApiServer, api_server
+from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_operator import lease as lease_module
 from trainyard_operator.client import Kube
 from trainyard_operator.lease import Lease

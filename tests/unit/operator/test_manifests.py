@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.builders import make_run
+from tests.support.operator.builders import make_run
 from trainyard_operator import manifests
 from trainyard_operator.errors import Rejected
 

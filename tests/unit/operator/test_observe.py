@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.unit.operator.api_server import ApiServer, api_server
-from tests.unit.operator.builders import make_report, make_run
+from tests.support.operator.api_server import ApiServer, api_server
+from tests.support.operator.builders import make_report, make_run
 from trainyard_lifecycle.observed import Observed
 from trainyard_operator import reports, server
 from trainyard_operator.nodes import lost_hosts

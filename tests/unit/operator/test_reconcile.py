@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.builders import T0, Story, make_report, make_run, make_worker
+from tests.support.operator.builders import T0, Story, make_report, make_run, make_worker
 from trainyard_api.status import CheckpointRef
 from trainyard_lifecycle.plan import Plan
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.api_server import ApiServer, api_server
+from tests.support.operator.api_server import ApiServer, api_server
 from tests.unit.operator.study_builders import make_study, succeeded
 from trainyard_api.run import TrainingRun
 from trainyard_operator.client import Kube

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.builders import T0
+from tests.support.operator.builders import T0
 from tests.unit.operator.study_builders import failed, key_of, make_study, started, succeeded
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.builders import make_report, make_run
+from tests.support.operator.builders import make_report, make_run
 from tests.unit.operator.study_builders import make_study, succeeded
 from trainyard_api.status import StepSeconds, TrainingRunStatus
 from trainyard_api.study import Cost, ScalingStudySpec

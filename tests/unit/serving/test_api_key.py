@@ -10,14 +10,13 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import Mount, Route
 
+from tests.support.serving.servers import serving
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_serving.classify.app import create_classify_app
 from trainyard_serving.generate.app import create_generate_app
 from trainyard_serving.settings import ClassifySettings, GenerateSettings, VisionSettings
 from trainyard_serving.vision.app import create_vision_app
-
-from .conftest import serving
 
 KEYS = ["sk-first", "sk-second"]
 HEALTH, METRICS = {"/health", "/ready"}, {"/metrics"}

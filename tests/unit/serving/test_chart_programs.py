@@ -9,10 +9,9 @@ import httpx
 
 from tests import patience
 from tests.patience import until
+from tests.support.serving.servers import serving
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_storage.checkpoints import digest
-
-from .conftest import serving
 
 FILES = Path(__file__).parents[3] / "charts" / "serving" / "files"
 KEYS = "first-key-of-two,second-key-of-two"

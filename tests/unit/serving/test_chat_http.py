@@ -10,13 +10,13 @@ import httpx
 import pytest
 import torch
 
+from tests.support.serving.chat_model import CHAT_CONTEXT, chatml, export_chat_gpt
+from tests.support.serving.completions import write
+from tests.support.serving.models import write_manifest
+from tests.support.serving.servers import loaded
 from trainyard_serving.generate.chat_template import ChatTemplate
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import VerifiedModel
-
-from .chat_model import CHAT_CONTEXT, chatml, export_chat_gpt
-from .conftest import loaded, write_manifest
-from .writing import write
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 HELLO = [{"role": "user", "content": "Hello"}]

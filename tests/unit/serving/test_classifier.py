@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.serving.models import write_manifest
+from tests.support.serving.news_model import LABELS, WORDS, write_news_model
 from trainyard_api.golden import EVALUATION, GOLDEN, EvaluationText, write_evaluation
 from trainyard_serving.classify.classifier import Classifier
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.settings import ClassifySettings
 from trainyard_serving.verified import verify_model
-
-from .conftest import write_manifest
-from .news_model import LABELS, WORDS, write_news_model
 
 
 @pytest.fixture(scope="module")

@@ -3,38 +3,20 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
 
 from tests import patience
 from tests.patience import until
-from trainyard_api.checkpoint import MODELS, step_name
+from tests.support.serving.classify_server import classify_server, model_of
+from tests.support.serving.news_model import LABELS, WORDS, write_news_model
+from tests.support.serving.servers import running, send
 from trainyard_serving.classify.app import create_classify_app
 from trainyard_serving.classify.classifier import Classifier
 from trainyard_serving.settings import ClassifySettings
-
-from .conftest import running, send
-from .news_model import LABELS, WORDS, write_news_model
-
-
-@contextmanager
-def serving(run_dir: Path, **settings: Any) -> Iterator[httpx.Client]:
-    """A server whose model is loaded."""
-    values = ClassifySettings(
-        run_dir=str(run_dir), threads=1, **{"poll_seconds": 0.05, "check_texts": 20, **settings}
-    )
-    with running(create_classify_app(values)) as client:
-        until(lambda: client.get("/ready").status_code == 200)
-        yield client
-
-
-def model_of(run_dir: Path, step: int) -> Path:
-    return run_dir / MODELS / step_name(step)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def news(run: Path) -> Iterator[httpx.Client]:
-    with serving(run) as client:
+    with classify_server(run) as client:
         yield client
 
 
@@ -150,7 +132,7 @@ def test_more_than_the_queue_holds_is_429_and_the_rest_is_answered(
 
     monkeypatch.setattr(Classifier, "encode", held)
     settings = {"max_queue": 3, "max_texts": 3}
-    with serving(run, **settings) as client, ThreadPoolExecutor(4) as pool:
+    with classify_server(run, **settings) as client, ThreadPoolExecutor(4) as pool:
         first = pool.submit(client.post, "/predict", json={"text": "hold"})
         assert computing.wait(patience.SECONDS)
         waiting = pool.submit(client.post, "/predict/batch", json={"texts": ["a", "b"]})
@@ -178,7 +160,7 @@ def test_more_than_the_queue_holds_is_429_and_the_rest_is_answered(
 
 def test_a_newer_model_takes_over_and_no_request_fails(tmp_path: Path) -> None:
     write_news_model(model_of(tmp_path, 10), step=10)
-    with serving(tmp_path) as client:
+    with classify_server(tmp_path) as client:
         old = client.get("/health").json()["digest"]
         seen, failed, stop = set(), [], threading.Event()
 
@@ -205,23 +187,3 @@ def test_a_newer_model_takes_over_and_no_request_fails(tmp_path: Path) -> None:
                 thread.join()
         assert failed == []
         assert seen == {old, new}
-
-
-@pytest.mark.system  # a browser
-def test_the_page_shows_the_classes(news: httpx.Client, page: Page) -> None:
-    page.goto(f"{news.base_url}/try")
-    expect(page.locator("#served")).to_contain_text("news, step 10 (torch fp32)")
-    page.get_by_label("Text").fill("word7 word8")
-    page.keyboard.press("Control+Enter")
-    label = news.post("/predict", json={"text": "word7 word8"}).json()["label"]
-    expect(page.locator("tr").first).to_contain_text(label)
-    expect(page.get_by_role("status")).to_contain_text(f"{label}, in ")
-    page.get_by_label("Text").fill("")
-    page.get_by_role("button", name="Classify").click()
-    expect(page.locator("#text:invalid")).to_be_visible()
-
-
-@pytest.mark.system  # a browser
-def test_the_docs_work_without_a_cdn(news: httpx.Client, page: Page) -> None:
-    page.goto(f"{news.base_url}/")
-    expect(page.get_by_text("/predict/batch")).to_be_visible()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.patience import until
+from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving import places
 from trainyard_serving.errors import BadModelError
@@ -19,8 +20,6 @@ from trainyard_serving.places import place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel, verify_model
 from trainyard_storage.checkpoints import UnreadableCheckpointError, digest
-
-from .conftest import write_manifest
 
 WEIGHTS = "model.safetensors"
 

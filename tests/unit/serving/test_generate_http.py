@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from tests.patience import until
+from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt, write_manifest
+from tests.support.serving.servers import serving
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.generate.token_model import TokenModel
 from trainyard_storage.checkpoints import digest
-
-from .conftest import ALPHABET, CONTEXT, export_char_gpt, serving, write_manifest
 
 
 def post(client: httpx.Client, **body: Any) -> httpx.Response:

@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 
 from tests.patience import until
-
-from .conftest import loaded, send
+from tests.support.serving.servers import loaded, send
 
 PATH = "/v1/completions"
 ENDLESS = {"prompt": "a", "max_tokens": 10**9}

@@ -8,13 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.unit.serving.trained_gpt import TEXT, export_trained_gpt
 from trainyard_api.golden import GOLDEN, GoldenText, read_golden
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
 from trainyard_trainer.data.tokenizers import CharTokenizer
-
-from .trained_gpt import TEXT, export_trained_gpt
 
 
 @pytest.fixture

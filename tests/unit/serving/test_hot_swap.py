@@ -7,13 +7,12 @@ import httpx
 import pytest
 
 from tests.patience import until
+from tests.support.serving.completions import text_of, write
+from tests.support.serving.servers import serving
+from tests.support.serving.swap_load import publish_copy, swap_under_load
+from tests.unit.serving.trained_gpt import export_trained_gpt
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import describe_plain
-
-from .conftest import serving
-from .swap_load import publish_copy, swap_under_load
-from .trained_gpt import export_trained_gpt
-from .writing import text_of, write
 
 KEY = "sk-right"
 REQUEST = {"prompt": "to be", "max_tokens": 8, "temperature": 0}

@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.serving.completions import text_of as text
+from tests.support.serving.completions import write
+from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt, write_manifest
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.generate.completion import Chunk, PromptError
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.verified import verify_model
-
-from .conftest import ALPHABET, CONTEXT, export_char_gpt, write_manifest
-from .writing import text_of as text
-from .writing import write
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from tests import patience
-
-from .chat_model import export_chat_gpt
-from .conftest import loaded, write_manifest
+from tests.support.serving.chat_model import export_chat_gpt
+from tests.support.serving.models import write_manifest
+from tests.support.serving.servers import loaded
 
 KEY = "sk-right"
 

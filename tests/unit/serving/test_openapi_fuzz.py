@@ -14,17 +14,17 @@ from schemathesis import GenerationMode
 
 from tests import patience
 from tests.patience import until
+from tests.support.dashboard.home import write_run, write_study
+from tests.support.serving.chat_model import export_chat_gpt
+from tests.support.serving.hostile_web import hostile_web
+from tests.support.serving.models import write_manifest
+from tests.support.serving.news_model import write_news_model
+from tests.support.serving.servers import loaded, running
+from tests.unit.serving.test_vision_http import asked
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_serving.classify.app import create_classify_app
 from trainyard_serving.settings import ClassifySettings
-
-from .chat_model import export_chat_gpt
-from .conftest import loaded, running, write_manifest
-from .dashboard_home import write_run, write_study
-from .news_model import write_news_model
-from .rogue_web import rogue_web
-from .test_vision_http import asked
 
 EXAMPLES = 10  # of each operation, valid and invalid ones
 
@@ -39,7 +39,7 @@ def generate(directory: Path) -> Iterator[httpx.Client]:
 
 @contextmanager
 def vision(directory: Path) -> Iterator[httpx.Client]:
-    with rogue_web() as web, asked(web) as (client, _):
+    with hostile_web() as web, asked(web) as (client, _):
         yield client
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel
 from trainyard_storage.checkpoints import digest
-
-from .conftest import write_manifest
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import pytest
 
 from tests.patience import until
 from tests.ports import free_port
+from tests.unit.serving.test_follower import Followed, publish
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.places import newest_good, place_of
 from trainyard_serving.settings import Source
 from trainyard_serving.verified import VerifiedModel
 from trainyard_storage.checkpoints import digest
-
-from .test_follower import Followed, publish
 
 moto_server = pytest.importorskip("moto.server", reason="the dev extra is not installed")
 

@@ -18,12 +18,11 @@ from PIL import Image
 
 from tests import patience
 from tests.patience import until
+from tests.support.serving.hostile_web import hostile_web
+from tests.support.serving.sglang_server import stand_in
+from tests.support.serving.sglang_stand_in import StandIn
+from tests.support.serving.ssrf_corpus import BODIES, CASES, Case
 from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY
-
-from .rogue_web import rogue_web
-from .sglang_running import stand_in
-from .sglang_stand_in import StandIn
-from .ssrf_corpus import BODIES, CASES, Case
 
 ROOT = Path(__file__).parents[3]
 MAX_GROWTH_KIB = 64 * 1024
@@ -85,14 +84,14 @@ class Attacked:
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Attacked]:
     with ExitStack() as stack:
-        web = stack.enter_context(rogue_web())
+        web = stack.enter_context(hostile_web())
         sglang = stack.enter_context(stand_in())
         internal = Listener()
         stack.callback(internal.close)
         # A proxy from the environment would be asked to fetch whatever passes the checks.
         proxy = f"http://127.0.0.1:{internal.port}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-        module = "tests.unit.serving.vision_under_test"
+        module = "tests.support.serving.vision_server"
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(web), str(internal.port), sglang.url],
             stdout=subprocess.PIPE,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from transformers import MistralConfig, MistralForCausalLM
 
+from tests.support.serving.completions import text_of, write
+from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt
 from trainyard_serving.errors import QueueFullError
 from trainyard_serving.generate.completion import Chunk, Sampling
 from trainyard_serving.generate.job import Job, JobFailedError
@@ -19,9 +21,6 @@ from trainyard_serving.generate.padded_cache import PaddedCache
 from trainyard_serving.generate.worker import Worker
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.verified import describe_plain
-
-from .conftest import ALPHABET, CONTEXT, export_char_gpt
-from .writing import text_of, write
 
 ENDLESS = Sampling(max_tokens=10**9, seed=1)
 TO_BE, OR_NOT = "To be, or not", "to be"

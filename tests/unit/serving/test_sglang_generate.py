@@ -11,13 +11,13 @@ import openai
 import pytest
 
 from tests.patience import until
+from tests.support.serving.models import write_manifest
+from tests.support.serving.servers import send, serving
+from tests.support.serving.sglang_server import stand_in
+from tests.support.serving.sglang_stand_in import StandIn
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.settings import GenerateSettings
 from trainyard_storage.checkpoints import digest
-
-from .conftest import send, serving, write_manifest
-from .sglang_running import stand_in
-from .sglang_stand_in import StandIn
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 

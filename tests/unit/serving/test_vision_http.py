@@ -13,21 +13,20 @@ import pytest
 
 from tests import patience
 from tests.patience import until
+from tests.support.serving.hostile_web import hostile_web, picture
+from tests.support.serving.servers import running, send
+from tests.support.serving.sglang_server import stand_in
+from tests.support.serving.sglang_stand_in import Chat, ImagePart, StandIn
+from tests.support.serving.vision_server import fetcher
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision.app import create_vision_app, limits
-
-from .conftest import running, send
-from .rogue_web import picture, rogue_web
-from .sglang_running import stand_in
-from .sglang_stand_in import Chat, ImagePart, StandIn
-from .vision_under_test import fetcher
 
 ASK = {"image_url": "http://web.test/ok.png", "question": "What is it?"}
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[int]:
-    with rogue_web() as port:
+    with hostile_web() as port:
         yield port
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support.serving.hostile_web import picture, png_chunk, png_claiming
 from trainyard_serving.errors import ApiError
 from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY, Picture, prepare
-
-from .rogue_web import picture, png_chunk, png_claiming
 
 PIXELS = 16_000_000
 SIDE = 1536

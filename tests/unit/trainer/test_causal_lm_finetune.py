@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from tests.unit.trainer.ranks import ROOT
+from tests.support.trainer.ranks import ROOT
 from trainyard_trainer.config import parse_config
 from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
 from trainyard_trainer.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from tests.unit.trainer.ranks import RankServer, tiny_job
+from tests.support.trainer.ranks import RankServer, tiny_job
 from trainyard_api.checkpoint import MODELS
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_storage.checkpoints import verify

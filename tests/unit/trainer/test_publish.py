@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import trainyard_trainer.checkpoint.publish as publishing
-from tests.unit.trainer.crash import killed_before
+from tests.support.trainer.crash import killed_before
 from trainyard_api.checkpoint import Manifest, step_name
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,

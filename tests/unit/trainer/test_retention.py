@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.trainer.crash import killed_before
+from tests.support.trainer.crash import killed_before
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, Manifest, step_name, step_of
 from trainyard_storage.checkpoints import InvalidCheckpointError, newest_valid, steps, verify
 from trainyard_trainer.checkpoint.publish import Fence, prepare_run_dir, publish

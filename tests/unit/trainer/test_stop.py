@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import patience
-from tests.unit.trainer.ranks import RankServer
+from tests.support.trainer.ranks import RankServer
 from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.job import TrainerJob
 from trainyard_storage.checkpoints import newest_valid
@@ -20,7 +20,7 @@ NEVER = {"checkpoint": {"everySteps": 100_000}}
 
 @pytest.fixture(autouse=True)
 def _observer(rank_server: RankServer) -> None:
-    rank_server.preload("tests.unit.trainer.observer")
+    rank_server.preload("tests.support.trainer.observer")
 
 
 def patient(seconds: float = patience.SECONDS) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import patience
-from tests.unit.trainer.ranks import RankServer
+from tests.support.trainer.ranks import RankServer
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.distributed.step_timer import StepTimer
 from trainyard_trainer.reporting.console import Console
@@ -22,7 +22,7 @@ SLOW = 0.05  # seconds; a step of these models takes less than a tenth of it
 
 @pytest.fixture(autouse=True)
 def _slow_rank(rank_server: RankServer) -> None:
-    rank_server.preload("tests.unit.trainer.slow_rank")
+    rank_server.preload("tests.support.trainer.slow_rank")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -169,7 +169,7 @@ def test_a_gradient_that_is_no_number_spoils_no_checkpoint(
     make_job: MakeJob, launch: Any, train: Any, rank_server: Any, strategy: str
 ) -> None:
     """The loss of its step is fine, and the step is one that saves: only the gradient tells."""
-    rank_server.preload("tests.unit.trainer.observer")
+    rank_server.preload("tests.support.trainer.observer")
     job = make_job({"strategy": strategy, "checkpoint": {"everySteps": 1}}, max_steps=6)
     run = launch(job, ranks=2, env={"POISON": "1:3"})
     run.wait()

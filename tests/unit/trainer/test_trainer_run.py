@@ -12,7 +12,7 @@ import torch
 
 from tests.soak.families import FAMILIES
 from tests.soak.kill import Case, Kill, Soak, delivered
-from tests.unit.trainer.ranks import RankServer
+from tests.support.trainer.ranks import RankServer
 from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
@@ -77,7 +77,7 @@ def test_the_number_of_ranks_may_change(
     make_job: MakeJob, train: Any, tmp_path: Path, rank_server: RankServer, strategy: str
 ) -> None:
     """The same samples in every step, none lost, none repeated within an epoch."""
-    rank_server.preload("tests.unit.trainer.observer")
+    rank_server.preload("tests.support.trainer.observer")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("It is a capital mistake to theorise before one has data. " * 2 + "Indeed.")
     same = {"dropout": 0.0, "lr_decay_steps": 12, "corpus": str(corpus), "eval_fraction": 0.3}

@@ -10,17 +10,17 @@ import pytest
 import torch.distributed as dist
 
 from tests.ports import free_port
-from tests.unit.trainer.ranks import RankServer
+from tests.support.trainer.ranks import RankServer
 from trainyard_api.job import TrainerJob
 
 MakeJob = Callable[..., TrainerJob]
-TIMEOUT = 1.5  # seconds; see mischief.SLOW
+TIMEOUT = 1.5  # seconds; see faulty_rank.SLOW
 SEEN = 100  # steps: by then the ranks have heard of each other in training
 
 
 @pytest.fixture(autouse=True, scope="module")
-def mischief(rank_server: RankServer) -> None:
-    rank_server.preload("tests.unit.trainer.mischief")
+def faulty_rank(rank_server: RankServer) -> None:
+    rank_server.preload("tests.unit.trainer.faulty_rank")
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch
 
 def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any) -> None:
     job = forever(make_job, every_steps=8)
-    run = launch(job, ranks=2, env={"MISCHIEF": "1:skips a collective"})
+    run = launch(job, ranks=2, env={"FAULT": "1:skips a collective"})
     assert run.wait(terminate=False) == [1, 1]
     first = run.err.splitlines()[0]
     assert first.startswith("HangError: no progress for ")
@@ -85,7 +85,7 @@ def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any)
 
 
 def test_a_rank_that_waits_for_its_data_is_named(make_job: MakeJob, launch: Any) -> None:
-    run = launch(forever(make_job), ranks=2, env={"MISCHIEF": "1:waits for data"})
+    run = launch(forever(make_job), ranks=2, env={"FAULT": "1:waits for data"})
     assert run.wait(terminate=False) == [1, 1]
     first, *stacks = run.err.splitlines()
     assert f"pid {run.pids[1]}) holds up the others: it is in step 10 at " in first
@@ -95,7 +95,7 @@ def test_a_rank_that_waits_for_its_data_is_named(make_job: MakeJob, launch: Any)
 
 
 def test_one_process_that_hangs_is_told_where(make_job: MakeJob, launch: Any) -> None:
-    run = launch(forever(make_job), env={"MISCHIEF": "0:waits for data"})
+    run = launch(forever(make_job), env={"FAULT": "0:waits for data"})
     assert run.wait() == [1]
     assert "hangs in step 10 at " in run.err
     assert "stuck_in_the_data" in run.err
@@ -105,6 +105,6 @@ def test_what_is_slow_does_not_hang(make_job: MakeJob, train: Any) -> None:
     """One rank's first step and evaluation, and the disk, take longer than the timeout."""
     saves = {"checkpoint": {"everySteps": 2}}
     job = make_job(saves, max_steps=4, eval_steps=0, hang_timeout_seconds=TIMEOUT)
-    run = train(job, ranks=2, env={"MISCHIEF": "1:is slow"})
+    run = train(job, ranks=2, env={"FAULT": "1:is slow"})
     assert run.err == ""
     assert run.result["step"] == 4

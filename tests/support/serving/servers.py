@@ -1,0 +1,68 @@
+"""Servers of this product in a thread of the test, and clients for them."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from tests import patience
+from tests.patience import until
+from trainyard_serving.generate.app import create_generate_app
+from trainyard_serving.server import listen
+from trainyard_serving.settings import GenerateSettings
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[httpx.Client]:
+    """`app` on a free port of this machine, in a thread, and a client for it."""
+    sock = listen("127.0.0.1", 0)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=int(patience.SECONDS),  # else a pause could end it under a request
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    try:
+        base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        with httpx.Client(base_url=base, timeout=patience.SECONDS) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def send(client: httpx.Client, path: str, body: bytes, length: int | None = None) -> socket.socket:
+    """A request whose answer is left to the caller; `length` is what it claims the body has."""
+    url = client.base_url
+    peer = socket.create_connection((url.host, url.port or 80), timeout=patience.SECONDS)
+    head = f"POST {path} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    length = len(body) if length is None else length
+    peer.sendall(f"{head}content-length: {length}\r\n\r\n".encode() + body)
+    return peer
+
+
+@contextmanager
+def serving(**settings: Any) -> Iterator[httpx.Client]:
+    """A text generation server; the model may still be loading."""
+    values = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
+    with running(
+        create_generate_app(GenerateSettings(**{"poll_seconds": 0.05, **values}))
+    ) as client:
+        yield client
+
+
+@contextmanager
+def loaded(**settings: Any) -> Iterator[httpx.Client]:
+    """As `serving`, once the model is there."""
+    with serving(**settings) as client:
+        until(lambda: client.get("/ready").status_code == 200)
+        yield client

@@ -1,0 +1,150 @@
+"""Swaps under load: good and spoilt models are published while clients ask without a pause."""
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests import patience
+from tests.patience import until_async
+from tests.support.serving.models import write_manifest
+from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_api.golden import GOLDEN
+from trainyard_storage.checkpoints import describe_files, digest
+
+WEIGHTS = "model.safetensors"
+SPOILT = ("flipped byte", "cut file", "NaN weights", "wrong golden")
+# A request; what came back besides the HTTP status that shows which model computed it.
+Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
+Tell = Callable[[httpx.Response], str]
+
+
+@dataclass
+class Swaps:
+    """What the clients saw."""
+
+    answers: Counter[str] = field(default_factory=Counter)  # digest -> answers
+    failed: list[str] = field(default_factory=list)
+    untrue: list[str] = field(default_factory=list)  # answers under another model's digest
+    bad: list[str] = field(default_factory=list)  # digests of spoilt models
+    refused: int = 0
+
+
+def publish_copy(model: Path, run: Path, step: int, spoil: str | None = None) -> str:
+    """Publish a copy of `model` as the run's next one; its digest."""
+    hidden, final = run / MODELS / f".tmp-{step}", run / MODELS / step_name(step)
+    hidden.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(model, hidden)
+    weights = hidden / WEIGHTS
+    if spoil == "NaN weights":
+        _fill_with_nan(weights)
+    if spoil == "wrong golden":
+        golden = hidden / GOLDEN
+        text = golden.read_text()
+        for outputs in ('"topLogits":[[', '"probabilities":[['):
+            text = text.replace(outputs, f"{outputs}9", 1)
+        golden.write_text(text)
+    created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=step)
+    write_manifest(hidden, step=step, created=created, files=describe_files(hidden))
+    if spoil == "flipped byte":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    if spoil == "cut file":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    hidden.rename(final)
+    return digest(final)
+
+
+def _fill_with_nan(weights: Path) -> None:
+    import safetensors.torch
+    import torch
+
+    tensors = safetensors.torch.load_file(weights)
+    for tensor in tensors.values():
+        tensor.fill_(torch.nan)
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+
+
+async def swap_under_load(
+    base_url: str,
+    run: Path,
+    models: list[tuple[Path, str]],
+    ask: Ask,
+    tell: Tell,
+    num_swaps: int,
+    num_clients: int,
+) -> Swaps:
+    """Publish `num_swaps` models, spoilt ones between the good, while clients ask.
+
+    Args:
+        models: a model's directory, and what `tell` says of its answers; they take turns.
+    """
+    swaps = Swaps()
+    truth: dict[str, str] = {}
+    step = 0
+
+    def publish(spoil: str | None = None) -> str:
+        nonlocal step
+        step += 1
+        directory, said = models[step % len(models)]
+        name = publish_copy(directory, run, step, spoil)
+        truth[name] = said
+        return name
+
+    async def ready() -> dict[str, Any]:
+        return dict((await client.get("/ready")).json())
+
+    async def serves(name: str) -> None:
+        async def served() -> bool:
+            return bool((await ready()).get("digest") == name)
+
+        await until_async(served)
+
+    async def answers(name: str) -> None:
+        so_far = swaps.answers[name]
+
+        async def answered() -> bool:
+            return swaps.answers[name] >= so_far + 2 or bool(swaps.failed)
+
+        await until_async(answered)
+
+    async def all_refused() -> bool:
+        return len((await ready())["refused"]) >= len(swaps.bad)
+
+    async def keep_asking(client: httpx.AsyncClient) -> None:
+        while True:
+            response = await ask(client)
+            name = response.headers.get("x-trainyard-digest", "")
+            if response.status_code != 200:
+                swaps.failed.append(f"{response.status_code}: {response.text[:200]}")
+            elif truth.get(name) != tell(response):
+                swaps.untrue.append(f"{name}: {tell(response)!r}")
+            swaps.answers[name] += 1
+
+    limits = httpx.Limits(max_connections=num_clients + 2)
+    async with httpx.AsyncClient(
+        base_url=base_url, timeout=patience.SECONDS, limits=limits
+    ) as client:
+        await serves(publish())
+        clients = [asyncio.create_task(keep_asking(client)) for _ in range(num_clients)]
+        for number in range(num_swaps):
+            if number % 2:
+                swaps.bad.append(publish(SPOILT[number // 2 % len(SPOILT)]))
+                await until_async(all_refused)
+            else:
+                newer = publish()
+                await serves(newer)
+                await answers(newer)
+        swaps.refused = len((await ready())["refused"])
+        for task in clients:
+            task.cancel()
+        ended = await asyncio.gather(*clients, return_exceptions=True)
+        swaps.failed += [repr(e) for e in ended if not isinstance(e, asyncio.CancelledError)]
+    return swaps

@@ -1,0 +1,177 @@
+"""The dashboard in a real browser: every tab, by keyboard, on a phone, in the dark."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.dashboard.home import driven, record, write_run, write_study
+from tests.support.serving.browser import fits
+from tests.support.serving.servers import running
+from trainyard_dashboard.app import create_dashboard_app
+from trainyard_dashboard.settings import DashboardSettings
+
+TABS = ("Performance", "Scaling", "Training", "Cost", "Demo")
+SMALL_PHONE = {"width": 360, "height": 740}
+ODD_NAME = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, one that goes on, and one whose name is an attempt at an attack."""
+    home = tmp_path_factory.mktemp("home")
+    write_run(home, "done")
+    write_run(home, "going", phase="Running", step=400, totalSteps=1000, etaSeconds=95)
+    write_run(home, ODD_NAME, message=ODD_NAME)
+    write_study(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def dashboard(home: Path, client: httpx.Client) -> Iterator[str]:
+    """The address of a dashboard whose demo asks the tests' generate server."""
+    settings = DashboardSettings.model_validate(
+        {"home": str(home), "demo_url": str(client.base_url).rstrip("/"), "poll_seconds": 0.3}
+    )
+    with driven(home, "going"), running(create_dashboard_app(settings)) as asked:
+        yield str(asked.base_url)
+
+
+@pytest.fixture
+def requests(page: Page) -> list[str]:
+    """Every address the page asks for."""
+    found: list[str] = []
+    page.on("request", lambda request: found.append(request.url))
+    return found
+
+
+def drawn(page: Page, chart: str) -> None:
+    expect(page.locator(f"#plot-{chart} svg").first).to_be_visible()
+
+
+def test_runs_are_shown_and_followed(
+    dashboard: str, home: Path, page: Page, requests: list[str]
+) -> None:
+    page.goto(dashboard)
+    going = page.locator("#runs").get_by_role("row", name="going")
+    for text in ("Running", "400 of 1000", "1.500", "1 min"):
+        expect(going).to_contain_text(text)
+    expect(page.get_by_role("columnheader", name="Time left")).to_contain_text("projected")
+    expect(page.locator("#runs").get_by_role("row", name=ODD_NAME)).to_be_visible()
+    for chart in ("loss", "rate", "ranks"):
+        drawn(page, chart)
+    label = page.locator("#plot-loss").get_attribute("aria-label") or ""
+    assert "going: " in label
+    page.get_by_text("As a table").first.click()
+    expect(page.get_by_role("table", name="Training loss")).to_be_visible()
+
+    write_run(home, "going", phase="Running", step=410, totalSteps=1000, loss=1.25)
+    with (home / "runs" / "going" / "data" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record(41) | {"loss": 0.987}) + "\n")
+    expect(going).to_contain_text("410 of 1000")
+    expect(page.get_by_role("img", name="going: 0.987 at 410").first).to_be_visible()
+    assert all(url.startswith((dashboard, "data:", "blob:")) for url in requests)
+
+
+def test_tabs_go_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
+    page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme="dark")
+    page.goto(dashboard)
+    drawn(page, "loss")
+    page.get_by_role("tab", name="Performance").focus()
+    for name in TABS[1:]:
+        page.keyboard.press("ArrowRight")
+        tab = page.get_by_role("tab", name=name)
+        expect(tab).to_be_focused()
+        expect(tab).to_have_attribute("aria-selected", "true")
+        expect(page.get_by_role("tabpanel", name=name)).to_be_visible()
+        assert fits(page), name
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Performance")).to_be_focused()
+    page.keyboard.press("End")
+    expect(page.get_by_role("tab", name="Demo")).to_be_focused()
+    page.reload()  # the address remembers the tab
+    expect(page.get_by_role("tabpanel", name="Demo")).to_be_visible()
+
+
+def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> None:
+    page.goto(f"{dashboard}/#scaling")
+    tiles = page.locator("#scaling-tiles")
+    expect(tiles).to_contain_text("Cost projected")
+    drawn(page, "speedup")
+    processes = page.locator("#scaling-form").get_by_role("spinbutton", name="Processes")
+    processes.fill("4")
+    page.locator("#scaling-form").get_by_label("Budget").fill("34")  # 34e6 / 3400 per s = 10,000 s
+    expect(tiles).to_contain_text("2 h 47 min")
+    expect(tiles).to_contain_text("Throughput measured3400 tokens/s")
+    expect(tiles).to_contain_text("22.22 EUR")  # 10,000 s of 4 processes at the study's 2.0
+    processes.fill("100")
+    expect(page.locator("#scaling-warnings")).to_contain_text("25 times the largest size")
+    expect(page.get_by_role("row", name="100 projected")).to_be_visible()
+
+
+def test_runs_are_compared_and_costs_and_answers_come(dashboard: str, page: Page) -> None:
+    page.goto(f"{dashboard}/#training")
+    for chart in ("losses", "learning_rate", "grad_norm"):
+        drawn(page, chart)
+    expect(page.get_by_text("Unknown: GPU metrics come from a Prometheus")).to_be_visible()
+    expect(page.locator("#samples pre").first).to_have_text("to be <b>or</b> not")
+    lines = page.locator("#plot-grad_norm path.line")
+    expect(lines).to_have_count(3)
+    page.get_by_role("checkbox", name="Draw done").uncheck()
+    expect(lines).to_have_count(2)
+
+    page.get_by_role("tab", name="Cost").click()
+    drawn(page, "costs")
+    expect(page.locator("#price-file")).to_contain_text("example prices")
+    price = page.get_by_role("spinbutton", name="Price of a unit-hour: Cloud, 8 large GPUs")
+    price.fill("0")
+    row = page.get_by_role("row", name="Cloud, 8 large GPUs")
+    expect(row).to_contain_text("0.00 USD")
+    expect(row).to_contain_text("lowest")
+
+    page.get_by_role("tab", name="Demo").click()
+    expect(page.locator("#demo-about")).to_contain_text("A generate server at")
+    page.get_by_label("Text to continue").fill("to be")
+    page.get_by_label("At most so many tokens").fill("5")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#demo-facts")).to_contain_text("5 tokens")
+    expect(page.locator("#demo-answer")).to_contain_text("to be")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(dashboard: str, page: Page, scheme: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(dashboard)
+    for name, chart in zip(TABS, ("ranks", "speedup", "grad_norm", "costs", None), strict=True):
+        page.get_by_role("tab", name=name).click()
+        if chart:
+            drawn(page, chart)
+        violations = axe.run(page).response["violations"]
+        told = {
+            one["id"]: [node["html"][:200] for node in one["nodes"]]
+            for one in violations
+            if one["impact"] in ("serious", "critical")
+        }
+        assert not told, (name, told)
+
+
+def test_a_key_is_asked_for_and_kept(home: Path, page: Page) -> None:
+    settings = DashboardSettings.model_validate({"home": str(home), "api_key": "secret"})
+    with running(create_dashboard_app(settings)) as client:
+        page.goto(str(client.base_url))
+        expect(page.get_by_role("status")).to_have_text("This dashboard asks for its API key.")
+        expect(page.get_by_label("API key")).to_be_focused()
+        page.keyboard.type("wrong\n")
+        expect(page.get_by_role("status")).to_have_text("That key is not the one.")
+        page.get_by_label("API key").fill("secret")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("row", name="done")).to_be_visible()
+        page.reload()
+        expect(page.get_by_role("row", name="done")).to_be_visible()
+        expect(page.get_by_label("API key")).to_be_hidden()

@@ -1,0 +1,80 @@
+"""`trainyard run` with real torchrun: survives kills, and names a user's mistake."""
+
+import os
+import signal
+from typing import Any
+
+from tests.patience import until
+
+# Rank 1 of the first attempt tells its process id and waits to be killed.
+STUBBORN = """
+import os, pathlib, sys, time
+rank, data = os.environ["RANK"], pathlib.Path(os.environ["TRAINYARD_RUN_DIR"])
+print(f"rank {rank} of {os.environ['WORLD_SIZE']} says {os.environ['GREETING']}", flush=True)
+if not (data / "again").exists():
+    if rank == "1":
+        (data / "again.tmp").write_text(str(os.getpid()))
+        (data / "again.tmp").rename(data / "again")
+    time.sleep(600)
+"""
+
+
+def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
+    box.script("train.py", STUBBORN)
+    trainer = {"name": "trainer", "env": [{"name": "GREETING", "value": "hello"}]}
+    manifest = box.manifest(
+        "quick",
+        command=["train.py"],  # relative to where the run was started
+        numNodes=2,
+        image="example.com/own:1",
+        podTemplate={"spec": {"containers": [trainer]}},
+    )
+    first = box.start("run", manifest)
+    told = box.run_dir("quick") / "data" / "again"
+    until(told.is_file, "rank 1 starts")
+
+    code, output = box.cli("run", manifest)
+    assert code == 2
+    assert f"already being run by process {first.pid}" in output
+    assert len(output.splitlines()) == 1
+
+    first.kill()  # SIGKILL: no chance to tidy up
+    assert "note: image means nothing on one machine" in box.end(first)[1]
+    before = set(box.processes("quick"))
+    assert "nothing watches it now" in box.cli("get")[1]
+
+    second = box.start("run", manifest)
+    until(lambda: (box.run_dir("quick") / "lock").read_text() == str(second.pid))
+    os.kill(int(told.read_text()), signal.SIGKILL)
+    code, output = box.end(second)
+    assert code == 0, output
+    status = box.status("quick")
+    assert [item["outcome"] for item in status["attempts"]] == ["Failed", "Succeeded"]
+    assert status["attempts"][0]["reason"] == "Signal"
+    assert "rank 1: killed by SIGKILL" in status["attempts"][0]["message"]
+    assert status["restarts"] == 1
+    assert not before & set(box.processes("quick"))
+
+    logs = [box.cli("logs", "quick", "--attempt", "2", "--node", str(node))[1] for node in (0, 1)]
+    assert "rank 0 of 2 says hello" in logs[0]
+    assert "rank 1 of 2 says hello" in logs[1]
+    assert "rank 0 of 2 says hello" in box.cli("logs", "quick", "--attempt", "1")[1]
+
+    code, output = box.cli("run", manifest)
+    assert (code, len(output.splitlines())) == (0, 1)
+    assert "already succeeded" in output
+    assert box.status("quick") == status
+
+
+def test_a_users_exception_is_told_and_not_tried_again(box: Any) -> None:
+    box.script("bad.py", "def load():\n    raise ValueError('corpus has 3 characters')\nload()\n")
+    manifest = box.manifest("bad", command=["bad.py"], numProcPerNode=2)
+    code, output = box.cli("run", manifest)
+    assert code == 1
+    assert "bad failed: UserException: bad-1-0: ValueError: corpus has 3 characters" in output
+    assert str(box.run_dir("bad") / "logs" / "1-0.log") in output
+    status = box.status("bad")
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    code, output = box.cli("run", manifest)
+    assert code == 1
+    assert "trainyard delete bad" in output

@@ -1,0 +1,225 @@
+"""Everything that has metrics, for real: a run of two processes, two servers, the operator."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import patience
+from tests.patience import until
+from tests.ports import free_port
+from tests.support.local.box import Box
+from tests.support.monitoring.prometheus_server import Target
+from tests.system.monitoring.cluster_stand_in import NAMESPACE, Cluster, ago, operator
+
+RUN, STUDY, CONFIGURATION = "metered", "sizes", "batch_size 8"
+# Names as a Deployment's ReplicaSet gives them to its pods.
+WRITER, READER = "bard-serving-6d4cf56db6-x7k2p", "news-serving-7f9c8d5b4-q2wzt"
+TINY = {
+    "corpus": "stdlib",
+    "max_steps": 1_000_000,
+    "batch_size": 8,
+    "block_size": 32,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 32,
+    "log_steps": 10,
+    "eval_steps": 50,
+    "eval_batches": 2,
+}
+SPEC = {"numProcPerNode": 2, "config": TINY, "checkpoint": {"everySteps": 50}}
+
+
+def start_run(box: Box) -> Callable[[], int]:
+    """`trainyard run` with two processes; tells rank 0's port, once it has one."""
+    command = box.start("run", box.manifest(RUN, recipe="char-gpt", **SPEC))
+    told = box.run_dir(RUN) / "attempts" / "1.json"
+
+    def port() -> int:
+        until(lambda: told.exists() or command.poll() is not None, "the run's ports")
+        assert command.poll() is None, box.end(command)[1]
+        return int(json.loads(told.read_text())["report"])
+
+    return port
+
+
+def give_way(box: Box) -> None:
+    """The run, once it runs, would take all there is of a small machine: it gets what is left."""
+    for pid in box.processes(RUN):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+
+
+@contextmanager
+def writer(run_dir: Path) -> Iterator[int]:
+    """A server of texts in a process of its own; its port. The model may come later."""
+    command = [sys.executable, "-m", "trainyard_serving", "generate", "--port", "0"]
+    options = ["--host", "127.0.0.1", "--run-dir", str(run_dir), "--poll-seconds", "0.1"]
+    with subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as server:
+        try:
+            assert server.stdout
+            found = re.search(r":(\d+)$", server.stdout.readline().strip())
+            assert found, "the server didn't start"
+            yield int(found[1])
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def visitors(work: Callable[[int], Any]) -> Iterator[None]:
+    """Somebody who calls `work(0)`, `work(1)`, ... until the end."""
+    stop = threading.Event()
+    broken: list[BaseException] = []
+
+    def visit() -> None:
+        for number in itertools.count():
+            if stop.wait(0.1):
+                return
+            try:
+                work(number)
+            except BaseException as error:
+                broken.append(error)
+                return
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not broken, broken
+
+
+def feed(cluster: Cluster) -> None:
+    """Runs in every state that queries ask about, beside the one that is real."""
+    from trainyard_api import labels
+
+    cluster.put_run(RUN, SPEC, labels={labels.STUDY: STUDY})
+    gpus = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": "8"}}}
+    cluster.put_run("waits", {"queue": {"name": "gold"}, **gpus})
+    begun = {"attempt": 1, "startTime": ago(60), "activeSince": ago(60), "restarts": 1}
+    hang = {"number": 1, "startTime": ago(60), "endTime": ago(30), "outcome": "Failed"}
+    later = ago(-3600)
+    cluster.put_run(
+        "hung",
+        gpus,
+        begun
+        | {
+            "phase": "Restarting",
+            "reason": "Hang",
+            "nextAttemptTime": later,
+            "attempts": [hang | {"reason": "Hang"}],
+        },
+    )
+    failed = begun | {"phase": "Failed", "completionTime": ago(1)}
+    points = [(1, "measured", 1.0), (2, "measured", 0.9), (4, "projected", 0.7)]
+    curves = [
+        {
+            "configuration": {},
+            "label": label,
+            "unit": unit,
+            "points": [
+                {
+                    "processes": processes,
+                    "source": source,
+                    "throughput": dict.fromkeys(("value", "low", "high"), 900.0 * processes),
+                    "speedup": processes * efficiency,
+                    "efficiency": efficiency,
+                    "costPerMillion": 0.5,
+                }
+                for processes, source, efficiency in points
+            ],
+        }
+        for label, unit in ((CONFIGURATION, "tokens"), ("pictures", "samples"))
+    ]
+    matrix = {"template": {"spec": SPEC}, "matrix": {"numProcPerNode": [1, 2]}}
+    measured = {"phase": "Succeeded", "curves": curves, "observedGeneration": 1}
+    cluster.put_study(STUDY, matrix, measured | {"completionTime": ago(5)})
+    cluster.put_run("broken", {}, failed | {"attempts": [hang | {"reason": "UserException"}]})
+
+
+@contextmanager
+def whole_system(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, list[Target]]]:
+    """All of it at work, and where it is scraped, by Prometheus' job."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ExitStack() as stack:
+        box = Box(directory)
+        stack.callback(box.close)
+        port_of_run = start_run(box)
+        (directory / "writer" / "models").mkdir(parents=True)
+        asked = stack.enter_context(writer(directory / "writer"))
+        from tests.support.serving.models import export_char_gpt, write_manifest
+        from tests.support.serving.news_model import WORDS, write_news_model
+        from tests.support.serving.servers import running
+        from trainyard_serving.classify.app import create_classify_app
+        from trainyard_serving.settings import ClassifySettings
+
+        write_news_model(directory / "reader" / "models" / "step-00000010", step=10)
+        settings = ClassifySettings(
+            run_dir=str(directory / "reader"), threads=1, poll_seconds=0.1, check_texts=20
+        )
+        reader = stack.enter_context(running(create_classify_app(settings)))
+        text = {"model": "shakespeare", "prompt": "A", "max_tokens": 4, "stream": True}
+        # A busy machine may pause for longer than a server keeps a connection that nobody uses.
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        url = f"http://127.0.0.1:{asked}"
+        client = stack.enter_context(
+            httpx.Client(base_url=url, timeout=patience.SECONDS, limits=fresh)
+        )
+        news = stack.enter_context(
+            httpx.Client(base_url=reader.base_url, timeout=patience.SECONDS, limits=fresh)
+        )
+
+        def visit(number: int) -> None:
+            with client.stream("POST", "/v1/completions", json=text) as answer:
+                answer.read()
+            news.post("/predict", json={"text": WORDS[number % len(WORDS)]})
+
+        assert client.post("/v1/completions", json=text).status_code == 503
+        stack.enter_context(visitors(visit))
+        hidden = directory / "hidden"
+        hidden.mkdir()
+        export_char_gpt(hidden)
+        write_manifest(hidden)
+        hidden.rename(directory / "writer" / "models" / "step-00000500")
+
+        cluster, port = Cluster(), free_port()
+        feed(cluster)
+        report = port_of_run()
+        cluster.report_ports[f"{RUN}-1-0"] = report
+        stack.enter_context(operator(cluster, port, monkeypatch))
+        until(lambda: client.get("/ready").status_code == 200, "the writer's model")
+        until(lambda: news.get("/ready").status_code == 200, "the reader's model")
+        until(lambda: cluster.phase(RUN) == "Running", "the run")
+        give_way(box)
+        at = {"namespace": NAMESPACE}
+        yield {
+            "runs": [Target(report, at | {"pod": f"{RUN}-1-0"})],
+            "operator": [
+                Target(port, {"namespace": "trainyard-system", "pod": "trainyard-operator-0"}, True)
+            ],
+            "serving": [
+                Target(asked, at | {"pod": WRITER}),
+                Target(int(str(reader.base_url).rpartition(":")[2]), at | {"pod": READER}),
+            ],
+        }

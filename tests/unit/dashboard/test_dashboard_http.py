@@ -1,0 +1,150 @@
+"""The dashboard's server over HTTP: who may read, what is refused, what the demo passes on."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.canned_http import answering
+from tests.support.dashboard.home import write_run, write_study
+from tests.support.serving.servers import running
+from trainyard_dashboard.app import create_dashboard_app
+from trainyard_dashboard.settings import DashboardSettings
+
+RUN = "local/default/shakespeare"
+CALCULATE: dict[str, Any] = {"study": "local/default/sizes", "processes": 8, "budget": 1e9}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    write_run(home, "shakespeare", points=2_000)
+    write_study(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def dashboard(home: Path) -> Iterator[httpx.Client]:
+    """A dashboard of this machine only."""
+    with running(create_dashboard_app(DashboardSettings(home=str(home)))) as client:
+        yield client
+
+
+def test_a_run_of_2000_points_is_told_in_500(dashboard: httpx.Client) -> None:
+    (run,) = dashboard.get("/api/runs").json()["runs"]
+    assert (run["id"], run["phase"], run["step"]) == (RUN, "Succeeded", 20_000)
+    answer = dashboard.get("/api/history", params={"run": RUN, "metric": ["loss", "grad_norm"]})
+    curves = answer.json()["runs"][RUN]["curves"]
+    assert {curve["metric"] for curve in curves} == {"loss", "grad_norm"}
+    assert all(250 <= len(curve["x"]) <= 501 for curve in curves)
+    assert all(curve["count"] == 2_000 and curve["origin"] == "measured" for curve in curves)
+    assert len(answer.content) < 60_000
+
+
+def test_the_calculator_answers(dashboard: httpx.Client) -> None:
+    found = dashboard.get("/api/projection", params={**CALCULATE, "price": 2}).json()
+    assert found["chosen"]["origin"] == "projected"
+    assert found["chosen"]["cost"]["value"] == pytest.approx(found["chosen"]["hours"]["value"] * 16)
+    by_study = dashboard.get("/api/costs", params=CALCULATE).json()
+    assert by_study["origin"] == "projected"
+    assert by_study["is_example"]
+    by_run = dashboard.get("/api/costs", params={"run": RUN, "processes": 2, "budget": 1e9}).json()
+    assert by_run["origin"] == "measured"
+    assert by_run["rows"][0]["hours"]["value"] == pytest.approx(1e9 / 2003 / 3600, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "status", "told"),
+    [
+        ("/api/projection", CALCULATE | {"study": "x"}, 404, "there is no study x"),
+        ("/api/projection", CALCULATE | {"configuration": 3}, 404, "no such configuration"),
+        ("/api/projection", CALCULATE | {"budget": "nan"}, 422, ""),
+        ("/api/projection", CALCULATE | {"processes": 0}, 422, ""),
+        ("/api/costs", {"processes": 1, "budget": 1}, 422, "name a study or a run"),
+        ("/api/costs", {"run": "x", "processes": 1, "budget": 1}, 404, "there is no run x"),
+        ("/api/history", {"run": RUN}, 422, ""),
+        ("/static/..%2fapp.py", {}, 404, ""),
+        ("/static/app.py", {}, 404, "there is no file app.py"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    dashboard: httpx.Client, path: str, query: dict[str, Any], status: int, told: str
+) -> None:
+    answer = dashboard.get(path, params=query)
+    assert answer.status_code == status
+    assert told in str(answer.json()["detail"])
+
+
+def test_nothing_can_be_changed(dashboard: httpx.Client) -> None:
+    operations = {
+        f"{method} {path}"
+        for path, methods in dashboard.get("/openapi.json").json()["paths"].items()
+        for method in methods
+    }
+    assert {one for one in operations if not one.startswith("get ")} == {"post /api/demo"}
+
+
+def test_a_strangers_name_for_this_machine_is_refused(dashboard: httpx.Client) -> None:
+    assert dashboard.get("/api/runs", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_with_a_key_only_the_page_is_open(home: Path) -> None:
+    settings = DashboardSettings.model_validate({"home": str(home), "api_key": "secret"})
+    with running(create_dashboard_app(settings)) as client:
+        for path in ("/", "/static/main.js", "/health", "/ready"):
+            assert client.get(path).status_code == 200, path
+        paths = client.get("/openapi.json").json()["paths"]
+        for path in (path for path in paths if path.startswith("/api/")):
+            assert client.get(path).status_code == 401, path
+        assert client.post("/api/demo", json={"text": "a"}).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        assert client.get("/api/runs", headers=headers).status_code == 200
+
+
+def test_pages_load_nothing_from_elsewhere(dashboard: httpx.Client) -> None:
+    page = dashboard.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert re.findall(r'(?:src|href)="(?!static/|data:,)', page.text) == []
+    tag = dashboard.get("/static/chart.js").headers["etag"]
+    again = dashboard.get("/static/chart.js", headers={"if-none-match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_others_are_let_in_only_with_a_key() -> None:
+    with pytest.raises(ValueError, match="set TRAINYARD_SERVING_API_KEY too"):
+        DashboardSettings(host="0.0.0.0")
+    DashboardSettings.model_validate({"host": "0.0.0.0", "api_key": "secret"})
+
+
+def test_the_demo_asks_the_model(client: httpx.Client) -> None:
+    with running(create_dashboard_app(DashboardSettings(demo_url=str(client.base_url)))) as asked:
+        about = asked.get("/api/demo").json()
+        assert (about["kind"], about["problem"]) == ("generate", "")
+        answer = asked.post("/api/demo", json={"text": "to be", "max_tokens": 5})
+        assert answer.status_code == 200
+        assert answer.json()["tokens"] == 5
+        assert answer.json()["digest"].startswith("sha256:")
+        wrong = asked.post("/api/demo", json={"text": "a", "max_tokens": 10_000})
+        assert wrong.status_code == 422
+
+
+def test_a_demo_that_cannot_be_asked_says_why() -> None:
+    def told(url: str | None) -> tuple[int, str]:
+        with running(create_dashboard_app(DashboardSettings(demo_url=url))) as client:
+            about = client.get("/api/demo").json()
+            assert about["kind"] is None
+            answer = client.post("/api/demo", json={"text": "a"})
+            assert answer.json()["detail"] == about["problem"]
+            return answer.status_code, about["problem"]
+
+    assert told(None) == (503, "no server is configured: start the dashboard with --demo-url URL")
+    assert "can't be reached" in told("http://127.0.0.1:9")[1]
+    with answering(lambda path, query: (200, {"paths": {"/other": {}}})) as url:
+        assert told(url)[1] == f"{url} is no generate, classify or vision server of ours"
+    with answering(lambda path, query: (200, b" " * (2 << 20))) as url:
+        assert told(url)[1] == "the server's answer is too long"

@@ -1,0 +1,107 @@
+"""The dashboard's Prometheus source: curves, bounds and errors."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.canned_http import Answer, answering
+from tests.support.dashboard.home import write_run
+from trainyard_dashboard.board import Board
+from trainyard_dashboard.local_source import LocalSource
+from trainyard_dashboard.model import RunRow
+from trainyard_dashboard.prometheus_source import MAX_BYTES, PrometheusSource
+
+ROW = RunRow(
+    id="cluster/ml/a",
+    name="a",
+    namespace="ml",
+    source="cluster",
+    start_time=datetime.fromtimestamp(1000, UTC),
+)
+
+
+def result(*series: dict[str, Any]) -> tuple[int, Any]:
+    return 200, {"status": "success", "data": {"resultType": "matrix", "result": list(series)}}
+
+
+def over_time(labels: dict[str, str], *values: str) -> dict[str, Any]:
+    return {"metric": labels, "values": [[1000.0 + i, value] for i, value in enumerate(values)]}
+
+
+def test_curves_come_by_step_ranks_apart_and_gpus_by_time() -> None:
+    asked: list[str] = []
+
+    def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        asked.append(query["query"])
+        if "trainyard_step{" in query["query"]:
+            return result(over_time({}, "10", "20", "30"))
+        if "rank_step_seconds" in query["query"]:
+            return result(over_time({"rank": "0"}, "1", "2"), over_time({"rank": "1"}, "3", "NaN"))
+        if "DCGM" in query["query"]:
+            return result(over_time({"gpu": "0", "Hostname": "n1"}, "90"))
+        return result(over_time({}, "3", "+Inf", "1"))
+
+    with answering(answer) as url:
+        found = PrometheusSource(url).history(ROW, ["loss", "rank_step_seconds", "gpu_utilization"])
+    loss, rank0, rank1, gpu = found.curves
+    assert (loss.x, loss.y, loss.x_is) == ([10, 30], [3, 1], "step")
+    assert [(c.part, c.x, c.y) for c in (rank0, rank1)] == [
+        ("rank 0", [10, 20], [1, 2]),
+        ("rank 1", [10], [3]),
+    ]
+    assert (gpu.part, gpu.y, gpu.x_is) == ("host n1 GPU 0", [90], "seconds")
+    assert 'max (trainyard_loss{run="a",namespace="ml"})' in asked
+    assert any('pod=~"a-[0-9]+-[0-9]+",namespace="ml"' in query for query in asked)
+
+
+def test_prometheus_alone_lists_runs_of_unknown_phase() -> None:
+    def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        value = {"trainyard_step": "7", "trainyard_loss": "NaN"}.get(
+            query["query"].split("(")[-1].split("[")[0]
+        )
+        series = {"metric": {"namespace": "ml", "run": "a"}, "value": [1, value]}
+        return result(series) if value else result()
+
+    with answering(answer) as url:
+        (row,), problems = Board([], PrometheusSource(url)).runs()
+    assert (row.id, row.step, row.loss, row.phase) == ("prometheus/ml/a", 7, None, None)
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda path, query: (200, b"<html>"), "does not answer as a Prometheus does"),
+        (lambda path, query: (503, {}), "does not answer as a Prometheus does"),
+        (
+            lambda path, query: (200, {"status": "success", "data": None}),
+            "does not answer as a Prometheus",
+        ),
+        (
+            lambda path, query: (400, {"status": "error", "error": "bad query"}),
+            ": bad query",
+        ),
+        (
+            lambda path, query: result({"metric": {}, "value": "x"}),
+            "does not answer as a Prometheus",
+        ),
+        (lambda path, query: (200, b" " * (MAX_BYTES + 1)), "answers more than 8 MiB"),
+    ],
+)
+def test_a_strange_prometheus_is_one_line(answer: Answer, told: str) -> None:
+    with answering(answer) as url:
+        rows, problems = Board([], PrometheusSource(url)).runs()
+    assert rows == []
+    (line,) = problems
+    assert line.startswith(f"Prometheus at {url}")
+    assert told in line
+
+
+def test_a_prometheus_that_is_away_costs_its_curves_only(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", points=3)
+    board = Board([LocalSource(tmp_path)], PrometheusSource("http://127.0.0.1:9"))
+    found, (line,) = board.history(["local/default/a"], ["loss", "gpu_utilization"])
+    assert [curve.metric for curve in found["local/default/a"].curves] == ["loss"]
+    assert "Prometheus at http://127.0.0.1:9 can't be reached" in line
