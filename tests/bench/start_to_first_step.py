@@ -63,7 +63,7 @@ def marked() -> None:
 
     note(worker, "_join", "joined")
     note(worker, "_agree", "data")
-    note(worker, "state_files", "model")
+    note(worker, "make_state_files", "model")
     note(Loop, "_train_step", "step")
     sys.argv[1:] = []
     sys.exit(program.main())

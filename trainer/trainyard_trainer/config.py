@@ -15,7 +15,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     # Settings that may change between attempts: they don't touch the numbers of a step.
-    free: ClassVar[frozenset[str]] = frozenset(
+    changeable_on_resume: ClassVar[frozenset[str]] = frozenset(
         {
             "max_steps",  # lr_decay_steps is what shapes the schedule
             "num_epochs",
@@ -208,10 +208,10 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
 
 
 def check_unchanged(
-    old: dict[str, Any], new: dict[str, Any], free: frozenset[str], where: str, step: int
+    old: dict[str, Any], new: dict[str, Any], changeable: frozenset[str], where: str, step: int
 ) -> None:
     """Refuse to resume with settings that would make the run another run."""
-    for key in sorted(old.keys() & new.keys() - free):
+    for key in sorted(old.keys() & new.keys() - changeable):
         if old[key] != new[key]:
             hint = ""
             if key == "lr_decay_steps":

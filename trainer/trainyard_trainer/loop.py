@@ -138,7 +138,7 @@ class Loop:
             self.reporter.alive()
         norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
-        if parallel.scaler.finite(norm):
+        if parallel.scaler.update(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

@@ -15,7 +15,7 @@ from trainyard_trainer.checkpoint.checkpointer import (
 )
 from trainyard_trainer.checkpoint.export import Exporter
 from trainyard_trainer.checkpoint.publish import Fence, check_shared, prepare_run_dir
-from trainyard_trainer.checkpoint.state import StateFiles, state_files
+from trainyard_trainer.checkpoint.state import StateFiles, make_state_files
 from trainyard_trainer.config import (
     TrainConfig,
     check_batch_size,
@@ -75,7 +75,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     reporter.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
-    files = state_files(parallel, optimizer)
+    files = make_state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
     start = _go_on(resume, files, job, reporter.console) if resume else 0
     settings = config.model_dump(mode="json")
@@ -184,13 +184,19 @@ def _load_recipe(
         lengths = frozenset({"lr_decay_steps"})
         settings = config.model_dump(mode="json")
         check_unchanged(
-            resume.description["config"], settings, config.free | lengths, "config", step
+            resume.description["config"],
+            settings,
+            config.changeable_on_resume | lengths,
+            "config",
+            step,
         )
     recipe = find_recipe(job.recipe)(config, saved)
     config = config.for_samples(len(recipe.train))
     if resume is not None:
         settings = config.model_dump(mode="json")
-        check_unchanged(resume.description["config"], settings, config.free, "config", step)
+        check_unchanged(
+            resume.description["config"], settings, config.changeable_on_resume, "config", step
+        )
     return recipe, config
 
 

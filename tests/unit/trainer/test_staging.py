@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from trainyard_api.job import TrainerJob
-from trainyard_trainer.checkpoint.state import STATE_TENSORS, WholeState
+from trainyard_trainer.checkpoint.state import STATE_TENSORS, FullState
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group
@@ -32,13 +32,13 @@ def test_the_optimizer_waits_for_the_copy(
         return load_file(run_dir / "checkpoints/step-00000004" / STATE_TENSORS)
 
     plain = checkpoint("plain")
-    copy = WholeState._copy
+    copy = FullState._copy
 
-    def slow_copy(self: WholeState, *args: object) -> dict[str, torch.Tensor]:
+    def slow_copy(self: FullState, *args: object) -> dict[str, torch.Tensor]:
         time.sleep(0.3)  # much longer than a step takes
         return copy(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(WholeState, "_copy", slow_copy)
+    monkeypatch.setattr(FullState, "_copy", slow_copy)
     slow = checkpoint("slow")
     assert slow.keys() == plain.keys()
     assert all(torch.equal(slow[name], tensor) for name, tensor in plain.items())
@@ -48,7 +48,7 @@ def test_a_forward_pass_may_change_buffers_at_once(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     config = TrainConfig()
     parallel = Parallel(module, [], ALONE, "ddp", "fp32", config)
-    files = WholeState(parallel, build_optimizer(module, config))
+    files = FullState(parallel, build_optimizer(module, config))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     write = files.stage()

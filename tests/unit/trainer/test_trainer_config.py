@@ -77,13 +77,13 @@ def settings(**values: Any) -> dict[str, Any]:
 
 def test_settings_that_define_the_run_must_stay() -> None:
     old = settings(max_steps=100)
-    free = TrainConfig.free
-    check_unchanged(old, settings(max_steps=200, lr_decay_steps=100), free, "c", 5)
-    check_unchanged(old, settings(max_steps=100, log_steps=1), free, "c", 5)
+    changeable = TrainConfig.changeable_on_resume
+    check_unchanged(old, settings(max_steps=200, lr_decay_steps=100), changeable, "c", 5)
+    check_unchanged(old, settings(max_steps=100, log_steps=1), changeable, "c", 5)
     with pytest.raises(ConfigError, match=r"c\.lr_decay_steps: 200, .* trained with 100"):
-        check_unchanged(old, settings(max_steps=200), free, "c", 5)
+        check_unchanged(old, settings(max_steps=200), changeable, "c", 5)
     with pytest.raises(ConfigError, match=r"c\.learning_rate: 0\.1, .* trained with 0\.001"):
-        check_unchanged(old, settings(max_steps=100, learning_rate=0.1), free, "c", 5)
+        check_unchanged(old, settings(max_steps=100, learning_rate=0.1), changeable, "c", 5)
 
 
 def test_epochs_become_steps() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainyard_storage.files import replacing
-from trainyard_trainer.distributed.parallel import Parallel, whole
+from trainyard_trainer.distributed.parallel import Parallel, full_tensor
 
 FOLDER = "epochs"  # in the run's directory
 
@@ -52,7 +52,7 @@ def write_epoch_file(
 def _gathered(value: Any) -> Any:
     """`value` with every tensor in it whole and on the CPU."""
     if isinstance(value, Tensor):
-        return whole(value).cpu()
+        return full_tensor(value).cpu()
     if isinstance(value, Mapping):
         return {key: _gathered(item) for key, item in value.items()}
     if isinstance(value, list):

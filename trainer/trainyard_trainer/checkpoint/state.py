@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainyard_trainer.distributed.parallel import Parallel, first_names, part
+from trainyard_trainer.distributed.parallel import Parallel, canonical_names, local_tensor
 from trainyard_trainer.errors import CheckpointError
 
 STATE_TENSORS = "state.safetensors"
@@ -32,7 +32,7 @@ def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
     Tied parameters are there once, under the first of their names.
     """
     state = parallel.module.state_dict()
-    names = dict.fromkeys(first_names(parallel.module).values())
+    names = dict.fromkeys(canonical_names(parallel.module).values())
     tensors = {f"model.{name}": state[name] for name in names}
     for name, parameter in parallel.module.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
@@ -95,14 +95,16 @@ class StateFiles(ABC):
         A run that went on from others would never come to a number again.
         """
         finite = all(
-            bool(torch.isfinite(torch.stack(torch.aminmax(part(tensor)))).all())
+            bool(torch.isfinite(torch.stack(torch.aminmax(local_tensor(tensor)))).all())
             for name, tensor in tensors.items()
-            if name.startswith("model.") and tensor.is_floating_point() and part(tensor).numel()
+            if name.startswith("model.")
+            and tensor.is_floating_point()
+            and local_tensor(tensor).numel()
         )
-        if not self._on_all(finite):
+        if not self._on_all_ranks(finite):
             raise CheckpointError("the weights are not finite")
 
-    def _on_all(self, holds: bool) -> bool:
+    def _on_all_ranks(self, holds: bool) -> bool:
         """Whether `holds` is true on every rank that writes; asked in the background."""
         return holds
 
@@ -114,7 +116,7 @@ class StateFiles(ABC):
         """Give up what writing needed."""
         return
 
-    def _make_room(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
+    def _allocate_optimizer_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
         """Give a fresh optimizer the state tensor `optimizer.PARAMETER.KEY`, to be filled."""
         path, _, key = name.removeprefix("optimizer.").rpartition(".")
         parameter = self.parallel.module.get_parameter(path)
@@ -125,7 +127,7 @@ class StateFiles(ABC):
         )
 
 
-class WholeState(StateFiles):
+class FullState(StateFiles):
     """One file, written and read by rank 0: the other nodes need no access to it."""
 
     def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
@@ -179,7 +181,7 @@ class WholeState(StateFiles):
         saved = self._load(directory / STATE_TENSORS)
         for name, tensor in saved.items():
             if name.startswith("optimizer."):
-                self._make_room(name, tensor.shape, tensor.dtype)
+                self._allocate_optimizer_state(name, tensor.shape, tensor.dtype)
         with torch.no_grad():
             for name, tensor in state_of(self.parallel, self.optimizer).items():
                 tensor.copy_(saved[name])
@@ -240,7 +242,7 @@ class ShardedState(StateFiles):
         reader = FileSystemReader(directory)
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if name.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
-                self._make_room(name, entry.size, entry.properties.dtype)
+                self._allocate_optimizer_state(name, entry.size, entry.properties.dtype)
         state = state_of(self.parallel, self.optimizer)
         if same_ranks:
             state |= self._random_state()
@@ -250,7 +252,7 @@ class ShardedState(StateFiles):
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             set_random_state(own, self.group.device)
 
-    def _on_all(self, holds: bool) -> bool:
+    def _on_all_ranks(self, holds: bool) -> bool:
         if self.group.background is None:
             return holds
         votes = torch.tensor(int(holds))
@@ -266,7 +268,7 @@ class ShardedState(StateFiles):
         return {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
 
 
-def state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
+def make_state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
     """The form that fits the strategy."""
-    form = ShardedState if parallel.strategy == "fsdp" else WholeState
+    form = ShardedState if parallel.strategy == "fsdp" else FullState
     return form(parallel, optimizer)

@@ -39,8 +39,8 @@ class LossScaler:
         self.scale = 2.0**16 if enabled else 1.0
         self.good_steps = 0
 
-    def finite(self, norm: torch.Tensor) -> bool:
-        """Whether to take the step; adapts the scale."""
+    def update(self, norm: torch.Tensor) -> bool:
+        """Adapt the scale to this step's gradient norm; False if the step must be skipped."""
         if not self.enabled:
             return True
         if not bool(torch.isfinite(norm)):
@@ -96,13 +96,13 @@ class Parallel:
             check_compiler(group.device)
         for block in blocks:
             if config.activation_checkpointing:
-                _recompute(block)
+                _checkpoint_activations(block)
             if config.compile:
                 block.compile()  # in place: parameter names stay what they are
         if config.compile and not blocks:
             self.module.compile()
         if strategy == "fsdp":
-            self._shard(blocks, free_early=config.sharding_strategy == "FULL_SHARD")
+            self._shard(blocks, reshard_after_forward=config.sharding_strategy == "FULL_SHARD")
             self.measures_waiting = watch_fsdp(self.module, self.timer)
         elif group.world_size > 1:
             self.model = nn.parallel.DistributedDataParallel(
@@ -112,7 +112,7 @@ class Parallel:
             )
             watch_ddp(self.model, self.timer)
 
-    def _shard(self, blocks: Iterable[nn.Module], free_early: bool) -> None:
+    def _shard(self, blocks: Iterable[nn.Module], reshard_after_forward: bool) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -124,8 +124,12 @@ class Parallel:
             reduce_dtype=torch.float32,
         )
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
-        fully_shard(self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=free_early)
+            fully_shard(
+                block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+            )
+        fully_shard(
+            self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Compute in the run's format; FSDP casts parameters itself."""
@@ -165,9 +169,9 @@ class Parallel:
     def full_weights(self) -> dict[str, torch.Tensor]:
         """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
         state, weights = self.module.state_dict(), {}
-        for name, first in first_names(self.module).items():
+        for name, first in canonical_names(self.module).items():
             if name == first:
-                full = whole(state[name])
+                full = full_tensor(state[name])
                 if self.group.is_main:
                     weights[name] = full.cpu()
             elif self.group.is_main:
@@ -175,7 +179,7 @@ class Parallel:
         return weights
 
 
-def first_names(module: nn.Module) -> dict[str, str]:
+def canonical_names(module: nn.Module) -> dict[str, str]:
     """For every name in the module's state, the first name of the same tensor.
 
     They differ for tied parameters, such as an output layer that is the token embedding.
@@ -184,13 +188,13 @@ def first_names(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor that FSDP may have sharded; every rank must ask."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def part(tensor: torch.Tensor) -> torch.Tensor:
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank has of a tensor that FSDP may have sharded."""
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
@@ -208,7 +212,7 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
-def _recompute(block: nn.Module) -> None:
+def _checkpoint_activations(block: nn.Module) -> None:
     """Let a block keep only its inputs for the backward pass (Chen et al., 2016).
 
     The random state is restored for the second forward pass, so dropout drops the same values.

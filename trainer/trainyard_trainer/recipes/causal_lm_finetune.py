@@ -62,7 +62,7 @@ class CausalLMFinetuneConfig(TrainConfig):
     """Settings of causal-lm-finetune."""
 
     # The texts themselves are compared, wherever they come from.
-    free = TrainConfig.free | {
+    changeable_on_resume = TrainConfig.changeable_on_resume | {
         "dataset",
         "sample_tokens",
         "checkpoint_prefix",

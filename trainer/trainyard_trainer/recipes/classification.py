@@ -29,7 +29,11 @@ class ClassificationConfig(TrainConfig):
     """Settings of a classifier: its labelled data."""
 
     # The samples and their labels are compared themselves.
-    free = TrainConfig.free | {"dataset", "eval_dataset", "label_column"}
+    changeable_on_resume = TrainConfig.changeable_on_resume | {
+        "dataset",
+        "eval_dataset",
+        "label_column",
+    }
 
     eval_steps: int = Field(default=0, ge=0)
     eval_batches: int | None = Field(default=None, ge=1)

@@ -18,7 +18,10 @@ class BPEGPTConfig(GPTConfig):
     """Settings of gpt. Their defaults make GPT-2's smallest model, of 124 million parameters, with
     the optimizer's settings of GPT-3's (Brown et al., 2020, table 2.1)."""
 
-    free = GPTConfig.free | {"tokenizer", "text_column"}  # what they name is compared
+    changeable_on_resume = GPTConfig.changeable_on_resume | {
+        "tokenizer",
+        "text_column",
+    }  # what they name is compared
 
     corpus: str = Field(default="stdlib", min_length=1)
     """A parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts in text_column; a text

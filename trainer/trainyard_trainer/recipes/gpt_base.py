@@ -23,7 +23,11 @@ from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
 class GPTConfig(TrainConfig):
     """Settings of a GPT and of the text it learns from."""
 
-    free = TrainConfig.free | {"corpus", "sample_tokens", "prompt"}  # the text itself is compared
+    changeable_on_resume = TrainConfig.changeable_on_resume | {
+        "corpus",
+        "sample_tokens",
+        "prompt",
+    }  # the text itself is compared
 
     corpus: str = Field(default="stdlib", min_length=1)
     """stdlib, a text file, a directory or glob of text files, or hub:OWNER/NAME[:COLUMN]."""

@@ -20,7 +20,7 @@ from trainyard_trainer.recipes.classification import Classification, Classificat
 class ImageClassificationConfig(ClassificationConfig):
     """Settings of image-classification. The defaults are for CIFAR-10 on a GPU."""
 
-    free = ClassificationConfig.free | {"image_column"}
+    changeable_on_resume = ClassificationConfig.changeable_on_resume | {"image_column"}
 
     num_epochs: float | None = Field(default=30, gt=0)
     batch_size: int = Field(default=128, ge=1)

@@ -58,7 +58,7 @@ class DistilBertShape(BaseModel):
 class TextClassificationConfig(ClassificationConfig):
     """Settings of text-classification. The defaults fine-tune DistilBERT on AG News."""
 
-    free = ClassificationConfig.free | {"text_column", "tokenizer"}
+    changeable_on_resume = ClassificationConfig.changeable_on_resume | {"text_column", "tokenizer"}
 
     dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
     """Texts to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
