@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd recipes monitoring clean
+.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd reference docs docs-serve monitoring clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,7 +24,7 @@ help: ## list the targets
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,trainer,serving,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,trainer,serving,docs,dev]'
 	@touch $@
 
 demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
@@ -70,11 +70,17 @@ lock: .venv/ready ## write the images' locked requirements anew
 crd: .venv/ready ## write the CRDs from the models
 	$(BIN)/python -m dev.crd charts/operator/crds
 
-recipes: .venv/ready ## write docs/recipes.md from the recipes' settings
-	$(BIN)/python docs/recipes.py > .recipes && mv .recipes docs/recipes.md
+reference: .venv/ready ## generate docs/reference from the code
+	$(BIN)/python -m docs.generate
 
-monitoring: .venv/ready ## write rules, dashboards and docs/metrics.md from the metrics' names
-	$(BIN)/python -m monitoring && $(BIN)/python -m docs.metrics > .metrics && mv .metrics docs/metrics.md
+docs: .venv/ready ## build the documentation into site/; a broken link ends the build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: .venv/ready ## the documentation at http://127.0.0.1:8001, rebuilt when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8001
+
+monitoring: .venv/ready reference ## generate the rules and dashboards from the metrics' names
+	$(BIN)/python -m monitoring
 
 clean: ## remove the virtual environment
 	rm -rf .venv

@@ -9,7 +9,7 @@ _APP = "{{ $labels.namespace }}/{{ $labels.app }}"
 _PER_RUN = "on (namespace, run)"
 _RUNNING = f'max by (namespace, run) ({m.RUN_PHASE}{{phase="Running"}})'
 _HUNG = f'max by (namespace, run) ({m.RUN_FAILED_ATTEMPTS}{{reason="Hang"}})'
-_TROUBLE, _OPERATE = "docs/troubleshooting.md", "docs/operations.md"
+_TROUBLE, _OPERATE = "docs/operate/troubleshooting.md", "docs/operate/operations.md"
 
 RUNS = (
     Alert(

@@ -43,7 +43,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     except (CommandError, FileNotFoundError) as error:
         pytest.exit(f"no cluster to test on: run `make cluster` first ({error})", returncode=1)
     make_namespace(SYSTEM)
-    # As docs/operations.md says for an upgrade: helm never changes a CRD that is there.
+    # As docs/operate/operations.md says for an upgrade: helm never changes a CRD that is there.
     crds = str(REPO / "charts" / "operator" / "crds")
     apply = ("kubectl", "apply", "--server-side", "--force-conflicts", "--field-manager=helm")
     run(*apply, "-f", crds)

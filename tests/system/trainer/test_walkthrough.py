@@ -13,7 +13,7 @@ from trainyard_api.run import TrainingRun
 
 TOP = Path(__file__).parents[3]
 SCRIPT = TOP / "examples" / "walkthrough" / "train.py"
-PAGE = TOP / "docs" / "ddp-walkthrough.md"
+PAGE = TOP / "docs" / "learn" / "data-parallelism.md"
 
 
 @pytest.fixture(scope="module")

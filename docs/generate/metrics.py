@@ -1,9 +1,4 @@
-"""docs/metrics.md: every metric with its labels and their bounds, written from the code.
-
-python -m docs.metrics > docs/metrics.md
-"""
-
-import sys
+"""docs/reference/metrics.md: every metric with its labels and their bounds."""
 
 from monitoring.records import RECORDS
 from trainyard_api.metrics import ALL, Label, Metric, Part
@@ -13,8 +8,8 @@ HEAD = """\
 
 Names follow [Prometheus' conventions](https://prometheus.io/docs/practices/naming/): base units,
 `_total` for counters. What isn't known yet is absent, never 0. How to scrape them, and the
-dashboards and alerts that are made of them: [monitoring.md](monitoring.md). This page is written
-from the code by `make monitoring`.
+dashboards and alerts that are made of them: [monitoring.md](../operate/monitoring.md). This page is
+generated from the code by `make reference`.
 
 Of every label the page says where its values come from and how many of them **one process** exports
 at most. A test scrapes real processes and holds them to it.
@@ -40,7 +35,8 @@ def reference() -> str:
     for part, where in PARTS.items():
         metrics = [metric for metric in ALL if metric.part == part]
         parts.append(
-            f"\n## {TITLES[part]}\n\n{where}\n\n| metric | kind | labels | |\n|---|---|---|---|\n"
+            f"\n## {TITLES[part]}\n\n{where}\n\n"
+            "| metric | kind | labels | description |\n|---|---|---|---|\n"
         )
         parts += [_row(metric) for metric in metrics]
         labels = {(label, label.values): label for metric in metrics for label in metric.labels}
@@ -66,7 +62,3 @@ def _bound(label: Label) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

@@ -1,7 +1,4 @@
-"""docs/recipes.md: every recipe and all its settings, written from the code.
-
-python docs/recipes.py > docs/recipes.md
-"""
+"""docs/reference/recipes.md: every recipe and all its settings."""
 
 import sys
 import types
@@ -20,13 +17,13 @@ HEAD = """\
 
 A recipe is a model family with its data, loss, evaluation and exported form. `spec.recipe` names
 it and `spec.config` holds its settings: unknown ones are errors, those left out have the default
-below. Every finished run leaves a model in Hugging Face form in `models/`. This page is written
-from the code by `make recipes`.
+below. Every finished run leaves a model in Hugging Face form in `models/`. This page is generated
+from the code by `make reference`.
 
 | recipe | what it trains | examples |
 |---|---|---|
 """
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = """\
 
 ## Settings of every recipe
@@ -48,7 +45,7 @@ def reference() -> str:
     for name, recipe in recipes.items():
         module = sys.modules[recipe.__module__]
         what = (module.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
-        files = ", ".join(f"[{file}](../examples/{file}.yaml)" for file in examples[name])
+        files = ", ".join(f"[{file}](../../examples/{file}.yaml)" for file in examples[name])
         parts.append(f"| [{name}](#{name}) | {what} | {files} |\n")
     parts.append(SHARED)
     parts.append(_table(TrainConfig, TrainConfig.model_fields))
@@ -69,7 +66,7 @@ def _own(config: type[TrainConfig]) -> dict[str, FieldInfo]:
 
 
 def _table(config: type[BaseModel], fields: dict[str, FieldInfo], prefix: str = "") -> str:
-    rows = "" if prefix else "\n| setting | type | default | |\n|---|---|---|---|\n"
+    rows = "" if prefix else "\n| setting | type | default | description |\n|---|---|---|---|\n"
     for name, field in fields.items():
         inner = _model(field.annotation)
         default = "required" if field.is_required() else f"`{_shown(field.default)}`"
@@ -110,7 +107,3 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool) or default is None:
         return {True: "true", False: "false", None: "null"}[default]
     return repr(default).replace("'", '"') if isinstance(default, str) else str(default)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(reference())

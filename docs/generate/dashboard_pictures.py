@@ -1,7 +1,7 @@
-"""Takes the pictures of docs/dashboard.md from a dashboard that shows real runs.
+"""Takes the pictures of docs/guides/dashboard.md from a dashboard that shows real runs.
 
 trainyard dashboard --no-browser --demo-url http://127.0.0.1:8000 &
-python docs/dashboard_pictures.py http://127.0.0.1:8050
+python docs/generate/dashboard_pictures.py http://127.0.0.1:8050
 """
 
 import shutil
@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-PICTURES = Path(__file__).with_name("pictures")
+PICTURES = Path(__file__).parents[1] / "pictures"
 DESKTOP = (1280, 800)
 PHONE = (390, 844)
 # Picture: tab, dark or not, size, and the last chart to appear.

@@ -1,0 +1,25 @@
+"""Writes every page of docs/reference that comes from the code: `make reference`."""
+
+from pathlib import Path
+
+from docs.generate import charts, cli, fields, metrics, recipes
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def pages() -> dict[Path, str]:
+    """Each generated page, and what it has to say now."""
+    return {
+        REFERENCE / "trainingrun.md": fields.training_run(),
+        REFERENCE / "scalingstudy.md": fields.scaling_study(),
+        REFERENCE / "recipes.md": recipes.reference(),
+        REFERENCE / "cli.md": cli.reference(),
+        REFERENCE / "chart-operator.md": charts.reference("operator"),
+        REFERENCE / "chart-serving.md": charts.reference("serving"),
+        REFERENCE / "metrics.md": metrics.reference(),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)

@@ -1,0 +1,78 @@
+"""docs/reference/cli.md: every command of `trainyard`, from its argument parser."""
+
+import argparse
+from collections.abc import Iterator
+
+from trainyard_cli.main import _parser
+
+HEAD = """\
+# The trainyard command
+
+`trainyard` trains, watches and serves runs on this machine, without Kubernetes; what each command
+does is explained in [the guide](../guides/local.md). It comes with the package:
+`pip install 'trainyard[trainer,serving]'`. This page is generated from the command's own parser by
+`make reference`; `trainyard COMMAND --help` prints the same.
+
+| command | |
+|---|---|
+"""
+FOOT = """
+## Exit status
+
+| status | |
+|---|---|
+| 0 | success; of `run`: the run succeeded; of `study`: every cell was measured |
+| 1 | the run or a cell of the study failed, or an operation of the system did (a full disk) |
+| 2 | the request was refused: one line on standard error says what to change |
+| 130 | interrupted (Ctrl-C) |
+"""
+
+
+def reference() -> str:
+    """The page, Markdown."""
+    commands = list(_commands(_parser()))
+    rows = [f"| [{name}](#trainyard-{name}) | {_sentence(what)} |\n" for name, what, _ in commands]
+    sections = [_section(name, what, parser) for name, what, parser in commands]
+    return HEAD + "".join(rows) + "".join(sections) + FOOT
+
+
+def _commands(
+    parser: argparse.ArgumentParser,
+) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for name, inner in action.choices.items():
+                yield name, helps[name], inner
+
+
+def _section(name: str, what: str, parser: argparse.ArgumentParser) -> str:
+    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    text = f"\n## trainyard {name}\n\n{_sentence(what)}\n\n    {usage}\n"
+    actions = [each for each in parser._actions if not isinstance(each, argparse._HelpAction)]
+    if actions:
+        text += "\n| argument | default | description |\n|---|---|---|\n"
+        text += "".join(_row(action) for action in actions)
+    return text
+
+
+def _row(action: argparse.Action) -> str:
+    shown = str(action.metavar or action.dest.upper())
+    if action.option_strings:
+        takes = "" if action.nargs == 0 else f" {'|'.join(map(str, action.choices or [shown]))}"
+        name = ", ".join(f"`{flag}{takes}`" for flag in action.option_strings)
+    else:
+        name = f"`{shown}`" + (" (one or more)" if action.nargs == "+" else "")
+    default = "required" if action.required and not action.option_strings else _default(action)
+    return f"| {name} | {default} | {_sentence(action.help or '')} |\n".replace("|`", "`")
+
+
+def _default(action: argparse.Action) -> str:
+    if action.default in (None, False, argparse.SUPPRESS):
+        return ""
+    return f"`{action.default}`"
+
+
+def _sentence(text: str) -> str:
+    text = text.replace("|", "\\|")
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
