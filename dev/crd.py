@@ -132,8 +132,8 @@ def schema(model: type[Model]) -> dict[str, Any]:
     status = raw["properties"]["status"]
     root["properties"] |= {
         # Kubernetes fills and checks these three itself; of metadata a schema may only say this.
-        "apiVersion": {"type": "string"},
-        "kind": {"type": "string"},
+        "apiVersion": {"type": "string", "description": "Version of the API."},
+        "kind": {"type": "string", "description": "Kind of the object."},
         "metadata": {"type": "object"},
         # Defaults are for what users leave out. A status holds only what is known.
         "status": _structural(status, definitions, defaults=False),

@@ -18,7 +18,7 @@ MAX_NAME = 50  # leaves room for -ATTEMPT-NODE within the 63 characters of a hos
 
 
 class TrainingRun(Resource):
-    """A training run: a spec, and what has become of it."""
+    """One distributed training run, from its first pod to the model it leaves."""
 
     rules: ClassVar = name_rules(MAX_NAME, "pods add attempt and node to it")
 

@@ -2,17 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    WithJsonSchema,
-)
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from trainyard_api.base import Model, Rule, SpecModel, matches
+from trainyard_api.base import Rule, SpecModel, matches
+from trainyard_api.pod_template import PodTemplate
 
 GPU = "nvidia.com/gpu"
 CONTAINER = "trainer"  # the container that trains; podTemplate overrides it by this name
@@ -62,7 +55,7 @@ def immutable(**kwargs: Any) -> Any:
 
 
 class Elastic(SpecModel):
-    """How far the number of nodes may move when the cluster can't place `numNodes`."""
+    """Bounds for the number of nodes when the cluster has no room for numNodes."""
 
     rules: ClassVar = (
         Rule(
@@ -72,12 +65,12 @@ class Elastic(SpecModel):
         ),
     )
 
-    min_nodes: int = Field(ge=1, le=1024, description="Fewest nodes to train with.")
-    max_nodes: int = Field(ge=1, le=1024, description="Most nodes to train with.")
+    min_nodes: int = Field(ge=1, le=1024, description="Smallest number of nodes to train with.")
+    max_nodes: int = Field(ge=1, le=1024, description="Largest number of nodes to train with.")
 
 
 class Backoff(SpecModel):
-    """Wait before the next attempt: initialSeconds, doubled each time, at most maxSeconds."""
+    """How long to wait before the next attempt; the wait doubles with each failed attempt."""
 
     rules: ClassVar = (
         Rule(
@@ -87,12 +80,16 @@ class Backoff(SpecModel):
         ),
     )
 
-    initial_seconds: int = Field(default=5, ge=0, le=86400)
-    max_seconds: int = Field(default=300, ge=0, le=86400)
+    initial_seconds: int = Field(
+        default=5, ge=0, le=86400, description="Seconds to wait after the first failed attempt."
+    )
+    max_seconds: int = Field(
+        default=300, ge=0, le=86400, description="Longest wait between two attempts, in seconds."
+    )
 
 
 class Resources(SpecModel):
-    """Compute of one node's container, as in a pod: `limits` and `requests`."""
+    """Compute resources of the trainer container on each node, as in a pod."""
 
     rules: ClassVar = (
         Rule(
@@ -104,25 +101,32 @@ class Resources(SpecModel):
     )
 
     limits: Amounts = Field(
-        default_factory=dict, description="For example {cpu: 4, memory: 8Gi, nvidia.com/gpu: 2}."
+        default_factory=dict,
+        description="Most that the container may use, by resource: for example"
+        " {cpu: 4, memory: 8Gi, nvidia.com/gpu: 2}.",
     )
-    requests: Amounts = Field(default_factory=dict)
+    requests: Amounts = Field(
+        default_factory=dict,
+        description="What the scheduler reserves for the container, by resource. Default: the"
+        " limits.",
+    )
 
 
 class Network(SpecModel):
-    """How the ranks reach each other."""
+    """Network settings of NCCL and gloo, through which the ranks communicate."""
 
     interface: (
         Annotated[str, matches(r"[^\s/]{1,64}", "must name an interface, for example eth0")] | None
     ) = Field(
         default=None,
         max_length=64,
-        description="Network interface for NCCL and gloo (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME).",
+        description="Network interface that NCCL and gloo use, for example eth0. Sets"
+        " NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME.",
     )
     nccl: dict[str, Annotated[str, StringConstraints(max_length=1024)]] = Field(
         default_factory=dict,
         max_length=64,
-        description="Further NCCL_* environment variables, for example {NCCL_IB_DISABLE: '1'}.",
+        description="Additional NCCL_* environment variables, for example {NCCL_IB_DISABLE: '1'}.",
     )
 
     rules: ClassVar = (
@@ -135,7 +139,7 @@ class Network(SpecModel):
 
 
 class Storage(SpecModel):
-    """The volume that keeps checkpoints and models; without `claimName` one is made."""
+    """The volume for checkpoints and models. Without claimName the operator creates a claim."""
 
     rules: ClassVar = (
         Rule(
@@ -164,78 +168,49 @@ class Storage(SpecModel):
     ) = Field(
         default=None,
         max_length=253,
-        description="An existing PersistentVolumeClaim. Default: the operator makes one.",
+        description="Name of an existing PersistentVolumeClaim to use. Default: the operator"
+        " creates one with the run's name.",
     )
-    size: Quantity | None = Field(default=None, description="Size of the claim made (10Gi).")
-    storage_class_name: str | None = Field(default=None, max_length=253)
+    size: Quantity | None = Field(default=None, description="Size of the claim. Default: 10Gi.")
+    storage_class_name: str | None = Field(
+        default=None,
+        max_length=253,
+        description="Storage class of the claim. Default: the cluster's default class.",
+    )
     access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = Field(
-        default=None, description="Default: ReadWriteMany for more than one node."
+        default=None,
+        description="Access mode of the claim. Default: ReadWriteMany for more than one node, else"
+        " ReadWriteOnce.",
     )
     when_deleted: Literal["Delete", "Retain"] | None = Field(
         default=None,
-        description="What becomes of the claim when the run is deleted (Delete).",
+        description="Whether the claim is deleted with the run or retained. Default: Delete.",
     )
 
 
 class CheckpointPolicy(SpecModel):
-    """When to save and what to keep."""
+    """How often checkpoints are saved and which of them are kept."""
 
-    every_steps: int = Field(default=200, ge=1, le=10_000_000, description="Optimizer steps.")
-    keep_last: int = Field(default=3, ge=1, le=1000, description="Newest checkpoints kept.")
-    keep_best: bool = Field(default=True, description="Also keep the lowest evaluation loss.")
+    every_steps: int = Field(
+        default=200,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps between two checkpoints.",
+    )
+    keep_last: int = Field(
+        default=3, ge=1, le=1000, description="Number of newest checkpoints to keep."
+    )
+    keep_best: bool = Field(
+        default=True, description="Also keep the checkpoint with the lowest evaluation loss."
+    )
 
 
 class Queue(SpecModel):
-    """Gang scheduling by a queueing system; its pod-group labels go on the pods."""
+    """Queueing system that admits the pods of an attempt all together (gang scheduling)."""
 
-    name: str = Field(min_length=1, max_length=63, description="Queue to submit to.")
-    system: Literal["kueue", "volcano", "coscheduling"] = "kueue"
-
-
-_NAMED = ("containers", "initContainers", "volumes")
-_POD_SPEC: Any = {
-    key: {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "required": ["name"],
-            "properties": {"name": {"type": "string"}},
-            "x-kubernetes-preserve-unknown-fields": True,
-        },
-    }
-    for key in _NAMED
-}
-
-
-def _check_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """What merging by name needs; the rest is the API server's to judge when pods are made."""
-    for key in _NAMED:
-        items = spec.get(key, [])
-        if not isinstance(items, list) or not all(
-            isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
-        ):
-            raise ValueError(f"{key} must be a list of objects that each have a name")
-    return spec
-
-
-class PodMetadata(Model):
-    """Added to every pod's metadata."""
-
-    labels: dict[str, str] = Field(default_factory=dict, max_length=64)
-    annotations: dict[str, str] = Field(default_factory=dict, max_length=64)
-
-
-class PodTemplate(BaseModel):
-    """Merged strategically into every pod: containers and env by name, volumes by name."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"description": "Overrides for every pod, merged strategically."},
-    )
-
-    metadata: PodMetadata = Field(default_factory=PodMetadata)
-    spec: Annotated[dict[str, Any], AfterValidator(_check_pod_spec)] = Field(
-        default_factory=dict, json_schema_extra={"properties": _POD_SPEC}
+    name: str = Field(min_length=1, max_length=63, description="Name of the queue.")
+    system: Literal["kueue", "volcano", "coscheduling"] = Field(
+        default="kueue", description="The queueing system that the cluster runs."
     )
 
 
@@ -245,7 +220,7 @@ _HAS_WHEN_DELETED = (
 
 
 class TrainingRunSpec(SpecModel):
-    """The whole request. Field names are those of torchrun, Kubeflow and batch/v1 Job."""
+    """What to train, on which nodes, and how hard to try."""
 
     rules: ClassVar = (
         Rule(
@@ -290,16 +265,17 @@ class TrainingRunSpec(SpecModel):
     ) = immutable(
         default=None,
         max_length=63,
-        description="A recipe built into the trainer image, for example char-gpt.",
+        description="Name of a recipe built into the trainer image, for example char-gpt.",
     )
     config: dict[str, Any] | None = Field(
-        default=None, description="Settings of the recipe; unknown keys are errors."
+        default=None, description="Settings of the recipe. Unknown keys are errors."
     )
     command: list[Argument] | None = immutable(
         default=None,
         min_length=1,
         max_length=256,
-        description="Your own script and its arguments, run unchanged under torchrun.",
+        description="Your own script and its arguments, run unchanged under torchrun. Set either"
+        " recipe or command.",
     )
     image: Annotated[str, matches(r"\S+", "must be a container image without spaces")] | None = (
         immutable(
@@ -308,34 +284,58 @@ class TrainingRunSpec(SpecModel):
             description="Container image. Default: the operator's trainer image.",
         )
     )
-    num_nodes: int = Field(default=1, ge=1, le=1024, description="Pods, one per node.")
+    num_nodes: int = Field(
+        default=1, ge=1, le=1024, description="Number of nodes. Each gets one pod."
+    )
     num_proc_per_node: int | None = immutable(
         default=None,
         ge=1,
         le=64,
-        description="Processes per pod. Default: the nvidia.com/gpu limit, else 1.",
+        description="Training processes (ranks) per node. Default: the nvidia.com/gpu limit of"
+        " resourcesPerNode, else 1.",
     )
     elastic: Elastic | None = None
-    strategy: Strategy = immutable(default="ddp", description="How the model is parallelised.")
-    precision: Precision = immutable(default="fp32", description="Number format of the compute.")
-    seed: int = immutable(default=0, ge=0, le=2**31 - 1)
+    strategy: Strategy = immutable(
+        default="ddp",
+        description="How training is parallelised: ddp keeps the whole model on every rank, fsdp"
+        " shards parameters, gradients and optimizer state over the ranks.",
+    )
+    precision: Precision = immutable(
+        default="fp32", description="Number format of the forward and backward pass."
+    )
+    seed: int = immutable(
+        default=0, ge=0, le=2**31 - 1, description="Seed of weights, data order and dropout."
+    )
     max_restarts: int = Field(
-        default=3, ge=0, le=10_000, description="Failed attempts that are tried again."
+        default=3,
+        ge=0,
+        le=10_000,
+        description="How often to restart after a failed attempt before the run fails.",
     )
     backoff: Backoff = Field(default_factory=Backoff)
     active_deadline_seconds: int | None = Field(
-        default=None, ge=1, description="Fail a run that has been active for longer."
+        default=None,
+        ge=1,
+        description="The run fails once it has been active (not suspended) for this many seconds."
+        " Default: no limit.",
     )
     start_deadline_seconds: int = Field(
         default=600,
         ge=1,
         le=86400,
-        description="A gang that hasn't started as a whole by then is given back.",
+        description="Seconds within which every pod must be scheduled and every rank must have"
+        " joined. After that the attempt ends.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        default=None, ge=0, description="Delete the finished run after this long."
+        default=None,
+        ge=0,
+        description="Delete the run this many seconds after it has finished. Default: never.",
     )
-    suspend: bool = Field(default=False, description="Stop the pods; resume from the checkpoint.")
+    suspend: bool = Field(
+        default=False,
+        description="Set to true to stop the pods (a recipe saves a checkpoint first), and to false"
+        " to resume from the newest checkpoint.",
+    )
     resources_per_node: Resources | None = None
     network: Network | None = None
     storage: Storage | None = immutable(default=None)

@@ -22,97 +22,162 @@ ConditionType = Literal["Scheduled", "Running", "Suspended", "Succeeded", "Faile
 
 
 class Condition(Model):
-    """A Kubernetes condition."""
+    """One aspect of the state, as a Kubernetes condition."""
 
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str = ""
-    message: str = ""
-    last_transition_time: datetime | None = None
+    type: str = Field(description="Scheduled, Running, Suspended, Succeeded or Failed.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: str = Field(
+        default="", description="One word that says why the condition has this status."
+    )
+    message: str = Field(default="", description="One line for people.")
+    last_transition_time: datetime | None = Field(
+        default=None, description="When the status of the condition last changed."
+    )
 
 
 class CheckpointRef(Model):
     """The newest complete checkpoint."""
 
-    step: int
-    digest: str = Field(description="sha256 of the manifest, sha256:HEX.")
-    time: datetime
+    step: int = Field(description="Optimizer steps done when it was saved.")
+    digest: str = Field(description="The sha256 of the checkpoint's manifest.json, as sha256:HEX.")
+    time: datetime = Field(description="When it was complete.")
 
 
 class ModelRef(Model):
-    """The exported model, in Hugging Face form."""
+    """The newest exported model, in Hugging Face format."""
 
-    step: int
-    digest: str
-    path: str = Field(description="Relative to the run's directory.")
+    step: int = Field(description="Optimizer steps done when it was exported.")
+    digest: str = Field(
+        description="The sha256 of the model's manifest.json, as sha256:HEX. Servers report the "
+        "same digest."
+    )
+    path: str = Field(description="Directory of the model, relative to the run's directory.")
 
 
 class StepSeconds(Model):
-    """Seconds of an optimizer step on rank 0, over the newest 10,000 of this attempt.
+    """Time of an optimizer step on rank 0, over the newest 10,000 steps of this attempt.
 
-    The first ones (config.timing_warmup_steps) are left out.
+    The first config.timing_warmup_steps are left out.
     """
 
-    mean: float
-    p50: float
-    p99: float
+    mean: float = Field(description="Mean, in seconds.")
+    p50: float = Field(description="Median, in seconds.")
+    p99: float = Field(description="99th percentile, in seconds.")
 
 
 class Attempt(Model):
-    """One gang of pods, from creation to its end."""
+    """One gang of pods, from its creation to its end."""
 
-    number: int
-    start_time: datetime
-    end_time: datetime | None = None
-    nodes: int = Field(default=1, description="Size of the gang.")
-    wanted_nodes: int = Field(default=1, description="spec.numNodes when it began.")
-    outcome: Literal["Succeeded", "Failed", "GivenBack", "Suspended", "Resized"] | None = None
-    reason: str = ""
-    message: str = ""
-    exit_code: int | None = None
-    pod: str = ""
-    resumed_from_step: int | None = None
+    number: int = Field(description="Number of the attempt, counted from 1.")
+    start_time: datetime = Field(description="When the attempt began.")
+    end_time: datetime | None = Field(
+        default=None, description="When the attempt ended. Absent while it runs."
+    )
+    nodes: int = Field(default=1, description="Number of pods in the gang.")
+    wanted_nodes: int = Field(
+        default=1, description="Value of spec.numNodes when the attempt began."
+    )
+    outcome: Literal["Succeeded", "Failed", "GivenBack", "Suspended", "Resized"] | None = Field(
+        default=None, description="How the attempt ended. Absent while it runs."
+    )
+    reason: str = Field(
+        default="",
+        description="Class of the failure, for example OOMKilled, Hang or UserException.",
+    )
+    message: str = Field(default="", description="Root cause, in one line.")
+    exit_code: int | None = Field(
+        default=None, description="Exit code of the process that failed first."
+    )
+    pod: str = Field(default="", description="Pod that failed first.")
+    resumed_from_step: int | None = Field(
+        default=None, description="Step of the checkpoint that the attempt resumed from."
+    )
 
 
 class TrainingRunStatus(Model):
-    """Phase, progress and history."""
+    """What the operator knows about the run; unknown values are absent."""
 
-    observed_generation: int | None = None
-    phase: Phase | None = None
-    reason: str = Field(default="", description="One word for why the phase is what it is.")
-    message: str = Field(default="", description="One line: the root cause or what is awaited.")
-    conditions: list[Condition] = Field(default_factory=list)
+    observed_generation: int | None = Field(
+        default=None, description="Generation of the spec that this status describes."
+    )
+    phase: Phase | None = Field(
+        default=None,
+        description="Pending: not every pod runs yet. Starting: every pod runs, but not every"
+        " rank has joined. Running: every rank has joined. Restarting: an attempt failed, and the"
+        " next one starts at nextAttemptTime. Suspended. Succeeded. Failed.",
+    )
+    reason: str = Field(default="", description="One word that says why the run is in this phase.")
+    message: str = Field(
+        default="", description="One line: the root cause, or what the run is waiting for."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Scheduled, Running, Suspended, Succeeded and Failed, as Kubernetes "
+        "conditions.",
+    )
 
-    attempt: int = Field(default=0, description="Number of the current attempt, from 1.")
-    attempts: list[Attempt] = Field(default_factory=list, description="The newest ten.")
-    restarts: int = Field(default=0, description="Failed attempts counted against maxRestarts.")
-    created: bool = Field(default=False, description="Every pod of this attempt was created.")
-    nodes: int = Field(default=0, description="Pods of the current attempt.")
-    world_size: int | None = None
-    next_attempt_time: datetime | None = None
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
-    active_seconds: int = Field(default=0, description="Time active before the last suspension.")
-    active_since: datetime | None = None
+    attempt: int = Field(default=0, description="Number of the current attempt, counted from 1.")
+    attempts: list[Attempt] = Field(
+        default_factory=list, description="The newest ten attempts, oldest first."
+    )
+    restarts: int = Field(
+        default=0, description="Failed attempts counted against spec.maxRestarts."
+    )
+    created: bool = Field(
+        default=False, description="Whether every pod of the current attempt has been created."
+    )
+    nodes: int = Field(default=0, description="Number of pods in the current attempt.")
+    world_size: int | None = Field(
+        default=None, description="Number of ranks in the current attempt."
+    )
+    next_attempt_time: datetime | None = Field(
+        default=None, description="When the next attempt starts, while the run is Restarting."
+    )
+    start_time: datetime | None = Field(default=None, description="When the first attempt began.")
+    completion_time: datetime | None = Field(default=None, description="When the run finished.")
+    active_seconds: int = Field(
+        default=0, description="Seconds the run was active before its last suspension."
+    )
+    active_since: datetime | None = Field(
+        default=None, description="When the run last became active. Absent while it is suspended."
+    )
 
-    step: int | None = None
-    total_steps: int | None = None
-    progress: str = Field(default="", description="step/total, for people.")
-    loss: float | None = None
-    eval_loss: float | None = None
-    samples_per_second: float | None = None
-    tokens_per_second: float | None = None
-    throughput: str = Field(default="", description="tokens/s or samples/s, for people.")
-    eta_seconds: int | None = None
-    eta: str = ""
+    step: int | None = Field(default=None, description="Optimizer steps done.")
+    total_steps: int | None = Field(default=None, description="Optimizer steps of the whole run.")
+    progress: str = Field(default="", description="Steps done and in all, for people: 471/1000.")
+    loss: float | None = Field(default=None, description="Training loss of the newest logged step.")
+    eval_loss: float | None = Field(default=None, description="Loss of the newest evaluation.")
+    samples_per_second: float | None = Field(
+        default=None,
+        description="Samples per second, all ranks together. Absent while nothing runs.",
+    )
+    tokens_per_second: float | None = Field(
+        default=None,
+        description="Tokens per second, all ranks together. Absent for recipes without tokens.",
+    )
+    throughput: str = Field(
+        default="", description="Tokens or samples per second, for people: 15.3k tokens/s."
+    )
+    eta_seconds: int | None = Field(
+        default=None, description="Estimated seconds until the last step."
+    )
+    eta: str = Field(default="", description="The same, for people: 2m10s.")
     batch_size: int | None = Field(
         default=None, description="Samples of one optimizer step, all ranks together."
     )
-    tokens_per_batch: int | None = Field(default=None, description="Where there are tokens.")
+    tokens_per_batch: int | None = Field(
+        default=None,
+        description="Tokens of one optimizer step, all ranks together. Absent for recipes "
+        "without tokens.",
+    )
     step_seconds: StepSeconds | None = None
     peak_memory_bytes: int | None = Field(
-        default=None, description="Most memory any rank has used: of its GPU, else of the process."
+        default=None,
+        description="Most memory that any rank has used, in bytes: GPU memory on GPUs, else "
+        "memory of the process.",
     )
-    resumed_from_step: int | None = None
+    resumed_from_step: int | None = Field(
+        default=None, description="Step of the checkpoint that the current attempt resumed from."
+    )
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None

@@ -46,59 +46,70 @@ def same(one: Any, other: Any) -> bool:
 
 
 class RunTemplate(SpecModel):
-    """A TrainingRun that gets its name, and a part of its spec, from the matrix."""
+    """The TrainingRun to measure; the matrix fills in its name and parts of its spec."""
 
-    spec: dict[str, Any] = Field(description="As a TrainingRun's; checked once a cell is made.")
+    spec: dict[str, Any] = Field(
+        description="A TrainingRun's spec. It is validated when the cells are made."
+    )
 
 
 class Cost(SpecModel):
-    """What the hardware costs: entered by the user, never guessed."""
+    """What the hardware costs. Trainyard looks up no prices."""
 
     per_process_hour: Annotated[
         float,
         Rule("self >= 0.0", "must not be negative", lambda value: value >= 0),
-    ] = Field(description="Price of one process's share (a GPU) for an hour.")
+    ] = Field(description="Price of one process (one GPU) for an hour.")
     currency: Annotated[
         str, matches("[A-Z]{3}", "must be a currency's three letters, for example USD")
-    ] = Field(default="USD", max_length=3)
+    ] = Field(default="USD", max_length=3, description="Currency of the price, as three letters.")
 
 
 class ScalingStudySpec(SpecModel):
-    """Every combination of the matrix is a cell: one TrainingRun, measured `repeats` times."""
+    """What to measure. Every combination of the matrix is a cell, run `repeats` times."""
 
     noun: ClassVar = "study"
 
     template: RunTemplate
     matrix: Annotated[dict[str, Values], AfterValidator(_check_matrix)] = Field(
         max_length=MAX_PATHS,
-        description="Dotted paths in the template's spec, each with the values to try:"
-        " {numProcPerNode: [1, 2], config.batch_size: [32, 64]}. null: as the template has it.",
+        description="Values to try, by dotted path in the template's spec, for example"
+        " {numProcPerNode: [1, 2], config.batch_size: [32, 64]}. null keeps the template's value.",
     )
     exclude: list[dict[str, Any]] = Field(
         default_factory=list,
         max_length=MAX_RUNS,
-        description="Combinations to leave out: a cell that has all values of an entry.",
+        description="Combinations to leave out. A cell that has all values of an entry is not run.",
     )
-    repeats: int = immutable(default=3, ge=1, le=100, description="Runs of every cell.")
-    steps: int = immutable(default=50, ge=1, le=10_000, description="Optimizer steps measured.")
+    repeats: int = immutable(default=3, ge=1, le=100, description="How often each cell is run.")
+    steps: int = immutable(
+        default=50, ge=1, le=10_000, description="Optimizer steps that are measured in each run."
+    )
     warmup_steps: int = immutable(
-        default=10, ge=0, le=10_000, description="Optimizer steps before them, not measured."
+        default=10,
+        ge=0,
+        le=10_000,
+        description="Optimizer steps at the start of each run that are not measured.",
     )
     parallelism: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Runs at once. More than 1 only where they don't share hardware. On one"
-        " machine always 1.",
+        description="How many runs may run at the same time. Use more than 1 only if they share no"
+        " hardware. On one machine it is always 1.",
     )
     cost: Cost | None = None
     project_to: list[Annotated[int, Field(ge=1, le=100_000)]] = Field(
         default_factory=list,
         max_length=32,
-        description="Numbers of processes to project to. Default: 2, 4 and 8 times the largest"
+        description="Numbers of processes to project to. Default: 2, 4 and 8 times the largest size"
         " measured.",
     )
-    suspend: bool = Field(default=False, description="Stop; go on with the runs not yet measured.")
+    suspend: bool = Field(
+        default=False,
+        description="Set to true to stop the study, and to false to resume it with the runs that"
+        " are not measured yet.",
+    )
 
     def fingerprint(self) -> str:
         """Of what is measured. CEL can't see into the template and the matrix, so this tells when
@@ -111,7 +122,7 @@ class ScalingStudySpec(SpecModel):
 
 
 class ScalingStudy(Resource):
-    """A study: what to measure, and what was found."""
+    """A matrix of training runs, measured side by side."""
 
     rules: ClassVar = name_rules(MAX_STUDY_NAME, "its runs add cell and repeat to it")
 

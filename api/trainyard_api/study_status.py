@@ -35,11 +35,11 @@ TOO_WIDE = 2.0  # high / low of an interval whose middle no one should plan with
 
 
 class Interval(Model):
-    """A figure, and where it lies with a probability of 90%."""
+    """A figure with an interval: 90% for what is estimated, smallest and largest if measured."""
 
-    value: float
-    low: float
-    high: float
+    value: float = Field(description="The figure.")
+    low: float = Field(description="Lower end.")
+    high: float = Field(description="Upper end.")
 
     @property
     def too_wide(self) -> bool:
@@ -48,27 +48,31 @@ class Interval(Model):
 
 
 class ScalingLaw(Model):
-    """What was fitted: the most probable law, and how probable the others are.
+    """The most probable scaling law of a configuration, and how probable the others are.
 
     Throughput is in the measurements' unit. Projections need the other laws, too, which are not
     stored: fit the measurements again (trainyard_study.scaling_law.fit).
     """
 
-    kind: LawKind = Field(description="The most probable law.")
-    single: Interval = Field(description="X(1): throughput of one process.")
-    sigma: Interval = Field(
-        description="Contention: the share that does not run in parallel. Of all-reduce laws: what"
-        " it costs, relative to the step of one process."
+    kind: LawKind = Field(
+        description="The most probable law: linear, amdahl, allreduce (ring), tree, or usl "
+        "(the universal scalability law)."
     )
-    kappa: Interval = Field(description="Coherency: what every pair of processes costs.")
+    single: Interval = Field(description="Throughput of one process, per second.")
+    sigma: Interval = Field(
+        description="Contention: the share of the work that does not run in parallel. For the "
+        "all-reduce laws: the cost of the all-reduce, relative to the step of one "
+        "process."
+    )
+    kappa: Interval = Field(description="Coherency: what each pair of processes costs.")
     residual: float = Field(
         description="Root mean square of the relative error over the measured sizes."
     )
-    sizes: list[int] = Field(description="Numbers of processes measured.")
+    sizes: list[int] = Field(description="Numbers of processes that were measured.")
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="How probable each law is (Bayesian information criterion): its part in the"
-        " projections.",
+        description="Probability of each law, by the Bayesian information criterion. It is "
+        "the law's weight in the projections.",
     )
 
     @property
@@ -101,85 +105,124 @@ class ScalingLaw(Model):
 
 
 class Measurement(Model):
-    """One run of one cell."""
+    """The figures of one run."""
 
-    repeat: int
+    repeat: int = Field(description="Number of the repeat, counted from 1.")
     batch_size: int = Field(description="Samples of one optimizer step, all ranks together.")
-    samples_per_second: float = Field(description="batch_size / step_seconds.mean")
-    tokens_per_second: float | None = None
+    samples_per_second: float = Field(
+        description="Samples per second, all ranks together: batchSize / stepSeconds.mean."
+    )
+    tokens_per_second: float | None = Field(
+        default=None,
+        description="Tokens per second, all ranks together. Absent for recipes without tokens.",
+    )
     step_seconds: StepSeconds
     peak_memory_bytes: int | None = Field(
-        default=None, description="Most memory any rank has used: of its GPU, else of the process."
+        default=None,
+        description="Most memory that any rank has used, in bytes: GPU memory on GPUs, else "
+        "memory of the process.",
     )
-    loss: float | None = Field(default=None, description="Training loss when it ended.")
-    seconds: float = Field(description="The whole run, from start-up to export.")
+    loss: float | None = Field(default=None, description="Training loss at the end of the run.")
+    seconds: float = Field(
+        description="Duration of the whole run in seconds, from start-up to export."
+    )
 
 
 class CellFailure(Model):
-    """Why a cell has no (more) measurements."""
+    """Why the cell failed."""
 
-    repeat: int
-    reason: str
-    message: str
-    run: str = Field(default="", description="The TrainingRun that failed; it is kept.")
-    log: str | None = Field(default=None, description="On one machine: relative to the report.")
+    repeat: int = Field(description="Number of the repeat that failed, counted from 1.")
+    reason: str = Field(description="Class of the failure, for example OOMKilled or ConfigError.")
+    message: str = Field(description="Root cause, in one line.")
+    run: str = Field(default="", description="Name of the TrainingRun that failed. It is kept.")
+    log: str | None = Field(
+        default=None,
+        description="On one machine: path of its log, relative to the study's directory.",
+    )
 
 
 class Spread(Model):
     """A measured figure over the repeats."""
 
-    median: float
-    min: float
-    max: float
+    median: float = Field(description="Median of the repeats.")
+    min: float = Field(description="Smallest value.")
+    max: float = Field(description="Largest value.")
 
 
 class CellResult(Model):
-    """One cell: the values it has of the matrix, its runs, and what follows from them."""
+    """One cell: its values of the matrix, its runs, and the figures derived from them."""
 
-    number: int = Field(description="From 1, in the matrix's order.")
-    values: dict[str, Any] = Field(description="Of the matrix, by path.")
-    label: str = Field(description="What tells this cell from the others, for people.")
-    processes: int = Field(description="Ranks of its runs.")
-    phase: CellPhase = "Pending"
-    measurements: list[Measurement] = Field(default_factory=list)
+    number: int = Field(description="Number of the cell in the matrix's order, counted from 1.")
+    values: dict[str, Any] = Field(description="The cell's values of the matrix, by path.")
+    label: str = Field(description="What distinguishes this cell from the others, for people.")
+    processes: int = Field(description="Number of ranks of the cell's runs.")
+    phase: CellPhase = Field(
+        default="Pending", description="Pending, Running, Succeeded or Failed."
+    )
+    measurements: list[Measurement] = Field(
+        default_factory=list, description="One entry for each run that was measured."
+    )
     failure: CellFailure | None = None
 
-    samples_per_second: Spread | None = None
-    tokens_per_second: Spread | None = None
-    step_seconds: Spread | None = Field(default=None, description="Of the runs' mean step times.")
-    step_seconds_p50: Spread | None = Field(default=None, description="Of the runs' medians.")
-    step_seconds_p99: Spread | None = Field(default=None, description="Of the runs' 99th centiles.")
-    peak_memory_bytes: int | None = Field(default=None, description="The most of any run.")
-    versus_first: float | None = Field(default=None, description="Throughput / the first cell's.")
+    samples_per_second: Spread | None = Field(
+        default=None, description="Samples per second, all ranks together."
+    )
+    tokens_per_second: Spread | None = Field(
+        default=None,
+        description="Tokens per second, all ranks together. Absent for recipes without tokens.",
+    )
+    step_seconds: Spread | None = Field(
+        default=None, description="Mean step times of the runs, in seconds."
+    )
+    step_seconds_p50: Spread | None = Field(
+        default=None, description="Median step times of the runs, in seconds."
+    )
+    step_seconds_p99: Spread | None = Field(
+        default=None, description="99th percentiles of the runs' step times, in seconds."
+    )
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Largest peak memory of the runs, in bytes."
+    )
+    versus_first: float | None = Field(
+        default=None, description="Throughput divided by that of the first cell."
+    )
     speedup: float | None = Field(
         default=None,
-        description="Throughput / that of the same configuration at its smallest size.",
+        description="Throughput divided by that of the same configuration at its smallest size.",
     )
     efficiency: float | None = Field(
-        default=None, description="Speedup / (processes / the smallest size's)."
+        default=None, description="Speedup divided by how many times more processes the cell has."
     )
     cost_per_million: float | None = Field(
-        default=None, description="Of tokens, or of samples where there are none; in the currency."
+        default=None,
+        description="Cost of a million tokens, or of a million samples where there are no "
+        "tokens, in spec.cost.currency.",
     )
 
 
 class ScalingPoint(Model):
     """Throughput of one configuration at one number of processes."""
 
-    processes: int
-    source: Literal["measured", "projected"]
+    processes: int = Field(description="Number of processes.")
+    source: Literal["measured", "projected"] = Field(
+        description="Whether the point was measured or is a projection."
+    )
     throughput: Interval = Field(
-        description="Per second. Measured: median, least and most; projected: what the laws lead"
-        " to expect, and between what it lies with a probability of 90%."
+        description="Tokens or samples per second. Measured: median, smallest and largest "
+        "value. Projected: the expected value and a 90% interval."
     )
     too_wide: bool = Field(
         default=False,
-        description="Projected, and the ends of the interval are more than a factor of two apart:"
-        " the middles say nothing.",
+        description="Whether a projection's interval is so wide (more than a factor of two) "
+        "that its expected value means nothing.",
     )
-    speedup: float = Field(description="Throughput / that of the smallest measured size.")
-    efficiency: float = Field(description="Speedup / (processes / the smallest measured size).")
-    cost_per_million: float | None = None
+    speedup: float = Field(description="Throughput divided by that of the smallest measured size.")
+    efficiency: float = Field(
+        description="Speedup divided by (processes / smallest measured size)."
+    )
+    cost_per_million: float | None = Field(
+        default=None, description="Cost of a million tokens or samples, in spec.cost.currency."
+    )
 
     def speedup_at(self, rate: float) -> float:
         """The speedup if the throughput were this: of an end of its interval."""
@@ -187,52 +230,80 @@ class ScalingPoint(Model):
 
 
 class ScalingCurve(Model):
-    """How one configuration (every value of the matrix but its size) scales."""
+    """How one configuration (all values of the matrix except its size) scales."""
 
-    configuration: dict[str, Any] = Field(description="Values of the matrix, sizes left out.")
-    label: str = Field(description="The configuration, for people; empty if there is just one.")
-    unit: Unit
-    law: ScalingLaw | None = Field(default=None, description="Absent when it can't be fitted.")
-    why_no_law: str = Field(default="", description="One line, when there is none.")
-    points: list[ScalingPoint] = Field(description="By processes, measured ones first.")
+    configuration: dict[str, Any] = Field(
+        description="The configuration's values of the matrix, without those that are sizes."
+    )
+    label: str = Field(description="The configuration, for people. Empty if there is only one.")
+    unit: Unit = Field(description="What throughput counts: tokens or samples.")
+    law: ScalingLaw | None = Field(
+        default=None, description="The fitted scaling law. Absent if none can be fitted."
+    )
+    why_no_law: str = Field(default="", description="Why no law can be fitted, in one line.")
+    points: list[ScalingPoint] = Field(
+        description="Points by number of processes, measured ones first."
+    )
 
 
 class Machine(Model):
-    """Where a study was measured, when that was one machine."""
+    """The machine that the study was measured on. Absent on a cluster."""
 
-    cpu: str
-    cores: int
-    memory_bytes: int | None = None
-    gpus: list[str] = Field(default_factory=list)
-    system: str
-    python: str
-    torch: str | None = None
-    trainyard: str
+    cpu: str = Field(description="Model of the CPU.")
+    cores: int = Field(description="Number of CPU cores.")
+    memory_bytes: int | None = Field(default=None, description="Memory, in bytes.")
+    gpus: list[str] = Field(default_factory=list, description="Models of the GPUs.")
+    system: str = Field(description="Operating system and version.")
+    python: str = Field(description="Version of Python.")
+    torch: str | None = Field(default=None, description="Version of PyTorch.")
+    trainyard: str = Field(description="Version of Trainyard.")
     load: float | None = Field(default=None, description="Load average when the study began.")
 
 
 class ScalingStudyStatus(Model):
-    """Phase, table and curves."""
+    """What was measured, and the scaling laws fitted to it."""
 
-    observed_generation: int | None = None
-    phase: StudyPhase | None = None
-    reason: str = ""
-    message: str = Field(default="", description="One line: what it does, or what went wrong.")
-    conditions: list[Condition] = Field(default_factory=list)
-    progress: str = Field(default="", description="Runs done / all, for people.")
-    headline: str = Field(
-        default="", description="For people: `1.87x on 2 (93%), 12.3k tokens/s; 8: 6.1x projected`."
+    observed_generation: int | None = Field(
+        default=None, description="Generation of the spec that this status describes."
     )
-    start_time: datetime | None = None
-    completion_time: datetime | None = None
+    phase: StudyPhase | None = Field(
+        default=None, description="Pending, Running, Suspended, Succeeded or Failed."
+    )
+    reason: str = Field(
+        default="", description="One word that says why the study is in this phase."
+    )
+    message: str = Field(
+        default="", description="One line: what the study is doing, or what went wrong."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Running, Suspended, Succeeded and Failed, as Kubernetes conditions.",
+    )
+    progress: str = Field(default="", description="Runs done and in all, for people: 5/6.")
+    headline: str = Field(
+        default="",
+        description="The result in one line, for people: 1.87x on 2 (93%), 12.3k tokens/s; 8: "
+        "6.1x projected.",
+    )
+    start_time: datetime | None = Field(default=None, description="When the study began.")
+    completion_time: datetime | None = Field(default=None, description="When the study finished.")
     fingerprint: str = Field(
-        default="", description="Of what was measured: the spec's parts that may not change."
+        default="",
+        description="Hash of the parts of the spec that must not change once the study has begun.",
     )
     threads_per_process: int | None = Field(
-        default=None, description="OMP_NUM_THREADS, the same in every cell."
+        default=None, description="OMP_NUM_THREADS of every process, the same in every cell."
     )
-    cells: list[CellResult] = Field(default_factory=list)
-    curves: list[ScalingCurve] = Field(default_factory=list)
+    cells: list[CellResult] = Field(
+        default_factory=list, description="The table: one entry for each cell of the matrix."
+    )
+    curves: list[ScalingCurve] = Field(
+        default_factory=list, description="One scaling curve for each configuration."
+    )
     machine: Machine | None = None
-    command: str = Field(default="", description="On one machine: what was typed.")
-    commit: str | None = Field(default=None, description="Of the git checkout it was started in.")
+    command: str = Field(
+        default="", description="On one machine: the command that started the study."
+    )
+    commit: str | None = Field(
+        default=None, description="Commit of the git checkout that the study was started in."
+    )

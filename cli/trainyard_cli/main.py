@@ -134,63 +134,107 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="train what a TrainingRun manifest asks for, or go on")
-    run.add_argument("file", metavar="FILE", type=Path, help="the same manifest kubectl takes")
+    run = commands.add_parser("run", help="start the run in FILE, or resume it")
+    run.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="a TrainingRun manifest, the same that kubectl applies",
+    )
     run.set_defaults(handler=_run)
 
-    validate = commands.add_parser("validate", help="check a manifest and do nothing else")
-    validate.add_argument("file", metavar="FILE", type=Path)
+    validate = commands.add_parser("validate", help="check a manifest without running it")
+    validate.add_argument(
+        "file", metavar="FILE", type=Path, help="a TrainingRun or ScalingStudy manifest"
+    )
     validate.set_defaults(handler=_validate)
 
-    study = commands.add_parser("study", help="measure how training scales, or go on measuring")
+    study = commands.add_parser("study", help="run the scaling study in FILE, or resume it")
     study.add_argument("file", metavar="FILE", type=Path, help="a ScalingStudy manifest")
-    study.add_argument("--repeats", type=int, metavar="N", help="runs of every cell")
-    study.add_argument("--steps", type=int, metavar="N", help="optimizer steps measured")
-    study.add_argument("--out", type=Path, metavar="DIR", help="default: ~/.trainyard/studies/NAME")
-    study.add_argument("--again", action="store_true", help="measure anew, the old set aside")
+    study.add_argument(
+        "--repeats", type=int, metavar="N", help="runs of every cell; default: the manifest's"
+    )
+    study.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="optimizer steps measured in each run; default: the manifest's",
+    )
+    study.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where to save results; default: ~/.trainyard/studies/NAME",
+    )
+    study.add_argument(
+        "--again", action="store_true", help="re-measure; previous results are moved aside"
+    )
     study.set_defaults(handler=_study)
 
     get = commands.add_parser("get", help="list runs")
-    get.add_argument("name", metavar="NAME", nargs="?")
-    get.add_argument("-o", "--output", choices=["wide", "json", "yaml"])
+    get.add_argument("name", metavar="NAME", nargs="?", help="name of a run; default: all runs")
+    get.add_argument("-o", "--output", choices=["wide", "json", "yaml"], help="output format")
     get.set_defaults(handler=_get)
 
-    describe = commands.add_parser("describe", help="status, attempts and events of a run")
-    describe.add_argument("name", metavar="NAME")
+    describe = commands.add_parser("describe", help="show conditions, attempts and events of a run")
+    describe.add_argument("name", metavar="NAME", help="name of the run")
     describe.set_defaults(handler=_describe)
 
     logs = commands.add_parser("logs", help="print a worker's log")
-    logs.add_argument("name", metavar="NAME")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-    logs.add_argument("--attempt", type=int, help="default: the newest")
-    logs.add_argument("--node", type=int, default=0, help="default: 0")
+    logs.add_argument("name", metavar="NAME", help="name of the run")
+    logs.add_argument(
+        "-f", "--follow", action="store_true", help="keep printing until the run ends"
+    )
+    logs.add_argument("--attempt", type=int, help="number of the attempt; default: the newest")
+    logs.add_argument("--node", type=int, default=0, help="number of the node; default: 0")
     logs.set_defaults(handler=_logs)
 
-    suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` goes on with it")
-    suspend.add_argument("name", metavar="NAME")
+    suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` resumes it")
+    suspend.add_argument("name", metavar="NAME", help="name of the run")
     suspend.set_defaults(handler=_suspend)
 
-    delete = commands.add_parser("delete", help="stop runs and remove all they left")
-    delete.add_argument("name", metavar="NAME", nargs="+")
-    delete.add_argument("--ignore-not-found", action="store_true")
+    delete = commands.add_parser("delete", help="stop runs and delete their files")
+    delete.add_argument("name", metavar="NAME", nargs="+", help="names of the runs")
+    delete.add_argument(
+        "--ignore-not-found", action="store_true", help="don't fail for runs that don't exist"
+    )
     delete.set_defaults(handler=_delete)
 
-    serve = commands.add_parser("serve", help="answer requests with a run's model")
-    serve.add_argument("name", metavar="NAME")
-    serve.add_argument("--port", type=int, help="default: the app's; with --prompt: a free one")
-    serve.add_argument("--engine", help="torch (the default), onnx or sglang")
+    serve = commands.add_parser("serve", help="serve a run's model over HTTP")
+    serve.add_argument("name", metavar="NAME", help="name of the run")
+    serve.add_argument(
+        "--port", type=int, help="port to listen on; default: the app's, with --prompt a free one"
+    )
+    serve.add_argument("--engine", help="inference engine: torch (the default), onnx or sglang")
     serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")
-    serve.add_argument("--max-tokens", type=int, default=200, help="of --prompt; default: 200")
+    serve.add_argument(
+        "--max-tokens",
+        type=int,
+        default=200,
+        help="longest answer to --prompt, in tokens; default: 200",
+    )
     serve.set_defaults(handler=_serve)
 
-    dashboard = commands.add_parser("dashboard", help="a page about runs, scaling and cost")
-    dashboard.add_argument("--port", type=int, help="default: 8050; 0: a free one")
-    dashboard.add_argument("--no-browser", action="store_true", help="only print its address")
-    dashboard.add_argument("--prices", metavar="FILE", type=Path, help="what hardware costs you")
-    dashboard.add_argument("--demo-url", metavar="URL", help="of a server to ask in the demo")
-    dashboard.add_argument("--prometheus-url", metavar="URL", help="its runs, or curves of them")
-    dashboard.add_argument("--cluster", action="store_true", help="the kubeconfig's cluster's runs")
-    dashboard.add_argument("--context", help="of the kubeconfig; implies --cluster")
+    dashboard = commands.add_parser("dashboard", help="show runs, scaling and cost in the browser")
+    dashboard.add_argument(
+        "--port", type=int, help="port to listen on; default: 8050; 0: a free one"
+    )
+    dashboard.add_argument(
+        "--no-browser", action="store_true", help="print the address without opening a browser"
+    )
+    dashboard.add_argument(
+        "--prices", metavar="FILE", type=Path, help="prices of your hardware, a YAML file"
+    )
+    dashboard.add_argument(
+        "--demo-url", metavar="URL", help="server that the demo tab sends prompts to"
+    )
+    dashboard.add_argument(
+        "--prometheus-url", metavar="URL", help="read runs and their curves from this Prometheus"
+    )
+    dashboard.add_argument(
+        "--cluster", action="store_true", help="show the runs of the kubeconfig's cluster"
+    )
+    dashboard.add_argument("--context", help="context of the kubeconfig; implies --cluster")
     dashboard.set_defaults(handler=_dashboard)
     return parser
 

@@ -55,6 +55,14 @@ USUAL = {
     "env": "Environment variables, as in a container.",
     "annotations": "Annotations of the object.",
     "labels": "Labels of the object.",
+    "image.tag": "Image tag.",
+    "limits": "Limits of the container, as in a pod's spec.",
+    "requests": "Requests of the container, as in a pod's spec.",
+    "maxSurge": "Pods above the number of replicas during an update.",
+    "maxUnavailable": "Pods below the number of replicas during an update.",
+    "pullPolicy": "When the node pulls the image.",
+    "repository": "Image name without tag.",
+    "secretKey": "Name of the key in the Secret.",
     "enabled": "Whether the objects are made.",
     "interval": "Time between two scrapes.",
     "create": "Whether the objects are made; otherwise bring your own.",
@@ -164,6 +172,8 @@ def _shown(value: Any) -> str:
 
 def _sentence(text: str) -> str:
     text = text.strip()
-    if not text:
+    if not text or text.startswith("- "):  # an example
         return ""
+    if not text.startswith("none,"):
+        text = text[0].upper() + text[1:]
     return text if text[-1] in ".:)" else f"{text}."

@@ -59,12 +59,15 @@ def _section(name: str, what: str, parser: argparse.ArgumentParser) -> str:
 def _row(action: argparse.Action) -> str:
     shown = str(action.metavar or action.dest.upper())
     if action.option_strings:
-        takes = "" if action.nargs == 0 else f" {'|'.join(map(str, action.choices or [shown]))}"
+        takes = "" if action.nargs == 0 else f" {shown}"
         name = ", ".join(f"`{flag}{takes}`" for flag in action.option_strings)
     else:
         name = f"`{shown}`" + (" (one or more)" if action.nargs == "+" else "")
     default = "required" if action.required and not action.option_strings else _default(action)
-    return f"| {name} | {default} | {_sentence(action.help or '')} |\n".replace("|`", "`")
+    what = _sentence(action.help or "")
+    if action.choices:
+        what += f" One of {', '.join(f'`{choice}`' for choice in action.choices)}."
+    return f"| {name} | {default} | {what} |\n"
 
 
 def _default(action: argparse.Action) -> str:

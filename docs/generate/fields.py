@@ -116,7 +116,7 @@ def _section(group: _Group, schema: dict[str, Any]) -> str:
 
 
 def _row(name: str, field: FieldInfo, schema: dict[str, Any], with_defaults: bool) -> str:
-    what = _paragraph(field.description or "")
+    what = _paragraph(field.description or _first_line(field.annotation))
     limits = _limits(schema)
     if limits:
         what += f" {limits[0].upper()}{limits[1:]}."
@@ -130,6 +130,12 @@ def _row(name: str, field: FieldInfo, schema: dict[str, Any], with_defaults: boo
     return f"| {' | '.join([*cells, what.strip().replace('|', chr(92) + '|')])} |\n"
 
 
+def _first_line(annotation: Any) -> str:
+    """What the model that a field holds says about itself."""
+    model, _ = _held(annotation)
+    return (model.__doc__ or "").splitlines()[0] if model else ""
+
+
 def _of_value(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a field's value, where the field may also be left out (null)."""
     options = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
@@ -140,8 +146,13 @@ def _limits(schema: dict[str, Any]) -> str:
     value = _of_value(schema)
     if "x-kubernetes-int-or-string" in value:
         return ""
-    found = [text.format(value[key]) for key, text in _BOUNDS.items() if key in value]
+    found = [_bound(text, value[key]) for key, text in _BOUNDS.items() if key in value]
     return ", ".join(found)
+
+
+def _bound(text: str, limit: float) -> str:
+    words = text.format(limit)
+    return words.removesuffix("s") if limit == 1 and words.endswith("s") else words
 
 
 def _default(field: FieldInfo) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainyard_api.run import TrainingRun
-from trainyard_api.spec import CONTAINER, PodTemplate
+from trainyard_api.pod_template import PodTemplate
+from trainyard_api.spec import CONTAINER
 from trainyard_lifecycle.cpus import cpus
 
 THREADS_ENV = "OMP_NUM_THREADS"
