@@ -1,8 +1,8 @@
-"""Writes every page of docs/reference that comes from the code: `make reference`."""
+"""Writes what comes from the code: docs/reference and the drawings of the architecture."""
 
 from pathlib import Path
 
-from docs.generate import charts, cli, fields, metrics, recipes
+from docs.generate import architecture, charts, cli, fields, metrics, recipes
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -17,7 +17,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "chart-operator.md": charts.reference("operator"),
         REFERENCE / "chart-serving.md": charts.reference("serving"),
         REFERENCE / "metrics.md": metrics.reference(),
-    }
+    } | architecture.files()
 
 
 if __name__ == "__main__":
