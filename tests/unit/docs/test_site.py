@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests import patience
-from tests.unit.serving.browser import PHONE, chromium, fits, page
+from tests.support.serving.browser import PHONE, chromium, fits, page
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.system
