@@ -14,7 +14,7 @@ endif
 # Without .pyc files every process compiles torch anew: some seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test system e2e kill-soak bench lint format cluster cluster-down cluster-status images lock crd reference docs docs-serve monitoring clean
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -52,7 +52,7 @@ lint: .venv/ready ## ruff and mypy
 format: .venv/ready ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-cluster: .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
+cluster: can-cluster .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
 	$(BIN)/python -m dev.cluster up
 
 cluster-down: .venv/ready ## remove every trace of it
@@ -61,8 +61,15 @@ cluster-down: .venv/ready ## remove every trace of it
 cluster-status: .venv/ready ## what of it runs
 	@$(BIN)/python -m dev.cluster status
 
-images: .venv/ready ## build the images with docker, podman or buildah (LOAD=1: for the cluster too)
-	$(BIN)/python -m dev.images build --tag $(TAG) $(if $(LOAD),--load)
+images: can-images .venv/ready ## build the images (LOAD=1: load them into the cluster, PUSH=1: push them, IMAGES_TOOL=docker|podman|buildah)
+	$(BIN)/python -m dev.images build --tag $(TAG) $(IMAGES_TOOL:%=--tool %) $(if $(PUSH),--push) $(if $(LOAD),--load)
+
+# What can't work on this machine is said before anything is set up.
+can-cluster:
+	@$(PYTHON) -m dev.cluster.preflight cluster
+
+can-images:
+	@$(PYTHON) -m dev.cluster.preflight images $(IMAGES_TOOL:%=--tool %)
 
 lock: .venv/ready ## write the images' locked requirements anew
 	$(BIN)/python -m dev.images lock

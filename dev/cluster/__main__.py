@@ -8,6 +8,7 @@ import sys
 
 from .backend import choose
 from .errors import ClusterError
+from .preflight import BUILDERS
 from .settings import Settings
 
 
@@ -26,7 +27,7 @@ def main() -> int:
             case "status":
                 return 0 if backend.status() else 1
             case "load":
-                backend.load(options.image)
+                backend.load(options.image, options.tool)
             case "node-lost":
                 backend.node_lost(options.node)
     except ClusterError as error:
@@ -66,8 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     command("down", "remove the cluster; what was built stays cached")
     command("purge", "remove the cluster and the cache")
     command("status", "what runs; exits 0 when all of it does")
-    load = command("load", "make local images known to every node")
+    load = command("load", "load local images into every node")
     load.add_argument("image", nargs="+", metavar="IMAGE")
+    load.add_argument(
+        "--tool", default="", choices=BUILDERS, help="default: the first that has the image"
+    )
     lost = command("node-lost", "switch a node off, as a power cut would")
     lost.add_argument("node", metavar="NODE")
     return parser

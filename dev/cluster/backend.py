@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from .existing import Existing
@@ -17,12 +18,15 @@ class Backend(Protocol):
     def down(self) -> None: ...
     def purge(self) -> None: ...
     def status(self) -> bool: ...
-    def load(self, images: list[str]) -> None: ...
+    def check_load(self, images: list[str]) -> None: ...
+    def load(self, images: list[str], tool: str = "") -> None: ...
     def node_lost(self, name: str) -> None: ...
 
 
-def choose(settings: Settings, context: str, wanted: str) -> Backend:
-    """The backend asked for; otherwise the one that is up; otherwise the best this machine can."""
+def choose(settings: Settings, context: str | None = None, wanted: str | None = None) -> Backend:
+    """The backend asked for (by default in the environment), the one that is up, or the best."""
+    context = os.environ.get("TRAINYARD_CONTEXT", "") if context is None else context
+    wanted = os.environ.get("TRAINYARD_CLUSTER", "") if wanted is None else wanted
     if context:
         return Existing(settings, context)
     if wanted == "native" or (not wanted and settings.state.exists()):

@@ -53,12 +53,16 @@ class Existing:
             print(f"  {name:<28} {'Ready' if ready else 'NotReady'}")
         return bool(states) and all(states.values())
 
-    def load(self, images: list[str]) -> None:
-        """Refused: how images reach a foreign cluster is its owner's business."""
+    def check_load(self, images: list[str]) -> None:
+        """Refused: this cluster pulls from a registry."""
         raise ClusterError(
-            f"push {' '.join(images)} to a registry that context {self.context} can pull from, "
-            "and set image.repository in the charts"
+            f"context {self.context} pulls images from a registry: make images PUSH=1 "
+            "TRAINYARD_REGISTRY=REGISTRY/PATH, without LOAD=1"
         )
+
+    def load(self, images: list[str], tool: str = "") -> None:
+        """Refused, as by check_load."""
+        self.check_load(images)
 
     def node_lost(self, name: str) -> None:
         """Refused."""

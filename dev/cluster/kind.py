@@ -86,12 +86,27 @@ class Kind:
             print(f"  {name:<28} {'Ready' if ready else 'NotReady'}")
         return bool(states) and all(states.values())
 
-    def load(self, images: list[str]) -> None:
-        """Copy images from the Docker engine into every node."""
-        run(
-            [self._program(), "load", "docker-image", "--name", CLUSTER, *images],
-            timeout=1800,
-        )
+    def check_load(self, images: list[str]) -> None:
+        """Raise ClusterError unless the cluster is up."""
+        if not self._workers():
+            raise ClusterError("no cluster is up on this machine: make cluster")
+
+    def load(self, images: list[str], tool: str = "") -> None:
+        """Copy images from the tool's store (by default Docker's) into every node."""
+        self.check_load(images)
+        if tool in ("", "docker"):
+            command = [self._program(), "load", "docker-image", "--name", CLUSTER, *images]
+            run(command, timeout=TRANSFER)
+            return
+        for image in images:
+            with tempfile.TemporaryDirectory() as folder:
+                archive = Path(folder) / "image.tar"
+                run(
+                    [tool, "push", "--quiet", image, f"docker-archive:{archive}:{image}"],
+                    timeout=TRANSFER,
+                )
+                command = [self._program(), "load", "image-archive", "--name", CLUSTER]
+                run([*command, archive], timeout=TRANSFER)
 
     def node_lost(self, name: str) -> None:
         """Kill a worker's container: what a power cut is to kind."""

@@ -53,11 +53,11 @@ class Native:
     def up(self) -> None:
         """Start or repair the cluster; nothing happens to what runs already."""
         settings = self.settings
-        preflight.check(need_go=not binaries.ready(settings))
+        preflight.native_cluster(need_go=not binaries.ready(settings))
         phases = Phases()
         with exclusive(settings.state):
             with phases.phase("Debian packages") as tell:
-                preflight.install(tell)
+                preflight.install(preflight.missing(preflight.CLUSTER_PROGRAMS), tell)
             with phases.phase("Kubernetes programs") as tell:
                 binaries.build(settings, tell)
             new = not (settings.state / "etcd").exists()
@@ -144,15 +144,19 @@ class Native:
         print(f"  images               {settings.registry}/trainyard/NAME:TAG")
         return well and len(states) == len(NODES)
 
-    def load(self, images: list[str]) -> None:
-        """Push images to the registry, and have every node pull them now."""
+    def check_load(self, images: list[str]) -> None:
+        """Raise ClusterError unless the cluster's registry runs."""
         if not self.processes.alive(registry.NAME):
             raise ClusterError("no cluster is up on this machine: make cluster")
+
+    def load(self, images: list[str], tool: str = "") -> None:
+        """Push images to the registry, and have every node pull them now."""
+        self.check_load(images)
         phases = Phases()
         for image in images:
             target = push.target_name(image, self.settings.registry)
             with phases.phase(f"push {target}"):
-                push.push(image, target)
+                push.push(image, target, tool)
             with phases.phase(f"pull {target}"):
                 self._each(partial(self._pull, target))
         print(f"loaded in {phases.summary()}")

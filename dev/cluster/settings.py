@@ -10,7 +10,6 @@ from pathlib import Path
 from .errors import ClusterError
 
 KUBERNETES = "v1.36.3"
-GO_NEEDED = (1, 26)
 
 REPO = Path(__file__).resolve().parents[2]
 BUILD = Path(__file__).resolve().parent / "build"

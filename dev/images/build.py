@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import base
-from .tools import REPO, ImageError, run, succeeds, uv
+from .builder import REPO, Builder, ImageError, run, uv
 
 IMAGES = ("operator", "trainer", "serving")
 _LOWER = {"operator": "base", "trainer": "torch", "serving": "torch"}
@@ -38,7 +37,7 @@ _AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUND
 class Job:
     """What to build, and with what."""
 
-    tool: str
+    builder: Builder
     prefix: str
     tag: str
     base: str = ""
@@ -48,6 +47,10 @@ class Job:
         """The full name of one of the images."""
         return f"{self.prefix}/{name}:{self.tag}"
 
+    def images(self) -> list[str]:
+        """The full names of all images to build."""
+        return [self.image(name) for name in self.names]
+
 
 def build(job: Job) -> list[str]:
     """Build what is missing; the names of the images, in the order built."""
@@ -55,7 +58,7 @@ def build(job: Job) -> list[str]:
     with tempfile.TemporaryDirectory() as folder, _context(Path(folder)) as context:
         secrets = _secrets(Path(folder))
         lower: dict[str, str] = {}
-        start = base.choose(job.tool, job.base)
+        start = job.builder.base(job.base)
         _step("base", began)
         lower["base"] = _lower(job, "base", f"BASE={start}", start, context, secrets)
         _step("base with an empty environment", began)
@@ -68,7 +71,7 @@ def build(job: Job) -> list[str]:
             arguments = [f"FROM_IMAGE={lower[_LOWER[name]]}", f"WHEEL={wheel}"]
             _build(job, name, job.image(name), arguments, context, secrets)
             _step(job.image(name), began)
-    return [job.image(name) for name in job.names]
+    return job.images()
 
 
 def _lower(
@@ -82,8 +85,7 @@ def _lower(
     if lock.exists():
         digest.update(lock.read_bytes())
     image = f"{_LOCAL}/{name}:{digest.hexdigest()[:12]}"
-    look = ["image", "inspect"] if job.tool == "docker" else ["inspect", "--type", "image"]
-    if not succeeds([job.tool, *look, image]):
+    if not job.builder.has(image):
         _build(job, name, image, [argument], context, secrets)
     return image
 
@@ -91,21 +93,11 @@ def _lower(
 def _build(
     job: Job, name: str, image: str, arguments: list[str], context: Path, secrets: list[str]
 ) -> None:
-    env = dict(os.environ)
-    if job.tool == "docker":
-        command = ["docker", "build", "--quiet"]
-        env["DOCKER_BUILDKIT"] = "1"
-    else:
-        command = [job.tool, "bud" if job.tool == "buildah" else "build", "--quiet", "--layers"]
-        command += ["--format", "oci", "--pull-never" if job.tool == "buildah" else "--pull=never"]
-        # Where a container of its own can't be made (a build inside a container), chroot will do.
-        env.setdefault("BUILDAH_ISOLATION", "chroot" if os.geteuid() == 0 else "rootless")
-    for argument in arguments:
-        command += ["--build-arg", argument]
+    options = [word for argument in arguments for word in ("--build-arg", argument)]
     # Not in the recipe: buildah's layer cache would keep the label of an earlier tag.
-    command += ["--label", f"org.opencontainers.image.version={job.tag}"] if name in IMAGES else []
+    options += ["--label", f"org.opencontainers.image.version={job.tag}"] if name in IMAGES else []
     recipe = context / "images" / f"{name}.Containerfile"
-    run([*command, *secrets, "--tag", image, "--file", str(recipe), str(context)], env)
+    job.builder.build(recipe, context, image, [*options, *secrets])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .tools import REPO, ImageError, uv
+from .builder import REPO, ImageError, uv
 
 FOLDER = Path(__file__).resolve().parents[2] / "images" / "requirements"
 _HEADER = "# Written by python3 -m dev.images lock from {source}: do not edit.\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dev.images.build import IMAGES
-from dev.images.tools import REPO
+from dev.images.builder import REPO
 
 LOCKS = sorted((REPO / "images" / "requirements").glob("*.txt"))
 
