@@ -95,7 +95,7 @@ def image_builder(wanted: str = "") -> str | None:
     """
     problems = []
     for tool in (wanted,) if wanted else BUILDERS:
-        problem = builder_problem(tool)
+        problem = builder_problem(tool) or (_buildkit_problem() if tool == "docker" else "")
         if not problem:
             return tool
         if shutil.which(tool):
@@ -122,8 +122,25 @@ def builder_problem(tool: str) -> str:
         return str(error)
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip().splitlines()
-    return f"{tool} is installed but does not work: {said[-1] if said else 'no message'}"
+    # Old docker clients end with a line that says nothing.
+    output = [line for line in done.stderr.splitlines() if line and "pretty printing" not in line]
+    reason = output[-1].removeprefix("ERROR: ") if output else "it prints no reason"
+    return f"{tool} is installed but does not work: {reason}"
+
+
+def _buildkit_problem() -> str:
+    """Why docker can't build with BuildKit, which build secrets need; empty when it can."""
+    version = run(["docker", "version", "--format", "{{.Client.Version}}"], check=False).stdout
+    major = version.partition(".")[0]
+    # Clients before 23 have BuildKit built in; later ones need the plugin.
+    if major.isdigit() and int(major) < 23:
+        return ""
+    if run(["docker", "buildx", "version"], check=False).returncode == 0:
+        return ""
+    return (
+        "docker can't build without its buildx plugin: install docker-buildx-plugin (on Debian "
+        "docker-buildx), or see docs.docker.com/go/buildx"
+    )
 
 
 def go_program() -> str | None:
