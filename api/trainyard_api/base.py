@@ -91,7 +91,7 @@ class SpecModel(Model):
     model_config = ConfigDict(strict=True)
 
 
-def problems(error: ValidationError) -> list[str]:
+def validation_errors(error: ValidationError) -> list[str]:
     """Each problem of a pydantic error as a line a user can act on, in the error's order."""
     lines = []
     for item in error.errors():
@@ -105,6 +105,6 @@ def problems(error: ValidationError) -> list[str]:
     return lines
 
 
-def one_line(error: ValidationError) -> str:
+def validation_message(error: ValidationError) -> str:
     """A pydantic error as one line: `spec.numNodes: ... (got 0)`."""
-    return "; ".join(problems(error))
+    return "; ".join(validation_errors(error))

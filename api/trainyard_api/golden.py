@@ -10,7 +10,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from trainyard_api.base import Model, one_line
+from trainyard_api.base import Model, validation_message
 
 GOLDEN = "golden.json"
 EVALUATION = "evaluation.jsonl"
@@ -83,7 +83,7 @@ def read_golden(directory: Path, kind: type[G]) -> G | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise InvalidGoldenError(f"{path}: {one_line(error)}") from None
+        raise InvalidGoldenError(f"{path}: {validation_message(error)}") from None
 
 
 def write_evaluation(directory: Path, texts: Iterable[EvaluationText]) -> None:
@@ -104,4 +104,4 @@ def read_evaluation(directory: Path) -> list[EvaluationText]:
     except FileNotFoundError:
         return []
     except ValidationError as error:
-        raise InvalidGoldenError(f"{path}: {one_line(error)}") from None
+        raise InvalidGoldenError(f"{path}: {validation_message(error)}") from None

@@ -4,8 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from trainyard_lifecycle.plan import RunEvent
-from trainyard_lifecycle.status import duration_text
+from trainyard_lifecycle.plan import Event
+from trainyard_lifecycle.status import format_duration
 from trainyard_local.display import Display, View
 
 PLAIN_SECONDS = 5.0
@@ -19,7 +19,7 @@ class PlainDisplay(Display):
         self._doing = ""
         self._since = self._shown = time.monotonic()
 
-    def show(self, view: View, events: Sequence[RunEvent]) -> None:
+    def show(self, view: View, events: Sequence[Event]) -> None:
         for event in news(events):
             self.say(event_line(event))
         now = time.monotonic()
@@ -28,7 +28,7 @@ class PlainDisplay(Display):
             self._doing, self._since = what, now
         line = progress_line(view)
         if line is None and self._since != now:
-            line = f"{what} ({duration_text(now - self._since)})"
+            line = f"{what} ({format_duration(now - self._since)})"
         if line and line != self._last and now - self._shown >= PLAIN_SECONDS:
             self._last, self._shown = line, now
             self.say(line)
@@ -43,12 +43,12 @@ def new_display() -> Display:
     return PlainDisplay()
 
 
-def news(events: Sequence[RunEvent]) -> list[RunEvent]:
+def news(events: Sequence[Event]) -> list[Event]:
     """The events to tell at once: the run's end is told by the summary."""
     return [event for event in events if event.key not in ("succeeded", "failed")]
 
 
-def event_line(event: RunEvent) -> str:
+def event_line(event: Event) -> str:
     """`AttemptStarted: attempt 1: ...`."""
     return f"{event.reason}: {event.message}"
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trainyard_cli.display import event_line, news
-from trainyard_lifecycle.plan import RunEvent
-from trainyard_lifecycle.status import duration_text
+from trainyard_lifecycle.plan import Event
+from trainyard_lifecycle.status import format_duration
 from trainyard_local.backend import LossPoint
 from trainyard_local.display import Display, View
 
@@ -42,7 +42,7 @@ class LiveDisplay(Display):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, view: View, events: Sequence[RunEvent]) -> None:
+    def show(self, view: View, events: Sequence[Event]) -> None:
         for event in news(events):
             style = "yellow" if event.type == "Warning" else "dim"
             self._console.print(Text(event_line(event), style=style))
@@ -63,7 +63,7 @@ class LiveDisplay(Display):
             rows.append(numbers)
         if view.report and view.report.sample:
             rows.append(_sample(view.report.sample))
-        waited = duration_text(time.monotonic() - self._since)
+        waited = format_duration(time.monotonic() - self._since)
         self._spinner.update(text=Text(f"{view.doing} ({waited})", style="dim"))
         rows.append(self._spinner)
         rows.append(Text("Ctrl-C stops the run so that it can go on later", style="dim"))
@@ -95,7 +95,7 @@ def _header(view: View) -> Text:
     if status.restarts:
         text.append(f"  {status.restarts} restarts", style="yellow")
     if status.start_time:
-        text.append(f"  {duration_text((datetime.now(UTC) - status.start_time).total_seconds())}")
+        text.append(f"  {format_duration((datetime.now(UTC) - status.start_time).total_seconds())}")
     return text
 
 
@@ -118,7 +118,7 @@ def _numbers(view: View) -> RenderableType | None:
         parts.append(status.throughput)
     if status.last_checkpoint:
         age = datetime.now(UTC) - status.last_checkpoint.time
-        ago = duration_text(age.total_seconds())
+        ago = format_duration(age.total_seconds())
         parts.append(f"checkpoint {status.last_checkpoint.step}, {ago} ago")
     return Text("   ".join(parts)) if parts else None
 

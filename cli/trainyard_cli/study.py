@@ -11,7 +11,7 @@ from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_cli.run import EXIT_INTERRUPTED, stop_on_signals
 from trainyard_cli.study_display import new_display
 from trainyard_cli.study_report import markdown, print_study
-from trainyard_lifecycle.status import counted
+from trainyard_lifecycle.status import format_count
 from trainyard_local.store import UserError
 from trainyard_local.study_file import load
 from trainyard_local.study_runner import (
@@ -21,7 +21,7 @@ from trainyard_local.study_runner import (
     threads_here,
 )
 from trainyard_local.study_store import AGAIN, StudyDir
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 from trainyard_study.machine import commit, this_machine
 from trainyard_study.results import progress
 from trainyard_study.words import conditions
@@ -77,7 +77,7 @@ def _measure(runner: Runner, display: StudyDisplay, cells: int, threads: int) ->
         display.say(f"{study.name} is measured: these are its figures; {AGAIN}")
         return False
     done, total = progress(study.status.cells, study.spec.repeats)
-    how = f"{counted(cells, 'cell')}; each {conditions(study.spec, threads)}"
+    how = f"{format_count(cells, 'cell')}; each {conditions(study.spec, threads)}"
     display.say(f"{how}; going on after {done} of {total} runs" if done else how)
     with stop_on_signals() as stop, display:
         runner.measure(display, stop)
@@ -107,7 +107,7 @@ def _move_aside(directory: StudyDir) -> Path:
 
 
 def _save(study: ScalingStudy, directory: StudyDir) -> None:
-    replace_text(directory.table, markdown(study))
+    write_text_atomic(directory.table, markdown(study))
     try:
         from trainyard_study.chart import draw
 

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
 from trainyard_api.study_status import CellFailure, Measurement
-from trainyard_lifecycle.plan import RunEvent
-from trainyard_lifecycle.status import duration_text, rate_text
+from trainyard_lifecycle.plan import Event
+from trainyard_lifecycle.status import format_duration, format_rate
 from trainyard_local.display import View
 from trainyard_local.study_runner import StudyDisplay
 from trainyard_study.units import memory, milliseconds
@@ -37,13 +37,13 @@ class PlainStudyDisplay(StudyDisplay):
             self.say(f"{head}: failed: {outcome.reason}: {outcome.message}")
             return
         if outcome.tokens_per_second is not None:
-            parts = [rate_text(outcome.tokens_per_second, "tokens")]
+            parts = [format_rate(outcome.tokens_per_second, "tokens")]
         else:
-            parts = [rate_text(outcome.samples_per_second, "samples")]
+            parts = [format_rate(outcome.samples_per_second, "samples")]
         parts.append(f"{milliseconds(outcome.step_seconds.mean)} ms a step")
         if outcome.peak_memory_bytes:
             parts.append(f"peak {memory(outcome.peak_memory_bytes)}")
-        self.say(f"{head}: {', '.join(parts)} ({duration_text(outcome.seconds)})")
+        self.say(f"{head}: {', '.join(parts)} ({format_duration(outcome.seconds)})")
 
     def left(self) -> str:
         """How long the rest will take if it takes as long as what is done; empty at first."""
@@ -51,7 +51,7 @@ class PlainStudyDisplay(StudyDisplay):
         if done < 1:
             return ""
         each = (time.monotonic() - self._began) / done
-        return f"{duration_text(each * (self._total - self._number + 1))} left"
+        return f"{format_duration(each * (self._total - self._number + 1))} left"
 
 
 class LiveStudyDisplay(PlainStudyDisplay):
@@ -91,7 +91,7 @@ class LiveStudyDisplay(PlainStudyDisplay):
             self._progress.remove_task(self._steps)
         self._steps = self._progress.add_task(what, total=None, note="")
 
-    def show(self, view: View, events: Sequence[RunEvent]) -> None:
+    def show(self, view: View, events: Sequence[Event]) -> None:
         status = view.run.status
         if self._steps is not None:
             self._progress.update(

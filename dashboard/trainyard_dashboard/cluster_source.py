@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_dashboard.model import RunHistory, RunRow, SourceError, run_row
@@ -50,7 +50,9 @@ class ClusterSource:
                 study = ScalingStudy.model_validate_json(_json(item))
             except ValidationError as error:
                 name = (item.get("metadata") or {}).get("name", "?")
-                problems.append(f"ScalingStudy {name} can't be read: {one_line(error)[:300]}")
+                problems.append(
+                    f"ScalingStudy {name} can't be read: {validation_message(error)[:300]}"
+                )
             else:
                 found.append((f"cluster/{study.namespace}/{study.name}", study))
         return found, problems

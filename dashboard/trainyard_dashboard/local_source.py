@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.history import HistoryFile
@@ -78,7 +78,7 @@ class LocalSource:
             except FileNotFoundError:
                 continue
             except ValidationError as error:
-                problems.append(f"{path} is no ScalingStudy: {one_line(error)[:300]}")
+                problems.append(f"{path} is no ScalingStudy: {validation_message(error)[:300]}")
             except (OSError, ValueError) as error:
                 problems.append(f"{path} can't be read: {_why(error)}")
             else:
@@ -158,7 +158,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, ValidationError):
-        return one_line(error)[:300]
+        return validation_message(error)[:300]
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return str(error)[:300]

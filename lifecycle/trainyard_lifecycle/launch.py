@@ -1,12 +1,16 @@
 """How a worker is launched: the argument vector and the environment of one node's torchrun.
 
-Shared by both executors, so a pod and a local process run the very same thing. torchrun is told
-everything by its own PET_* variables, so that a user's `torchrun ...` command needs no change and
-may still override any of them by a flag.
+Shared by both executors, so that a pod and a local process run exactly the same thing. torchrun is
+configured by its own PET_* variables only: a user's `torchrun ...` command needs no change and may
+still override any of them with a flag.
 """
+
+from dataclasses import dataclass
+from decimal import Decimal
 
 from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
 from trainyard_api.run import TrainingRun
+from trainyard_lifecycle.plan import WorkerKey
 
 RDZV_PORT = 29400
 TRAINER_MODULE = "trainyard_trainer"
@@ -15,10 +19,36 @@ TRAINER_MODULE = "trainyard_trainer"
 # be longer, else torchrun itself is killed before it could say how they ended.
 SHUTDOWN_SECONDS = 25
 
-# Agents wait longer for each other than the operator waits for the gang: it is the operator that
-# decides that a gang is given back, for all its workers at once.
+# Agents wait longer for each other than the operator waits for the gang: the operator decides when
+# a gang has failed to start, for all its workers at once.
 JOIN_MARGIN_SECONDS = 120
 KEEP_ALIVE_SECONDS = 5  # torchrun's own interval
+
+
+@dataclass(frozen=True)
+class LaunchTarget:
+    """Where a worker runs: the addresses, directories and files of its pod or local process.
+
+    Attributes:
+        endpoint: host:port of the rendezvous store; node 0 serves it.
+        local_addr: this node's address. torchrun ranks nodes by the order of these strings, and
+            rank 0 must run on node 0 (where reports are read and the store is), so node 0's
+            address must sort first.
+        run_dir: the run's directory on its volume.
+        report_port: where rank 0 serves /metrics and /progress.
+        result_file: where the trainer leaves its termination message.
+        log_dir: torchrun's own directory; each worker's error.json goes there.
+        error_file: where torchrun copies the first failed worker's error.json. It removes the file
+            first, so this can't be a pod's termination log (a mount point).
+    """
+
+    endpoint: str
+    local_addr: str
+    run_dir: str
+    report_port: int
+    result_file: str
+    log_dir: str
+    error_file: str | None = None
 
 
 def argv(run: TrainingRun) -> list[str]:
@@ -36,66 +66,40 @@ def argv(run: TrainingRun) -> list[str]:
     return ["torchrun", "--no-python", *command]
 
 
-def env(
-    run: TrainingRun,
-    attempt: int,
-    node: int,
-    nodes: int,
-    *,
-    endpoint: str,
-    local_addr: str,
-    run_dir: str,
-    report_port: int,
-    result_file: str,
-    log_dir: str,
-    error_file: str | None = None,
-) -> dict[str, str]:
-    """Environment of worker `node` of `nodes` in the gang of `attempt`.
-
-    Args:
-        endpoint: host:port of the rendezvous store; node 0 serves it.
-        local_addr: this node's address. torchrun ranks nodes by the order of these strings, and
-            rank 0 must live on node 0 (where reports are read and the store is), so node 0's
-            address must sort first.
-        run_dir: the run's directory on its volume.
-        report_port: where rank 0 serves /metrics and /progress.
-        result_file: where the trainer leaves its last words.
-        log_dir: torchrun's own directory; each worker's error.json goes there.
-        error_file: where torchrun copies the first failed worker's error.json. It removes the file
-            first, so this can't be a pod's termination log (a mount point).
-    """
+def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> dict[str, str]:
+    """Environment of one worker in a gang of `nodes`."""
     wait = run.spec.start_deadline_seconds + JOIN_MARGIN_SECONDS
     rdzv_conf = {
-        "is_host": "true" if node == 0 else "false",
+        "is_host": "true" if key.node == 0 else "false",
         "join_timeout": wait,
         "read_timeout": wait,  # also how long to wait for node 0's store to be there
-        # An agent that is short of time, or whose clock differs, isn't given up after 15 s either.
+        # Nor give up after 15 s on an agent that is starved of CPU or whose clock differs.
         "keep_alive_max_attempt": wait // KEEP_ALIVE_SECONDS,
     }
     variables = {
         "PET_NNODES": str(nodes),
         "PET_NPROC_PER_NODE": str(run.nproc),
         "PET_RDZV_BACKEND": "c10d",
-        "PET_RDZV_ENDPOINT": endpoint,
-        "PET_RDZV_ID": f"{run.name}-{attempt}",
-        "PET_RDZV_CONF": ",".join(f"{key}={value}" for key, value in rdzv_conf.items()),
-        "PET_LOCAL_ADDR": local_addr,
-        # A failed worker ends its node, and the operator starts the next attempt: it alone counts
-        # restarts, waits between them, and knows which failures are worth one.
+        "PET_RDZV_ENDPOINT": target.endpoint,
+        "PET_RDZV_ID": f"{run.name}-{key.attempt}",
+        "PET_RDZV_CONF": ",".join(f"{name}={value}" for name, value in rdzv_conf.items()),
+        "PET_LOCAL_ADDR": target.local_addr,
+        # A failed worker ends its node, and the operator starts the next attempt: only the operator
+        # counts restarts, waits between them, and knows which failures are retryable.
         "PET_MAX_RESTARTS": "0",
         "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
         # Every rank's lines, each prefixed with its local rank, on torchrun's own output.
         "PET_TEE": "3",
-        "PET_LOG_DIR": log_dir,
-        RESULT_FILE_ENV: result_file,
-        RUN_DIR_ENV: run_dir,
+        "PET_LOG_DIR": target.log_dir,
+        RESULT_FILE_ENV: target.result_file,
+        RUN_DIR_ENV: target.run_dir,
         "PYTHONUNBUFFERED": "1",
         **_network(run),
     }
-    if error_file is not None:
-        variables["TORCHELASTIC_ERROR_FILE"] = error_file
+    if target.error_file is not None:
+        variables["TORCHELASTIC_ERROR_FILE"] = target.error_file
     if run.spec.recipe is not None:
-        job = _job(run, run.spec.recipe, attempt, run_dir, report_port)
+        job = _job(run, run.spec.recipe, key.attempt, target)
         variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_none=True)
     return variables
 
@@ -113,7 +117,7 @@ def _network(run: TrainingRun) -> dict[str, str]:
     return variables
 
 
-def _job(run: TrainingRun, recipe: str, attempt: int, run_dir: str, report_port: int) -> TrainerJob:
+def _job(run: TrainingRun, recipe: str, attempt: int, target: LaunchTarget) -> TrainerJob:
     spec = run.spec
     return TrainerJob(
         run=run.name,
@@ -126,7 +130,21 @@ def _job(run: TrainingRun, recipe: str, attempt: int, run_dir: str, report_port:
         precision=spec.precision,
         seed=spec.seed,
         checkpoint=spec.checkpoint,
-        run_dir=run_dir,
-        report_port=report_port,
+        run_dir=target.run_dir,
+        report_port=target.report_port,
         require_gpu=run.gpus_per_node > 0,
     )
+
+
+def requested_cpus(run: TrainingRun) -> Decimal | None:
+    """CPUs of one node, shared by its processes: the limit, else the request, else None.
+
+    Also None for an amount such as 1k, which no node has.
+    """
+    resources = run.spec.resources_per_node
+    amount = (resources.limits.get("cpu") or resources.requests.get("cpu")) if resources else None
+    if amount is None:
+        return None
+    if amount.endswith("m"):
+        return Decimal(amount[:-1]) / 1000
+    return Decimal(amount) if amount.replace(".", "", 1).isdecimal() else None

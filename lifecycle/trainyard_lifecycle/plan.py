@@ -1,15 +1,84 @@
-"""What `reconcile` decides: a new status, and the actions that make it true.
+"""What `reconcile` sees and what it decides. Plain data, no clients.
 
-Executors carry the parts out in this order: events, status, deletions, creations, the run itself.
-Each is idempotent, and a crash between any two is mended by the next reconcile. The status is
+A worker is one node's share of a gang: a pod on Kubernetes, a torchrun process on one machine.
+Both executors describe theirs in the same words.
+
+Executors carry a Plan out in this order: events, status, deletions, creations, the run itself.
+Each step is idempotent, and the next reconcile repairs a crash between any two. The status is
 written before workers are touched, so that a decision (a new attempt, a counted restart) is
 made once.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
+from trainyard_api.progress import ProgressReport
+from trainyard_api.run import TrainingRun
 from trainyard_api.status import TrainingRunStatus
+
+WorkerPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker as last seen.
+
+    Attributes:
+        name: pod name, RUN-ATTEMPT-NODE.
+        phase: as the pod's, but Running only once the trainer container runs.
+        waiting_reason, waiting_message: why a container can't start (ImagePullBackOff, ...).
+        unschedulable: the scheduler's message while it has found no node for the pod.
+        warning: newest warning event of a pending pod (FailedMount and the like).
+        exit_code: of the trainer container (128 + signal when a signal ended it).
+        exit_reason: Kubernetes' reason for the end (OOMKilled, Evicted, Error, ...).
+        termination_message: a report, torchelastic's error JSON, or the end of the log.
+        log_tail: last lines of the log; only fetched for workers that failed.
+        disruption: reason of a true DisruptionTarget condition (node lost, preempted, evicted).
+        deleting: deletion was requested; on a lost node such a pod stays forever.
+        host: name of the machine the worker is on.
+    """
+
+    name: str
+    attempt: int
+    node: int
+    phase: WorkerPhase
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    unschedulable: str = ""
+    warning: str = ""
+    exit_code: int | None = None
+    exit_reason: str = ""
+    termination_message: str = ""
+    log_tail: str = ""
+    disruption: str = ""
+    deleting: bool = False
+    host: str = ""
+    finished_at: datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything one decision is made from.
+
+    Attributes:
+        report: rank 0's, of any attempt.
+        lost_hosts: nodes that the control plane has lost; their pods still say Running.
+    """
+
+    run: TrainingRun
+    now: datetime
+    workers: tuple[Worker, ...] = ()
+    report: ProgressReport | None = None
+    lost_hosts: frozenset[str] = frozenset()
+
+    def report_of(self, attempt: int) -> ProgressReport | None:
+        """Rank 0's report, if it is of this attempt."""
+        return self.report if self.report and self.report.attempt == attempt else None
 
 
 @dataclass(frozen=True)
@@ -26,8 +95,11 @@ def worker_name(run: str, attempt: int, node: int) -> str:
 
 
 @dataclass(frozen=True)
-class RunEvent:
-    """An Event about the run; `key` makes its name deterministic, so emitting it is idempotent."""
+class Event:
+    """An Event about a run or a study.
+
+    `key` makes its name deterministic, so that emitting it is idempotent.
+    """
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -41,16 +113,16 @@ class Plan:
 
     Attributes:
         status: the run's status as it should read.
-        events: transitions to tell about.
+        events: transitions to report as Events.
         delete: names of workers to delete.
         create: workers to create, with the run's Service and volume claim before them.
         nodes: size of the gang that `create` belongs to.
         delete_run: the finished run has outlived ttlSecondsAfterFinished.
-        requeue_after: seconds until the run must be looked at again; None: only when it changes.
+        requeue_after: seconds until the next reconcile; None: only when the run changes.
     """
 
     status: TrainingRunStatus
-    events: tuple[RunEvent, ...] = ()
+    events: tuple[Event, ...] = ()
     delete: tuple[str, ...] = ()
     create: tuple[WorkerKey, ...] = ()
     nodes: int = 0

@@ -1,4 +1,4 @@
-"""Pure helpers that write a run's status: conditions, progress, texts for people."""
+"""Parts of a status: conditions, attempts, progress, and figures as text for people. Pure."""
 
 from datetime import datetime
 
@@ -47,8 +47,8 @@ def add_attempt(status: TrainingRunStatus, attempt: Attempt) -> None:
     status.attempts = [*status.attempts, attempt][-MAX_ATTEMPTS_KEPT:]
 
 
-def stop_rates(status: TrainingRunStatus) -> None:
-    """Nothing is running: throughput and ETA are not known any more."""
+def clear_rates(status: TrainingRunStatus) -> None:
+    """Forget throughput and ETA, which are known only while the run is training."""
     status.samples_per_second = None
     status.tokens_per_second = None
     status.throughput = ""
@@ -57,7 +57,7 @@ def stop_rates(status: TrainingRunStatus) -> None:
 
 
 def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
-    """Take over what rank 0 says; values it doesn't know keep their last known state."""
+    """Take over rank 0's figures; those it doesn't report keep their last known value."""
     for name in (
         "step",
         "total_steps",
@@ -84,23 +84,23 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         attempt.resumed_from_step = report.resumed_from_step
     if status.step is not None:
         status.progress = f"{status.step}/{status.total_steps or '?'}"
-    status.throughput = throughput_text(status.tokens_per_second, status.samples_per_second)
-    status.eta = duration_text(status.eta_seconds) if status.eta_seconds is not None else ""
+    status.throughput = format_throughput(status.tokens_per_second, status.samples_per_second)
+    status.eta = format_duration(status.eta_seconds) if status.eta_seconds is not None else ""
 
 
-def throughput_text(tokens: float | None, samples: float | None) -> str:
+def format_throughput(tokens: float | None, samples: float | None) -> str:
     """`12.3k tokens/s`, or samples where there are no tokens."""
     if tokens is not None:
-        return rate_text(tokens, "tokens")
-    return rate_text(samples, "samples") if samples is not None else ""
+        return format_rate(tokens, "tokens")
+    return format_rate(samples, "samples") if samples is not None else ""
 
 
-def rate_text(value: float, unit: str) -> str:
+def format_rate(value: float, unit: str) -> str:
     """`12.3k tokens/s`."""
-    return f"{_short(value)} {unit}/s"
+    return f"{_with_prefix(value)} {unit}/s"
 
 
-def duration_text(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45s`, `2m10s`, `3h05m`, as kubectl writes ages."""
     whole = max(0, round(seconds))
     if whole < 60:
@@ -110,7 +110,7 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """`1 restart`, `2 restarts`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -120,7 +120,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _short(value: float) -> str:
+def _with_prefix(value: float) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"

@@ -1,6 +1,6 @@
-"""The moves between phases: begin, retry, give back, suspend, succeed, fail. Pure, as reconcile is.
+"""The transitions between phases: start, retry, suspend, complete, fail. Pure, as reconcile is.
 
-Each writes the new status and returns the Plan that makes it true.
+Each writes the new status and returns the Plan that carries it out.
 """
 
 from datetime import datetime, timedelta
@@ -9,23 +9,22 @@ from pydantic import ValidationError
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.status import Attempt, TrainingRunStatus
-from trainyard_lifecycle.failures import Failure
-from trainyard_lifecycle.observed import Observed, Worker
-from trainyard_lifecycle.plan import Plan, RunEvent, WorkerKey
+from trainyard_lifecycle.diagnosis import Failure
+from trainyard_lifecycle.plan import Event, Observed, Plan, Worker, WorkerKey
 from trainyard_lifecycle.status import (
     add_attempt,
     apply_report,
-    counted,
+    clear_rates,
     current_attempt,
-    duration_text,
+    format_count,
+    format_duration,
     set_condition,
-    stop_rates,
 )
 
-POLL_STARTING = 1.0  # seconds between looks at a gang that is starting
+POLL_STARTING = 1.0  # seconds between reconciles while a gang is starting
 
 
-def begin(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
+def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
     """Start the next attempt with `nodes` workers."""
     run, now = observed.run, observed.now
     number = status.attempt + 1
@@ -34,7 +33,7 @@ def begin(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
     status.created = False
     status.nodes = nodes
     status.world_size = None
-    stop_rates(status)
+    clear_rates(status)
     add_attempt(
         status,
         Attempt(number=number, start_time=now, nodes=nodes, wanted_nodes=run.spec.num_nodes),
@@ -42,122 +41,123 @@ def begin(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
     set_condition(status, "Running", False, "Starting", f"attempt {number} is starting", now)
     if any(condition.type == "Suspended" for condition in status.conditions):
         set_condition(status, "Suspended", False, "Resumed", "", now)
-    message = f"attempt {number}: creating {counted(nodes, 'worker')}"
+    message = f"attempt {number}: creating {format_count(nodes, 'worker')}"
     status.phase, status.reason, status.message = "Pending", "Creating", message
     return Plan(
         status,
-        events=(RunEvent("Normal", "AttemptStarted", message, f"{number}-started"),),
-        delete=stale(observed, status),
+        events=(Event("Normal", "AttemptStarted", message, f"{number}-started"),),
+        delete=stale_workers(observed, status),
         create=tuple(WorkerKey(number, node) for node in range(nodes)),
         nodes=nodes,
         requeue_after=POLL_STARTING,
     )
 
 
-def attempt_failed(observed: Observed, status: TrainingRunStatus, failure: Failure) -> Plan:
-    """End the attempt; try again if that can help and is still allowed."""
-    if observed.report and observed.report.attempt == status.attempt:
-        apply_report(status, observed.report)
+def fail_attempt(observed: Observed, status: TrainingRunStatus, failure: Failure) -> Plan:
+    """End the attempt; retry if that can help and maxRestarts allows it."""
+    if report := observed.report_of(status.attempt):
+        apply_report(status, report)
     end_attempt(status, observed.now, "Failed", failure.reason, failure.message, failure)
     limit = observed.run.spec.max_restarts
     if not failure.retryable:
-        return fail(observed, status, failure.reason, failure.message)
+        return fail_run(observed, status, failure.reason, failure.message)
     if status.restarts >= limit:
         message = f"{failure.message} (maxRestarts {limit} reached)"
-        return fail(observed, status, failure.reason, message)
+        return fail_run(observed, status, failure.reason, message)
     status.restarts += 1
-    return wait_for_next(observed, status, status.restarts, failure.reason, failure.message)
+    return schedule_retry(observed, status, status.restarts, failure.reason, failure.message)
 
 
-def wait_for_next(
+def schedule_retry(
     observed: Observed, status: TrainingRunStatus, tries: int, reason: str, message: str
 ) -> Plan:
+    """Start the next attempt after the backoff of the `tries`-th retry."""
     backoff = observed.run.spec.backoff
     # Beyond 2**20 the cap has long been reached; this only keeps the number small.
     wait = min(backoff.initial_seconds * 2 ** min(tries - 1, 20), backoff.max_seconds)
     status.next_attempt_time = observed.now + timedelta(seconds=wait)
-    stop_rates(status)
+    clear_rates(status)
     set_condition(status, "Running", False, reason, message, observed.now)
     text = f"{message}; attempt {status.attempt + 1} starts in {wait} s"
     status.phase, status.reason, status.message = "Restarting", reason, text
-    event = RunEvent(
-        "Warning", reason, f"attempt {status.attempt}: {text}", f"{status.attempt}-end"
-    )
+    event = Event("Warning", reason, f"attempt {status.attempt}: {text}", f"{status.attempt}-end")
     return Plan(
         status,
         (event,),
-        delete=_active(observed.workers),
+        delete=_active_workers(observed.workers),
         requeue_after=max(wait, 0.1),
     )
 
 
-def suspend(observed: Observed, status: TrainingRunStatus) -> Plan:
+def suspend_run(observed: Observed, status: TrainingRunStatus) -> Plan:
+    """Stop the workers, and stop counting active time."""
     if status.phase == "Suspended":
         # The workers save their last step while they end.
-        if (report := observed.report) and report.attempt == status.attempt:
+        if report := observed.report_of(status.attempt):
             status.last_checkpoint = report.last_checkpoint or status.last_checkpoint
-        return Plan(status, delete=_active(observed.workers))
+        return Plan(status, delete=_active_workers(observed.workers))
     now = observed.now
     if status.attempt and current_attempt(status) and status.attempts[-1].outcome is None:
         end_attempt(status, now, "Suspended", "Suspended", "spec.suspend is true")
     status.active_seconds = round(active_seconds(status, now))
     status.active_since = None
     status.next_attempt_time = None
-    stop_rates(status)
-    message = "spec.suspend is true; set it to false to go on from the newest checkpoint"
+    clear_rates(status)
+    message = "spec.suspend is true; set it to false to resume from the newest checkpoint"
     set_condition(status, "Suspended", True, "Suspended", message, now)
     set_condition(status, "Running", False, "Suspended", message, now)
     status.phase, status.reason, status.message = "Suspended", "Suspended", message
-    event = RunEvent("Normal", "Suspended", message, f"{status.attempt}-suspended")
-    return Plan(status, (event,), delete=_active(observed.workers))
+    event = Event("Normal", "Suspended", message, f"{status.attempt}-suspended")
+    return Plan(status, (event,), delete=_active_workers(observed.workers))
 
 
-def succeed(observed: Observed, status: TrainingRunStatus, gang: list[Worker]) -> Plan:
+def complete_run(observed: Observed, status: TrainingRunStatus, gang: list[Worker]) -> Plan:
+    """Every worker succeeded: take over the final report."""
     first = next(worker for worker in gang if worker.node == 0)
-    report = _final_report(first.last_words) or observed.report
+    report = _parse_final_report(first.termination_message) or observed.report
     if report and report.attempt == status.attempt:
         apply_report(status, report)
-    stop_rates(status)
+    clear_rates(status)
     now = observed.now
     end_attempt(status, now, "Succeeded", "Succeeded", "")
     status.completion_time = now
-    took = duration_text((now - (status.start_time or now)).total_seconds())
-    restarts = f", {counted(status.restarts, 'restart')}" if status.restarts else ""
+    took = format_duration((now - (status.start_time or now)).total_seconds())
+    restarts = f", {format_count(status.restarts, 'restart')}" if status.restarts else ""
     message = f"finished in {took}{restarts}"
     set_condition(status, "Succeeded", True, "Succeeded", message, now)
     set_condition(status, "Running", False, "Succeeded", message, now)
     status.phase, status.reason, status.message = "Succeeded", "Succeeded", message
-    event = RunEvent("Normal", "Succeeded", message, "succeeded")
-    return Plan(status, (event,), requeue_after=_until_ttl(observed, status))
+    event = Event("Normal", "Succeeded", message, "succeeded")
+    return Plan(status, (event,), requeue_after=_seconds_until_ttl(observed, status))
 
 
-def fail(observed: Observed, status: TrainingRunStatus, reason: str, message: str) -> Plan:
-    """The run has failed for good; its finished pods stay for their logs."""
+def fail_run(observed: Observed, status: TrainingRunStatus, reason: str, message: str) -> Plan:
+    """End the run as failed; its finished pods stay for their logs."""
     now = observed.now
     attempt = current_attempt(status)
     if attempt and attempt.outcome is None:
         end_attempt(status, now, "Failed", reason, message)
-    stop_rates(status)
+    clear_rates(status)
     status.next_attempt_time = None
     status.completion_time = now
     set_condition(status, "Failed", True, reason, message, now)
     set_condition(status, "Running", False, reason, message, now)
     status.phase, status.reason, status.message = "Failed", reason, message
-    event = RunEvent("Warning", "Failed", f"{reason}: {message}", "failed")
+    event = Event("Warning", "Failed", f"{reason}: {message}", "failed")
     return Plan(
         status,
         (event,),
-        delete=_active(observed.workers),
-        requeue_after=_until_ttl(observed, status),
+        delete=_active_workers(observed.workers),
+        requeue_after=_seconds_until_ttl(observed, status),
     )
 
 
-def finished(observed: Observed, status: TrainingRunStatus) -> Plan:
-    """Nothing runs twice: only stragglers are removed, and in time the run itself."""
-    left = _until_ttl(observed, status)
+def clean_up_finished(observed: Observed, status: TrainingRunStatus) -> Plan:
+    """Remove workers that are still active and, after its TTL, the finished run itself."""
+    left = _seconds_until_ttl(observed, status)
     return Plan(
         status,
-        delete=_active(observed.workers),
+        delete=_active_workers(observed.workers),
         delete_run=left is not None and left <= 0,
         requeue_after=left if left is not None and left > 0 else None,
     )
@@ -171,6 +171,7 @@ def end_attempt(
     message: str,
     failure: Failure | None = None,
 ) -> None:
+    """Write the current attempt's end into its record."""
     attempt = current_attempt(status)
     if attempt is None:
         return
@@ -186,8 +187,8 @@ def end_attempt(
     )
 
 
-def next_size(observed: Observed, status: TrainingRunStatus) -> int:
-    """Nodes of the next attempt: numNodes, or fewer if elastic and that many weren't to be had."""
+def next_attempt_nodes(observed: Observed, status: TrainingRunStatus) -> int:
+    """Nodes of the next attempt: numNodes, or fewer for an elastic run that couldn't get them."""
     spec = observed.run.spec
     last = status.attempts[-1] if status.attempts else None
     if spec.elastic and last and last.outcome == "GivenBack" and last.nodes:
@@ -195,34 +196,35 @@ def next_size(observed: Observed, status: TrainingRunStatus) -> int:
     return spec.num_nodes
 
 
-def stale(observed: Observed, status: TrainingRunStatus) -> tuple[str, ...]:
-    """Workers of other attempts that still hold places, and finished ones two attempts old.
+def stale_workers(observed: Observed, status: TrainingRunStatus) -> tuple[str, ...]:
+    """Active workers of other attempts, and finished ones that are two attempts old.
 
     The previous attempt's finished pods stay: their logs say what went wrong.
     """
     others = [worker for worker in observed.workers if worker.attempt != status.attempt]
     old = [w.name for w in others if w.finished and w.attempt < status.attempt - 1]
-    return (*_active(others), *old)
+    return (*_active_workers(others), *old)
 
 
-def _active(workers: tuple[Worker, ...] | list[Worker]) -> tuple[str, ...]:
+def _active_workers(workers: tuple[Worker, ...] | list[Worker]) -> tuple[str, ...]:
     return tuple(w.name for w in workers if not w.finished and not w.deleting)
 
 
 def active_seconds(status: TrainingRunStatus, now: datetime) -> float:
+    """Wall time since the run began, without suspensions."""
     since = (now - status.active_since).total_seconds() if status.active_since else 0.0
     return status.active_seconds + since
 
 
-def _until_ttl(observed: Observed, status: TrainingRunStatus) -> float | None:
+def _seconds_until_ttl(observed: Observed, status: TrainingRunStatus) -> float | None:
     ttl = observed.run.spec.ttl_seconds_after_finished
     if ttl is None or status.completion_time is None:
         return None
     return ttl - (observed.now - status.completion_time).total_seconds()
 
 
-def _final_report(words: str) -> ProgressReport | None:
+def _parse_final_report(text: str) -> ProgressReport | None:
     try:
-        return ProgressReport.model_validate_json(words)
+        return ProgressReport.model_validate_json(text)
     except ValidationError:
         return None

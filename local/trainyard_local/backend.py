@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-from trainyard_lifecycle.observed import Observed, Worker
-from trainyard_lifecycle.plan import Plan, RunEvent
+from trainyard_lifecycle.plan import Event, Observed, Plan, Worker
 from trainyard_local.store import RunDir, UserError, append_json_line
 from trainyard_local.workers import Workers
 
@@ -46,7 +45,7 @@ class LocalBackend:
             return TrainingRun.model_validate(self.dir.read())
         except ValidationError as error:
             raise UserError(
-                f"{self.dir.run_file}: {one_line(error)}:"
+                f"{self.dir.run_file}: {validation_message(error)}:"
                 f" `trainyard delete {self.dir.name}` removes the run"
             ) from None
 
@@ -62,7 +61,7 @@ class LocalBackend:
         workers = self.workers.observe()
         return Observed(run, datetime.now(UTC), workers, self._report(run, workers))
 
-    def apply(self, run: TrainingRun, plan: Plan) -> tuple[TrainingRun, list[RunEvent]]:
+    def apply(self, run: TrainingRun, plan: Plan) -> tuple[TrainingRun, list[Event]]:
         """Carry out the plan in its order; returns the run as it reads now, and new events."""
         events = [event for event in plan.events if self._tell(event)]
         run = run.model_copy(update={"status": plan.status})
@@ -76,7 +75,7 @@ class LocalBackend:
             self.dir.remove(run.to_wire())
         return run, events
 
-    def _tell(self, event: RunEvent) -> bool:
+    def _tell(self, event: Event) -> bool:
         """Record an event; False when it already was."""
         if event.key in self._events:
             return False

@@ -6,7 +6,7 @@ from typing import Self
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.plan import Event
 from trainyard_local.backend import LossPoint
 
 
@@ -40,7 +40,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def show(self, view: View, events: Sequence[RunEvent]) -> None:
+    def show(self, view: View, events: Sequence[Event]) -> None:
         """The run's newest state, and what has happened since the last call."""
 
     def say(self, text: str) -> None:

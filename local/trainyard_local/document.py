@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainyard_api.base import problems
+from trainyard_api.base import validation_errors
 from trainyard_local.store import UserError
 
 Location = tuple[str | int, ...]
@@ -38,7 +38,7 @@ class Document:
         except ValidationError as error:
             found = sorted(
                 (self.line(item["loc"]), problem)
-                for item, problem in zip(error.errors(), problems(error), strict=True)
+                for item, problem in zip(error.errors(), validation_errors(error), strict=True)
             )
         raise UserError("\n".join(f"{self.path}:{line}: {problem}" for line, problem in found))
 

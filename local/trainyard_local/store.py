@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 
 HOME_ENV = "TRAINYARD_HOME"
 # Annotations of a run on this machine: where its relative paths begin, and the user's manifest.
@@ -100,7 +100,7 @@ class RunDir:
         return run
 
     def write(self, run: dict[str, Any]) -> None:
-        replace_text(self.run_file, json.dumps(run, indent=1) + "\n")
+        write_text_atomic(self.run_file, json.dumps(run, indent=1) + "\n")
 
     def data(self, run: dict[str, Any]) -> Path:
         """The run's directory on its volume: what the trainer writes and serving reads."""

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.study import ScalingStudy
 from trainyard_local.store import UserError, home
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 
 AGAIN = "--again moves it aside and measures anew"
 
@@ -45,10 +45,10 @@ class StudyDir:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise UserError(f"{self.file}: {one_line(error)}; {AGAIN}") from None
+            raise UserError(f"{self.file}: {validation_message(error)}; {AGAIN}") from None
 
     def save(self, study: ScalingStudy) -> None:
-        replace_text(self.file, json.dumps(study.to_wire(), indent=1) + "\n")
+        write_text_atomic(self.file, json.dumps(study.to_wire(), indent=1) + "\n")
 
     def move_aside(self, started: datetime | None) -> Path:
         """Make room for the study to be measured anew; returns where the old one is now."""

@@ -17,18 +17,17 @@ from typing import Any
 from trainyard_api.job import EXIT_CONFIG
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
-from trainyard_lifecycle.observed import Worker
-from trainyard_lifecycle.plan import WorkerKey, worker_name
+from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
 from trainyard_local import preflight, shim
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 
 LOCK_FILE = "lock"
 RESULT_FILE = "result"
 ERROR_FILE = "error.json"
 DELETING_FILE = "deleting"
 LOG_TAIL_BYTES = 8192
-# Node 0's address must sort first (see launch.env); Linux answers on all of 127.0.0.0/8.
+# Node 0's address must sort first (see LaunchTarget); Linux answers on all of 127.0.0.0/8.
 NODE_0 = "127.0.0.1"
 
 
@@ -102,11 +101,7 @@ class Workers:
         data.mkdir(parents=True, exist_ok=True)
         self._dir.logs.mkdir(exist_ok=True)
         ports = self._ports(key.attempt)
-        variables = launch.env(
-            run,
-            key.attempt,
-            key.node,
-            nodes,
+        target = launch.LaunchTarget(
             endpoint=f"{NODE_0}:{ports['rendezvous']}",
             local_addr=NODE_0 if key.node == 0 else f"127.0.0.{key.node + 1}",
             run_dir=str(data),
@@ -115,6 +110,7 @@ class Workers:
             log_dir=str(directory / "torchelastic"),
             error_file=str(directory / ERROR_FILE),
         )
+        variables = launch.env(run, key, nodes, target)
         if nodes > 1 and "OMP_NUM_THREADS" not in os.environ:
             # Nodes share this machine; PyTorch would give each of them all of its cores.
             cores = (os.cpu_count() or 1) // (nodes * run.nproc)
@@ -145,7 +141,7 @@ class Workers:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             rendezvous, report = free_ports(2)
-            replace_text(path, json.dumps({"rendezvous": rendezvous, "report": report}))
+            write_text_atomic(path, json.dumps({"rendezvous": rendezvous, "report": report}))
         ports: dict[str, int] = json.loads(path.read_text())
         return ports
 
@@ -179,7 +175,7 @@ class Workers:
             "Failed" if failed else "Succeeded",
             exit_code=entry["exitCode"],
             exit_reason="Error" if failed else "Completed",
-            last_words=_last_words(directory),
+            termination_message=_termination_message(directory),
             log_tail=log_tail(self._dir.log_file(attempt, node)) if failed else "",
             host=socket.gethostname(),
             finished_at=datetime.fromisoformat(entry["finishedAt"]),
@@ -234,7 +230,7 @@ def log_tail(path: Path) -> str:
 def _refuse(directory: Path, message: str) -> None:
     """A worker that could not start ends as the trainer does for a mistake in the manifest."""
     words = json.dumps({"message": f"ConfigError: {message}"})
-    replace_text(directory / ERROR_FILE, words)
+    write_text_atomic(directory / ERROR_FILE, words)
     shim.write_exit(directory, EXIT_CONFIG)
 
 
@@ -278,7 +274,7 @@ def _exit_entry(directory: Path) -> dict[str, Any] | None:
     return entry
 
 
-def _last_words(directory: Path) -> str:
+def _termination_message(directory: Path) -> str:
     """torchrun's copy of the first error of its ranks, else what rank 0 left."""
     for name in (ERROR_FILE, RESULT_FILE):
         with contextlib.suppress(OSError):

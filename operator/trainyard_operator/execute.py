@@ -6,8 +6,7 @@ touched, and only if nobody else has written the run since it was read.
 
 from trainyard_api.run import PLURAL, TrainingRun
 from trainyard_api.status import TrainingRunStatus
-from trainyard_lifecycle.observed import Observed
-from trainyard_lifecycle.plan import Plan, RunEvent
+from trainyard_lifecycle.plan import Event, Observed, Plan
 from trainyard_operator import manifests
 from trainyard_operator.client import Kube, Object, path_of
 from trainyard_operator.errors import Rejected
@@ -71,7 +70,7 @@ class Executor:
         )
         if (status.reason, status.message) != (rejected.reason, rejected.message):
             key = f"{status.attempt}-rejected"
-            await tell(self._kube, run, RunEvent("Warning", "Rejected", message, key))
+            await tell(self._kube, run, Event("Warning", "Rejected", message, key))
             await replace_status(self._kube, PLURAL, raw, to_status(rejected))
 
     async def _delete_pod(self, run: TrainingRun, name: str, grace: int | None) -> None:
@@ -91,7 +90,7 @@ class Executor:
         if group is not None:
             await self._ensure(run, group["apiVersion"], "podgroups", group)
         pods = [
-            manifests.pod(run, key.attempt, key.node, plan.nodes, trainer_image=self._trainer_image)
+            manifests.pod(run, key, plan.nodes, trainer_image=self._trainer_image)
             for key in plan.create
         ]
         path = path_of("v1", "pods", run.namespace)

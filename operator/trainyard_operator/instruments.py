@@ -15,7 +15,7 @@ from prometheus_client import (
 
 from trainyard_api import metrics
 from trainyard_api.status import TrainingRunStatus
-from trainyard_lifecycle.failures import REASONS
+from trainyard_lifecycle.diagnosis import REASONS
 from trainyard_operator.run_series import RunFacts, RunSeries, facts_of, known_reason
 from trainyard_operator.study_series import StudySeries
 

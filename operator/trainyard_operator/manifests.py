@@ -8,8 +8,7 @@ from trainyard_api.progress import REPORT_PORT
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
 from trainyard_api.spec import GPU
 from trainyard_lifecycle import launch
-from trainyard_lifecycle.cpus import cpus
-from trainyard_lifecycle.plan import worker_name
+from trainyard_lifecycle.plan import WorkerKey, worker_name
 from trainyard_operator import gang
 from trainyard_operator.merge import merge
 
@@ -86,18 +85,18 @@ def pod_group(run: TrainingRun, attempt: int, nodes: int) -> dict[str, Any] | No
     return gang.pod_group(run, nodes, owned(run, gang.group_name(run, attempt)))
 
 
-def pod(
-    run: TrainingRun, attempt: int, node: int, nodes: int, *, trainer_image: str
-) -> dict[str, Any]:
-    """The pod of worker `node` in a gang of `nodes`.
+def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> dict[str, Any]:
+    """The pod of one worker in a gang of `nodes`.
 
     Raises Rejected when the pod template can't be merged.
     """
-    name = worker_name(run.name, attempt, node)
+    name = worker_name(run.name, key.attempt, key.node)
     built: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": owned(run, name, **{labels.ATTEMPT: str(attempt), labels.NODE: str(node)}),
+        "metadata": owned(
+            run, name, **{labels.ATTEMPT: str(key.attempt), labels.NODE: str(key.node)}
+        ),
         "spec": {
             "tolerations": _tolerations(run),
             "automountServiceAccountToken": False,
@@ -111,13 +110,13 @@ def pod(
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(run, attempt, node, nodes, trainer_image)],
+            "containers": [_container(run, key, nodes, trainer_image)],
             "volumes": _volumes(run),
         },
     }
     # Rank 0 tells of all; what a user's command serves, if anything, we don't know.
-    built["metadata"]["annotations"] = _SCRAPE if node == 0 and run.spec.recipe else {}
-    built = merge(built, gang.mark(run, attempt, nodes))
+    built["metadata"]["annotations"] = _SCRAPE if key.node == 0 and run.spec.recipe else {}
+    built = merge(built, gang.mark(run, key.attempt, nodes))
     template = run.spec.pod_template
     if template:
         spec = merge(built["spec"], template.spec, "podTemplate.spec")
@@ -131,23 +130,17 @@ def pod(
     return built
 
 
-def _container(
-    run: TrainingRun, attempt: int, node: int, nodes: int, trainer_image: str
-) -> dict[str, Any]:
-    host = worker_name(run.name, attempt, node)
+def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str) -> dict[str, Any]:
     variables: dict[str, str] = {"HOME": "/tmp", "USER": "trainyard", **_threads(run)}
-    variables |= launch.env(
-        run,
-        attempt,
-        node,
-        nodes,
-        endpoint=f"{worker_name(run.name, attempt, 0)}.{run.name}:{launch.RDZV_PORT}",
-        local_addr=f"{host}.{run.name}",
+    target = launch.LaunchTarget(
+        endpoint=f"{worker_name(run.name, key.attempt, 0)}.{run.name}:{launch.RDZV_PORT}",
+        local_addr=f"{worker_name(run.name, key.attempt, key.node)}.{run.name}",
         run_dir=f"{MOUNT_PATH}/{run.name}",
         report_port=REPORT_PORT,
         result_file=TERMINATION_LOG,
         log_dir="/tmp/torchelastic",
     )
+    variables |= launch.env(run, key, nodes, target)
     ours = run.spec.image is None
     container: dict[str, Any] = {
         "name": labels.CONTAINER,
@@ -212,7 +205,7 @@ def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
 
 def _threads(run: TrainingRun) -> dict[str, str]:
     """PyTorch counts the machine's cores, not the container's: tell it its share."""
-    cores = cpus(run)
+    cores = launch.requested_cpus(run)
     return {"OMP_NUM_THREADS": str(max(1, int(cores / run.nproc)))} if cores else {}
 
 

@@ -10,7 +10,7 @@ import aiohttp
 
 from trainyard_api import labels
 from trainyard_api.run import API_VERSION, PLURAL, TrainingRun
-from trainyard_lifecycle.observed import Observed, Worker
+from trainyard_lifecycle.plan import Observed, Worker
 from trainyard_operator import reports
 from trainyard_operator.client import Kube, Object, path_of
 from trainyard_operator.errors import ApiError

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from trainyard_api import labels
-from trainyard_lifecycle.observed import Worker, WorkerPhase
+from trainyard_lifecycle.plan import Worker, WorkerPhase
 
 Status = dict[str, Any]
 
@@ -28,7 +28,9 @@ def to_worker(pod: dict[str, Any]) -> Worker:
         unschedulable=_unschedulable(status) if phase == "Pending" else "",
         exit_code=ended.get("exitCode") if phase != "Pending" else None,
         exit_reason=_exit_reason(status, ended) if phase == "Failed" else "",
-        last_words=_last_words(status, ended) if phase in ("Failed", "Succeeded") else "",
+        termination_message=_termination_message(status, ended)
+        if phase in ("Failed", "Succeeded")
+        else "",
         disruption=_condition(status, "DisruptionTarget", "True").get("reason", ""),
         deleting="deletionTimestamp" in metadata,
         host=spec.get("nodeName", ""),
@@ -80,7 +82,7 @@ def _exit_reason(status: Status, ended: dict[str, Any]) -> str:
     return str(status.get("reason") or ended.get("reason") or "")
 
 
-def _last_words(status: Status, ended: dict[str, Any]) -> str:
+def _termination_message(status: Status, ended: dict[str, Any]) -> str:
     words = str(ended.get("message") or "")
     if "name" in ended and "terminated" not in _trainer(status):
         return f"init container {ended['name']}: {words or ended.get('reason', '')}"

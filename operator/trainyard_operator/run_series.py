@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from trainyard_api import labels, metrics
 from trainyard_api.spec import GPU
 from trainyard_api.status import FINISHED
-from trainyard_lifecycle.failures import REASONS
+from trainyard_lifecycle.diagnosis import REASONS
 
 # How long a finished run is still told of: its last values must be scraped.
 FINISHED_SECONDS = 900.0

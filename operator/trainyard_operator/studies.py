@@ -11,7 +11,7 @@ from trainyard_api import labels
 from trainyard_api.run import API_VERSION, KIND, PLURAL, TrainingRun
 from trainyard_api.study import STUDY_KIND, STUDY_PLURAL, ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.plan import Event
 from trainyard_operator.client import Kube, Object, path_of
 from trainyard_operator.controller import measured, overtaken
 from trainyard_operator.errors import ApiError, Rejected
@@ -97,7 +97,7 @@ class StudyController:
         self, study: ScalingStudy, raw: Object, status: ScalingStudyStatus, message: str
     ) -> None:
         rejected = status.model_copy(update={"reason": "Rejected", "message": message})
-        event = RunEvent("Warning", "Rejected", message, f"rejected-{status.progress}")
+        event = Event("Warning", "Rejected", message, f"rejected-{status.progress}")
         await tell(self._kube, study, event)
         await replace_status(self._kube, STUDY_PLURAL, raw, to_status(rejected))
 

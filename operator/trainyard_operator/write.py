@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from trainyard_api.base import Model, one_line
+from trainyard_api.base import Model, validation_message
 from trainyard_api.resource import Resource
 from trainyard_api.run import API_VERSION, GROUP, PLURAL, TrainingRun
 from trainyard_api.status import FINISHED, TrainingRunStatus
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.plan import Event
 from trainyard_operator.client import Kube, Object, path_of
 from trainyard_operator.errors import ApiError, Rejected
 from trainyard_operator.stored import InvalidRun
@@ -48,7 +48,7 @@ async def refuse(
         observed_generation=invalid.raw["metadata"].get("generation"),
         phase="Failed",
         reason="InvalidSpec",
-        message=one_line(invalid.error),
+        message=validation_message(invalid.error),
         completion_time=datetime.now(UTC),
     )
     await replace_status(kube, plural, invalid.raw, {**before, **to_status(refused)})
@@ -60,7 +60,7 @@ async def delete_run(kube: Kube, run: TrainingRun) -> None:
     await kube.delete(path_of(API_VERSION, PLURAL, run.namespace, run.name), options)
 
 
-async def tell(kube: Kube, about: Resource, event: RunEvent) -> None:
+async def tell(kube: Kube, about: Resource, event: Event) -> None:
     """Write an Event. Events are for people: one that can't be written stops nothing."""
     try:
         body = event_object(about, event, datetime.now(UTC))
@@ -99,7 +99,7 @@ def to_status(status: Model) -> Object:
     return wire
 
 
-def event_object(about: Resource, event: RunEvent, now: datetime) -> Object:
+def event_object(about: Resource, event: Event, now: datetime) -> Object:
     """A v1 Event with a name made from its key: telling the same thing twice makes one event."""
     uid = about.metadata.uid or ""
     key = re.sub(r"[^a-z0-9]+", "-", event.key.lower()).strip("-")

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.checkpoint import MANIFEST, STEP_NAME, FileEntry, Manifest, step_of
 
 _OWN_SHA256 = "sha256"  # the manifest's own, in its JSON
@@ -78,7 +78,7 @@ def read_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise UnreadableCheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise InvalidCheckpointError(f"{path}: {one_line(error)}") from None
+        raise InvalidCheckpointError(f"{path}: {validation_message(error)}") from None
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise InvalidCheckpointError(f"{path}: not a manifest") from None
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[BinaryIO]:
+def open_atomic(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[BinaryIO]:
     """A file to write, beside `path`, that takes its place when the block ends well.
 
     durable: its bytes are on the disk before that; False where a power cut that spoils it costs
@@ -29,9 +29,9 @@ def replacing(path: Path, *, durable: bool = True, writer: str = "") -> Iterator
         raise
 
 
-def replace_text(path: Path, text: str, *, durable: bool = True) -> None:
+def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace what is in `path`, UTF-8."""
-    with replacing(path, durable=durable) as file:
+    with open_atomic(path, durable=durable) as file:
         file.write(text.encode())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import problems
+from trainyard_api.base import validation_errors
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
 from trainyard_api.spec import GPU, TrainingRunSpec
 from trainyard_api.study import MAX_RUNS, STEP_BUDGET, ScalingStudySpec, same
@@ -149,7 +149,7 @@ def _run(
     except ValidationError as error:
         return [
             Problem(_origin(item["loc"], study), text)
-            for item, text in zip(error.errors(), problems(error), strict=True)
+            for item, text in zip(error.errors(), validation_errors(error), strict=True)
         ]
     if run.spec.recipe is None:
         return [Problem(("template", "spec", "command"), NO_RECIPE)]

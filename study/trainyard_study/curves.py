@@ -5,7 +5,7 @@ from typing import Any
 
 from trainyard_api.study import ScalingStudySpec
 from trainyard_api.study_status import CellResult, Interval, ScalingCurve, ScalingPoint, Unit
-from trainyard_lifecycle.status import rate_text
+from trainyard_lifecycle.status import format_rate
 from trainyard_study.cells import label
 from trainyard_study.configurations import (
     Configuration,
@@ -37,7 +37,7 @@ def headline(found: Sequence[ScalingCurve]) -> str:
         return ""
     curve = max(found, key=lambda item: _largest(item).throughput.value)
     point = _largest(curve)
-    rate = rate_text(point.throughput.value, curve.unit)
+    rate = format_rate(point.throughput.value, curve.unit)
     text = f"{point.speedup:.2f}x on {point.processes} ({point.efficiency:.0%}), {rate}"
     if len([p for p in curve.points if p.source == "measured"]) == 1:
         text = f"{rate} on {point.processes}"

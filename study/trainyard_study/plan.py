@@ -11,7 +11,7 @@ from datetime import datetime
 from trainyard_api.run import TrainingRun
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.plan import Event
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StudyPlan:
     """
 
     status: ScalingStudyStatus
-    events: tuple[RunEvent, ...] = ()
+    events: tuple[Event, ...] = ()
     delete: tuple[str, ...] = ()
     create: tuple[TrainingRun, ...] = ()
     requeue_after: float | None = None

@@ -11,8 +11,8 @@ from trainyard_api import labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study_status import CellPhase, CellResult, ScalingStudyStatus
-from trainyard_lifecycle.plan import RunEvent
-from trainyard_lifecycle.status import counted, duration_text, set_condition
+from trainyard_lifecycle.plan import Event
+from trainyard_lifecycle.status import format_count, format_duration, set_condition
 from trainyard_study.cells import Cell, MatrixError, make_cells
 from trainyard_study.configurations import configurations
 from trainyard_study.curves import curves, headline
@@ -63,7 +63,7 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
         if not status.cells:
             return _end(observed, status, "InvalidSpec", str(error))
         return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
-    events: list[RunEvent] = []
+    events: list[Event] = []
     if not status.cells:
         events.append(_begin(observed, status, cells))
     elif not unchanged:
@@ -74,7 +74,7 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
     return _drive(observed, status, cells, events)
 
 
-def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell]) -> RunEvent:
+def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell]) -> Event:
     spec = observed.study.spec
     status.start_time = observed.now
     status.fingerprint = spec.fingerprint()
@@ -85,11 +85,11 @@ def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell
         )
         for cell in cells
     ]
-    text = f"{counted(len(cells), 'cell')}, {counted(spec.repeats, 'run')} each"
-    return RunEvent("Normal", "Started", text, "started")
+    text = f"{format_count(len(cells), 'cell')}, {format_count(spec.repeats, 'run')} each"
+    return Event("Normal", "Started", text, "started")
 
 
-def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEvent]:
+def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[Event]:
     """Take over what finished runs have to say, once."""
     events = []
     news = not status.progress
@@ -105,7 +105,7 @@ def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[RunEven
         else:
             cell.failure = failure(run, repeat)
             why = f"{cell.label}; repeat {repeat}: {cell.failure.reason}: {cell.failure.message}"
-            events.append(RunEvent("Warning", "CellFailed", why, f"cell-{number}-failed"))
+            events.append(Event("Warning", "CellFailed", why, f"cell-{number}-failed"))
         news = True
     if news:
         _conclude(observed, status)
@@ -124,7 +124,7 @@ def _conclude(observed: StudyObserved, status: ScalingStudyStatus) -> None:
 
 
 def _drive(
-    observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell], events: list[RunEvent]
+    observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell], events: list[Event]
 ) -> StudyPlan:
     """Keep `parallelism` runs going until every cell is measured or has failed."""
     study, spec = observed.study, observed.study.spec
@@ -165,18 +165,16 @@ def _waiting(status: ScalingStudyStatus, repeats: int) -> Iterator[Key]:
                 yield cell.number, repeat
 
 
-def _finish(
-    observed: StudyObserved, status: ScalingStudyStatus, events: list[RunEvent]
-) -> StudyPlan:
+def _finish(observed: StudyObserved, status: ScalingStudyStatus, events: list[Event]) -> StudyPlan:
     failed = [cell for cell in status.cells if cell.failure]
-    took = duration_text((observed.now - (status.start_time or observed.now)).total_seconds())
+    took = format_duration((observed.now - (status.start_time or observed.now)).total_seconds())
     runs = sum(len(cell.measurements) for cell in status.cells)
     if not failed:
-        return _end(observed, status, "", f"{counted(runs, 'run')} measured in {took}", events)
+        return _end(observed, status, "", f"{format_count(runs, 'run')} measured in {took}", events)
     first = failed[0].failure
     assert first is not None
     text = (
-        f"{len(failed)} of {counted(len(status.cells), 'cell')} failed:"
+        f"{len(failed)} of {format_count(len(status.cells), 'cell')} failed:"
         f" {failed[0].label}: {first.reason}: {first.message}"
     )
     return _end(observed, status, "CellFailed", text, events)
@@ -187,7 +185,7 @@ def _end(
     status: ScalingStudyStatus,
     reason: str,
     message: str,
-    events: list[RunEvent] | None = None,
+    events: list[Event] | None = None,
 ) -> StudyPlan:
     """It is over: with a `reason`, it has failed."""
     status.completion_time = observed.now
@@ -195,9 +193,9 @@ def _end(
     status.reason, status.message = reason or "Succeeded", message
     set_condition(status, status.phase, True, status.reason, message, observed.now)
     set_condition(status, "Running", False, status.reason, message, observed.now)
-    kind = RunEvent("Warning" if reason else "Normal", status.phase, message, "finished")
+    kind = Event("Warning" if reason else "Normal", status.phase, message, "finished")
     if reason == "InvalidSpec":
-        kind = RunEvent("Warning", reason, message, f"invalid-{status.observed_generation}")
+        kind = Event("Warning", reason, message, f"invalid-{status.observed_generation}")
     return StudyPlan(status, (*(events or ()), kind), delete=_superfluous(observed, status))
 
 
@@ -206,14 +204,14 @@ def _stop(
     status: ScalingStudyStatus,
     reason: str,
     message: str,
-    events: list[RunEvent] | None = None,
+    events: list[Event] | None = None,
 ) -> StudyPlan:
     """Nothing runs for now. A run that is stopped half-way measures nothing: it is deleted."""
     active = [run for run, _ in _runs_of_cells(observed, status) if _is_active(run)]
     told = list(events or ())
     if status.phase != "Suspended" or status.reason != reason:
         key = f"{reason}-{status.observed_generation}"
-        told.append(RunEvent("Normal", reason, message, key))
+        told.append(Event("Normal", reason, message, key))
     for cell in status.cells:
         cell.phase = _cell_phase(cell, observed.study.spec.repeats, running=False)
     status.phase, status.reason, status.message = "Suspended", reason, message

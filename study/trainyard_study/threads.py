@@ -10,7 +10,7 @@ from typing import Any
 from trainyard_api.run import TrainingRun
 from trainyard_api.pod_template import PodTemplate
 from trainyard_api.spec import CONTAINER
-from trainyard_lifecycle.cpus import cpus
+from trainyard_lifecycle.launch import requested_cpus
 
 THREADS_ENV = "OMP_NUM_THREADS"
 
@@ -44,4 +44,4 @@ def _with_threads(run: TrainingRun, threads: int) -> tuple[TrainingRun, int]:
 
 
 def _cpus_per_process(run: TrainingRun) -> int:
-    return int((cpus(run) or 1) / run.nproc)
+    return int((requested_cpus(run) or 1) / run.nproc)

@@ -2,7 +2,7 @@
 
 from trainyard_api.study import ScalingStudy, ScalingStudySpec
 from trainyard_api.study_status import Interval, Machine, ScalingCurve
-from trainyard_lifecycle.status import counted
+from trainyard_lifecycle.status import format_count
 from trainyard_study.cells import short_names, value_text, varied
 from trainyard_study.units import memory
 
@@ -54,7 +54,7 @@ def conditions(spec: ScalingStudySpec, threads: int | None) -> str:
     """How it is measured, in a few words."""
     runs = "one run" if spec.repeats == 1 else f"{spec.repeats} interleaved runs"
     steps = f"of {spec.steps} steps after {spec.warmup_steps} of warm-up"
-    each = f", {counted(threads, 'thread')} per process" if threads else ""
+    each = f", {format_count(threads, 'thread')} per process" if threads else ""
     return f"{runs} {steps}{each}"
 
 
@@ -66,12 +66,14 @@ def notes(study: ScalingStudy) -> list[str]:
         lines[0] += " Figures are medians, in brackets the least and the most."
     if status.completion_time is None:
         done = sum(len(cell.measurements) for cell in status.cells)
-        lines.append(f"Unfinished: {counted(done, 'run')} measured, medians are of what there is.")
+        lines.append(
+            f"Unfinished: {format_count(done, 'run')} measured, medians are of what there is."
+        )
     machine = status.machine
     if machine and machine.load is not None and machine.load > machine.cores * BUSY:
         lines.append(
             f"Other programs kept the machine busy (load {machine.load:.1f} on"
-            f" {counted(machine.cores, 'core')}): measure again when it is idle."
+            f" {format_count(machine.cores, 'core')}): measure again when it is idle."
         )
     names = short_names(spec.matrix)
     if alike := [path for path in spec.matrix if path not in varied(spec.matrix)]:

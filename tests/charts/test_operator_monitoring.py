@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from trainyard_api import labels
+from trainyard_lifecycle.plan import WorkerKey
 from trainyard_operator import manifests
 
 from .conftest import CHARTS, Refusal, Render
@@ -56,7 +57,7 @@ def test_the_service_monitor_finds_the_operator_and_keeps_its_labels(render: Ren
 def test_the_pod_monitor_finds_rank_0_of_recipes(
     render: Render, values: tuple[str, ...], where: Any
 ) -> None:
-    from tests.support.operator.builders import make_run
+    from tests.support.lifecycle.builders import make_run
 
     monitor = render("operator", *POD_MONITOR, *values).one("PodMonitor")
     assert monitor["spec"]["namespaceSelector"] == where
@@ -64,7 +65,7 @@ def test_the_pod_monitor_finds_rank_0_of_recipes(
     (keep,) = endpoint["relabelings"]
 
     def scraped(node: int, **spec: Any) -> bool:
-        pod = manifests.pod(make_run(**spec), 1, node, 2, trainer_image="t")
+        pod = manifests.pod(make_run(**spec), WorkerKey(1, node), 2, trainer_image="t")
         selected = monitor["spec"]["selector"]["matchLabels"].items()
         (container,) = pod["spec"]["containers"]
         ports = [port["name"] for port in container["ports"]]

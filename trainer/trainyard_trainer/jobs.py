@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.checkpoint import ATTEMPT_FILE
 from trainyard_api.job import JOB_ENV, TrainerJob
 from trainyard_api.progress import REPORT_PORT
@@ -37,7 +37,7 @@ def read_job(arguments: list[str]) -> TrainerJob:
     try:
         return TrainerJob.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError(f"{JOB_ENV}: {one_line(error)}") from None
+        raise ConfigError(f"{JOB_ENV}: {validation_message(error)}") from None
 
 
 def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> TrainerJob:
@@ -53,7 +53,7 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from None
+        raise ConfigError(f"{path}: {validation_message(error)}") from None
     if not run.spec.recipe:
         raise ConfigError(f"{path}: spec.command runs your own script; run that with torchrun")
     directory = run_dir or Path("runs") / run.name

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.manifests.refused import CHANGED, REFUSED, Refused, manifest
-from trainyard_api.base import one_line
+from trainyard_api.base import validation_message
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import TrainingRunSpec, immutable_changes
 
@@ -15,7 +15,7 @@ from trainyard_api.spec import TrainingRunSpec, immutable_changes
 def test_refused(case: Refused) -> None:
     with pytest.raises(ValidationError) as error:
         TrainingRun.model_validate(manifest(case))
-    text = one_line(error.value)
+    text = validation_message(error.value)
     assert "\n" not in text
     for word in case.words:
         assert word.lower() in text.lower()

@@ -24,7 +24,7 @@ from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef
 from trainyard_cli.display import PlainDisplay, progress_line
 from trainyard_cli.live import LiveDisplay, sparkline
-from trainyard_lifecycle.plan import RunEvent
+from trainyard_lifecycle.plan import Event
 from trainyard_lifecycle.reconcile import reconcile
 from trainyard_local import backend as backend_module
 from trainyard_local.backend import LocalBackend, LossPoint
@@ -103,8 +103,8 @@ def test_plain_lines_tell_events_but_leave_the_end_to_the_summary(
     running: View, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = [
-        RunEvent("Normal", "Running", "attempt 1 trains", "1-running"),
-        RunEvent("Normal", "Succeeded", "finished in 1s", "succeeded"),
+        Event("Normal", "Running", "attempt 1 trains", "1-running"),
+        Event("Normal", "Succeeded", "finished in 1s", "succeeded"),
     ]
     PlainDisplay().show(running, events)
     assert capsys.readouterr().out == "Running: attempt 1 trains\n"

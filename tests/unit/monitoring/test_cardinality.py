@@ -79,6 +79,6 @@ def test_of_many_runs_unfinished_ones_are_told_first() -> None:
 
 
 def test_reasons_are_ours() -> None:
-    from trainyard_lifecycle.failures import REASONS
+    from trainyard_lifecycle.diagnosis import REASONS
 
     assert len(REASONS) <= metrics.RESTARTS.labels[0].at_most

@@ -12,8 +12,8 @@ import pytest
 
 from tests import patience
 from tests.patience import until_async
+from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.support.operator.builders import make_run
 from trainyard_operator import app as app_module
 from trainyard_operator import lease as lease_module
 from trainyard_operator import reports

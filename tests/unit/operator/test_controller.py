@@ -7,8 +7,8 @@ import aiohttp
 import pytest
 from prometheus_client import generate_latest
 
+from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.support.operator.builders import make_run
 from trainyard_api.status import TrainingRunStatus
 from trainyard_operator import reports, server
 from trainyard_operator.client import Kube

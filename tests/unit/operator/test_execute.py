@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from tests import patience
+from tests.support.lifecycle.builders import T0, make_run
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.support.operator.builders import T0, make_run
 from trainyard_api.status import Attempt, TrainingRunStatus
-from trainyard_lifecycle.observed import Observed
-from trainyard_lifecycle.plan import Plan, RunEvent, WorkerKey
+from trainyard_lifecycle.plan import Event, Observed, Plan, WorkerKey
 from trainyard_operator.client import Kube
 from trainyard_operator.errors import ApiError, Rejected
 from trainyard_operator.execute import Executor, grace_seconds
@@ -59,7 +58,7 @@ async def test_the_order_is_events_status_deletions_creations_run() -> None:
         state.put(f"{NS}/pods/r-0-0", {})
         await stage.apply(
             plan(
-                events=(RunEvent("Normal", "AttemptStarted", "go", "1-started"),),
+                events=(Event("Normal", "AttemptStarted", "go", "1-started"),),
                 delete=("r-0-0",),
                 delete_run=True,
             )
@@ -79,7 +78,7 @@ async def test_the_order_is_events_status_deletions_creations_run() -> None:
 async def test_everything_again_changes_nothing() -> None:
     async with api_server() as (state, kube):
         stage = Stage(state, kube)
-        first = plan(events=(RunEvent("Normal", "AttemptStarted", "go", "1-started"),))
+        first = plan(events=(Event("Normal", "AttemptStarted", "go", "1-started"),))
         await stage.apply(first)
         names = set(state.objects)
         uids = {path: item["metadata"]["uid"] for path, item in state.objects.items()}
@@ -157,7 +156,7 @@ async def test_events_never_stop_a_run() -> None:
     async with api_server() as (state, kube):
         stage = Stage(state, kube)
         state.refuse("POST", "/events", 403, "Forbidden", "namespace is terminating")
-        await stage.apply(plan(events=(RunEvent("Normal", "X", "x", "x"),)))
+        await stage.apply(plan(events=(Event("Normal", "X", "x", "x"),)))
         assert stage.status["phase"] == "Pending"
 
 
@@ -243,7 +242,7 @@ def test_status_is_json() -> None:
 
 def test_event_names_are_deterministic_and_legal() -> None:
     run = make_run()
-    event = RunEvent("Warning", "Failed", "x" * 5000, "2-Pending-Image_Pull")
+    event = Event("Warning", "Failed", "x" * 5000, "2-Pending-Image_Pull")
     first, second = (event_object(run, event, T0) for _ in range(2))
     assert first == second
     assert first["metadata"]["name"] == "r.u.2-pending-image-pull"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.support.operator.builders import make_run
 from trainyard_operator.client import Kube
 from trainyard_operator.feed import Feed
 from trainyard_operator.instruments import Instruments

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.operator.builders import make_run
+from tests.support.lifecycle.builders import make_run
+from trainyard_lifecycle.plan import WorkerKey
 from trainyard_operator import manifests
 from trainyard_operator.errors import Rejected
 
 
 def pod(node: int = 0, attempt: int = 1, nodes: int = 2, **spec: Any) -> dict[str, Any]:
-    return manifests.pod(make_run(**spec), attempt, node, nodes, trainer_image="ours:1")
+    return manifests.pod(make_run(**spec), WorkerKey(attempt, node), nodes, trainer_image="ours:1")
 
 
 def trainer(built: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.support.lifecycle.builders import make_report, make_run
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.support.operator.builders import make_report, make_run
-from trainyard_lifecycle.observed import Observed
+from trainyard_lifecycle.plan import Observed
 from trainyard_operator import reports, server
 from trainyard_operator.nodes import lost_hosts
 from trainyard_operator.observe import Key, Observer, newest_warning

@@ -94,7 +94,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "phase": "Failed",
             "exit_code": 4,
             "exit_reason": "Error",
-            "last_words": "init container fetch: 404",
+            "termination_message": "init container fetch: 404",
         },
     ),
     ("running", trainer(running={}), {"phase": "Running", "exit_code": None}),
@@ -121,7 +121,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 },
             ],
         },
-        {"phase": "Succeeded", "exit_code": 0, "exit_reason": "", "last_words": '{"step": 9}'},
+        {
+            "phase": "Succeeded",
+            "exit_code": 0,
+            "exit_reason": "",
+            "termination_message": '{"step": 9}',
+        },
     ),
     (
         "failed",
@@ -130,7 +135,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "phase": "Failed",
             "exit_code": 1,
             "exit_reason": "Error",
-            "last_words": "ValueError: x",
+            "termination_message": "ValueError: x",
             "finished_at": datetime(2026, 1, 1, tzinfo=UTC),
         },
     ),
@@ -150,7 +155,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {
             "phase": "Failed",
             "exit_reason": "Evicted",
-            "last_words": "The node was low on resource: memory.",
+            "termination_message": "The node was low on resource: memory.",
         },
     ),
     (
@@ -160,7 +165,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "phase": "Failed",
             "exit_code": None,
             "exit_reason": "Evicted",
-            "last_words": "The node had no room.",
+            "termination_message": "The node had no room.",
         },
     ),
     (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support.operator.api_server import ApiServer, api_server
-from tests.unit.operator.study_builders import make_study, succeeded
+from tests.support.study.builders import make_study, succeeded
 from trainyard_api.run import TrainingRun
 from trainyard_operator.client import Kube
 from trainyard_operator.errors import Rejected

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainyard_storage.files import replacing
+from trainyard_storage.files import open_atomic
 from trainyard_trainer.distributed.parallel import Parallel, full_tensor
 
 FOLDER = "epochs"  # in the run's directory
@@ -44,7 +44,7 @@ def write_epoch_file(
         "accuracy": metrics.get("accuracy"),
         "config": config,
     }
-    with replacing(path) as file:
+    with open_atomic(path) as file:
         torch.save(content, file)
     return path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_storage.files import replacing
+from trainyard_storage.files import open_atomic
 
 if TYPE_CHECKING:
     from trainyard_trainer.data.corpus import Tokens
@@ -42,7 +42,7 @@ def keep(name: str, make: Callable[[], "Tokens"]) -> "Tokens":
         made = make()
         # Two writers, where there are no locks, don't meet.
         writer = f"{os.uname().nodename}-{os.getpid()}."
-        with contextlib.suppress(OSError), replacing(path, writer=writer) as file:
+        with contextlib.suppress(OSError), open_atomic(path, writer=writer) as file:
             np.save(file, made)
     kept = _read(path)  # its pages are shared by all processes, and can be dropped
     return made if kept is None else kept

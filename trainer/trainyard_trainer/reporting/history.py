@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 from trainyard_trainer.reporting.timing import since_start
 
 HISTORY_FILE = "metrics.jsonl"
@@ -77,7 +77,7 @@ class History:
         """Write all that is known of the newest evaluation to a file of its own."""
         text = json.dumps(evaluation, indent=2) + "\n"
         try:
-            replace_text(self.run_dir / EVALUATION_FILE, text, durable=False)
+            write_text_atomic(self.run_dir / EVALUATION_FILE, text, durable=False)
         except OSError as error:
             self._warn(error)
 
@@ -122,7 +122,7 @@ class History:
         self.furthest = max((line["step"] for line in lines), default=0)
         kept = [line for line in lines if line["step"] <= step and step]
         self._seconds_before = _seconds(kept)
-        replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:

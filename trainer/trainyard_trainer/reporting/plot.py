@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trainyard_storage.files import replacing
+from trainyard_storage.files import open_atomic
 from trainyard_trainer.reporting.history import HISTORY_FILE, PICTURE_FILE, read_history
 
 
@@ -47,7 +47,7 @@ def draw(run_dir: Path, name: str) -> Path:
     if train or held_out:
         axes.legend(frameon=False)
     picture = run_dir / PICTURE_FILE
-    with replacing(picture, durable=False) as file:
+    with open_atomic(picture, durable=False) as file:
         figure.savefig(file, format="png")
     return picture
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainyard_storage.files import replace_text
+from trainyard_storage.files import write_text_atomic
 from trainyard_trainer.errors import one_line
 from trainyard_trainer.reporting.trackers.sink import Record, Unreachable, metrics_of, settings_of
 
@@ -164,7 +164,7 @@ class MLflowSink:
 
     def _keep(self, **changes: Any) -> None:
         self._state |= changes
-        replace_text(self._path, json.dumps(self._state), durable=False)
+        write_text_atomic(self._path, json.dumps(self._state), durable=False)
 
 
 def _short(error: Exception) -> str:

@@ -5,8 +5,7 @@ from typing import Any
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
-from trainyard_lifecycle.observed import Observed, Worker
-from trainyard_lifecycle.plan import Plan
+from trainyard_lifecycle.plan import Observed, Plan, Worker
 from trainyard_lifecycle.reconcile import reconcile
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.support.operator.builders import T0
+from tests.support.lifecycle.builders import T0
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import StepSeconds, TrainingRunStatus

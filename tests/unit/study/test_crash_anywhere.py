@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.operator import crashing
-from tests.unit.operator.study_builders import failed, key_of, make_study, started, succeeded
+from tests.support.lifecycle import crashing
+from tests.support.study.builders import failed, key_of, make_study, started, succeeded
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy

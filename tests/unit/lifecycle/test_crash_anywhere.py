@@ -8,11 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.operator.builders import make_run
-from tests.unit.operator import crashing
+from tests.support.lifecycle import crashing
+from tests.support.lifecycle.builders import make_run
 from trainyard_api.run import TrainingRun
-from trainyard_lifecycle.observed import Observed, Worker
-from trainyard_lifecycle.plan import Plan, worker_name
+from trainyard_lifecycle.plan import Observed, Plan, Worker, worker_name
 from trainyard_lifecycle.reconcile import reconcile
 
 # How an attempt goes: (what happens, to which node).

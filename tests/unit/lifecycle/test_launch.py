@@ -8,6 +8,7 @@ import pytest
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
+from trainyard_lifecycle.plan import WorkerKey
 
 
 def make_run(**spec: Any) -> TrainingRun:
@@ -24,11 +25,7 @@ def make_run(**spec: Any) -> TrainingRun:
 
 
 def make_env(run: TrainingRun, node: int = 0, nodes: int = 2, **kwargs: Any) -> dict[str, str]:
-    return launch.env(
-        run,
-        attempt=3,
-        node=node,
-        nodes=nodes,
+    target = launch.LaunchTarget(
         endpoint="demo-3-0.demo:29400",
         local_addr=f"demo-3-{node}.demo",
         run_dir="/trainyard/demo",
@@ -37,6 +34,7 @@ def make_env(run: TrainingRun, node: int = 0, nodes: int = 2, **kwargs: Any) -> 
         log_dir="/tmp/torchelastic",
         **kwargs,
     )
+    return launch.env(run, WorkerKey(3, node), nodes, target)
 
 
 @pytest.mark.parametrize(

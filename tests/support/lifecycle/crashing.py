@@ -5,7 +5,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from tests.support.operator.builders import T0
+from tests.support.lifecycle.builders import T0
 from trainyard_lifecycle.plan import Plan
 from trainyard_study.plan import StudyPlan
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.operator.builders import make_report, make_run
-from tests.unit.operator.study_builders import make_study, succeeded
+from tests.support.lifecycle.builders import make_report, make_run
+from tests.support.study.builders import make_study, succeeded
 from trainyard_api.status import StepSeconds, TrainingRunStatus
 from trainyard_api.study import Cost, ScalingStudySpec
 from trainyard_api.study_status import CellResult, Measurement

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_storage.files import replace_text, replacing
+from trainyard_storage.files import open_atomic, write_text_atomic
 
 
 def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    replace_text(path, "old")
-    replace_text(path, "größer", durable=False)
+    write_text_atomic(path, "old")
+    write_text_atomic(path, "größer", durable=False)
     assert path.read_text(encoding="utf-8") == "größer"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -22,7 +22,7 @@ def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "epoch.pt"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"), replacing(path) as file:  # noqa: PT012
+    with pytest.raises(OSError, match="disk full"), open_atomic(path) as file:  # noqa: PT012
         file.write(b"half")
         raise OSError("disk full")
     assert path.read_bytes() == b"old"
@@ -35,8 +35,8 @@ def test_a_kill_leaves_the_old_content_and_the_next_writer_clears_up(tmp_path: P
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from trainyard_storage.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as file:\n"
+        "from trainyard_storage.files import open_atomic\n"
+        "with open_atomic(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half')\n"
         "    file.flush()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -45,14 +45,14 @@ def test_a_kill_leaves_the_old_content_and_the_next_writer_clears_up(tmp_path: P
     assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
-    replace_text(path, "new")
+    write_text_atomic(path, "new")
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_writers_of_one_file_that_are_named_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
-    with replacing(path, writer="a") as one, replacing(path, writer="b") as other:
+    with open_atomic(path, writer="a") as one, open_atomic(path, writer="b") as other:
         one.write(b"a" * 9)
         other.write(b"b")
     assert path.read_bytes() == b"a" * 9, "the one that ended last, whole"
@@ -71,7 +71,7 @@ def test_what_is_durable_is_on_the_disk_before_it_has_its_name(
         fsync(file)
 
     monkeypatch.setattr(os, "fsync", note)
-    replace_text(path, "x")
+    write_text_atomic(path, "x")
     assert there == [False]
-    replace_text(path, "y", durable=False)
+    write_text_atomic(path, "y", durable=False)
     assert there == [False]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.operator.builders import make_worker
-from trainyard_lifecycle.failures import explain, root_cause
-from trainyard_lifecycle.observed import Worker
+from tests.support.lifecycle.builders import make_worker
+from trainyard_lifecycle.diagnosis import diagnose_failure, find_root_cause
+from trainyard_lifecycle.plan import Worker
 
 LOGS = Path(__file__).parent / "torchrun_logs"
 
@@ -29,32 +29,38 @@ def failed(**fields: Any) -> Worker:
 def test_torchrun_logs_name_the_rank_that_died_first(
     log: str, reason: str, message: str, retryable: bool
 ) -> None:
-    failure = explain(failed(log_tail=(LOGS / f"{log}.log").read_text()))
+    failure = diagnose_failure(failed(log_tail=(LOGS / f"{log}.log").read_text()))
     assert failure is not None
     assert (failure.reason, failure.retryable) == (reason, retryable)
     assert failure.message == f"r-1-0: {message}"
 
 
 def elastic(message: str) -> str:
+    """torchelastic's error file."""
     return json.dumps({"message": {"message": message, "extraInfo": {"timestamp": "1"}}})
+
+
+def reported(message: str) -> dict[str, str]:
+    """The fields of a worker that left such a file as its termination message."""
+    return {"termination_message": elastic(message)}
 
 
 @pytest.mark.parametrize(
     ("fields", "reason", "retryable", "text"),
     [
-        ({"last_words": elastic("ConfigError: corpus: no such file")}, "ConfigError", False,
+        (reported("ConfigError: corpus: no such file"), "ConfigError", False,
          "corpus: no such file"),
-        ({"last_words": elastic("KeyError: 'x'")}, "UserException", False, "KeyError: 'x'"),
-        ({"last_words": elastic("RuntimeError: [gloo] Connection closed by peer [10.0.0.1]:1")},
+        (reported("KeyError: 'x'"), "UserException", False, "KeyError: 'x'"),
+        (reported("RuntimeError: [gloo] Connection closed by peer [10.0.0.1]:1"),
          "PeerLost", True, "lost contact"),
-        ({"last_words": elastic("torch.distributed.DistBackendError: NCCL error in: x.cpp:1")},
+        (reported("torch.distributed.DistBackendError: NCCL error in: x.cpp:1"),
          "PeerLost", True, "lost contact"),
         ({"exit_reason": "OOMKilled", "exit_code": 137}, "OOMKilled", True, "memory"),
         ({"exit_code": 137}, "Signal", True, "killed by SIGKILL"),
         ({"exit_code": 139}, "Signal", True, "killed by SIGSEGV"),
         ({"exit_code": 2, "log_tail": "usage: x\n"}, "ExitCode", False, "exit code 2: usage: x"),
         ({"exit_code": None}, "Unknown", True, "without an exit code"),
-        ({"exit_reason": "Evicted", "last_words": "The node was low on resource: memory."},
+        ({"exit_reason": "Evicted", "termination_message": "The node was low on resource: memory."},
          "Evicted", True, "low on resource"),
         ({"log_tail": "Traceback (most recent call last):\n  File x\nFileNotFoundError: d.bin\n"},
          "UserException", False, "FileNotFoundError: d.bin"),
@@ -66,7 +72,7 @@ def elastic(message: str) -> str:
     ],
 )  # fmt: skip
 def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: str) -> None:
-    failure = explain(failed(**fields))
+    failure = diagnose_failure(failed(**fields))
     assert failure is not None
     assert (failure.reason, failure.retryable) == (reason, retryable)
     assert text in failure.message
@@ -76,7 +82,7 @@ def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: st
 def test_the_trainers_configuration_error_is_found_in_the_log() -> None:
     log = (LOGS / "exit.log").read_text()
     log = log.replace("[default1]:cannot open", "[default1]:ConfigError: cannot open")
-    failure = explain(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 78")))
+    failure = diagnose_failure(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 78")))
     assert failure is not None
     assert (failure.reason, failure.message) == ("ConfigError", "r-1-0: cannot open license file")
 
@@ -93,7 +99,7 @@ def test_the_trainers_one_line_errors_need_no_traceback(
     line: str, reason: str, retryable: bool
 ) -> None:
     log = (LOGS / "exit.log").read_text().replace("cannot open license file", line)
-    failure = explain(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 1")))
+    failure = diagnose_failure(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 1")))
     assert failure is not None
     assert (failure.reason, failure.retryable) == (reason, retryable)
     assert line.removeprefix("rank 1: ") in failure.message
@@ -102,7 +108,7 @@ def test_the_trainers_one_line_errors_need_no_traceback(
 def test_a_rank_that_lost_its_peer_does_not_hide_the_signal_beside_it() -> None:
     words = elastic("RankLostError: lost another rank in step 3")
     log = (LOGS / "kill.log").read_text()
-    failure = explain(failed(log_tail=log, last_words=words))
+    failure = diagnose_failure(failed(log_tail=log, termination_message=words))
     assert failure is not None
     assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
 
@@ -116,31 +122,31 @@ def test_a_hang_explains_the_signals_that_end_it(line: str, words: str) -> None:
     log = (LOGS / "kill.log").read_text()
     if not words:
         log = f"[default0]:{line}\n[default0]:  rank 1 (host1, pid 7), step 9:\n{log}"
-    failure = explain(failed(log_tail=log, last_words=words))
+    failure = diagnose_failure(failed(log_tail=log, termination_message=words))
     assert failure is not None
     assert (failure.reason, failure.retryable) == ("Hang", True)
     assert failure.message == f"r-1-0: {HANG.removeprefix('HangError: ')}"
-    killed = explain(failed(node=1, exit_code=137))
-    lost = explain(make_worker(node=1, phase="Running"), host_lost=True)
-    assert root_cause([f for f in (killed, failure) if f]) is failure
-    assert root_cause([f for f in (failure, lost) if f]) is lost
+    killed = diagnose_failure(failed(node=1, exit_code=137))
+    lost = diagnose_failure(make_worker(node=1, phase="Running"), host_lost=True)
+    assert find_root_cause([f for f in (killed, failure) if f]) is failure
+    assert find_root_cause([f for f in (failure, lost) if f]) is lost
 
 
 def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
-    failure = explain(make_worker(phase="Running"), host_lost=True)
+    failure = diagnose_failure(make_worker(phase="Running"), host_lost=True)
     assert failure is not None
     assert failure.reason == "NodeLost"
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Running", "Succeeded"])
 def test_no_failure_no_explanation(phase: Any) -> None:
-    assert explain(make_worker(phase=phase)) is None
+    assert diagnose_failure(make_worker(phase=phase)) is None
 
 
 def test_the_root_cause_is_never_the_rank_that_lost_its_peer() -> None:
-    peer = explain(failed(last_words=elastic("RuntimeError: Connection closed by peer")))
-    killed = explain(failed(node=1, exit_code=137))
+    peer = diagnose_failure(failed(**reported("RuntimeError: Connection closed by peer")))
+    killed = diagnose_failure(failed(node=1, exit_code=137))
     assert peer is not None
     assert killed is not None
-    cause = root_cause([peer, killed])
+    cause = find_root_cause([peer, killed])
     assert cause is killed

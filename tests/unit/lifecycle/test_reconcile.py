@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.operator.builders import T0, Story, make_report, make_run, make_worker
+from tests.support.lifecycle.builders import T0, Story, make_report, make_run, make_worker
 from trainyard_api.status import CheckpointRef
 from trainyard_lifecycle.plan import Plan
 
@@ -86,7 +86,7 @@ def test_pending_says_why(fields: dict[str, Any], reason: str, text: str) -> Non
     plan = story.see(make_worker(0), make_worker(1, phase="Pending", **fields))
     assert (plan.status.phase, plan.status.reason) == ("Pending", reason)
     assert text in plan.status.message
-    assert "1 of 2 workers run" in plan.status.message
+    assert "1 of 2 workers are running" in plan.status.message
 
 
 def test_a_retryable_failure_waits_and_begins_the_next_attempt() -> None:
@@ -138,7 +138,7 @@ def test_a_users_exception_is_told_and_not_retried() -> None:
 def test_a_lost_peer_waits_for_the_real_cause() -> None:
     story = begun()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
-    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     plan = story.see(first, make_worker(1), after=1)
     assert plan.status.phase != "Restarting"
     lost = make_worker(1, deleting=True, disruption="DeletionByTaintManager")
@@ -150,7 +150,7 @@ def test_a_hang_is_named_while_its_node_may_yet_turn_out_lost() -> None:
     story = begun()
     said = "rank 1 (host1, pid 7) gives no sign of life: nothing heard for 20 s"
     words = f'{{"message": {{"message": "HangError: {said}"}}}}'
-    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     plan = story.see(first, make_worker(1), after=1)
     assert plan.status.phase != "Restarting"
     assert plan.status.message == f"r-1-0: {said}"
@@ -162,7 +162,7 @@ def test_a_hang_is_named_while_its_node_may_yet_turn_out_lost() -> None:
 def test_a_lost_peer_without_another_cause_is_decided_in_time() -> None:
     story = begun()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
-    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     assert story.see(first, make_worker(1), after=60).status.reason != "PeerLost"
     assert story.see(first, make_worker(1), after=6).status.reason == "PeerLost"
 
@@ -170,7 +170,7 @@ def test_a_lost_peer_without_another_cause_is_decided_in_time() -> None:
 def test_a_lost_node_is_named_though_its_peer_is_heard_a_minute_before() -> None:
     story = begun()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
-    first = make_worker(0, phase="Failed", exit_code=1, last_words=words, finished_at=T0)
+    first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     story.see(first, make_worker(1))
     plan = story.see(first, make_worker(1), after=60, lost=frozenset({"host1"}))
     assert plan.status.reason == "NodeLost"
@@ -204,7 +204,7 @@ def test_success_takes_the_final_report_from_the_last_words() -> None:
     checkpoint = CheckpointRef(step=50, digest="sha256:00", time=T0)
     final = make_report(step=50, total_steps=50, loss=1.5, last_checkpoint=checkpoint)
     workers = [
-        make_worker(0, phase="Succeeded", last_words=final.model_dump_json(by_alias=True)),
+        make_worker(0, phase="Succeeded", termination_message=final.model_dump_json(by_alias=True)),
         make_worker(1, phase="Succeeded"),
     ]
     plan = story.see(*workers, after=75)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.operator.builders import T0
-from tests.unit.operator.study_builders import failed, key_of, make_study, started, succeeded
+from tests.support.lifecycle.builders import T0
+from tests.support.study.builders import failed, key_of, make_study, started, succeeded
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.study import ScalingStudy

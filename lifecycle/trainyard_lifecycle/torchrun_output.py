@@ -1,0 +1,88 @@
+"""Parses the output of torchrun and its ranks: errors by rank, failure table, error file."""
+
+import json
+import re
+from dataclasses import dataclass
+
+# torchrun --tee writes `[default1]:` (the local rank) before each line; torch adds `[rank3]:`.
+_LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
+_PREFIX = re.compile(r"^(?:\[[a-z_-]+\d+\]: ?)+")
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::.*)?$")
+_SINGLE_LINE_ERROR = re.compile(r"^(?:rank \d+: )?([A-Za-z_]\w*(?:Error|Exception): .+)$")
+_TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
+_TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
+
+
+@dataclass(frozen=True)
+class FirstFailure:
+    """The rank that failed first; a negative exit code is the signal that ended it."""
+
+    rank: int
+    local_rank: int
+    exit_code: int
+
+
+def parse_first_failure(log: str) -> FirstFailure | None:
+    """Torchrun's own "Root Cause (first observed failure)", the end of its failure table."""
+    _, heading, table = log.rpartition("Root Cause")
+    rank: re.Match[str] | None = None
+    for line in table.splitlines() if heading else ():
+        rank = _TABLE_RANK.match(line) or rank
+        code = _TABLE_EXIT.search(line)
+        if rank and code:
+            return FirstFailure(int(rank[1]), int(rank[2]), int(code[1]))
+    return None
+
+
+def parse_error_file(text: str) -> str | None:
+    """The exception in torchelastic's error file: {"message": {"message": "ValueError: ..."}}."""
+    try:
+        message = json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if isinstance(message, dict):
+        message = message.get("message", "")
+    lines = [line for line in str(message).splitlines() if line.strip()]
+    if not lines or "ChildFailedError" in lines[0]:
+        return None
+    # A traceback ends with the exception; a plain message begins with it.
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()
+
+
+def split_by_local_rank(log: str) -> dict[int | None, list[str]]:
+    """A log's lines by the local rank that wrote them; torchrun's own are under None."""
+    streams: dict[int | None, list[str]] = {}
+    for line in log.splitlines():
+        match = _LOCAL_RANK.match(line)
+        rank = int(match.group(1)) if match else None
+        streams.setdefault(rank, []).append(_PREFIX.sub("", line))
+    return streams
+
+
+def strip_prefixes(log: str) -> list[str]:
+    """A log's lines without the ranks before them."""
+    return [_PREFIX.sub("", line) for line in log.splitlines()]
+
+
+def find_errors(lines: list[str]) -> list[str]:
+    """What ended a rank: the exceptions of its tracebacks, else its single-line errors."""
+    return _find_traceback_errors(lines) or find_single_line_errors(lines)
+
+
+def find_single_line_errors(lines: list[str]) -> list[str]:
+    """Errors that the trainer prints without a traceback: `rank 1: HangError: ...`."""
+    return [match[1] for line in lines if (match := _SINGLE_LINE_ERROR.match(line))]
+
+
+def _find_traceback_errors(lines: list[str]) -> list[str]:
+    """Last lines of the Python tracebacks, without torchrun's own."""
+    errors: list[str] = []
+    inside = False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            inside = True
+        elif inside and line and not line[0].isspace():
+            inside = False
+            if _EXCEPTION.match(line) and "ChildFailedError" not in line:
+                errors.append(line.strip())
+    return errors
