@@ -1,4 +1,4 @@
-"""The command line: python3 -m dev.images build [--push] [--load], and python3 -m dev.images lock."""
+"""The command line: python3 -m dev.images build [--push] [--load], or lock."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ not be compared with two.
 from collections.abc import Sequence
 from typing import Any
 
-from trainyard_api.run import TrainingRun
 from trainyard_api.pod_template import PodTemplate
+from trainyard_api.run import TrainingRun
 from trainyard_api.spec import CONTAINER
 from trainyard_lifecycle.launch import requested_cpus
 

@@ -18,7 +18,6 @@ from tests import patience
 from tests.support.serving.browser import PHONE, chromium, fits, page
 
 ROOT = Path(__file__).parents[3]
-pytestmark = pytest.mark.system
 __all__ = ["chromium", "page"]  # fixtures
 
 # Attributes by which a page makes a browser load something; a link to click is not one.
