@@ -27,6 +27,9 @@ help: ## list the targets
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,trainer,serving,docs,dev]'
 	@touch $@
 
+setup: .venv/ready ## everything needed to work on the code, in .venv, and git hooks
+	$(BIN)/pre-commit install
+
 demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
 	@$(BIN)/python examples/demo.py $(STARTED)
 
