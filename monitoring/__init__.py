@@ -1,1 +1,1 @@
-"""Prometheus rules and Grafana dashboards, written from the metrics' names by `make monitoring`."""
+"""Prometheus rules and Grafana dashboards; `make monitoring` writes them into charts/operator."""

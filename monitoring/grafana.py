@@ -1,282 +1,203 @@
-"""Dashboards as Grafana reads them: typed parts, and the JSON that they become.
+"""Dashboards: builders of Grafana's SDK with the defaults that all of our panels share.
 
-https://grafana.com/docs/grafana/latest/visualizations/dashboards/build-dashboards/view-dashboard-json-model/
+Each function returns a builder of the SDK. Dashboards chain its methods where a panel differs from
+the defaults, which are: a third of the width, an axis from 0, no unit, one color per series.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, NamedTuple, TypeVar
 
-Json = dict[str, Any]
+from grafana_foundation_sdk.builders import common, dashboard
+from grafana_foundation_sdk.builders.barchart import Panel as BarChart
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.builders.stat import Panel as Stat
+from grafana_foundation_sdk.builders.table import Panel as Table
+from grafana_foundation_sdk.builders.timeseries import Panel as TimeSeries
+from grafana_foundation_sdk.builders.trend import Panel as Trend
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    DataSourceRef,
+    LegendDisplayMode,
+    LegendPlacement,
+    SortOrder,
+    StackingMode,
+    TableCellHeight,
+    TooltipDisplayMode,
+    VisibilityMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    Dashboard,
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    FieldColorModeId,
+    Threshold,
+    ThresholdsMode,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-SCHEMA_VERSION = 42  # of @grafana/schema 13
-WIDTH = 24  # Grafana's grid
-DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24  # columns of Grafana's grid
+DATASOURCE = DataSourceRef("prometheus", "${datasource}")
+MERGE = DataTransformerConfig("merge", options={})
 
-Kind = Literal["timeseries", "stat", "table", "barchart", "trend"]
-Steps = tuple[tuple[float | None, str], ...]  # from this value on, this colour
+Panel = TimeSeries | Stat | Table | BarChart | Trend
+_P = TypeVar("_P", TimeSeries, Stat, Table, BarChart, Trend)
+_Chart = TypeVar("_Chart", TimeSeries, BarChart, Trend)
 
 
-@dataclass(frozen=True)
-class Query:
-    """One PromQL query of a panel.
+def timeseries(
+    title: str,
+    description: str,
+    queries: dict[str, str],
+    unit: str = "none",
+    *,
+    stacked: bool = False,
+    from_zero: bool = True,
+) -> TimeSeries:
+    """Lines over time.
 
-    Attributes:
-        legend: Grafana's template of a series' name, such as `{{run}}`.
-        instant: the values of now only, as rows of a table.
+    Args:
+        queries: PromQL expressions by legend, a template such as `{{run}}`.
+        unit: Grafana's id of it: s, bytes, percentunit, reqps, short, none ...
+        from_zero: the axis starts at 0 rather than at the lowest value.
     """
-
-    expr: str
-    legend: str = ""
-    instant: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel. `unit` is Grafana's id of it: s, bytes, percentunit, reqps, short, none ..."""
-
-    title: str
-    description: str
-    queries: tuple[Query, ...] = ()
-    unit: str = "none"
-    kind: Kind = "timeseries"
-    width: int = 8
-    height: int = 8
-    least: float | None = 0  # the axis begins here; None: where the values do
-    most: float | None = None
-    stacked: bool = False
-    decimals: int | None = None
-    steps: Steps = ((None, "green"),)
-    transformations: tuple[Json, ...] = ()
-    overrides: tuple[Json, ...] = ()
-    options: Json = field(default_factory=dict)
-
-    def to_json(self, number: int, x: int, y: int) -> Json:
-        """The panel at a place of the grid."""
-        return {
-            "id": number,
-            "type": self.kind,
-            "title": self.title,
-            "description": self.description,
-            "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
-            "options": _OPTIONS[self.kind] | self.options,
-            "datasource": DATASOURCE,
-            "targets": [
-                _target(query, chr(ord("A") + place)) for place, query in enumerate(self.queries)
-            ],
-            "fieldConfig": {"defaults": self._defaults(), "overrides": list(self.overrides)},
-            "transformations": list(self.transformations),
-        }
-
-    def _defaults(self) -> Json:
-        thresholds = [{"value": value, "color": color} for value, color in self.steps]
-        defaults: Json = {
-            "unit": self.unit,
-            "thresholds": {"mode": "absolute", "steps": thresholds},
-            "color": {"mode": "thresholds" if self.kind == "stat" else "palette-classic"},
-        }
-        if self.kind == "barchart":
-            defaults["custom"] = {"lineWidth": 1, "fillOpacity": 70}
-        elif self.kind in ("timeseries", "trend"):
-            defaults["custom"] = {
-                "lineWidth": 2,
-                "fillOpacity": 30 if self.stacked else 0,
-                "showPoints": "always" if self.kind == "trend" else "auto",
-                "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
-                "spanNulls": False,
-            }
-        for key, value in (("min", self.least), ("max", self.most), ("decimals", self.decimals)):
-            if value is not None:
-                defaults[key] = value
-        return defaults
+    targets = [_range_query(expr, legend) for legend, expr in queries.items()]
+    panel = _chart(_panel(TimeSeries(), title, description, targets, unit), SortOrder.DESCENDING)
+    mode = StackingMode.NORMAL if stacked else StackingMode.NONE
+    panel.stacking(common.StackingConfig().mode(mode).group("A")).span_nulls(False)
+    panel.line_width(2).fill_opacity(30 if stacked else 0).show_points(VisibilityMode.AUTO)
+    return panel.min(0) if from_zero else panel
 
 
 def stat(
-    title: str,
-    description: str,
-    expr: str,
-    unit: str = "none",
-    *,
-    legend: str = "",
-    width: int = 4,
-    decimals: int | None = None,
-    steps: Steps = ((None, "green"),),
-) -> Panel:
-    """One number (for each series) as of now."""
-    return Panel(
-        title,
-        description,
-        (Query(expr, legend),),
-        unit,
-        kind="stat",
-        width=width,
-        height=4,
-        least=None,
-        decimals=decimals,
-        steps=steps,
-    )
+    title: str, description: str, expr: str, unit: str = "none", *, legend: str = "__auto"
+) -> Stat:
+    """The current value of each series, as a number."""
+    panel = _panel(Stat(), title, description, [_range_query(expr, legend)], unit)
+    panel.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.THRESHOLDS))
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+    panel.graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
+    return panel.span(4).height(4)
 
 
-@dataclass(frozen=True)
-class Row:
-    """Panels under a heading, from left to right and on."""
+def table(title: str, description: str, *exprs: str) -> Table:
+    """The current values, one row per set of labels, over the full width."""
+    panel = _panel(Table(), title, description, [_instant_query(expr) for expr in exprs])
+    return panel.cell_height(TableCellHeight.SM).span(WIDTH)
+
+
+def barchart(title: str, description: str, x: str, expr: str) -> BarChart:
+    """The current values, one bar per value of the field `x`."""
+    panel = _panel(BarChart(), title, description, [_instant_query(expr)])
+    return _chart(panel, SortOrder.NONE).x_field(x).line_width(1).fill_opacity(70).min(0)
+
+
+def trend(title: str, description: str, x: str, *exprs: str, unit: str = "none") -> Trend:
+    """The current values as lines over the field `x`."""
+    targets = [_instant_query(expr) for expr in exprs]
+    panel = _chart(_panel(Trend(), title, description, targets, unit), SortOrder.NONE)
+    panel.line_width(2).fill_opacity(0).show_points(VisibilityMode.ALWAYS)
+    return panel.x_field(x).min(0)
+
+
+def thresholds(base: str, *steps: tuple[float, str]) -> dashboard.ThresholdsConfig:
+    """The color `base`, and another one from each value on."""
+    colors = [Threshold(None, base), *(Threshold(value, color) for value, color in steps)]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(colors)
+
+
+def properties(**values: Any) -> list[DynamicConfigValue]:
+    """Settings of one field, for `override_by_name`; `__` in a key stands for a dot."""
+    return [DynamicConfigValue(key.replace("__", "."), value) for key, value in values.items()]
+
+
+def columns(names: dict[str, str], hidden: Sequence[str] = ()) -> DataTransformerConfig:
+    """Rename fields and show them in this order; drop the `hidden` ones."""
+    order = {name: index for index, name in enumerate(names)}
+    dropped = dict.fromkeys(hidden, True)
+    options = {"renameByName": names, "indexByName": order, "excludeByName": dropped}
+    return DataTransformerConfig("organize", options=options)
+
+
+def variable(
+    name: str, title: str, metric: str, label: str = "", *, multi: bool = False
+) -> dashboard.QueryVariable:
+    """A selector above the panels: the values of `label` (by default `name`) of `metric`."""
+    values = f"label_values({metric}, {label or name})"
+    made = dashboard.QueryVariable(name).label(title).datasource(DATASOURCE)
+    made.query({"query": values, "refId": "variable", "qryType": 1})
+    made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
+    made.multi(multi).include_all(multi)
+    if multi:  # "All" includes series without the label
+        made.all_value(".*").current(VariableOption(text=["All"], value=["$__all"]))
+    return made
+
+
+class Row(NamedTuple):
+    """Panels under a heading. The SDK wraps lines of panels that fill the width exactly."""
 
     title: str
     panels: tuple[Panel, ...]
     collapsed: bool = False
 
 
-@dataclass(frozen=True)
-class Variable:
-    """A choice above the panels: the values of `label` in the series of `metric`."""
-
-    name: str
-    label: str
-    metric: str
-    title: str
-    several: bool = False
-    regex: str = ""
-
-    def to_json(self) -> Json:
-        query = f"label_values({self.metric}, {self.label})"
-        json: Json = {
-            "name": self.name,
-            "label": self.title,
-            "type": "query",
-            "datasource": DATASOURCE,
-            "query": {"query": query, "refId": "variable", "qryType": 1},
-            "regex": self.regex,
-            "refresh": 2,  # whenever the time range changes
-            "sort": 1,
-            "multi": self.several,
-            "includeAll": self.several,
-        }
-        if self.several:
-            # Everything: also series that lack the label.
-            json |= {"allValue": ".*", "current": {"text": ["All"], "value": ["$__all"]}}
-        return json
-
-
-@dataclass(frozen=True)
-class Dashboard:
-    """A whole dashboard; its name is that of its file, and its uid is trainyard-NAME."""
-
-    name: str
-    title: str
-    description: str
-    variables: tuple[Variable, ...]
-    rows: tuple[Row, ...]
-    since: str = "now-1h"
-
-    @property
-    def panels(self) -> list[Panel]:
-        """Every panel, those in collapsed rows too."""
-        return [panel for row in self.rows for panel in row.panels]
-
-    def to_json(self) -> Json:
-        """What Grafana imports."""
-        return {
-            "uid": f"trainyard-{self.name}",
-            "title": self.title,
-            "description": self.description,
-            "tags": ["trainyard"],
-            "schemaVersion": SCHEMA_VERSION,
-            "version": 1,
-            "editable": True,
-            "graphTooltip": 1,  # one crosshair in all panels
-            "time": {"from": self.since, "to": "now"},
-            "refresh": "30s",
-            "timezone": "browser",
-            "templating": {"list": [_DATASOURCES, *(v.to_json() for v in self.variables)]},
-            "annotations": {"list": []},
-            "links": [_LINKS],
-            "panels": self._placed(),
-        }
-
-    def _placed(self) -> list[Json]:
-        placed: list[Json] = []
-        number = y = 0
-        for row in self.rows:
-            number += 1
-            heading: Json = {
-                "id": number,
-                "type": "row",
-                "title": row.title,
-                "collapsed": row.collapsed,
-                "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1},
-                "panels": [],
-            }
-            placed.append(heading)
-            y += 1
-            x = tallest = 0
-            for panel in row.panels:
-                if x + panel.width > WIDTH:
-                    x, y, tallest = 0, y + tallest, 0
-                number += 1
-                (heading["panels"] if row.collapsed else placed).append(panel.to_json(number, x, y))
-                x, tallest = x + panel.width, max(tallest, panel.height)
-            y += tallest
-        return placed
+def build(
+    name: str,
+    title: str,
+    description: str,
+    variables: Sequence[dashboard.QueryVariable],
+    rows: Sequence[Row],
+    *,
+    since: str = "now-1h",
+) -> Dashboard:
+    """A dashboard with the uid trainyard-NAME, linked to the other ones."""
+    made = dashboard.Dashboard(title).uid(f"trainyard-{name}").description(description).version(1)
+    made.tags(["trainyard"]).timezone("browser").editable().time(since, "now").refresh("30s")
+    made.tooltip(DashboardCursorSync.CROSSHAIR)
+    source = dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+    made.with_variable(source)
+    for each in variables:
+        made.with_variable(each)
+    link = dashboard.DashboardLink("Trainyard").type(DashboardLinkType.DASHBOARDS)
+    made.link(link.tags(["trainyard"]).as_dropdown(True).include_vars(True).keep_time(True))
+    ids = count(1)
+    for row in rows:
+        heading = dashboard.Row(row.title).id(next(ids)).collapsed(row.collapsed)
+        panels = [panel.id(next(ids)) for panel in row.panels]
+        # Grafana keeps the panels of a collapsed row in the row, others beside it.
+        for panel in panels if row.collapsed else ():
+            heading.with_panel(panel)
+        made.with_row(heading)
+        for panel in () if row.collapsed else panels:
+            made.with_panel(panel)
+    return made.build()
 
 
-def column(name: str, **properties: Any) -> Json:
-    """Settings of one field of a panel."""
-    wanted = [{"id": key.replace("__", "."), "value": value} for key, value in properties.items()]
-    return {"matcher": {"id": "byName", "options": name}, "properties": wanted}
+def _range_query(expr: str, legend: str) -> Dataquery:
+    return Dataquery().expr(expr).range().legend_format(legend)
 
 
-def organised(names: dict[str, str], hidden: tuple[str, ...] = ()) -> Json:
-    """Fields in this order and under these names; `hidden` ones are dropped."""
-    return {
-        "id": "organize",
-        "options": {
-            "renameByName": names,
-            "indexByName": {name: place for place, name in enumerate(names)},
-            "excludeByName": dict.fromkeys(hidden, True),
-        },
-    }
+def _instant_query(expr: str) -> Dataquery:
+    return Dataquery().expr(expr).instant().format(PromQueryFormat.TABLE)
 
 
-_OPTIONS: dict[Kind, Json] = {
-    "timeseries": {
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-        "tooltip": {"mode": "multi", "sort": "desc"},
-    },
-    "stat": {
-        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "colorMode": "value",
-        "graphMode": "none",
-        "justifyMode": "auto",
-        "textMode": "auto",
-    },
-    "table": {"showHeader": True, "cellHeight": "sm"},
-    "barchart": {
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-        "tooltip": {"mode": "multi", "sort": "none"},
-    },
-    "trend": {
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-        "tooltip": {"mode": "multi", "sort": "none"},
-    },
-}
-_DATASOURCES: Json = {
-    "name": "datasource",
-    "label": "Prometheus",
-    "type": "datasource",
-    "query": "prometheus",
-    "refresh": 1,
-}
-_LINKS: Json = {
-    "type": "dashboards",
-    "title": "Trainyard",
-    "tags": ["trainyard"],
-    "asDropdown": True,
-    "includeVars": True,
-    "keepTime": True,
-}
+def _panel(
+    panel: _P, title: str, description: str, queries: Sequence[Dataquery], unit: str = "none"
+) -> _P:
+    for index, query in enumerate(queries):
+        panel.with_target(query.ref_id(chr(ord("A") + index)).datasource(DATASOURCE))
+    panel.title(title).description(description).datasource(DATASOURCE).unit(unit)
+    panel.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
+    return panel.span(8).height(8).thresholds(thresholds("green"))
 
 
-def _target(query: Query, ref: str) -> Json:
-    target: Json = {"refId": ref, "datasource": DATASOURCE, "expr": query.expr}
-    if query.instant:
-        return target | {"instant": True, "range": False, "format": "table"}
-    return target | {"instant": False, "range": True, "legendFormat": query.legend or "__auto"}
+def _chart(panel: _Chart, order: SortOrder) -> _Chart:
+    legend = common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).show_legend(True)
+    tooltip = common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(order)
+    return panel.legend(legend.placement(LegendPlacement.BOTTOM)).tooltip(tooltip)

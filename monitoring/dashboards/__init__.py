@@ -1,9 +1,8 @@
-"""The four dashboards."""
+"""The four dashboards, by the name of their file."""
 
 from monitoring.dashboards.fleet import FLEET
 from monitoring.dashboards.run import RUN
 from monitoring.dashboards.scaling import SCALING
 from monitoring.dashboards.serving import SERVING
-from monitoring.grafana import Dashboard
 
-DASHBOARDS: tuple[Dashboard, ...] = (RUN, SCALING, FLEET, SERVING)
+DASHBOARDS = {"run": RUN, "scaling": SCALING, "fleet": FLEET, "serving": SERVING}

@@ -1,249 +1,227 @@
-"""All runs of a cluster, and the operator that looks after them."""
+"""All runs of a cluster, and the operator that manages them."""
 
-from monitoring import records as r
-from monitoring.grafana import Dashboard, Panel, Query, Row, Variable, column, organised, stat
+from monitoring import rules as r
+from monitoring.grafana import (
+    MERGE,
+    Row,
+    barchart,
+    build,
+    columns,
+    properties,
+    stat,
+    table,
+    thresholds,
+    timeseries,
+    variable,
+)
 from trainyard_api import metrics as m
 from trainyard_api.status import FINISHED
 
-_OF = '{namespace=~"$namespace"}'
+_NAMESPACE = '{namespace=~"$namespace"}'
 _WINDOW = "[$__rate_interval]"
-_ENDED = "|".join(FINISHED)
-_PHASES = f"max by (namespace, run, phase) ({m.RUN_PHASE}{_OF})"
-_AT_WORK = f'{r.GPUS}{{namespace=~"$namespace",phase=~"Starting|Running"}}'
-_SUMMED = f"sum_over_time(sum by (namespace) ({_AT_WORK})[$__range:$__interval])"
-_HOURS = f"{_SUMMED} * $__interval_ms / 3600000"
+_FINISHED_PHASES = "|".join(FINISHED)
+_PHASES = f"max by (namespace, run, phase) ({m.RUN_PHASE}{_NAMESPACE})"
+_GPUS_IN_USE = f'{r.GPUS}{{namespace=~"$namespace",phase=~"Starting|Running"}}'
+_GPU_SUM = f"sum_over_time(sum by (namespace) ({_GPUS_IN_USE})[$__range:$__interval])"
 
 
-def _in_phase(phases: str) -> str:
+def _count(phases: str) -> str:
     return f'sum({m.RUNS}{{phase=~"{phases}"}})'
+
+
+def _reconcile_quantile(share: float) -> str:
+    buckets = f"sum by (le) (rate({m.RECONCILE_SECONDS}_bucket{_WINDOW}))"
+    return f"histogram_quantile({share}, {buckets})"
 
 
 _NOW = Row(
     "Now",
     (
-        stat("Running", "Runs of which every rank has joined.", _in_phase("Running")),
+        stat("Running", "Runs whose ranks have all joined.", _count("Running")),
         stat(
             "Waiting",
-            "Runs that wait for pods, or whose ranks are joining.",
-            _in_phase("Pending|Starting"),
+            "Runs that are waiting for pods, or whose ranks are joining.",
+            _count("Pending|Starting"),
         ),
         stat(
             "Longest wait",
-            "Time that the run at the end of the queue has waited for its pods.",
-            f"max({m.RUN_WAITING_SECONDS}{_OF}) or vector(0)",
+            "The longest time that a run has been waiting for its pods.",
+            f"max({m.RUN_WAITING_SECONDS}{_NAMESPACE}) or vector(0)",
             "s",
-            steps=((None, "green"), (600, "yellow"), (1800, "red")),
-        ),
+        ).thresholds(thresholds("green", (600, "yellow"), (1800, "red"))),
         stat(
-            "GPUs at work",
-            "GPUs of runs that start or run.",
-            f"sum({_AT_WORK}) or vector(0)",
+            "GPUs in use", "GPUs of starting and running runs.", f"sum({_GPUS_IN_USE}) or vector(0)"
         ),
         stat(
             "Goodput",
-            "Of all active runs: time in steps that bring them further / wall time.",
-            f"avg({r.FLEET_GOODPUT}{_OF})",
+            "Of all active runs: time in optimizer steps that advance the run / wall time.",
+            f"avg({r.FLEET_GOODPUT}{_NAMESPACE})",
             "percentunit",
-            decimals=0,
-            steps=((None, "red"), (0.5, "yellow"), (0.8, "green")),
-        ),
+        )
+        .decimals(0)
+        .thresholds(thresholds("red", (0.5, "yellow"), (0.8, "green"))),
         stat(
-            "Leader",
-            "1: one replica of the operator looks after the runs.",
+            "Leaders",
+            "Replicas of the operator that hold the Lease; 1 is normal.",
             f"sum({m.LEADER})",
-            steps=((None, "red"), (1, "green"), (2, "red")),
-        ),
+        ).thresholds(thresholds("red", (1, "green"), (2, "red"))),
     ),
 )
 _RUNS = Row(
     "Runs",
     (
-        Panel(
+        timeseries(
             "Runs by phase",
-            "Without those that ended more than 15 minutes ago.",
-            (Query(f"count by (phase) ({_PHASES})", "{{phase}}"),),
-            "none",
+            "Finished runs are counted for 15 minutes.",
+            {"{{phase}}": f"count by (phase) ({_PHASES})"},
             stacked=True,
-            decimals=0,
-        ),
-        Panel(
+        ).decimals(0),
+        timeseries(
             "Waiting runs by queue",
-            "Runs that wait for their pods, by the queue they name.",
-            (Query(f"count by (queue) ({m.RUN_WAITING_SECONDS}{_OF})", "queue {{queue}}"),),
+            "Runs that are waiting for their pods, by the queue in their spec.",
+            {"queue {{queue}}": f"count by (queue) ({m.RUN_WAITING_SECONDS}{_NAMESPACE})"},
             stacked=True,
-            decimals=0,
-        ),
-        Panel(
+        ).decimals(0),
+        timeseries(
             "Longest wait by queue",
-            "Time that the first in each queue has waited.",
-            (Query(f"max by (queue) ({m.RUN_WAITING_SECONDS}{_OF})", "queue {{queue}}"),),
+            "The longest time that a run of each queue has been waiting.",
+            {"queue {{queue}}": f"max by (queue) ({m.RUN_WAITING_SECONDS}{_NAMESPACE})"},
             "s",
         ),
-        Panel(
-            "Every run",
-            "Unfinished runs and those that ended lately.",
-            (
-                Query(_PHASES, instant=True),
-                Query(f"max by (namespace, run) ({m.RUN_GPUS}{_OF})", instant=True),
-                Query(f"max by (namespace, run) ({m.RUN_ACTIVE_SECONDS}{_OF})", instant=True),
-                Query(f"max by (namespace, run) ({m.RUN_RESTARTS}{_OF})", instant=True),
-                Query(f"max by (namespace, run) ({r.GOODPUT}{_OF})", instant=True),
+        table(
+            "All runs",
+            "Unfinished runs, and runs that finished in the last 15 minutes.",
+            _PHASES,
+            *(
+                f"max by (namespace, run) ({metric}{_NAMESPACE})"
+                for metric in (m.RUN_GPUS, m.RUN_ACTIVE_SECONDS, m.RUN_RESTARTS, r.GOODPUT)
             ),
-            kind="table",
-            width=24,
-            least=None,
-            transformations=(
-                {"id": "merge", "options": {}},
-                organised(
-                    {
-                        "namespace": "Namespace",
-                        "run": "Run",
-                        "phase": "Phase",
-                        "Value #B": "GPUs",
-                        "Value #C": "Active",
-                        "Value #D": "Restarts",
-                        "Value #E": "Goodput",
-                    },
-                    hidden=("Time", "Value #A"),
-                ),
-            ),
-            overrides=(
-                column("Active", unit="s"),
-                column("Goodput", unit="percentunit", decimals=0),
-            ),
-        ),
+        )
+        .with_transformation(MERGE)
+        .with_transformation(
+            columns(
+                {
+                    "namespace": "Namespace",
+                    "run": "Run",
+                    "phase": "Phase",
+                    "Value #B": "GPUs",
+                    "Value #C": "Active time",
+                    "Value #D": "Restarts",
+                    "Value #E": "Goodput",
+                },
+                hidden=["Time", "Value #A"],
+            )
+        )
+        .override_by_name("Active time", properties(unit="s"))
+        .override_by_name("Goodput", properties(unit="percentunit", decimals=0)),
     ),
 )
 _USE = Row(
     "GPUs and goodput",
     (
-        Panel(
+        timeseries(
             "GPUs by phase of their run",
-            "GPUs that unfinished runs ask for. Pending ones are not held.",
-            (
-                Query(
-                    f'sum by (phase) ({r.GPUS}{{namespace=~"$namespace",phase!~"{_ENDED}"}})',
-                    "{{phase}}",
-                ),
-            ),
+            "GPUs that unfinished runs request. Pending runs do not hold theirs yet.",
+            {
+                "{{phase}}": f"sum by (phase) ({r.GPUS}"
+                f'{{namespace=~"$namespace",phase!~"{_FINISHED_PHASES}"}})'
+            },
             stacked=True,
-            decimals=0,
-        ),
-        Panel(
+        ).decimals(0),
+        barchart(
             "GPU hours",
-            "Of runs that started or ran within the time shown, by namespace.",
-            (Query(_HOURS, "{{namespace}}", instant=True),),
-            "none",
-            kind="barchart",
-            decimals=1,
-            transformations=(
-                organised({"namespace": "Namespace", "Value": "GPU hours"}, ("Time",)),
-            ),
-            options={"xField": "Namespace"},
-        ),
-        Panel(
+            "GPU hours of starting and running runs in the selected time range, by namespace.",
+            "Namespace",
+            f"{_GPU_SUM} * $__interval_ms / 3600000",
+        )
+        .decimals(1)
+        .with_transformation(columns({"namespace": "Namespace", "Value": "GPU hours"}, ["Time"])),
+        timeseries(
             "Goodput by namespace",
-            "Time in steps that bring runs further / wall time of the active runs.",
-            (Query(f"max by (namespace) ({r.FLEET_GOODPUT}{_OF})", "{{namespace}}"),),
+            "Of the active runs: time in optimizer steps that advance the run / wall time.",
+            {"{{namespace}}": f"max by (namespace) ({r.FLEET_GOODPUT}{_NAMESPACE})"},
             "percentunit",
-            most=1,
-        ),
-        Panel(
+        ).max(1),
+        timeseries(
             "Lowest goodput",
             "The ten runs with the lowest goodput.",
-            (
-                Query(
-                    f"bottomk(10, max by (namespace, run) ({r.GOODPUT}{_OF}))",
-                    "{{namespace}}/{{run}}",
-                ),
-            ),
+            {
+                "{{namespace}}/{{run}}": "bottomk(10, max by (namespace, run)"
+                f" ({r.GOODPUT}{_NAMESPACE}))"
+            },
             "percentunit",
-            most=1,
-            width=12,
-        ),
-        Panel(
-            "Slowest beside their study",
-            "The ten runs that are slowest beside what their studies found.",
-            (Query(f"bottomk(10, {r.OF_STUDY}{_OF})", "{{namespace}}/{{run}}"),),
+        )
+        .max(1)
+        .span(12),
+        timeseries(
+            "Lowest throughput against the study",
+            "The ten runs with the lowest throughput relative to their study.",
+            {"{{namespace}}/{{run}}": f"bottomk(10, {r.STUDY_RATIO}{_NAMESPACE})"},
             "percentunit",
-            width=12,
-        ),
+        ).span(12),
     ),
 )
 _FAULTS = Row(
     "Faults",
     (
-        Panel(
+        timeseries(
             "Failed attempts by reason",
-            "Per hour, of all namespaces.",
-            (Query(f"sum by (reason) (increase({m.RESTARTS}[1h]))", "{{reason}}"),),
+            "Per hour, in all namespaces.",
+            {"{{reason}}": f"sum by (reason) (increase({m.RESTARTS}[1h]))"},
             stacked=True,
-            width=12,
-        ),
-        Panel(
+        ).span(12),
+        timeseries(
             "Restarts by run",
-            "The ten runs with most restarts within an hour.",
-            (Query(f"topk(10, {r.RESTARTS}{_OF})", "{{namespace}}/{{run}}"),),
-            width=12,
-        ),
+            "The ten runs with the most restarts in the last hour.",
+            {"{{namespace}}/{{run}}": f"topk(10, {r.RESTARTS}{_NAMESPACE})"},
+        ).span(12),
     ),
 )
 _OPERATOR = Row(
     "Operator",
     (
-        Panel(
+        timeseries(
             "Reconciles by result",
             "Per second.",
-            (Query(f"sum by (result) (rate({m.RECONCILES}{_WINDOW}))", "{{result}}"),),
+            {"{{result}}": f"sum by (result) (rate({m.RECONCILES}{_WINDOW}))"},
             "ops",
             stacked=True,
         ),
-        Panel(
-            "Time of a reconcile",
-            "Median and 99th centile.",
-            tuple(
-                Query(
-                    f"histogram_quantile({share},"
-                    f" sum by (le) (rate({m.RECONCILE_SECONDS}_bucket{_WINDOW})))",
-                    name,
-                )
-                for share, name in ((0.5, "p50"), (0.99, "p99"))
-            ),
+        timeseries(
+            "Reconcile duration",
+            "Median and 99th percentile.",
+            {"p50": _reconcile_quantile(0.5), "p99": _reconcile_quantile(0.99)},
             "s",
         ),
-        Panel(
+        timeseries(
             "Waiting and failing",
-            "Runs that wait to be looked at, and runs for which that has failed.",
-            (
-                Query(f"sum({m.QUEUE_DEPTH})", "waiting"),
-                Query(f"sum({m.FAILING})", "failing"),
-            ),
-            decimals=0,
-        ),
-        Panel(
+            "Runs and studies that are waiting to be reconciled, and those whose last reconcile"
+            " failed.",
+            {"waiting": f"sum({m.QUEUE_DEPTH})", "failing": f"sum({m.FAILING})"},
+        ).decimals(0),
+        timeseries(
             "Memory",
             "Resident memory of each replica.",
-            (Query(f"{m.PROCESS_MEMORY_BYTES} and on (job, instance) {m.LEADER}", "{{pod}}"),),
+            {"{{pod}}": f"{m.PROCESS_MEMORY_BYTES} and on (job, instance) {m.LEADER}"},
             "bytes",
-            width=12,
-        ),
-        Panel(
+        ).span(12),
+        timeseries(
             "Studies by phase",
-            "Scaling studies there are.",
-            (Query(f"sum by (phase) ({m.STUDIES})", "{{phase}}"),),
+            "Scaling studies in all namespaces.",
+            {"{{phase}}": f"sum by (phase) ({m.STUDIES})"},
             stacked=True,
-            decimals=0,
-            width=12,
-        ),
+        )
+        .decimals(0)
+        .span(12),
     ),
     collapsed=True,
 )
 
-FLEET = Dashboard(
+FLEET = build(
     "fleet",
     "Trainyard / Fleet",
     "Runs by phase, queues, goodput and GPU hours of a cluster, and its operator.",
-    (Variable("namespace", "namespace", m.RUN_PHASE.name, "Namespace", several=True),),
+    (variable("namespace", "Namespace", m.RUN_PHASE.name, multi=True),),
     (_NOW, _RUNS, _USE, _FAULTS, _OPERATOR),
     since="now-6h",
 )

@@ -1,354 +1,297 @@
-"""One run, or several beside each other: how well it learns, how fast, what went wrong."""
+"""One run, or several for comparison: loss, throughput, checkpoints, faults and resources."""
 
-from monitoring import gpu
-from monitoring import records as r
-from monitoring.grafana import Dashboard, Panel, Query, Row, Steps, Variable, stat
-from monitoring.rules import Record
+from grafana_foundation_sdk.builders.stat import Panel as Stat
+from grafana_foundation_sdk.builders.timeseries import Panel as TimeSeries
+from grafana_foundation_sdk.models.common import BigValueTextMode
+
+from monitoring import rules as r
+from monitoring.grafana import Row, build, stat, thresholds, timeseries, variable
 from trainyard_api import metrics as m
 
-_OF = '{namespace=~"$namespace",run=~"$run"}'
+_RUNS = '{namespace=~"$namespace",run=~"$run"}'
 _PODS = '{namespace=~"$namespace",pod=~"($run)-[0-9]+-[0-9]+"}'
-_BY = "by (namespace, run)"
 _WINDOW = "[$__rate_interval]"
 
 
-def _max(metric: m.Metric | Record) -> str:
-    return f"max {_BY} ({metric}{_OF})"
+def _max(metric: m.Metric | r.Record, by: str = "") -> str:
+    labels = ", ".join(("namespace", "run", *by.split()))
+    return f"max by ({labels}) ({metric}{_RUNS})"
 
 
-def _rate(metric: str | m.Metric) -> str:
-    return f"sum {_BY} (rate({metric}{_OF}{_WINDOW}))"
+def _rate(metric: m.Metric | str) -> str:
+    return f"sum by (namespace, run) (rate({metric}{_RUNS}{_WINDOW}))"
 
 
-def _one(expr: str, legend: str = "{{run}}") -> tuple[Query, ...]:
-    return (Query(expr, legend),)
+def _stat(title: str, description: str, expr: str, unit: str = "none") -> Stat:
+    return stat(title, description, expr, unit, legend="{{run}}").span(3)
 
 
-def _stat(
-    title: str,
-    description: str,
-    expr: str,
-    unit: str = "none",
-    decimals: int | None = None,
-    steps: Steps = ((None, "green"),),
-) -> Panel:
-    return stat(
-        title,
-        description,
-        expr,
-        unit,
-        legend="{{run}}",
-        width=3,
-        decimals=decimals,
-        steps=steps,
-    )
+def _line(title: str, description: str, expr: str, unit: str = "none") -> TimeSeries:
+    return timeseries(title, description, {"{{run}}": expr}, unit)
 
 
-def _process(metric: m.Metric | str) -> str:
-    """A series of the process of rank 0, which doesn't name the run."""
-    return f"{metric} * on (job, instance) group_left (run) {m.RUN_INFO}{_OF}"
+def _of_process(series: m.Metric | str) -> str:
+    """A series of rank 0's process, which has no label for the run."""
+    joined = f"{series} * on (job, instance) group_left (run) {m.RUN_INFO}{_RUNS}"
+    return f"max by (namespace, run) ({joined})"
 
 
-_STEPS = f"{m.STEP_SECONDS}_count"
-_STEP_TIME = f"{m.STEP_SECONDS}_sum"
-_BUCKETS = f"sum by (namespace, run, le) (rate({m.STEP_SECONDS}_bucket{_OF}{_WINDOW}))"
+_STEPS, _STEP_TIME = f"{m.STEP_SECONDS}_count", f"{m.STEP_SECONDS}_sum"
+_BUCKETS = f"sum by (namespace, run, le) (rate({m.STEP_SECONDS}_bucket{_RUNS}{_WINDOW}))"
+_BLOCKED = f'{m.CHECKPOINT_SECONDS}_sum{{namespace=~"$namespace",run=~"$run",stage="block"}}'
 
 _NOW = Row(
     "Now",
     (
-        Panel(
+        stat(
             "Phase",
-            "Where the run is, as its status says (from the operator).",
-            _one(f"max by (namespace, run, phase) ({m.RUN_PHASE}{_OF}) == 1", "{{run}} {{phase}}"),
-            kind="stat",
-            width=3,
-            height=4,
-            least=None,
-            options={"textMode": "name"},
-        ),
+            "The phase in the run's status, exported by the operator.",
+            f"{_max(m.RUN_PHASE, 'phase')} == 1",
+            legend="{{run}} {{phase}}",
+        )
+        .span(3)
+        .text_mode(BigValueTextMode.NAME),
         _stat(
             "Progress",
-            "Optimizer steps done / asked for.",
+            "Completed optimizer steps / total steps.",
             f"{_max(m.STEP)} / {_max(m.TOTAL_STEPS)}",
             "percentunit",
         ),
         _stat(
-            "Time left",
-            "Steps left / steps per second of the last minutes.",
+            "Time remaining",
+            "Remaining steps / steps per second over the last minutes.",
             f"({_max(m.TOTAL_STEPS)} - {_max(m.STEP)}) / ({_rate(_STEPS)} > 0)",
             "s",
-            decimals=0,
-        ),
-        _stat("Loss", "Training loss of the newest logged step.", _max(m.LOSS), "none", decimals=4),
-        _stat(
-            "Ranks",
-            "Processes in the group.",
-            _max(m.WORLD_SIZE),
-            "none",
-        ),
+        ).decimals(0),
+        _stat("Loss", "Training loss of the last logged step.", _max(m.LOSS)).decimals(4),
+        _stat("Ranks", "Processes in the process group.", _max(m.WORLD_SIZE)),
         _stat(
             "Goodput",
-            "Share of the last five minutes in steps that bring the run further.",
+            "Share of the last five minutes spent in optimizer steps that advance the run.",
             _max(r.GOODPUT),
             "percentunit",
-            decimals=0,
-            steps=((None, "red"), (0.5, "yellow"), (0.8, "green")),
+        )
+        .decimals(0)
+        .thresholds(thresholds("red", (0.5, "yellow"), (0.8, "green"))),
+        _stat("Restarts", "Failed attempts that were retried.", _max(m.RUN_RESTARTS)).thresholds(
+            thresholds("green", (1, "yellow"), (5, "red"))
         ),
         _stat(
-            "Restarts",
-            "Failed attempts that were tried again.",
-            _max(m.RUN_RESTARTS),
-            "none",
-            steps=((None, "green"), (1, "yellow"), (5, "red")),
-        ),
-        _stat(
-            "At stake",
-            "Age of the newest complete checkpoint: what a fault now would cost.",
+            "Checkpoint age",
+            "Age of the newest complete checkpoint: the work that a failure now would lose.",
             _max(r.CHECKPOINT_AGE),
             "s",
-            steps=((None, "green"), (1800, "yellow"), (3600, "red")),
-        ),
+        ).thresholds(thresholds("green", (1800, "yellow"), (3600, "red"))),
     ),
 )
-_LEARNING = Row(
-    "Learning",
+_TRAINING = Row(
+    "Training",
     (
-        Panel(
+        timeseries(
             "Loss",
-            "Training loss of the newest logged step, and of the held-out samples.",
-            (
-                Query(_max(m.LOSS), "{{run}}"),
-                Query(_max(m.EVAL_LOSS), "{{run}} held out"),
-            ),
-            width=12,
-            least=None,
-        ),
-        Panel(
+            "Training loss of the last logged step, and loss on the held-out samples.",
+            {"{{run}}": _max(m.LOSS), "{{run}} held out": _max(m.EVAL_LOSS)},
+            from_zero=False,
+        ).span(12),
+        timeseries(
             "Evaluation",
-            "Every metric of the newest evaluation.",
-            _one(f"max by (namespace, run, metric) ({m.EVALUATION}{_OF})", "{{run}} {{metric}}"),
-            width=12,
-            least=None,
-        ),
-        Panel("Learning rate", "Of the newest logged step.", _one(_max(m.LEARNING_RATE)), "sci"),
-        Panel(
+            "All metrics of the last evaluation.",
+            {"{{run}} {{metric}}": _max(m.EVALUATION, "metric")},
+            from_zero=False,
+        ).span(12),
+        _line("Learning rate", "At the last logged step.", _max(m.LEARNING_RATE), "sci"),
+        _line(
             "Gradient norm",
-            "Before clipping; peaks come before a loss that diverges.",
-            _one(_max(m.GRAD_NORM)),
+            "Before clipping. Spikes often precede a diverging loss.",
+            _max(m.GRAD_NORM),
         ),
-        Panel("Step", "Optimizer steps done.", _one(_max(m.STEP)), "locale"),
+        _line("Step", "Completed optimizer steps.", _max(m.STEP), "locale"),
     ),
 )
-_SPEED = Row(
-    "Speed",
+_THROUGHPUT = Row(
+    "Throughput",
     (
-        Panel(
+        timeseries(
             "Tokens per second",
-            "All ranks. Steps: of the steps alone. Wall: evaluation, checkpoints and waiting"
-            " included.",
-            (
-                Query(_max(m.TOKENS_PER_SECOND), "{{run}} steps"),
-                Query(_max(r.TOKENS_RATE), "{{run}} wall"),
-            ),
+            "All ranks together. steps: during optimizer steps only; wall: including evaluation,"
+            " checkpoints and waiting.",
+            {"{{run}} steps": _max(m.TOKENS_PER_SECOND), "{{run}} wall": _max(r.TOKENS_RATE)},
             "short",
         ),
-        Panel(
+        timeseries(
             "Samples per second",
-            "As tokens per second; recipes without tokens have these only.",
-            (
-                Query(_max(m.SAMPLES_PER_SECOND), "{{run}} steps"),
-                Query(_max(r.SAMPLES_RATE), "{{run}} wall"),
-            ),
+            "All ranks together, as for tokens. Recipes without tokens export samples only.",
+            {"{{run}} steps": _max(m.SAMPLES_PER_SECOND), "{{run}} wall": _max(r.SAMPLES_RATE)},
             "short",
         ),
-        Panel(
+        timeseries(
             "Step time",
-            "Median and 99th centile of the optimizer steps, from a histogram.",
-            (
-                Query(f"histogram_quantile(0.5, {_BUCKETS})", "{{run}} p50"),
-                Query(f"histogram_quantile(0.99, {_BUCKETS})", "{{run}} p99"),
-            ),
+            "Median and 99th percentile of the optimizer steps, estimated from a histogram.",
+            {
+                "{{run}} p50": f"histogram_quantile(0.5, {_BUCKETS})",
+                "{{run}} p99": f"histogram_quantile(0.99, {_BUCKETS})",
+            },
             "s",
         ),
-        Panel(
+        timeseries(
             "Step time by rank",
-            "A rank's own work in a step, without waiting for the others: a line above the rest is"
-            " a straggler. Of more than 256 ranks the slowest.",
-            _one(
-                f"max by (namespace, run, rank) ({m.RANK_STEP_SECONDS}{_OF})",
-                "{{run}} rank {{rank}}",
-            ),
+            "Time that each rank works in a step, without waiting for other ranks. A line above the"
+            " others is a straggler. With more than 256 ranks, only the slowest are exported.",
+            {"{{run}} rank {{rank}}": _max(m.RANK_STEP_SECONDS, "rank")},
             "s",
-            width=12,
-        ),
-        Panel(
-            "Where the time goes",
-            "Shares of the wall time: steps that bring the run further, steps done again after a"
-            " restart, evaluation, and checkpoints while training stands. The rest to 1 is start-up"
-            " and waiting.",
-            (
-                Query(_rate(m.PRODUCTIVE_SECONDS), "{{run}} productive"),
-                Query(f"{_rate(_STEP_TIME)} - {_rate(m.PRODUCTIVE_SECONDS)}", "{{run}} repeated"),
-                Query(_rate(m.EVALUATION_SECONDS), "{{run}} evaluation"),
-                Query(
-                    f"sum {_BY} (rate({m.CHECKPOINT_SECONDS}_sum"
-                    f'{{namespace=~"$namespace",run=~"$run",stage="block"}}{_WINDOW}))',
-                    "{{run}} checkpoint",
-                ),
-            ),
+        ).span(12),
+        timeseries(
+            "Time breakdown",
+            "Shares of wall time: steps that advance the run, steps repeated after a restart,"
+            " evaluation, and checkpoints that block training. The rest is startup and waiting.",
+            {
+                "{{run}} productive": _rate(m.PRODUCTIVE_SECONDS),
+                "{{run}} repeated": f"{_rate(_STEP_TIME)} - {_rate(m.PRODUCTIVE_SECONDS)}",
+                "{{run}} evaluation": _rate(m.EVALUATION_SECONDS),
+                "{{run}} checkpoint": f"sum by (namespace, run) (rate({_BLOCKED}{_WINDOW}))",
+            },
             "percentunit",
-            width=12,
             stacked=True,
-        ),
-        Panel(
+        ).span(12),
+        _line(
             "Data wait",
-            "Share of the steps' time that rank 0 waits for its data.",
-            _one(f"{_rate(m.DATA_WAIT_SECONDS)} / ({_rate(_STEP_TIME)} > 0)"),
+            "Share of step time that rank 0 spends waiting for data.",
+            f"{_rate(m.DATA_WAIT_SECONDS)} / ({_rate(_STEP_TIME)} > 0)",
             "percentunit",
         ),
-        Panel(
+        timeseries(
             "Throughput against the study",
-            "Of a run labelled trainyard.dev/study: its throughput / what the study found, or"
-            " projected, for as many processes; and its efficiency per process.",
-            (
-                Query(_max(r.OF_STUDY), "{{run}} of the study's"),
-                Query(_max(r.EFFICIENCY), "{{run}} efficiency"),
-            ),
+            "For runs labeled trainyard.dev/study: throughput / what the study measured or"
+            " projected for the same number of processes, and efficiency per process.",
+            {"{{run}} throughput": _max(r.STUDY_RATIO), "{{run}} efficiency": _max(r.EFFICIENCY)},
             "percentunit",
         ),
-        Panel(
+        _line(
             "Goodput",
-            "Productive time / wall time of the last five minutes.",
-            _one(_max(r.GOODPUT)),
+            "Productive time / wall time over the last five minutes.",
+            _max(r.GOODPUT),
             "percentunit",
-            most=1,
-        ),
+        ).max(1),
     ),
 )
-_FAULTS = Row(
+_CHECKPOINTS = Row(
     "Checkpoints and faults",
     (
-        Panel(
-            "Age of the newest checkpoint",
-            "What a fault now would cost.",
-            _one(_max(r.CHECKPOINT_AGE)),
+        _line(
+            "Checkpoint age",
+            "Age of the newest complete checkpoint: the work that a failure now would lose.",
+            _max(r.CHECKPOINT_AGE),
             "s",
         ),
-        Panel(
-            "Step of the newest checkpoint",
-            "The step an attempt would go on from, beside the step the run is at.",
-            (
-                Query(_max(m.CHECKPOINT_STEP), "{{run}} saved"),
-                Query(_max(m.STEP), "{{run}} done"),
-            ),
+        timeseries(
+            "Checkpoint step",
+            "The step from which a new attempt would resume, and the current step.",
+            {"{{run}} saved": _max(m.CHECKPOINT_STEP), "{{run}} done": _max(m.STEP)},
             "locale",
         ),
-        Panel(
-            "Time of a checkpoint",
-            "Mean: block is what training waits for, write happens in the background.",
-            _one(
-                f"sum by (namespace, run, stage) ({m.CHECKPOINT_SECONDS}_sum{_OF})"
-                f" / (sum by (namespace, run, stage) ({m.CHECKPOINT_SECONDS}_count{_OF}) > 0)",
-                "{{run}} {{stage}}",
-            ),
+        timeseries(
+            "Checkpoint duration",
+            "Mean. block: training waits; write: in the background.",
+            {
+                "{{run}} {{stage}}": "sum by (namespace, run, stage)"
+                f" ({m.CHECKPOINT_SECONDS}_sum{_RUNS})"
+                f" / (sum by (namespace, run, stage) ({m.CHECKPOINT_SECONDS}_count{_RUNS}) > 0)"
+            },
             "s",
         ),
-        Panel("Attempt", "Number of the attempt that runs.", _one(_max(m.ATTEMPT)), decimals=0),
-        Panel(
+        _line("Attempt", "Number of the current attempt.", _max(m.ATTEMPT)).decimals(0),
+        timeseries(
             "Failed attempts by reason",
-            "Among the newest ten attempts.",
-            _one(
-                f"max by (namespace, run, reason) ({m.RUN_FAILED_ATTEMPTS}{_OF})",
-                "{{run}} {{reason}}",
-            ),
-            decimals=0,
-        ),
-        Panel(
-            "Without progress",
-            "Time since the rank that has waited longest made progress.",
-            _one(_max(m.STALLED_SECONDS)),
+            "Among the last ten attempts.",
+            {"{{run}} {{reason}}": _max(m.RUN_FAILED_ATTEMPTS, "reason")},
+        ).decimals(0),
+        _line(
+            "Time without progress",
+            "Of the rank that last made progress the longest time ago.",
+            _max(m.STALLED_SECONDS),
             "s",
         ),
     ),
 )
-_MACHINE = Row(
+_PROCESS = Row(
     "Process of rank 0",
     (
-        Panel(
+        _line(
             "Memory",
             "Resident memory of the process.",
-            _one(f"max {_BY} ({_process(m.PROCESS_MEMORY_BYTES)})"),
+            _of_process(m.PROCESS_MEMORY_BYTES),
             "bytes",
-            width=12,
-        ),
-        Panel(
+        ).span(12),
+        _line(
             "CPU",
-            "Cores that the process uses.",
-            _one(f"max {_BY} ({_process(f'rate({m.PROCESS_CPU_SECONDS}{_WINDOW})')})"),
-            "none",
-            width=12,
-        ),
+            "Cores used by the process.",
+            _of_process(f"rate({m.PROCESS_CPU_SECONDS}{_WINDOW})"),
+        ).span(12),
     ),
 )
+
+
+def _gpu(function: str, metric: str) -> str:
+    """A metric of NVIDIA's DCGM exporter, by GPU.
+
+    The exporter must map GPUs to pods (its Kubernetes mode), and its labels `namespace` and `pod`
+    must be kept by the scrape (honorLabels).
+    """
+    return f"{function} by (namespace, pod, gpu) (DCGM_FI_{metric}{_PODS})"
+
+
+def _gpu_line(title: str, description: str, expr: str, unit: str = "none") -> TimeSeries:
+    return timeseries(title, description, {"{{pod}} {{gpu}}": expr}, unit)
+
+
 _GPUS = Row(
     "GPUs (DCGM exporter)",
     (
-        Panel(
-            "GPU utilisation",
-            "Share of time in which a kernel ran; high also while ranks wait for each other.",
-            _one(f"avg by (namespace, pod, gpu) ({gpu.UTILISATION}{_PODS})", "{{pod}} {{gpu}}"),
+        _gpu_line(
+            "GPU utilization",
+            "Share of time in which a kernel was running. Also high while ranks wait in NCCL.",
+            _gpu("avg", "DEV_GPU_UTIL"),
             "percent",
-            most=100,
-        ),
-        Panel(
-            "Tensor cores active",
-            "Share of cycles in which the tensor cores worked: what MFU is made of.",
-            _one(f"avg by (namespace, pod, gpu) ({gpu.TENSOR_ACTIVE}{_PODS})", "{{pod}} {{gpu}}"),
+        ).max(100),
+        _gpu_line(
+            "Tensor core activity",
+            "Share of cycles in which the tensor cores were active: an upper bound for MFU.",
+            _gpu("avg", "PROF_PIPE_TENSOR_ACTIVE"),
             "percentunit",
-            most=1,
-        ),
-        Panel(
+        ).max(1),
+        timeseries(
             "GPU memory",
-            "In use on each GPU, and the most that PyTorch has allocated on rank 0's.",
-            (
-                Query(
-                    f"1048576 * max by (namespace, pod, gpu) ({gpu.MEMORY_USED}{_PODS})",
-                    "{{pod}} {{gpu}}",
-                ),
-                Query(_max(m.GPU_MEMORY_BYTES), "{{run}} allocated"),
-            ),
+            "Memory in use on each GPU, and PyTorch's peak allocation on rank 0's GPU.",
+            {
+                "{{pod}} {{gpu}}": f"1048576 * {_gpu('max', 'DEV_FB_USED')}",  # from MiB
+                "{{run}} allocated": _max(m.GPU_MEMORY_BYTES),
+            },
             "bytes",
         ),
-        Panel(
-            "Power",
-            "Of each GPU.",
-            _one(f"max by (namespace, pod, gpu) ({gpu.POWER}{_PODS})", "{{pod}} {{gpu}}"),
-            "watt",
-        ),
-        Panel(
+        _gpu_line("Power", "Power draw of each GPU.", _gpu("max", "DEV_POWER_USAGE"), "watt"),
+        timeseries(
             "Temperature",
-            "Of each GPU; it slows down when it is too hot, and with it every rank.",
-            _one(f"max by (namespace, pod, gpu) ({gpu.TEMPERATURE}{_PODS})", "{{pod}} {{gpu}}"),
+            "Of each GPU. A GPU that overheats slows down, and all ranks with it.",
+            {"{{pod}} {{gpu}}": _gpu("max", "DEV_GPU_TEMP")},
             "celsius",
-            least=None,
+            from_zero=False,
         ),
-        Panel(
+        _gpu_line(
             "XID errors",
-            "Number of the driver's newest error; 0 is none.",
-            _one(f"max by (namespace, pod, gpu) ({gpu.XID_ERRORS}{_PODS})", "{{pod}} {{gpu}}"),
-            decimals=0,
-        ),
+            "Code of the driver's last error; 0 means none.",
+            _gpu("max", "DEV_XID_ERRORS"),
+        ).decimals(0),
     ),
     collapsed=True,
 )
 
-RUN = Dashboard(
+RUN = build(
     "run",
     "Trainyard / Run",
     "Loss, throughput, step time by rank, checkpoints, faults and memory of training runs.",
     (
-        Variable("namespace", "namespace", m.STEP.name, "Namespace", several=True),
-        Variable("run", "run", f'{m.STEP}{{namespace=~"$namespace"}}', "Run", several=True),
+        variable("namespace", "Namespace", m.STEP.name, multi=True),
+        variable("run", "Run", f'{m.STEP}{{namespace=~"$namespace"}}', multi=True),
     ),
-    (_NOW, _LEARNING, _SPEED, _FAULTS, _MACHINE, _GPUS),
+    (_NOW, _TRAINING, _THROUGHPUT, _CHECKPOINTS, _PROCESS, _GPUS),
 )

@@ -1,244 +1,201 @@
-"""What ScalingStudies found: speedup and efficiency against ideal, cost, projections."""
+"""Results of a ScalingStudy: speedup, efficiency and cost, measured and projected."""
 
-from monitoring import records as r
-from monitoring.grafana import Dashboard, Json, Panel, Query, Row, Variable, column, organised, stat
+from grafana_foundation_sdk.builders.trend import Panel as Trend
+from grafana_foundation_sdk.models.dashboard import DataTransformerConfig
+
+from monitoring import rules as r
+from monitoring.grafana import (
+    MERGE,
+    Row,
+    build,
+    columns,
+    properties,
+    stat,
+    table,
+    timeseries,
+    trend,
+    variable,
+)
 from trainyard_api import metrics as m
 
 _STUDY = 'namespace="$namespace",study="$study"'
-_OF = f'{_STUDY},configuration="$configuration"'
-_BY = "by (processes)"
+_CONFIGURATION = f'{_STUDY},configuration="$configuration"'
+_NOTE = (
+    "Measured points are medians of the study's repeats. Projected points follow from the scaling"
+    " law fitted to them; no run has measured them. Sizes for which the study gives only a wide"
+    " range are left out: see its status."
+)
 
 
-def _at(metric: m.Metric, source: str = "") -> str:
-    """A result by number of processes."""
-    chosen = f',source="{source}"' if source else ""
-    return f"max {_BY} ({metric}{{{_OF}{chosen}}})"
+def _by_size(metric: m.Metric, source: str = "") -> str:
+    """A result of the selected configuration, by number of processes."""
+    matcher = f',source="{source}"' if source else ""
+    return f"max by (processes) ({metric}{{{_CONFIGURATION}{matcher}}})"
+
+
+def _both(metric: m.Metric) -> dict[str, str]:
+    return {source.capitalize(): _by_size(metric, source) for source in ("measured", "projected")}
 
 
 def _best(metric: m.Metric, source: str) -> str:
     return f'max({metric}{{{_STUDY},source="{source}"}})'
 
 
-def _by_processes(*names: str) -> tuple[Json, ...]:
-    """One row per number of processes, in order, and a column per query."""
-    columns = {f"Value #{chr(ord('A') + place)}": name for place, name in enumerate(names)}
-    if len(names) == 1:
-        columns = {"Value": names[0]}
-    times = ("Time", *(f"Time {place + 1}" for place in range(len(names))))
-    return (
-        {"id": "joinByField", "options": {"byField": "processes", "mode": "outer"}},
-        {
-            "id": "convertFieldType",
-            "options": {
-                "conversions": [{"targetField": "processes", "destinationType": "number"}],
-                "fields": {},
-            },
-        },
-        {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": "processes"}]}},
-        organised({"processes": "Processes"} | columns, times),
-    )
+def _curve(title: str, description: str, queries: dict[str, str], unit: str = "none") -> Trend:
+    """Lines over the number of processes, by name; those that are not measured are dashed."""
+    panel = trend(title, description, "Processes", *queries.values(), unit=unit)
+    values = {f"Value #{letter}": name for letter, name in zip("ABC", queries, strict=False)}
+    times = [f"Time {number}" for number in range(1, len(queries) + 1)]
+    to_number = {"targetField": "processes", "destinationType": "number"}
+    for name, options in (
+        ("joinByField", {"byField": "processes", "mode": "outer"}),
+        ("convertFieldType", {"conversions": [to_number], "fields": {}}),
+        ("sortBy", {"fields": {}, "sort": [{"field": "processes"}]}),
+    ):
+        panel.with_transformation(DataTransformerConfig(name, options=options))
+    panel.with_transformation(columns({"processes": "Processes"} | values, ["Time", *times]))
+    dashed = properties(custom__lineStyle={"fill": "dash", "dash": [8, 8]})
+    for name in (name for name in queries if name != "Measured"):
+        panel.override_by_name(name, dashed)
+    return panel.span(12).height(10)
 
 
-def _curve(title: str, description: str, unit: str, queries: dict[str, str]) -> Panel:
-    dashed = {"fill": "dash", "dash": [8, 8]}
-    return Panel(
-        title,
-        description,
-        tuple(Query(expr, instant=True) for expr in queries.values()),
-        unit,
-        kind="trend",
-        width=12,
-        height=10,
-        transformations=_by_processes(*queries),
-        overrides=tuple(
-            column(name, custom__lineStyle=dashed) for name in queries if name != "Measured"
-        ),
-        options={"xField": "Processes"},
-    )
-
-
-_IDEAL = f"{_at(m.STUDY_SPEEDUP)} / {_at(m.STUDY_EFFICIENCY)}"
-_MARKED = (
-    "Measured points are medians of the study's repeats; projected ones follow from the law that"
-    " was fitted to them, and no run has ever shown them. Sizes that the study only knows a wide"
-    " range for are left out: see its status."
-)
-
-_NOW = Row(
-    "The study",
+_SUMMARY = Row(
+    "Study",
     (
         stat(
             "Best speedup, measured",
-            "Throughput / that of the smallest size; of all configurations.",
+            "Throughput / throughput at the smallest size; best of all configurations.",
             _best(m.STUDY_SPEEDUP, "measured"),
-            "none",
-            width=6,
-            decimals=2,
-        ),
+        )
+        .span(6)
+        .decimals(2),
         stat(
             "Best speedup, projected",
-            "As far as the study was asked to project.",
+            "The best speedup among the sizes that the study projects.",
             _best(m.STUDY_SPEEDUP, "projected"),
-            "none",
-            width=6,
-            decimals=2,
-        ),
+        )
+        .span(6)
+        .decimals(2),
         stat(
             "Lowest efficiency, measured",
-            "Throughput per process / that of the smallest size.",
+            "Throughput per process / throughput per process at the smallest size.",
             f'min({m.STUDY_EFFICIENCY}{{{_STUDY},source="measured"}})',
             "percentunit",
-            width=6,
-            decimals=0,
-        ),
+        )
+        .span(6)
+        .decimals(0),
         stat(
-            "Studies",
-            "In all namespaces, by phase.",
+            "Studies by phase",
+            "In all namespaces.",
             f"sum by (phase) ({m.STUDIES})",
             legend="{{phase}}",
-            width=6,
-        ),
+        ).span(6),
     ),
 )
 _SCALING = Row(
-    "How it scales",
+    "Scaling",
     (
         _curve(
             "Speedup against ideal",
-            _MARKED,
-            "none",
-            {
-                "Measured": _at(m.STUDY_SPEEDUP, "measured"),
-                "Projected": _at(m.STUDY_SPEEDUP, "projected"),
-                "Ideal": _IDEAL,
-            },
+            _NOTE,
+            _both(m.STUDY_SPEEDUP)
+            | {"Ideal": f"{_by_size(m.STUDY_SPEEDUP)} / {_by_size(m.STUDY_EFFICIENCY)}"},
         ),
         _curve(
             "Efficiency",
-            f"Throughput per process / that of the smallest size: ideal is 100%. {_MARKED}",
+            "Throughput per process / throughput per process at the smallest size; 100% is ideal."
+            f" {_NOTE}",
+            _both(m.STUDY_EFFICIENCY),
             "percentunit",
-            {
-                "Measured": _at(m.STUDY_EFFICIENCY, "measured"),
-                "Projected": _at(m.STUDY_EFFICIENCY, "projected"),
-            },
         ),
         _curve(
             "Throughput",
-            f"Tokens per second, or samples where the recipe has no tokens. {_MARKED}",
-            "short",
+            f"Tokens per second, or samples per second for recipes without tokens. {_NOTE}",
             {
-                source.capitalize(): f"{_at(m.STUDY_TOKENS_PER_SECOND, source)}"
-                f" or {_at(m.STUDY_SAMPLES_PER_SECOND, source)}"
-                for source in ("measured", "projected")
+                name: f"{tokens} or {_both(m.STUDY_SAMPLES_PER_SECOND)[name]}"
+                for name, tokens in _both(m.STUDY_TOKENS_PER_SECOND).items()
             },
+            "short",
         ),
         _curve(
-            "Cost of a million",
-            f"Tokens, or samples where there are none, at the price the study names. {_MARKED}",
-            "none",
-            {
-                "Measured": _at(m.STUDY_COST, "measured"),
-                "Projected": _at(m.STUDY_COST, "projected"),
-            },
+            "Cost per million",
+            "Cost of a million tokens, or samples for recipes without tokens, at the price that"
+            f" the study specifies. {_NOTE}",
+            _both(m.STUDY_COST),
         ),
     ),
 )
-_POINTS = ("configuration", "processes", "source")
 
 
-def _point(metric: m.Metric, *more: str) -> str:
-    by = ", ".join((*_POINTS, *more))
+def _point(metric: m.Metric, *labels: str) -> str:
+    by = ", ".join(("configuration", "processes", "source", *labels))
     return f"max by ({by}) ({metric}{{{_STUDY}}})"
 
 
 _TABLE = Row(
-    "Every point",
+    "All results",
     (
-        Panel(
+        table(
             "Results",
-            f"Throughput in tokens, or samples, per second. {_MARKED}",
-            (
-                Query(
-                    f"{_point(m.STUDY_TOKENS_PER_SECOND)} or {_point(m.STUDY_SAMPLES_PER_SECOND)}",
-                    instant=True,
-                ),
-                Query(_point(m.STUDY_SPEEDUP), instant=True),
-                Query(_point(m.STUDY_EFFICIENCY), instant=True),
-                Query(_point(m.STUDY_COST, "unit", "currency"), instant=True),
-            ),
-            kind="table",
-            width=24,
-            height=10,
-            least=None,
-            transformations=(
-                {"id": "merge", "options": {}},
-                organised(
-                    {
-                        "configuration": "Configuration",
-                        "processes": "Processes",
-                        "source": "Measured or projected",
-                        "Value #A": "Per second",
-                        "Value #B": "Speedup",
-                        "Value #C": "Efficiency",
-                        "Value #D": "Cost of a million",
-                        "unit": "of",
-                        "currency": "Currency",
-                    },
-                    hidden=("Time",),
-                ),
-            ),
-            overrides=(
-                column("Per second", unit="short", decimals=1),
-                column("Speedup", decimals=2),
-                column("Efficiency", unit="percentunit", decimals=0),
-                column("Cost of a million", decimals=4),
-            ),
-        ),
+            f"Throughput is in tokens per second, or samples per second. {_NOTE}",
+            f"{_point(m.STUDY_TOKENS_PER_SECOND)} or {_point(m.STUDY_SAMPLES_PER_SECOND)}",
+            _point(m.STUDY_SPEEDUP),
+            _point(m.STUDY_EFFICIENCY),
+            _point(m.STUDY_COST, "unit", "currency"),
+        )
+        .height(10)
+        .with_transformation(MERGE)
+        .with_transformation(
+            columns(
+                {
+                    "configuration": "Configuration",
+                    "processes": "Processes",
+                    "source": "Source",
+                    "Value #A": "Throughput",
+                    "Value #B": "Speedup",
+                    "Value #C": "Efficiency",
+                    "Value #D": "Cost per million",
+                    "unit": "Unit",
+                    "currency": "Currency",
+                },
+                hidden=["Time"],
+            )
+        )
+        .override_by_name("Throughput", properties(unit="short", decimals=1))
+        .override_by_name("Speedup", properties(decimals=2))
+        .override_by_name("Efficiency", properties(unit="percentunit", decimals=0))
+        .override_by_name("Cost per million", properties(decimals=4)),
     ),
 )
-_LIVE = Row(
-    "Runs of today",
+_IN_STUDY = f'{{namespace="$namespace"}} and on (namespace, run) {m.RUN_STUDY}{{{_STUDY}}}'
+_RUNS = Row(
+    "Current runs of this study",
     (
-        Panel(
-            "Runs beside the study",
-            "Throughput of the runs labelled with this study / what it found, or projected, for as"
-            " many processes.",
-            (
-                Query(
-                    f'{r.OF_STUDY}{{namespace="$namespace"}} and on (namespace, run)'
-                    f" {m.RUN_STUDY}{{{_STUDY}}}",
-                    "{{run}}",
-                ),
-            ),
+        timeseries(
+            "Throughput against the study",
+            "Throughput of the runs labeled with this study / what the study measured or projected"
+            " for the same number of processes.",
+            {"{{run}}": f"{r.STUDY_RATIO}{_IN_STUDY}"},
             "percentunit",
-            width=12,
-        ),
-        Panel(
-            "Efficiency of runs",
-            "Throughput per process / that of the study at its smallest size.",
-            (
-                Query(
-                    f'{r.EFFICIENCY}{{namespace="$namespace"}} and on (namespace, run)'
-                    f" {m.RUN_STUDY}{{{_STUDY}}}",
-                    "{{run}}",
-                ),
-            ),
+        ).span(12),
+        timeseries(
+            "Efficiency",
+            "Throughput per process / the study's throughput per process at its smallest size.",
+            {"{{run}}": f"{r.EFFICIENCY}{_IN_STUDY}"},
             "percentunit",
-            width=12,
-        ),
+        ).span(12),
     ),
 )
 
-SCALING = Dashboard(
+SCALING = build(
     "scaling",
     "Trainyard / Scaling",
     "Speedup, efficiency and cost by number of processes, measured and projected.",
     (
-        Variable("namespace", "namespace", m.STUDY_SPEEDUP.name, "Namespace"),
-        Variable("study", "study", f'{m.STUDY_SPEEDUP}{{namespace="$namespace"}}', "Study"),
-        Variable(
-            "configuration", "configuration", f"{m.STUDY_SPEEDUP}{{{_STUDY}}}", "Configuration"
-        ),
+        variable("namespace", "Namespace", m.STUDY_SPEEDUP.name),
+        variable("study", "Study", f'{m.STUDY_SPEEDUP}{{namespace="$namespace"}}'),
+        variable("configuration", "Configuration", f"{m.STUDY_SPEEDUP}{{{_STUDY}}}"),
     ),
-    (_NOW, _SCALING, _TABLE, _LIVE),
+    (_SUMMARY, _SCALING, _TABLE, _RUNS),
 )

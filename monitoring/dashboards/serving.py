@@ -1,234 +1,204 @@
-"""Servers: latency, queue, errors, and which model answers."""
+"""Servers: latency, queue, errors, and the model that each pod serves."""
 
-from monitoring import records as r
-from monitoring.grafana import Dashboard, Panel, Query, Row, Variable, organised, stat
+from monitoring import rules as r
+from monitoring.grafana import Row, build, columns, stat, table, thresholds, timeseries, variable
 from trainyard_api import metrics as m
 
-# The pods of a release of charts/serving, whatever the scrape calls its job.
-_OF = 'namespace=~"$namespace",pod=~"($app)-[0-9a-z]+-[0-9a-z]{5}"'
+# The pods of a release of charts/serving, whatever job name the scrape gives them.
+_PODS = 'namespace=~"$namespace",pod=~"($app)-[0-9a-z]+-[0-9a-z]{5}"'
 _APPS = '{namespace=~"$namespace",app=~"$app"}'
 _WINDOW = "[$__rate_interval]"
-# Probes, pages and scrapes would hide how long predictions take.
-_WORK = f'{_OF},route!~"/health|/ready|/metrics|/docs|/openapi.json|/"'
+# Probes, pages and scrapes are fast and frequent; they would hide the latency of predictions.
+_PREDICTIONS = f'{_PODS},route!~"/health|/ready|/metrics|/docs|/openapi.json|/"'
 
 
-def _quantiles(metric: m.Metric, selector: str, *by: str) -> tuple[Query, ...]:
-    labels = ", ".join((*by, "le"))
-    named = "".join(f" {{{{{label}}}}}" for label in by)
-    return tuple(
-        Query(
-            f"histogram_quantile({share},"
-            f" sum by ({labels}) (rate({metric}_bucket{{{selector}}}{_WINDOW})))",
-            f"{name}{named}",
-        )
-        for share, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
-    )
+def _sum_rate(metric: m.Metric | str, by: str = "") -> str:
+    grouping = f" by ({by}) " if by else ""
+    return f"sum{grouping}(rate({metric}{{{_PODS}}}{_WINDOW}))"
+
+
+def _quantile(share: float, metric: m.Metric, selector: str, by: str = "le") -> str:
+    buckets = f"sum by ({by}) (rate({metric}_bucket{{{selector}}}{_WINDOW}))"
+    return f"histogram_quantile({share}, {buckets})"
+
+
+def _quantiles(metric: m.Metric, selector: str) -> dict[str, str]:
+    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    return {name: _quantile(share, metric, selector) for name, share in shares.items()}
+
+
+def _mean(histogram: m.Metric, by: str = "") -> str:
+    return f"{_sum_rate(f'{histogram}_sum', by)} / ({_sum_rate(f'{histogram}_count', by)} > 0)"
 
 
 _NOW = Row(
     "Now",
     (
-        stat("Requests", "Per second.", f"sum({r.REQUESTS_RATE}{_APPS})", "reqps", decimals=1),
+        stat("Requests", "Per second.", f"sum({r.REQUESTS_RATE}{_APPS})", "reqps").decimals(1),
         stat(
             "Errors",
-            "Share of requests that end with a status of 500 or above.",
+            "Share of requests that fail with a status of 500 or above.",
             f"max({r.ERRORS}{_APPS})",
             "percentunit",
-            decimals=1,
-            steps=((None, "green"), (0.01, "yellow"), (0.05, "red")),
-        ),
+        )
+        .decimals(1)
+        .thresholds(thresholds("green", (0.01, "yellow"), (0.05, "red"))),
         stat(
             "Latency, p95",
-            "One request in twenty takes longer to its full answer.",
+            "95% of the requests are fully answered within this time.",
             f"max({r.LATENCY}{_APPS})",
             "s",
         ),
-        stat("Waiting", "Requests waiting for a model.", f"sum({r.QUEUE}{_APPS})", decimals=0),
+        stat("Queued", "Requests waiting for a model.", f"sum({r.QUEUE}{_APPS})").decimals(0),
         stat(
             "Models",
-            "Different models that answer: 2 while a newer one rolls out.",
-            f"count(count by (digest) ({m.MODEL_INFO}{{{_OF}}}))",
-            decimals=0,
-        ),
+            "Number of different models being served; 2 while a newer model rolls out.",
+            f"count(count by (digest) ({m.MODEL_INFO}{{{_PODS}}}))",
+        ).decimals(0),
         stat(
-            "Refused",
-            "Newer models that were refused within six hours.",
-            f'sum(increase({m.MODEL_SWAPS}{{{_OF},result="refused"}}[6h]))',
-            decimals=0,
-            steps=((None, "green"), (1, "red")),
-        ),
+            "Refused models",
+            "Newer models that were refused in the last six hours.",
+            f'sum(increase({m.MODEL_SWAPS}{{{_PODS},result="refused"}}[6h]))',
+        )
+        .decimals(0)
+        .thresholds(thresholds("green", (1, "red"))),
     ),
 )
 _REQUESTS = Row(
     "Requests",
     (
-        Panel(
+        timeseries(
             "Requests by route",
             "Per second.",
-            (Query(f"sum by (route) (rate({m.REQUESTS}{{{_OF}}}{_WINDOW}))", "{{route}}"),),
+            {"{{route}}": _sum_rate(m.REQUESTS, "route")},
             "reqps",
             stacked=True,
         ),
-        Panel(
+        timeseries(
             "Requests by status",
-            "Per second. 429: the queue was full; 503: no model was there yet.",
-            (Query(f"sum by (code) (rate({m.REQUESTS}{{{_OF}}}{_WINDOW}))", "{{code}}"),),
+            "Per second. 429: the queue was full; 503: no model was loaded yet.",
+            {"{{code}}": _sum_rate(m.REQUESTS, "code")},
             "reqps",
             stacked=True,
         ),
-        Panel(
+        timeseries(
             "Errors",
-            "Share of requests that end with a status of 500 or above.",
-            (Query(f"{r.ERRORS}{_APPS}", "{{app}}"),),
+            "Share of requests that fail with a status of 500 or above.",
+            {"{{app}}": f"{r.ERRORS}{_APPS}"},
             "percentunit",
         ),
-        Panel(
+        timeseries(
             "Latency",
-            "Time to the full answer; probes, pages and scrapes left out.",
-            _quantiles(m.REQUEST_SECONDS, _WORK),
+            "Time to the full answer, without probes, pages and scrapes.",
+            _quantiles(m.REQUEST_SECONDS, _PREDICTIONS),
             "s",
         ),
-        Panel(
+        timeseries(
             "Median latency by route",
             "Time to the full answer.",
-            _quantiles(m.REQUEST_SECONDS, _WORK, "route")[:1],
+            {"p50 {{route}}": _quantile(0.5, m.REQUEST_SECONDS, _PREDICTIONS, "route, le")},
             "s",
         ),
-        Panel(
-            "Time to the first token",
-            "From the request to the first generated token.",
-            _quantiles(m.FIRST_TOKEN_SECONDS, _OF),
+        timeseries(
+            "Time to first token",
+            "Time from the request to the first generated token.",
+            _quantiles(m.FIRST_TOKEN_SECONDS, _PODS),
             "s",
         ),
-        Panel(
-            "Waiting and in progress",
-            "Requests waiting for the model, and all that are being answered.",
-            (
-                Query(f"sum({m.SERVING_QUEUE}{{{_OF}}})", "waiting"),
-                Query(f"sum({m.REQUESTS_IN_PROGRESS}{{{_OF}}})", "in progress"),
-            ),
-            decimals=0,
-        ),
-        Panel(
+        timeseries(
+            "Queued and in progress",
+            "Requests waiting for the model, and all requests being processed.",
+            {
+                "waiting": f"sum({m.SERVING_QUEUE}{{{_PODS}}})",
+                "in progress": f"sum({m.REQUESTS_IN_PROGRESS}{{{_PODS}}})",
+            },
+        ).decimals(0),
+        timeseries(
             "Generated tokens",
             "Per second, by pod.",
-            (Query(f"sum by (pod) (rate({m.GENERATED_TOKENS}{{{_OF}}}{_WINDOW}))", "{{pod}}"),),
+            {"{{pod}}": _sum_rate(m.GENERATED_TOKENS, "pod")},
             "short",
         ),
-        Panel(
-            "Waiting by release",
-            "What the autoscaler looks at (autoscaling.kind: queue).",
-            (Query(f"{r.QUEUE}{_APPS}", "{{app}}"),),
-            decimals=0,
-        ),
+        timeseries(
+            "Queued by release",
+            "The metric that the autoscaler uses (autoscaling.kind: queue).",
+            {"{{app}}": f"{r.QUEUE}{_APPS}"},
+        ).decimals(0),
     ),
 )
-_CLASSES = Row(
+_CLASSIFICATION = Row(
     "Classification",
     (
-        Panel(
-            "Time of a batch by stage",
-            "Mean: queue (its oldest text), tokenise, compute.",
-            (
-                Query(
-                    f"sum by (stage) (rate({m.STAGE_SECONDS}_sum{{{_OF}}}{_WINDOW}))"
-                    f" / (sum by (stage) (rate({m.STAGE_SECONDS}_count{{{_OF}}}{_WINDOW})) > 0)",
-                    "{{stage}}",
-                ),
-            ),
+        timeseries(
+            "Batch time by stage",
+            "Mean. Stages: queue (wait of the oldest text in the batch), tokenise, compute.",
+            {"{{stage}}": _mean(m.STAGE_SECONDS, "stage")},
             "s",
             stacked=True,
         ),
-        Panel(
-            "Texts computed together",
-            "Mean size of a batch.",
-            (
-                Query(
-                    f"sum(rate({m.BATCH_SIZE}_sum{{{_OF}}}{_WINDOW}))"
-                    f" / (sum(rate({m.BATCH_SIZE}_count{{{_OF}}}{_WINDOW})) > 0)",
-                    "texts",
-                ),
-            ),
-            decimals=1,
+        timeseries("Batch size", "Mean number of texts.", {"texts": _mean(m.BATCH_SIZE)}).decimals(
+            1
         ),
-        Panel(
-            "Answers by class",
-            "Share of the texts; a sudden shift is news about the texts, or about a newer model.",
-            (
-                Query(
-                    f"sum by (label) (rate({m.PREDICTIONS}{{{_OF}}}{_WINDOW}))"
-                    f" / on () group_left () (sum(rate({m.PREDICTIONS}{{{_OF}}}{_WINDOW})) > 0)",
-                    "{{label}}",
-                ),
-            ),
+        timeseries(
+            "Predictions by class",
+            "Share of the texts. A sudden shift means that the texts or the model have changed.",
+            {
+                "{{label}}": f"{_sum_rate(m.PREDICTIONS, 'label')}"
+                f" / on () group_left () ({_sum_rate(m.PREDICTIONS)} > 0)"
+            },
             "percentunit",
             stacked=True,
-            most=1,
-        ),
+        ).max(1),
     ),
 )
 _MODELS = Row(
     "Models and processes",
     (
-        Panel(
+        table(
             "Models served",
-            "The run, the step and the digest that each pod answers from.",
-            (
-                Query(
-                    f"max by (namespace, pod, run, step, digest) ({m.MODEL_INFO}{{{_OF}}})",
-                    instant=True,
-                ),
-            ),
-            kind="table",
-            width=24,
-            least=None,
-            transformations=(
-                organised(
-                    {
-                        "namespace": "Namespace",
-                        "pod": "Pod",
-                        "run": "Run",
-                        "step": "Step",
-                        "digest": "Digest",
-                    },
-                    hidden=("Time", "Value"),
-                ),
-            ),
+            "The run, step and digest of the model that each pod serves.",
+            f"max by (namespace, pod, run, step, digest) ({m.MODEL_INFO}{{{_PODS}}})",
+        ).with_transformation(
+            columns(
+                {
+                    "namespace": "Namespace",
+                    "pod": "Pod",
+                    "run": "Run",
+                    "step": "Step",
+                    "digest": "Digest",
+                },
+                hidden=["Time", "Value"],
+            )
         ),
-        Panel(
-            "Newer models",
-            "Loaded, refused, or rolled back by request, within an hour.",
-            (Query(f"sum by (result) (increase({m.MODEL_SWAPS}{{{_OF}}}[1h]))", "{{result}}"),),
+        timeseries(
+            "Model updates",
+            "Newer models that were loaded, refused or rolled back in the last hour.",
+            {"{{result}}": f"sum by (result) (increase({m.MODEL_SWAPS}{{{_PODS}}}[1h]))"},
             stacked=True,
         ),
-        Panel(
+        timeseries(
             "Memory",
             "Resident memory of each pod's server.",
-            (Query(f"{m.PROCESS_MEMORY_BYTES}{{{_OF}}}", "{{pod}}"),),
+            {"{{pod}}": f"{m.PROCESS_MEMORY_BYTES}{{{_PODS}}}"},
             "bytes",
         ),
-        Panel(
+        timeseries(
             "CPU",
-            "Cores that each pod's server uses.",
-            (Query(f"rate({m.PROCESS_CPU_SECONDS}{{{_OF}}}{_WINDOW})", "{{pod}}"),),
+            "Cores used by each pod's server.",
+            {"{{pod}}": f"rate({m.PROCESS_CPU_SECONDS}{{{_PODS}}}{_WINDOW})"},
         ),
     ),
 )
 
-SERVING = Dashboard(
+SERVING = build(
     "serving",
     "Trainyard / Serving",
-    "Latency, queue, errors and models of the servers that charts/serving installs.",
+    "Latency, queue, errors and models of the servers installed with charts/serving.",
     (
-        Variable("namespace", "namespace", m.SERVING_QUEUE.name, "Namespace", several=True),
-        Variable(
-            "app",
-            "pod",
-            f'{m.SERVING_QUEUE}{{namespace=~"$namespace"}}',
-            "Release",
-            several=True,
-            regex="/(.+)-[0-9a-z]+-[0-9a-z]{5}/",
-        ),
+        variable("namespace", "Namespace", m.SERVING_QUEUE.name, multi=True),
+        variable(
+            "app", "Release", f'{m.SERVING_QUEUE}{{namespace=~"$namespace"}}', "pod", multi=True
+        ).regex("/(.+)-[0-9a-z]+-[0-9a-z]{5}/"),
     ),
-    (_NOW, _REQUESTS, _CLASSES, _MODELS),
+    (_NOW, _REQUESTS, _CLASSIFICATION, _MODELS),
 )

@@ -1,4 +1,4 @@
-"""Every query has data: a real Prometheus scrapes real runs, servers and the operator."""
+"""Every query returns data from a Prometheus that scrapes a real run, servers and operator."""
 
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from tests.support.monitoring.prometheus_server import (
     exposition,
     prometheus,
 )
-from tests.support.monitoring.queries import Asked
+from tests.support.monitoring.queries import Query
 from tests.system.monitoring.cluster_stand_in import NAMESPACE
 from tests.system.monitoring.whole_system import CONFIGURATION, RUN, STUDY, whole_system
 from trainyard_api import metrics
@@ -45,55 +45,61 @@ def server(targets: Targets, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
-def all_have_data(server: Prometheus, asked: Iterable[Asked]) -> None:
-    """Wait until each query has had data once, or tell which have none."""
-    left = [each.filled(VARIABLES) for each in asked]
-    assert left
+def wait_for_data(server: Prometheus, expected: Iterable[Query]) -> None:
+    """Wait until each query has returned data once; fail with those that have not."""
+    pending = [query.substitute(VARIABLES) for query in expected]
+    assert pending
 
-    def ask() -> bool:
-        left[:] = [each for each in left if not server.values(each.expr)]
-        return not left
+    def all_returned() -> bool:
+        pending[:] = [query for query in pending if not server.values(query.expr)]
+        return not pending
 
     try:
-        until(ask, "data")
+        until(all_returned, "data")
     except AssertionError:
-        missing = "\n".join(f"{each.where}: {each.expr}" for each in left)
-        pytest.fail(f"no data for {len(left)} queries:\n{missing}")
+        missing = "\n".join(f"{query.source}: {query.expr}" for query in pending)
+        pytest.fail(f"no data for {len(pending)} queries:\n{missing}")
 
 
-@pytest.mark.parametrize("dashboard", ["run", "fleet", "scaling", "serving"])
-def test_every_query_of_every_panel(server: Prometheus, dashboard: str) -> None:
-    all_have_data(server, (each for each in queries.panels(dashboard) if not each.needs_gpu))
+@pytest.mark.parametrize("dashboard", queries.DOCUMENTS)
+def test_panels_have_data(server: Prometheus, dashboard: str) -> None:
+    panels = queries.panel_queries(dashboard)
+    wait_for_data(server, (query for query in panels if not query.needs_gpu))
 
 
-def test_every_recording_rule(server: Prometheus) -> None:
-    all_have_data(server, queries.records())
-    all_have_data(server, (Asked(record.where, record.where) for record in queries.records()))
+@pytest.mark.parametrize("dashboard", queries.DOCUMENTS)
+def test_variables_have_values(server: Prometheus, dashboard: str) -> None:
+    wait_for_data(server, queries.variable_queries(dashboard))
+
+
+def test_recording_rules_have_data(server: Prometheus) -> None:
+    records = list(queries.record_queries())
+    wait_for_data(server, records)
+    wait_for_data(server, (Query(record.source, record.source) for record in records))
     groups = server.get("/api/v1/rules")["groups"]
     errors = {rule.get("lastError") for group in groups for rule in group["rules"]}
     assert errors <= {None, ""}
 
 
-def test_everything_that_alerts_look_at(server: Prometheus) -> None:
-    all_have_data(server, queries.alerts())
+def test_alerts_have_data(server: Prometheus) -> None:
+    wait_for_data(server, queries.alert_queries())
 
 
-def test_the_query_that_scales_servers(server: Prometheus) -> None:
-    all_have_data(server, [queries.scaled_object(NAMESPACE, "bard-serving")])
+def test_autoscaler_query_has_data(server: Prometheus) -> None:
+    wait_for_data(server, [queries.scaled_object_query(NAMESPACE, "bard-serving")])
 
 
-def test_which_alerts_fire(server: Prometheus) -> None:
-    """Those for which there is a cause, and no others."""
+def test_only_the_expected_alert_fires(server: Prometheus) -> None:
 
     def firing() -> set[str]:
         alerts = server.get("/api/v1/alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
-    until(lambda: "TrainyardRunFailed" in firing(), "the alert of the run that has failed")
+    until(lambda: "TrainyardRunFailed" in firing(), "the alert for the failed run")
     assert firing() == {"TrainyardRunFailed"}
 
 
-def test_prometheus_likes_the_names(targets: Targets) -> None:
+def test_promtool_accepts_the_metrics(targets: Targets) -> None:
     for group in targets.values():
         for target in group:
             text = exposition(target)
@@ -103,7 +109,7 @@ def test_prometheus_likes_the_names(targets: Targets) -> None:
             assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def test_series_are_ours_and_their_labels_within_bounds(targets: Targets) -> None:
+def test_series_are_known_and_labels_within_bounds(targets: Targets) -> None:
     known = {metric.name.removesuffix("_total"): metric for metric in metrics.ALL}
     for group in targets.values():
         for target in group:

@@ -1,21 +1,21 @@
-"""What each rule must make of some series, as promtool tests it: a sample a minute."""
+"""Cases for the rules: input series with a sample per minute, and the samples expected."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monitoring import records as r
+from monitoring import rules as r
 from trainyard_api import metrics as m
 
-OF_RUN = {"namespace": "ns", "run": "r"}
-OF_STUDY = {"namespace": "ns", "study": "s", "configuration": "c", "source": "measured"}
-# As a Deployment names its pods.
-POD = {"namespace": "ns", "pod": "bard-serving-6d4cf56db6-x7k2p"}
-OF_APP = {"namespace": "ns", "app": "bard-serving"}
-FOR_EVER = "x200"
+RUN_LABELS = {"namespace": "ns", "run": "r"}
+STUDY_LABELS = {"namespace": "ns", "study": "s", "configuration": "c", "source": "measured"}
+POD_LABELS = {"namespace": "ns", "pod": "bard-serving-6d4cf56db6-x7k2p"}  # of a Deployment
+APP_LABELS = {"namespace": "ns", "app": "bard-serving"}
+TO_END = "x200"  # longer than any case
+Series = tuple[str, str]  # name with labels, values
 
 
-def series(metric: object, labels: Mapping[str, str], values: str) -> tuple[str, str]:
-    """A series in promtool's notation; `0+60x10` goes from 0 to 600 in ten minutes."""
+def series(metric: object, labels: Mapping[str, str], values: str) -> Series:
+    """A series in promtool's notation; `0+60x10` rises from 0 to 600 in ten minutes."""
     return selector(metric, labels), values
 
 
@@ -26,137 +26,148 @@ def selector(metric: object, labels: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """Of `rule`, with these series: the samples it has at `at`; an alert's are 1 while it fires."""
+    """The samples that a rule yields from some series at the time `at`; 1 for a firing alert."""
 
     rule: str
-    what: str
-    series: tuple[tuple[str, str], ...]
+    description: str
+    series: tuple[Series, ...]
     samples: tuple[tuple[Mapping[str, str], float], ...]
     at: str = "100m"
 
 
-def _record(rule: object, what: str, *given: tuple[str, str], **expected: float) -> Case:
-    """Of a rule per run: `value` is that of run r; without it there must be none."""
-    return Case(str(rule), what, given, tuple((OF_RUN, value) for value in expected.values()))
+def _record(rule: object, description: str, *inputs: Series, value: float | None = None) -> Case:
+    """A recording rule with a value per run: that of run r, or None for no sample."""
+    samples = () if value is None else ((RUN_LABELS, value),)
+    return Case(str(rule), description, inputs, samples)
 
 
-def _fires(rule: str, what: str, *given: tuple[str, str], labels: Mapping[str, str]) -> Case:
-    return Case(rule, what, given, ((labels, 1),))
+def _fires(rule: str, description: str, *inputs: Series, labels: Mapping[str, str]) -> Case:
+    return Case(rule, description, inputs, ((labels, 1),))
 
 
-def _quiet(rule: str, what: str, *given: tuple[str, str], at: str = "100m") -> Case:
-    return Case(rule, what, given, (), at)
+def _silent(rule: str, description: str, *inputs: Series, at: str = "100m") -> Case:
+    return Case(rule, description, inputs, (), at)
 
 
-def _run(metric: object, values: str, **labels: str) -> tuple[str, str]:
-    return series(metric, OF_RUN | labels, values)
+def _run(metric: object, values: str, **labels: str) -> Series:
+    return series(metric, RUN_LABELS | labels, values)
 
 
-def _study(metric: object, processes: int, value: float) -> tuple[str, str]:
-    return series(metric, OF_STUDY | {"processes": str(processes)}, f"{value}{FOR_EVER}")
+def _study(metric: object, processes: int, value: float) -> Series:
+    return series(metric, STUDY_LABELS | {"processes": str(processes)}, f"{value}{TO_END}")
 
 
-def _requests(code: str, per_minute: int) -> tuple[str, str]:
-    labels = POD | {"route": "/predict", "code": code}
-    return series(m.REQUESTS, labels, f"0+{per_minute}{FOR_EVER}")
+def _requests(code: str, per_minute: int) -> Series:
+    labels = POD_LABELS | {"route": "/predict", "code": code}
+    return series(m.REQUESTS, labels, f"0+{per_minute}{TO_END}")
 
 
-def _latency(fast: int, slow: int) -> tuple[tuple[str, str], ...]:
-    """So many requests a minute of up to 10 s and of 10 to 60 s."""
+def _latency(fast: int, slow: int) -> tuple[Series, ...]:
+    """Requests per minute that take up to 10 s (`fast`), and 10 to 60 s (`slow`)."""
     counts = {"10": fast, "60": fast + slow, "+Inf": fast + slow}
-    of = POD | {"route": "/predict"}
+    labels = POD_LABELS | {"route": "/predict"}
     return tuple(
-        series(f"{m.REQUEST_SECONDS}_bucket", of | {"le": le}, f"0+{count}{FOR_EVER}")
+        series(f"{m.REQUEST_SECONDS}_bucket", labels | {"le": le}, f"0+{count}{TO_END}")
         for le, count in counts.items()
     )
 
 
-_TWO_OF = (
-    _run(m.WORLD_SIZE, f"2{FOR_EVER}"),
-    _run(m.RUN_STUDY, f"1{FOR_EVER}", study="s"),
+_TWO_RANKS = (
+    _run(m.WORLD_SIZE, f"2{TO_END}"),
+    _run(m.RUN_STUDY, f"1{TO_END}", study="s"),
 )
 _TOKENS = (_study(m.STUDY_TOKENS_PER_SECOND, 2, 20), _study(m.STUDY_TOKENS_PER_SECOND, 4, 30))
 _SAMPLES = (_study(m.STUDY_SAMPLES_PER_SECOND, 2, 4), _study(m.STUDY_SAMPLES_PER_SECOND, 4, 6))
-_TEN_TOKENS = _run(m.TOKENS, f"0+600{FOR_EVER}")
-_ONE_SAMPLE = _run(m.SAMPLES, f"0+60{FOR_EVER}")
-_ACTIVE = _run(m.RUN_ACTIVE_SECONDS, f"0+60{FOR_EVER}")
+_TEN_TOKENS = _run(m.TOKENS, f"0+600{TO_END}")
+_ONE_SAMPLE = _run(m.SAMPLES, f"0+60{TO_END}")
+_ACTIVE = _run(m.RUN_ACTIVE_SECONDS, f"0+60{TO_END}")
 
 RECORD_CASES = (
-    _record(r.TOKENS_RATE, "tokens a second", _TEN_TOKENS, value=10),
+    _record(r.TOKENS_RATE, "tokens per second", _TEN_TOKENS, value=10),
     _record(
         r.TOKENS_RATE,
-        "a new attempt has another pod, whose counter begins at 0",
+        "a new attempt has another pod, whose counter starts at 0",
         _run(m.TOKENS, "0+600x50", pod="r-1-0"),
         _run(m.TOKENS, "_x60 0+600x50", pod="r-2-0"),
         value=10,
     ),
-    _record(r.SAMPLES_RATE, "samples a second", _ONE_SAMPLE, value=1),
+    _record(r.SAMPLES_RATE, "samples per second", _ONE_SAMPLE, value=1),
     _record(
         r.GOODPUT,
-        "half the time in productive steps",
-        _run(m.PRODUCTIVE_SECONDS, f"0+30{FOR_EVER}"),
+        "half of the time in productive steps",
+        _run(m.PRODUCTIVE_SECONDS, f"0+30{TO_END}"),
         _ACTIVE,
         value=0.5,
     ),
-    _record(r.GOODPUT, "a run that waits has none", _ACTIVE, value=0),
+    _record(r.GOODPUT, "a waiting run has a goodput of 0", _ACTIVE, value=0),
     _record(
         r.GOODPUT,
-        "clocks differ: never above 1",
-        _run(m.PRODUCTIVE_SECONDS, f"0+61{FOR_EVER}"),
+        "capped at 1 when clocks differ",
+        _run(m.PRODUCTIVE_SECONDS, f"0+61{TO_END}"),
         _ACTIVE,
         value=1,
     ),
     _record(
         r.GOODPUT,
-        "a suspended run isn't judged",
-        _run(m.PRODUCTIVE_SECONDS, f"0{FOR_EVER}"),
-        _run(m.RUN_ACTIVE_SECONDS, f"600{FOR_EVER}"),
+        "no goodput for a suspended run",
+        _run(m.PRODUCTIVE_SECONDS, f"0{TO_END}"),
+        _run(m.RUN_ACTIVE_SECONDS, f"600{TO_END}"),
     ),
     _record(
         r.RESTARTS,
-        "one, told by two operators",
+        "one restart, exported by two operators",
         *(_run(m.RUN_RESTARTS, "0x60 1x100", pod=pod) for pod in ("a", "b")),
         value=1,
     ),
     _record(
-        r.CHECKPOINT_AGE, "saved at 5400 s", _run(m.CHECKPOINT_TIME, f"5400{FOR_EVER}"), value=600
+        r.CHECKPOINT_AGE,
+        "checkpoint saved at 5400 s",
+        _run(m.CHECKPOINT_TIME, f"5400{TO_END}"),
+        value=600,
     ),
     _record(
         r.CHECKPOINT_AGE,
-        "none yet: since the process began",
+        "no checkpoint yet: since the process started",
         series(
             m.PROCESS_START_TIME,
             {"namespace": "ns", "job": "j", "instance": "i"},
-            f"5000{FOR_EVER}",
+            f"5000{TO_END}",
         ),
-        _run(m.RUN_INFO, f"1{FOR_EVER}", job="j", instance="i", recipe="gpt"),
+        _run(m.RUN_INFO, f"1{TO_END}", job="j", instance="i", recipe="gpt"),
         value=1000,
     ),
-    _record(r.EXPECTED_TOKENS, "what two processes do", *_TWO_OF, *_TOKENS, value=20),
-    _record(r.EXPECTED_TOKENS, "a size the study knows nothing of", *_TWO_OF, _TOKENS[1]),
-    _record(r.EXPECTED_SAMPLES, "what two processes do", *_TWO_OF, *_SAMPLES, value=4),
+    _record(r.EXPECTED_TOKENS, "throughput of two processes", *_TWO_RANKS, *_TOKENS, value=20),
+    _record(r.EXPECTED_TOKENS, "a size without a result in the study", *_TWO_RANKS, _TOKENS[1]),
+    _record(r.EXPECTED_SAMPLES, "throughput of two processes", *_TWO_RANKS, *_SAMPLES, value=4),
     _record(
-        r.OF_STUDY, "by tokens", *_TWO_OF, *_TOKENS, *_SAMPLES, _TEN_TOKENS, _ONE_SAMPLE, value=0.5
+        r.STUDY_RATIO,
+        "by tokens",
+        *_TWO_RANKS,
+        *_TOKENS,
+        *_SAMPLES,
+        _TEN_TOKENS,
+        _ONE_SAMPLE,
+        value=0.5,
     ),
     _record(
-        r.OF_STUDY,
-        "by samples where there are no tokens",
-        *_TWO_OF,
+        r.STUDY_RATIO,
+        "by samples if there are no tokens",
+        *_TWO_RANKS,
         *_SAMPLES,
         _ONE_SAMPLE,
         value=0.25,
     ),
     _record(
-        r.OF_STUDY,
+        r.STUDY_RATIO,
         "a run without a study",
-        _run(m.WORLD_SIZE, f"2{FOR_EVER}"),
+        _run(m.WORLD_SIZE, f"2{TO_END}"),
         *_TOKENS,
         _TEN_TOKENS,
     ),
     _record(
         r.EFFICIENCY,
-        "of 80% at that size, half",
-        *_TWO_OF,
+        "half the throughput, at a size with 80% efficiency",
+        *_TWO_RANKS,
         *_TOKENS,
         _TEN_TOKENS,
         _study(m.STUDY_EFFICIENCY, 2, 0.8),
@@ -164,13 +175,13 @@ RECORD_CASES = (
     ),
     Case(
         r.GPUS.name,
-        "by phase, each run once",
+        "by phase, counting each run once",
         (
-            *(_run(m.RUN_GPUS, f"8{FOR_EVER}", pod=pod) for pod in ("a", "b")),
-            _run(m.RUN_PHASE, f"1{FOR_EVER}", phase="Running"),
-            series(m.RUN_GPUS, {"namespace": "ns", "run": "other"}, f"4{FOR_EVER}"),
+            *(_run(m.RUN_GPUS, f"8{TO_END}", pod=pod) for pod in ("a", "b")),
+            _run(m.RUN_PHASE, f"1{TO_END}", phase="Running"),
+            series(m.RUN_GPUS, {"namespace": "ns", "run": "other"}, f"4{TO_END}"),
             series(
-                m.RUN_PHASE, {"namespace": "ns", "run": "other", "phase": "Pending"}, f"1{FOR_EVER}"
+                m.RUN_PHASE, {"namespace": "ns", "run": "other", "phase": "Pending"}, f"1{TO_END}"
             ),
         ),
         (
@@ -180,177 +191,206 @@ RECORD_CASES = (
     ),
     Case(
         r.FLEET_GOODPUT.name,
-        "a run that trains beside one that waits",
+        "one run trains, one waits",
         (
-            _run(m.PRODUCTIVE_SECONDS, f"0+60{FOR_EVER}"),
+            _run(m.PRODUCTIVE_SECONDS, f"0+60{TO_END}"),
             _ACTIVE,
-            series(m.RUN_ACTIVE_SECONDS, {"namespace": "ns", "run": "waits"}, f"0+60{FOR_EVER}"),
+            series(m.RUN_ACTIVE_SECONDS, {"namespace": "ns", "run": "waits"}, f"0+60{TO_END}"),
         ),
         (({"namespace": "ns"}, 0.5),),
     ),
     Case(
-        r.REQUESTS_RATE.name, "all", (_requests("200", 60), _requests("500", 30)), ((OF_APP, 1.5),)
+        r.REQUESTS_RATE.name,
+        "all statuses",
+        (_requests("200", 60), _requests("500", 30)),
+        ((APP_LABELS, 1.5),),
     ),
     Case(
-        r.ERRORS.name, "a third", (_requests("200", 60), _requests("503", 30)), ((OF_APP, 1 / 3),)
+        r.ERRORS.name,
+        "a third fail",
+        (_requests("200", 60), _requests("503", 30)),
+        ((APP_LABELS, 1 / 3),),
     ),
-    Case(r.ERRORS.name, "none", (_requests("200", 60), _requests("429", 30)), ((OF_APP, 0),)),
-    Case(r.LATENCY.name, "one in ten takes 10 to 60 s", _latency(90, 10), ((OF_APP, 35),)),
+    Case(
+        r.ERRORS.name, "none fail", (_requests("200", 60), _requests("429", 30)), ((APP_LABELS, 0),)
+    ),
+    Case(r.LATENCY.name, "one in ten takes 10 to 60 s", _latency(90, 10), ((APP_LABELS, 35),)),
     Case(
         r.QUEUE.name,
-        "of all pods of the release",
+        "sum over the pods of a release",
         (
-            series(m.SERVING_QUEUE, POD, f"3{FOR_EVER}"),
-            series(m.SERVING_QUEUE, POD | {"pod": "bard-serving-6d4cf56db6-9bqwz"}, f"4{FOR_EVER}"),
-            series(m.SERVING_QUEUE, POD | {"pod": "else-serving-6d4cf56db6-9bqwz"}, f"9{FOR_EVER}"),
+            series(m.SERVING_QUEUE, POD_LABELS, f"3{TO_END}"),
+            series(
+                m.SERVING_QUEUE, POD_LABELS | {"pod": "bard-serving-6d4cf56db6-9bqwz"}, f"4{TO_END}"
+            ),
+            series(
+                m.SERVING_QUEUE, POD_LABELS | {"pod": "else-serving-6d4cf56db6-9bqwz"}, f"9{TO_END}"
+            ),
         ),
-        ((OF_APP, 7), (OF_APP | {"app": "else-serving"}, 9)),
+        ((APP_LABELS, 7), (APP_LABELS | {"app": "else-serving"}, 9)),
     ),
 )
 
-_STANDS = _run(m.STEP, f"0+5x30 150{FOR_EVER}")
-_GOES = _run(m.STEP, f"0+5{FOR_EVER}")
-_RUNNING = _run(m.RUN_PHASE, f"1{FOR_EVER}", phase="Running")
-_HUNG = _run(m.RUN_FAILED_ATTEMPTS, f"_x60 1{FOR_EVER}", reason="Hang")
-_ONE_RESTART = _run(m.RUN_RESTARTS, f"0x60 1{FOR_EVER}")
-_OPERATING = series(m.RECONCILES, {"result": "ok"}, f"0+1{FOR_EVER}")
-_IDLE = series(m.RECONCILES, {"result": "ok"}, f"7{FOR_EVER}")
-_ONE_ACTIVE = series(m.RUNS, {"phase": "Running"}, f"1{FOR_EVER}")
-_SWAPS = POD | {"result": "refused"}
+_STEP_STOPS = _run(m.STEP, f"0+5x30 150{TO_END}")
+_STEP_RISES = _run(m.STEP, f"0+5{TO_END}")
+_RUNNING = _run(m.RUN_PHASE, f"1{TO_END}", phase="Running")
+_HUNG = _run(m.RUN_FAILED_ATTEMPTS, f"_x60 1{TO_END}", reason="Hang")
+_ONE_RESTART = _run(m.RUN_RESTARTS, f"0x60 1{TO_END}")
+_RECONCILING = series(m.RECONCILES, {"result": "ok"}, f"0+1{TO_END}")
+_IDLE = series(m.RECONCILES, {"result": "ok"}, f"7{TO_END}")
+_ONE_ACTIVE_RUN = series(m.RUNS, {"phase": "Running"}, f"1{TO_END}")
+_REFUSED = POD_LABELS | {"result": "refused"}
 
 ALERT_CASES = (
-    _fires("TrainyardRunStalled", "no step for long", _STANDS, _RUNNING, labels=OF_RUN),
-    _quiet("TrainyardRunStalled", "it goes on", _GOES, _RUNNING),
-    _quiet("TrainyardRunStalled", "it is suspended", _STANDS),
-    _quiet("TrainyardRunStalled", "a short evaluation", _STANDS, _RUNNING, at="40m"),
+    _fires("TrainyardRunStalled", "no steps", _STEP_STOPS, _RUNNING, labels=RUN_LABELS),
+    _silent("TrainyardRunStalled", "steps are completed", _STEP_RISES, _RUNNING),
+    _silent("TrainyardRunStalled", "the run is suspended", _STEP_STOPS),
+    _silent("TrainyardRunStalled", "a short evaluation", _STEP_STOPS, _RUNNING, at="40m"),
     _fires(
-        "TrainyardRankStuck", "stuck", _run(m.STALLED_SECONDS, f"0+60{FOR_EVER}"), labels=OF_RUN
+        "TrainyardRankStuck",
+        "no progress for long",
+        _run(m.STALLED_SECONDS, f"0+60{TO_END}"),
+        labels=RUN_LABELS,
     ),
-    _quiet("TrainyardRankStuck", "all go on", _run(m.STALLED_SECONDS, f"2{FOR_EVER}")),
-    _fires("TrainyardRunHung", "an attempt has hung", _HUNG, _ONE_RESTART, labels=OF_RUN),
-    _quiet("TrainyardRunHung", "that was long ago", _HUNG, _ONE_RESTART, at="150m"),
-    _quiet(
+    _silent("TrainyardRankStuck", "all ranks make progress", _run(m.STALLED_SECONDS, f"2{TO_END}")),
+    _fires("TrainyardRunHung", "an attempt hung", _HUNG, _ONE_RESTART, labels=RUN_LABELS),
+    _silent("TrainyardRunHung", "the hang was over an hour ago", _HUNG, _ONE_RESTART, at="150m"),
+    _silent(
         "TrainyardRunHung",
-        "another fault",
+        "another reason",
         _ONE_RESTART,
-        _run(m.RUN_FAILED_ATTEMPTS, f"1{FOR_EVER}", reason="NodeLost"),
+        _run(m.RUN_FAILED_ATTEMPTS, f"1{TO_END}", reason="NodeLost"),
     ),
     _fires(
         "TrainyardCheckpointTooOld",
-        "old",
-        _run(m.CHECKPOINT_TIME, f"1000{FOR_EVER}"),
-        labels=OF_RUN,
+        "an old checkpoint",
+        _run(m.CHECKPOINT_TIME, f"1000{TO_END}"),
+        labels=RUN_LABELS,
     ),
-    _quiet("TrainyardCheckpointTooOld", "new", _run(m.CHECKPOINT_TIME, f"5000{FOR_EVER}")),
+    _silent(
+        "TrainyardCheckpointTooOld", "a recent checkpoint", _run(m.CHECKPOINT_TIME, f"5000{TO_END}")
+    ),
     _fires(
         "TrainyardRunRestarting",
-        "three",
-        _run(m.RUN_RESTARTS, f"0x50 1 2 3{FOR_EVER}"),
-        labels=OF_RUN,
+        "three restarts",
+        _run(m.RUN_RESTARTS, f"0x50 1 2 3{TO_END}"),
+        labels=RUN_LABELS,
     ),
-    _quiet("TrainyardRunRestarting", "one", _ONE_RESTART),
+    _silent("TrainyardRunRestarting", "one restart", _ONE_RESTART),
     _fires(
         "TrainyardRunFailed",
-        "it has",
-        _run(m.RUN_PHASE, f"1{FOR_EVER}", phase="Failed"),
-        labels=OF_RUN,
+        "the run failed",
+        _run(m.RUN_PHASE, f"1{TO_END}", phase="Failed"),
+        labels=RUN_LABELS,
     ),
-    _quiet("TrainyardRunFailed", "it runs", _RUNNING),
+    _silent("TrainyardRunFailed", "the run is running", _RUNNING),
     _fires(
         "TrainyardRunWaiting",
-        "for long",
-        _run(m.RUN_WAITING_SECONDS, f"0+60{FOR_EVER}", queue="gold"),
-        labels=OF_RUN | {"queue": "gold"},
+        "waiting for over 30 minutes",
+        _run(m.RUN_WAITING_SECONDS, f"0+60{TO_END}", queue="gold"),
+        labels=RUN_LABELS | {"queue": "gold"},
     ),
-    _quiet(
+    _silent(
         "TrainyardRunWaiting",
-        "not yet for long",
-        _run(m.RUN_WAITING_SECONDS, f"0+60{FOR_EVER}"),
+        "waiting for less than 30 minutes",
+        _run(m.RUN_WAITING_SECONDS, f"0+60{TO_END}"),
         at="20m",
     ),
     _fires(
         "TrainyardGoodputLow",
-        "a third",
-        _run(m.PRODUCTIVE_SECONDS, f"0+20{FOR_EVER}"),
+        "a third of the time",
+        _run(m.PRODUCTIVE_SECONDS, f"0+20{TO_END}"),
         _ACTIVE,
-        labels=OF_RUN,
+        labels=RUN_LABELS,
     ),
-    _quiet(
+    _silent(
         "TrainyardGoodputLow",
         "most of the time",
-        _run(m.PRODUCTIVE_SECONDS, f"0+55{FOR_EVER}"),
+        _run(m.PRODUCTIVE_SECONDS, f"0+55{TO_END}"),
         _ACTIVE,
     ),
     _fires(
         "TrainyardRunSlowerThanStudy",
         "half as fast",
-        *_TWO_OF,
+        *_TWO_RANKS,
         *_TOKENS,
         _TEN_TOKENS,
-        labels=OF_RUN,
+        labels=RUN_LABELS,
     ),
-    _quiet(
+    _silent(
         "TrainyardRunSlowerThanStudy",
-        "as fast",
-        *_TWO_OF,
+        "as fast as the study",
+        *_TWO_RANKS,
         _study(m.STUDY_TOKENS_PER_SECOND, 2, 10),
         _TEN_TOKENS,
     ),
-    _fires("TrainyardNoLeader", "none is scraped", labels={}),
+    _fires("TrainyardNoLeader", "no operator is scraped", labels={}),
     _fires(
         "TrainyardNoLeader",
-        "two that wait",
-        *(series(m.LEADER, {"pod": pod}, f"0{FOR_EVER}") for pod in ("a", "b")),
+        "two replicas, none leads",
+        *(series(m.LEADER, {"pod": pod}, f"0{TO_END}") for pod in ("a", "b")),
         labels={},
     ),
-    _quiet(
+    _silent(
         "TrainyardNoLeader",
-        "one of two leads",
-        series(m.LEADER, {"pod": "a"}, f"0{FOR_EVER}"),
-        series(m.LEADER, {"pod": "b"}, f"1{FOR_EVER}"),
+        "one of two replicas leads",
+        series(m.LEADER, {"pod": "a"}, f"0{TO_END}"),
+        series(m.LEADER, {"pod": "b"}, f"1{TO_END}"),
     ),
-    _fires("TrainyardNotReconciling", "active runs, no reconcile", _IDLE, _ONE_ACTIVE, labels={}),
-    _quiet("TrainyardNotReconciling", "it reconciles", _OPERATING, _ONE_ACTIVE),
-    _quiet(
+    _fires(
+        "TrainyardNotReconciling", "active runs, no reconciles", _IDLE, _ONE_ACTIVE_RUN, labels={}
+    ),
+    _silent("TrainyardNotReconciling", "active runs, reconciles", _RECONCILING, _ONE_ACTIVE_RUN),
+    _silent(
         "TrainyardNotReconciling",
-        "nothing to do",
+        "no active runs",
         _IDLE,
-        series(m.RUNS, {"phase": "Succeeded"}, f"5{FOR_EVER}"),
+        series(m.RUNS, {"phase": "Succeeded"}, f"5{TO_END}"),
     ),
-    _fires("TrainyardReconcilesFail", "for long", series(m.FAILING, {}, f"2{FOR_EVER}"), labels={}),
-    _quiet("TrainyardReconcilesFail", "none", series(m.FAILING, {}, f"0{FOR_EVER}")),
+    _fires(
+        "TrainyardReconcilesFail",
+        "failing for 15 minutes",
+        series(m.FAILING, {}, f"2{TO_END}"),
+        labels={},
+    ),
+    _silent("TrainyardReconcilesFail", "none failing", series(m.FAILING, {}, f"0{TO_END}")),
     _fires(
         "TrainyardServingErrors",
-        "one in ten",
+        "one in ten fails",
         _requests("200", 90),
         _requests("500", 10),
-        labels=OF_APP,
+        labels=APP_LABELS,
     ),
-    _quiet("TrainyardServingErrors", "one in a hundred", _requests("200", 99), _requests("500", 1)),
-    _quiet("TrainyardServingErrors", "the callers' own mistakes", _requests("422", 99)),
-    _fires("TrainyardServingSlow", "35 s", *_latency(90, 10), labels=OF_APP),
-    _quiet("TrainyardServingSlow", "under 10 s", *_latency(100, 0)),
+    _silent(
+        "TrainyardServingErrors",
+        "one in a hundred fails",
+        _requests("200", 99),
+        _requests("500", 1),
+    ),
+    _silent("TrainyardServingErrors", "client errors only", _requests("422", 99)),
+    _fires("TrainyardServingSlow", "p95 of 35 s", *_latency(90, 10), labels=APP_LABELS),
+    _silent("TrainyardServingSlow", "p95 under 10 s", *_latency(100, 0)),
     _fires(
         "TrainyardServingRefusesModels",
-        "one",
-        series(m.MODEL_SWAPS, _SWAPS, "0x60 1x100"),
-        labels=POD,
+        "one refused",
+        series(m.MODEL_SWAPS, _REFUSED, "0x60 1x100"),
+        labels=POD_LABELS,
     ),
-    _quiet(
+    _silent(
         "TrainyardServingRefusesModels",
-        "loaded",
-        series(m.MODEL_SWAPS, POD | {"result": "loaded"}, "0x60 1x100"),
+        "one loaded",
+        series(m.MODEL_SWAPS, POD_LABELS | {"result": "loaded"}, "0x60 1x100"),
     ),
     _fires(
         "TrainyardServingNoModel",
-        "for long",
-        series(m.SERVING_QUEUE, POD, f"0{FOR_EVER}"),
-        labels=POD,
+        "no model for over ten minutes",
+        series(m.SERVING_QUEUE, POD_LABELS, f"0{TO_END}"),
+        labels=POD_LABELS,
     ),
-    _quiet(
+    _silent(
         "TrainyardServingNoModel",
-        "it has one",
-        series(m.SERVING_QUEUE, POD, f"0{FOR_EVER}"),
-        series(m.MODEL_INFO, POD | {"run": "r"}, f"1{FOR_EVER}"),
+        "a model is served",
+        series(m.SERVING_QUEUE, POD_LABELS, f"0{TO_END}"),
+        series(m.MODEL_INFO, POD_LABELS | {"run": "r"}, f"1{TO_END}"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The rules, executed by Prometheus' own promtool: what each makes of some series."""
+"""The rules, run by promtool on the series of rule_cases.py."""
 
 import itertools
 import json
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from monitoring.alerts import ALERTS
-from monitoring.records import RECORDS
-from monitoring.rules import Alert, Record, rules_file
+from monitoring.rules import RECORDS, Alert, Record, rules_file
 from tests.unit.monitoring.rule_cases import ALERT_CASES, RECORD_CASES, Case, selector
 
 ROOT = Path(__file__).parents[3]
@@ -27,38 +26,40 @@ def promtool() -> str:
 
 
 def to_promtool(case: Case) -> dict[str, object]:
-    """One test of promtool's; an alert is asked for by the series that it leaves while it fires."""
+    """A unit test for promtool; a firing alert is a series named ALERTS."""
     if case.rule in SEVERITY:
-        more = {"alertname": case.rule, "alertstate": "firing", "severity": SEVERITY[case.rule]}
-        asked = selector("ALERTS", {key: more[key] for key in ("alertname", "alertstate")})
+        extra = {"alertname": case.rule, "alertstate": "firing", "severity": SEVERITY[case.rule]}
+        series = selector("ALERTS", {key: extra[key] for key in ("alertname", "alertstate")})
     else:
-        asked, more = case.rule, {}
+        series, extra = case.rule, {}
     samples = [
-        {"labels": selector("", {**labels, **more}), "value": round(value, 3)}
+        {"labels": selector("", {**labels, **extra}), "value": round(value, 3)}
         for labels, value in case.samples
     ]
     return {
-        "name": f"{case.rule}: {case.what}",
+        "name": f"{case.rule}: {case.description}",
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in case.series],
         "promql_expr_test": [
-            {"expr": f"round({asked}, 0.001)", "eval_time": case.at, "exp_samples": samples}
+            {"expr": f"round({series}, 0.001)", "eval_time": case.at, "exp_samples": samples}
         ],
     }
 
 
-def needed(rule: Record | Alert) -> tuple[Record | Alert, ...]:
-    """The rule, behind the recording rules that it asks: all of them would take half a minute."""
-    asked = [
-        needed(record) for record in RECORDS if record is not rule and record.name in rule.expr
+def with_dependencies(rule: Record | Alert) -> tuple[Record | Alert, ...]:
+    """The recording rules that a rule uses, then the rule. Evaluating all would take 30 s."""
+    used = [
+        with_dependencies(record)
+        for record in RECORDS
+        if record is not rule and record.name in rule.expr
     ]
-    return (*itertools.chain(*asked), rule)
+    return (*itertools.chain(*used), rule)
 
 
-def test_what_the_rules_make_of_series(promtool: str, tmp_path: Path) -> None:
+def test_rules_give_the_expected_samples(promtool: str, tmp_path: Path) -> None:
     tests = []
     for rule in (*RECORDS, *ALERTS):
-        (tmp_path / f"{rule.name}.rules").write_text(rules_file({"rules": needed(rule)}))
+        (tmp_path / f"{rule.name}.rules").write_text(rules_file({"rules": with_dependencies(rule)}))
         cases = [case for case in (*RECORD_CASES, *ALERT_CASES) if case.rule == rule.name]
         document = {
             "rule_files": [f"{rule.name}.rules"],
@@ -75,19 +76,19 @@ def test_what_the_rules_make_of_series(promtool: str, tmp_path: Path) -> None:
 def test_every_rule_has_a_case() -> None:
     assert {case.rule for case in RECORD_CASES} == {record.name for record in RECORDS}
     for alert in ALERTS:
-        of_it = [case for case in ALERT_CASES if case.rule == alert.name]
-        assert any(case.samples for case in of_it), f"{alert.name} is never seen to fire"
-        assert any(not case.samples for case in of_it), f"{alert.name} is never seen not to"
+        cases = [case for case in ALERT_CASES if case.rule == alert.name]
+        assert any(case.samples for case in cases), f"{alert.name} fires in no case"
+        assert any(not case.samples for case in cases), f"{alert.name} fires in all cases"
 
 
-def test_the_file_is_good(promtool: str) -> None:
+def test_promtool_accepts_the_shipped_file(promtool: str) -> None:
     file = ROOT / "charts" / "operator" / "rules" / "trainyard.yaml"
     command = [promtool, "check", "rules", "--lint-fatal", str(file)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_alerts_say_where_help_is() -> None:
+def test_runbooks_exist_in_the_docs() -> None:
     for alert in ALERTS:
         file, _, anchor = alert.runbook.partition("#")
         headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.M)

@@ -1,4 +1,4 @@
-"""What is shipped is what the code says, and asks for metrics that exist."""
+"""The shipped files are up to date, query existing metrics, and are valid dashboards."""
 
 import json
 from typing import Any
@@ -6,23 +6,21 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from monitoring import gpu
 from monitoring.__main__ import files
-from monitoring.dashboards import DASHBOARDS
-from monitoring.grafana import WIDTH, Dashboard
-from monitoring.records import RECORDS
+from monitoring.grafana import WIDTH
+from monitoring.rules import RECORDS
 from tests.support.monitoring import queries
-from tests.support.monitoring.queries import ROOT, everything
+from tests.support.monitoring.queries import DCGM, DOCUMENTS, ROOT, all_panels, all_queries
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
 from trainyard_operator.instruments import Instruments
 from trainyard_serving.metrics import Metrics
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
-dashboards = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda each: each.name)
+each_dashboard = pytest.mark.parametrize("dashboard", DOCUMENTS)
 
 
-def test_the_charts_files_are_current() -> None:
+def test_chart_files_are_up_to_date() -> None:
     for path, text in files().items():
         assert path.read_text() == text, f"{path.name}: run `make monitoring`"
     shipped = set((ROOT / "charts/operator").glob("dashboards/*"))
@@ -31,7 +29,7 @@ def test_the_charts_files_are_current() -> None:
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """The names in what trainer, operator and servers really export."""
+    """The names that trainer, operator and servers really export."""
     job = TrainerJob(run="r", recipe="gpt", run_dir="/x", report_port=0)
     texts = (
         TrainerMetrics(job).text(),
@@ -45,14 +43,14 @@ def exported() -> set[str]:
     return ({name for name, _ in names} - histograms) | parts
 
 
-def test_every_query_asks_for_what_is_exported_or_recorded(exported: set[str]) -> None:
-    """A metric that is renamed in one place only is found here; `make system` asks for data."""
+def test_queries_use_exported_or_recorded_names(exported: set[str]) -> None:
+    """Finds a metric that is renamed in one place only; `make system` checks for data."""
     recorded = {record.name for record in RECORDS}
     unknown = {
-        (asked.where, name)
-        for asked in everything()
-        for name in asked.names - exported - recorded
-        if not name.startswith(gpu.PREFIX)
+        (query.source, name)
+        for query in all_queries()
+        for name in query.names - exported - recorded
+        if not name.startswith(DCGM)
     }
     assert unknown == set()
 
@@ -60,74 +58,74 @@ def test_every_query_asks_for_what_is_exported_or_recorded(exported: set[str]) -
 def test_every_metric_is_exported(exported: set[str]) -> None:
     for metric in metrics.ALL:
         names = {metric.name, f"{metric.name}_count"}
-        assert names & exported, f"{metric.name} is in nobody's /metrics"
+        assert names & exported, f"{metric.name} is in no /metrics"
 
 
-def test_every_metric_is_shown_somewhere() -> None:
-    """What nobody looks at costs a series for nothing."""
-    asked = {name for query in everything() for name in query.names}
+def test_every_metric_is_queried() -> None:
+    """A metric that nothing shows is a useless cost."""
+    used = {name for query in all_queries() for name in query.names}
     for metric in metrics.ALL:
         if metric.part != "all":
-            assert any(name.startswith(metric.name) for name in asked), metric.name
+            assert any(name.startswith(metric.name) for name in used), metric.name
 
 
-def test_the_units_are_prometheus_own() -> None:
+def test_metric_names_follow_prometheus_conventions() -> None:
     for metric in metrics.ALL:
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
         assert not metric.name.endswith(("_ms", "_milliseconds", "_mib", "_percent")), metric.name
         assert metric.help.endswith("."), metric.name
 
 
-@dashboards
-def test_panels_are_described_and_fill_the_grid(dashboard: Dashboard) -> None:
-    placed = dashboard.to_json()["panels"]
-    shown = [*placed, *(inner for row in placed for inner in row.get("panels", []))]
-    assert len({panel["id"] for panel in shown}) == len(shown)
-    taken: set[tuple[int, int]] = set()
-    for panel in shown:
-        at = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        }
-        assert not taken & cells, f"{panel['title']} lies on another panel"
-        taken |= cells
-        assert at["x"] + at["w"] <= WIDTH
-    for panel in dashboard.panels:
-        assert panel.title
-        assert panel.description.endswith("."), panel.title
-        assert panel.queries
-        for query in panel.queries:
-            assert query.legend or query.instant or len(panel.queries) == 1, panel.title
+@each_dashboard
+def test_panels_have_descriptions_queries_and_legends(dashboard: str) -> None:
+    for panel in all_panels(dashboard):
+        assert panel["title"]
+        if panel["type"] != "row":
+            assert panel["description"].endswith("."), panel["title"]
+            assert panel["targets"]
+            for target in panel["targets"]:
+                alone = len(panel["targets"]) == 1
+                legend = target.get("legendFormat", "__auto") != "__auto"
+                assert legend or target["instant"] or alone, panel["title"]
 
 
-@dashboards
-def test_every_row_is_full(dashboard: Dashboard) -> None:
-    for row in dashboard.rows:
-        width = 0
-        for panel in row.panels:
-            width = panel.width if width + panel.width > WIDTH else width + panel.width
-        assert width == WIDTH or row.title == "Process of rank 0", f"{dashboard.name}: {row.title}"
+@each_dashboard
+def test_panels_fill_the_grid_without_overlap(dashboard: str) -> None:
+    panels = all_panels(dashboard)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    covered: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        grid = panel["gridPos"]
+        assert grid["x"] + grid["w"] <= WIDTH, panel["title"]
+        for y in range(grid["y"], grid["y"] + grid["h"]):
+            for x in range(grid["x"], grid["x"] + grid["w"]):
+                assert (x, y) not in covered, f"{panel['title']} overlaps {covered[x, y]}"
+                covered[x, y] = panel["title"]
+    height = max(y for _, y in covered) + 1
+    gaps = {(x, y) for x in range(WIDTH) for y in range(height)} - covered.keys()
+    assert gaps == set()
 
 
-@dashboards
-def test_no_data_source_is_named(dashboard: Dashboard) -> None:
+@each_dashboard
+def test_data_source_is_a_variable(dashboard: str) -> None:
     def sources(json: Any) -> list[Any]:
         if isinstance(json, dict):
             own = [json["datasource"]] if "datasource" in json else []
-            return own + [found for value in json.values() for found in sources(value)]
-        return [found for item in json for found in sources(item)] if isinstance(json, list) else []
+            return own + [source for value in json.values() for source in sources(value)]
+        return (
+            [source for item in json for source in sources(item)] if isinstance(json, list) else []
+        )
 
-    found = sources(dashboard.to_json())
-    assert found
-    assert all(source["uid"] == "${datasource}" for source in found)
+    every = sources(DOCUMENTS[dashboard])
+    assert every
+    assert all(source["uid"] == "${datasource}" for source in every)
 
 
-@dashboards
-def test_variables_are_declared(dashboard: Dashboard) -> None:
-    known = {variable.name for variable in dashboard.variables}
-    values = dict.fromkeys(known, "x")
-    for asked in queries.panels(dashboard.name):
-        assert "$" not in asked.filled(values).expr, asked.where
-    assert json.dumps(dashboard.to_json()).count('"type": "datasource"') == 1
+@each_dashboard
+def test_variables_are_declared(dashboard: str) -> None:
+    variables = DOCUMENTS[dashboard]["templating"]["list"]
+    values = {variable["name"]: "x" for variable in variables}
+    for query in queries.panel_queries(dashboard):
+        assert "$" not in query.substitute(values).expr, query.source
+    assert [each["name"] for each in variables if each["type"] == "datasource"] == ["datasource"]
+    assert json.dumps(DOCUMENTS[dashboard]).count('"type": "datasource"') == 1
