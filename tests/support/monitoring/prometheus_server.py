@@ -1,5 +1,6 @@
-"""A real Prometheus on 127.0.0.1 (Debian's package), which scrapes every second."""
+"""A Prometheus server on 127.0.0.1 (Debian's package) that scrapes every second."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Target:
-    """Something to scrape, with the labels that Kubernetes' service discovery would add."""
+    """A scrape target, with the labels that Kubernetes' service discovery would add."""
 
     port: int
     labels: dict[str, str] = field(default_factory=dict)
@@ -44,14 +45,14 @@ class Prometheus:
             return False
 
     def values(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """The series of an instant query with their values; NaN is no data."""
+        """The series of an instant query with their values, without NaN."""
         answer = self._http.get("/api/v1/query", params={"query": expr}).json()
         assert answer["status"] == "success", f"{answer.get('error')}: {expr}"
         data = answer["data"]
         if data["resultType"] == "scalar":
             return [({}, float(data["result"][1]))]
-        found = [(item["metric"], float(item["value"][1])) for item in data["result"]]
-        return [(labels, value) for labels, value in found if value == value]
+        series = [(item["metric"], float(item["value"][1])) for item in data["result"]]
+        return [(labels, value) for labels, value in series if not math.isnan(value)]
 
     def get(self, path: str) -> Any:
         return self._http.get(path).json()["data"]
@@ -62,7 +63,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(directory: Path, targets: dict[str, list[Target]], rules: Path) -> Iterator[Any]:
-    """A server that scrapes `targets`, by job, and evaluates `rules`."""
+    """A running server that scrapes `targets`, by job name, and evaluates `rules`."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is not on PATH (Debian: apt-get install prometheus)")

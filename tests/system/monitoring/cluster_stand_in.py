@@ -1,4 +1,4 @@
-"""The real operator on a small API server, in a thread: its runs are watched, and pods "run"."""
+"""The real operator in a thread, against a small API server that simulates watches and pods."""
 
 import asyncio
 import threading
@@ -24,11 +24,11 @@ _fetch = reports.fetch
 
 
 class Cluster:
-    """What a test says of the cluster: runs and studies, and where the pods' reports are."""
+    """The state of the simulated cluster: its objects, and the report ports of its pods."""
 
     def __init__(self) -> None:
         self.state = ApiServer()
-        self.report_ports: dict[str, int] = {}  # by pod name: its containers run
+        self.report_ports: dict[str, int] = {}  # by pod name; these pods run
         self.app: App | None = None
 
     def put_run(self, name: str, spec: dict[str, Any], status: Any = None, **metadata: Any) -> None:
@@ -55,13 +55,13 @@ class Cluster:
         return str(status.get("phase"))
 
     def run_pods(self) -> None:
-        """As kubelets do: the pods of which there is a report run."""
+        """Simulate the kubelet: pods with a report port become Running."""
         for path, pod in list(self.state.objects.items()):
             name = pod["metadata"]["name"]
             if "/pods/" in path and name in self.report_ports and "status" not in pod:
                 status = {
                     "phase": "Running",
-                    "podIP": name,  # found again by `fetch`
+                    "podIP": name,  # `fetch` looks up the port by it
                     "containerStatuses": [{"name": "trainer", "state": {"running": {}}}],
                 }
                 self.state.put(path, {**pod, "status": status})
@@ -70,15 +70,15 @@ class Cluster:
         return await _fetch(http, "127.0.0.1", self.report_ports[address])
 
     async def watch(self, app: App, stop: asyncio.Event) -> None:
-        """As kopf does: tell of every run that has changed, and of pods."""
-        told: dict[str, str] = {}
+        """Simulate kopf: pass each changed run, study and pod to the operator."""
+        seen: dict[str, str] = {}
         while not stop.is_set():
             self.run_pods()
             for path, item in list(self.state.objects.items()):
                 version = item["metadata"]["resourceVersion"]
-                if told.get(path) == version:
+                if seen.get(path) == version:
                     continue
-                told[path] = version
+                seen[path] = version
                 if "/trainingruns/" in path:
                     app.run_changed(item, deleted=False)
                 elif "/scalingstudies/" in path:
@@ -96,7 +96,7 @@ def ago(seconds: float) -> str:
 def operator(
     cluster: Cluster, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[threading.Thread]:
-    """The operator at work, with its endpoints on `port`."""
+    """A running operator with its endpoints on `port`."""
     monkeypatch.setattr(lease, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(lease, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
     monkeypatch.setattr(reports, "TIMEOUT", aiohttp.ClientTimeout(total=patience.SECONDS))
@@ -104,7 +104,7 @@ def operator(
     monkeypatch.setattr(App, "_watch", lambda app, stop: cluster.watch(app, stop))
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
-    async def work() -> None:
+    async def run() -> None:
         async with api_server(cluster.state) as (_, kube), reports.session() as http:
             settings = Settings(
                 own_namespace="trainyard-system", identity="a", host="127.0.0.1", port=port
@@ -112,7 +112,7 @@ def operator(
             cluster.app = App(settings, kube, Observer(kube, http))
             await cluster.app.run(stop)
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(work(),), name="operator")
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),), name="operator")
     thread.start()
     try:
         yield thread

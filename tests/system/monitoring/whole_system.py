@@ -1,4 +1,4 @@
-"""Everything that has metrics, for real: a run of two processes, two servers, the operator."""
+"""All parts that export metrics: a run of two processes, two servers and the operator."""
 
 import itertools
 import json
@@ -23,8 +23,8 @@ from tests.support.monitoring.prometheus_server import Target
 from tests.system.monitoring.cluster_stand_in import NAMESPACE, Cluster, ago, operator
 
 RUN, STUDY, CONFIGURATION = "metered", "sizes", "batch_size 8"
-# Names as a Deployment's ReplicaSet gives them to its pods.
-WRITER, READER = "bard-serving-6d4cf56db6-x7k2p", "news-serving-7f9c8d5b4-q2wzt"
+# Pod names as a Deployment's ReplicaSet makes them.
+GENERATOR_POD, CLASSIFIER_POD = "bard-serving-6d4cf56db6-x7k2p", "news-serving-7f9c8d5b4-q2wzt"
 TINY = {
     "corpus": "stdlib",
     "max_steps": 1_000_000,
@@ -41,20 +41,20 @@ SPEC = {"numProcPerNode": 2, "config": TINY, "checkpoint": {"everySteps": 50}}
 
 
 def start_run(box: Box) -> Callable[[], int]:
-    """`trainyard run` with two processes; tells rank 0's port, once it has one."""
+    """Start `trainyard run` with two processes; returns a function that waits for rank 0's port."""
     command = box.start("run", box.manifest(RUN, recipe="char-gpt", **SPEC))
-    told = box.run_dir(RUN) / "attempts" / "1.json"
+    attempt = box.run_dir(RUN) / "attempts" / "1.json"
 
     def port() -> int:
-        until(lambda: told.exists() or command.poll() is not None, "the run's ports")
+        until(lambda: attempt.exists() or command.poll() is not None, "the run's ports")
         assert command.poll() is None, box.end(command)[1]
-        return int(json.loads(told.read_text())["report"])
+        return int(json.loads(attempt.read_text())["report"])
 
     return port
 
 
-def give_way(box: Box) -> None:
-    """The run, once it runs, would take all there is of a small machine: it gets what is left."""
+def lower_priority(box: Box) -> None:
+    """Keep the run from starving the other parts on a machine with few cores."""
     for pid in box.processes(RUN):
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with suppress(ProcessLookupError):
@@ -62,8 +62,8 @@ def give_way(box: Box) -> None:
 
 
 @contextmanager
-def writer(run_dir: Path) -> Iterator[int]:
-    """A server of texts in a process of its own; its port. The model may come later."""
+def generator(run_dir: Path) -> Iterator[int]:
+    """The port of a text generation server in its own process; it starts without a model."""
     command = [sys.executable, "-m", "trainyard_serving", "generate", "--port", "0"]
     options = ["--host", "127.0.0.1", "--run-dir", str(run_dir), "--poll-seconds", "0.1"]
     with subprocess.Popen(
@@ -75,41 +75,41 @@ def writer(run_dir: Path) -> Iterator[int]:
     ) as server:
         try:
             assert server.stdout
-            found = re.search(r":(\d+)$", server.stdout.readline().strip())
-            assert found, "the server didn't start"
-            yield int(found[1])
+            match = re.search(r":(\d+)$", server.stdout.readline().strip())
+            assert match, "the server didn't start"
+            yield int(match[1])
         finally:
             server.terminate()
 
 
 @contextmanager
-def visitors(work: Callable[[int], Any]) -> Iterator[None]:
-    """Somebody who calls `work(0)`, `work(1)`, ... until the end."""
+def client_load(request: Callable[[int], Any]) -> Iterator[None]:
+    """Calls `request(0)`, `request(1)`, ... in a thread until the block ends."""
     stop = threading.Event()
-    broken: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def visit() -> None:
+    def send() -> None:
         for number in itertools.count():
             if stop.wait(0.1):
                 return
             try:
-                work(number)
+                request(number)
             except BaseException as error:
-                broken.append(error)
+                errors.append(error)
                 return
 
-    thread = threading.Thread(target=visit)
+    thread = threading.Thread(target=send)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-    assert not broken, broken
+    assert not errors, errors
 
 
-def feed(cluster: Cluster) -> None:
-    """Runs in every state that queries ask about, beside the one that is real."""
+def add_objects(cluster: Cluster) -> None:
+    """Runs in every state that the queries cover, in addition to the real run, and a study."""
     from trainyard_api import labels
 
     cluster.put_run(RUN, SPEC, labels={labels.STUDY: STUDY})
@@ -160,58 +160,58 @@ def feed(cluster: Cluster) -> None:
 def whole_system(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, list[Target]]]:
-    """All of it at work, and where it is scraped, by Prometheus' job."""
+    """All parts running; yields the targets to scrape, by Prometheus job."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ExitStack() as stack:
         box = Box(directory)
         stack.callback(box.close)
         port_of_run = start_run(box)
-        (directory / "writer" / "models").mkdir(parents=True)
-        asked = stack.enter_context(writer(directory / "writer"))
+        (directory / "generator" / "models").mkdir(parents=True)
+        generator_port = stack.enter_context(generator(directory / "generator"))
         from tests.support.serving.models import export_char_gpt, write_manifest
         from tests.support.serving.news_model import WORDS, write_news_model
         from tests.support.serving.servers import running
         from trainyard_serving.classify.app import create_classify_app
         from trainyard_serving.settings import ClassifySettings
 
-        write_news_model(directory / "reader" / "models" / "step-00000010", step=10)
+        write_news_model(directory / "classifier" / "models" / "step-00000010", step=10)
         settings = ClassifySettings(
-            run_dir=str(directory / "reader"), threads=1, poll_seconds=0.1, check_texts=20
+            run_dir=str(directory / "classifier"), threads=1, poll_seconds=0.1, check_texts=20
         )
-        reader = stack.enter_context(running(create_classify_app(settings)))
+        classifier = stack.enter_context(running(create_classify_app(settings)))
         text = {"model": "shakespeare", "prompt": "A", "max_tokens": 4, "stream": True}
-        # A busy machine may pause for longer than a server keeps a connection that nobody uses.
-        fresh = httpx.Limits(max_keepalive_connections=0)
-        url = f"http://127.0.0.1:{asked}"
+        # New connections only: a server may close an idle one while a busy machine pauses.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        url = f"http://127.0.0.1:{generator_port}"
         client = stack.enter_context(
-            httpx.Client(base_url=url, timeout=patience.SECONDS, limits=fresh)
+            httpx.Client(base_url=url, timeout=patience.SECONDS, limits=limits)
         )
-        news = stack.enter_context(
-            httpx.Client(base_url=reader.base_url, timeout=patience.SECONDS, limits=fresh)
+        classifier_client = stack.enter_context(
+            httpx.Client(base_url=classifier.base_url, timeout=patience.SECONDS, limits=limits)
         )
 
-        def visit(number: int) -> None:
+        def request(number: int) -> None:
             with client.stream("POST", "/v1/completions", json=text) as answer:
                 answer.read()
-            news.post("/predict", json={"text": WORDS[number % len(WORDS)]})
+            classifier_client.post("/predict", json={"text": WORDS[number % len(WORDS)]})
 
         assert client.post("/v1/completions", json=text).status_code == 503
-        stack.enter_context(visitors(visit))
-        hidden = directory / "hidden"
-        hidden.mkdir()
-        export_char_gpt(hidden)
-        write_manifest(hidden)
-        hidden.rename(directory / "writer" / "models" / "step-00000500")
+        stack.enter_context(client_load(request))
+        staging = directory / "staging"
+        staging.mkdir()
+        export_char_gpt(staging)
+        write_manifest(staging)
+        staging.rename(directory / "generator" / "models" / "step-00000500")
 
         cluster, port = Cluster(), free_port()
-        feed(cluster)
+        add_objects(cluster)
         report = port_of_run()
         cluster.report_ports[f"{RUN}-1-0"] = report
         stack.enter_context(operator(cluster, port, monkeypatch))
-        until(lambda: client.get("/ready").status_code == 200, "the writer's model")
-        until(lambda: news.get("/ready").status_code == 200, "the reader's model")
+        until(lambda: client.get("/ready").status_code == 200, "the generator's model")
+        until(lambda: classifier_client.get("/ready").status_code == 200, "the classifier's model")
         until(lambda: cluster.phase(RUN) == "Running", "the run")
-        give_way(box)
+        lower_priority(box)
         at = {"namespace": NAMESPACE}
         yield {
             "runs": [Target(report, at | {"pod": f"{RUN}-1-0"})],
@@ -219,7 +219,9 @@ def whole_system(
                 Target(port, {"namespace": "trainyard-system", "pod": "trainyard-operator-0"}, True)
             ],
             "serving": [
-                Target(asked, at | {"pod": WRITER}),
-                Target(int(str(reader.base_url).rpartition(":")[2]), at | {"pod": READER}),
+                Target(generator_port, at | {"pod": GENERATOR_POD}),
+                Target(
+                    int(str(classifier.base_url).rpartition(":")[2]), at | {"pod": CLASSIFIER_POD}
+                ),
             ],
         }

@@ -1,4 +1,4 @@
-"""However many ranks, classes, runs and strange names there are: labels keep to their bounds."""
+"""Labels stay within their bounds with any number of ranks, classes, runs and names."""
 
 from typing import Any
 
@@ -16,30 +16,30 @@ MANY = 7000
 
 
 def values(text: bytes, metric: metrics.Metric, label: str) -> set[str]:
-    """The values of a label, all of whose metric's labels are within their bounds."""
+    """The values of a label; all labels of its metric must be within their bounds."""
     for family in text_string_to_metric_families(text.decode()):
         if family.name == metric.name.removesuffix("_total"):
             for each in metric.labels:
                 assert len({sample.labels[each] for sample in family.samples}) <= each.at_most
             return {sample.labels[label] for sample in family.samples}
-    raise AssertionError(f"{metric} isn't exported")
+    raise AssertionError(f"{metric} is not exported")
 
 
 def trainer() -> TrainerMetrics:
     return TrainerMetrics(TrainerJob(run="r", recipe="gpt", run_dir="/x", report_port=0))
 
 
-def test_of_many_ranks_the_slowest_are_told() -> None:
+def test_only_the_slowest_ranks_are_exported() -> None:
     subject = trainer()
     subject.set_rank_seconds([float(rank) for rank in range(MANY)])
-    told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
-    assert told == {str(rank) for rank in range(MANY - 256, MANY)}
+    exported = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
+    assert exported == {str(rank) for rank in range(MANY - 256, MANY)}
     subject.set_rank_seconds([float(-rank) for rank in range(MANY)])
-    told = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
-    assert told == {str(rank) for rank in range(256)}, "those of the line before have gone"
+    exported = values(subject.text(), metrics.RANK_STEP_SECONDS, "rank")
+    assert exported == {str(rank) for rank in range(256)}, "ranks of the previous report remain"
 
 
-def test_of_many_evaluations_the_first_are_told_and_go_on() -> None:
+def test_only_the_first_evaluation_metrics_are_exported() -> None:
     subject = trainer()
     for score in (0.1, 0.2):
         subject.set_evaluation({f"m{number}": score for number in range(100)})
@@ -47,19 +47,19 @@ def test_of_many_evaluations_the_first_are_told_and_go_on() -> None:
     assert b'trainyard_evaluation{metric="m0",run="r"} 0.2' in subject.text()
 
 
-def test_of_many_classes_the_last_are_one() -> None:
+def test_classes_past_the_limit_are_counted_as_other() -> None:
     subject = Metrics()
     for number in range(MANY):
         subject.predicted(f"class {number}")
     subject.predicted("class 0")
-    told = values(subject.exposition(), metrics.PREDICTIONS, "label")
-    assert len(told) == 101
-    assert {"class 0", "other"} <= told
+    exported = values(subject.exposition(), metrics.PREDICTIONS, "label")
+    assert len(exported) == 101
+    assert {"class 0", "other"} <= exported
     counted = f'trainyard_serving_predictions_total{{label="other"}} {MANY - 100:.1f}'
     assert counted in subject.exposition().decode()
 
 
-def test_of_many_runs_unfinished_ones_are_told_first() -> None:
+def test_unfinished_runs_are_exported_before_finished_ones() -> None:
     subject = Instruments()
     ended: dict[str, Any] = {"phase": "Failed", "completionTime": "2999-01-01T00:00:00Z"}
     bodies: dict[Any, Any] = {
@@ -72,13 +72,13 @@ def test_of_many_runs_unfinished_ones_are_told_first() -> None:
     }
     subject.seen_all(bodies)
     text = generate_latest(subject.registry)
-    told = values(text, metrics.RUN_PHASE, "run")
-    assert len(told) == 5000
-    assert f"r{MANY - 1}" in told
+    exported = values(text, metrics.RUN_PHASE, "run")
+    assert len(exported) == 5000
+    assert f"r{MANY - 1}" in exported
     assert f'trainyard_operator_runs{{phase="Failed"}} {MANY - 1:.1f}' in text.decode()
 
 
-def test_reasons_are_ours() -> None:
+def test_failure_reasons_are_within_their_bound() -> None:
     from trainyard_lifecycle.diagnosis import REASONS
 
     assert len(REASONS) <= metrics.RESTARTS.labels[0].at_most
