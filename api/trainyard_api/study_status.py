@@ -51,7 +51,7 @@ class ScalingLaw(Model):
     """The most probable scaling law of a configuration, and how probable the others are.
 
     Throughput is in the measurements' unit. Projections need the other laws, too, which are not
-    stored: fit the measurements again (trainyard_study.scaling_law.fit).
+    stored: fit the measurements again (trainyard_study.fit.fit).
     """
 
     kind: LawKind = Field(

@@ -1,19 +1,23 @@
-"""`trainyard get` and `describe`: what is known of runs, read as plain JSON to be quick."""
+"""`trainyard get`, `describe` and `logs`: read plain JSON and text only, so that they are fast."""
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from trainyard_api.columns import COLUMNS
-from trainyard_local.store import MANIFEST, RunDir
+from trainyard_local.store import MANIFEST, RunBusyError, RunDir, UserError, list_runs
 
-FINISHED = ("Succeeded", "Failed")  # trainyard_api.status has them, but would import pydantic
+FINISHED = ("Succeeded", "Failed")  # also in trainyard_api.status, which imports pydantic
+POLL_SECONDS = 0.2
 
 
 def print_runs(runs: Sequence[RunDir], output: str | None) -> None:
-    """A table as `kubectl get` prints it (output None or wide), or the objects (json, yaml)."""
+    """Print a table like `kubectl get` (output None or wide), or the objects (json, yaml)."""
     objects = [run.read() for run in runs]
     if output in ("json", "yaml"):
         print(_dump(objects, output, single=len(runs) == 1))
@@ -25,12 +29,20 @@ def print_runs(runs: Sequence[RunDir], output: str | None) -> None:
         rows.append([item["metadata"]["name"], *cells])
     print(_table(rows))
     for run, item in zip(runs, objects, strict=True):
-        if note := _abandoned(run, item):
+        if note := _stale_note(run, item):
             print(note, file=sys.stderr)
 
 
+def remove_expired_runs() -> None:
+    """Delete finished runs whose ttlSecondsAfterFinished has passed, as `reconcile` decides."""
+    for run_dir in list_runs():
+        if run_dir.read()["spec"].get("ttlSecondsAfterFinished") is not None:
+            with suppress(RunBusyError):
+                _remove_if_expired(run_dir)
+
+
 def describe(run_dir: RunDir) -> str:
-    """Everything known of a run, for people."""
+    """All about one run, as text."""
     run = run_dir.read()
     status = run.get("status", {})
     lines = [
@@ -53,7 +65,7 @@ def describe(run_dir: RunDir) -> str:
             }
         )
     ]
-    if note := _abandoned(run_dir, run):
+    if note := _stale_note(run_dir, run):
         lines.append(note)
     lines += ["Conditions:", *_indented(_conditions(status))]
     lines += ["Attempts:", *_indented(_attempts(status))]
@@ -61,8 +73,37 @@ def describe(run_dir: RunDir) -> str:
     return "\n".join(lines)
 
 
+def print_log(run_dir: RunDir, *, attempt: int | None, node: int, follow: bool) -> None:
+    """Print the log of one node; `follow` continues with later attempts until the run stops.
+
+    attempt: None means the newest. Raises UserError if there is no such log.
+    """
+    if attempt is None:
+        attempt = _newest_attempt(run_dir)
+    path = run_dir.log_file(attempt, node)
+    if not path.is_file() and not follow:
+        available = ", ".join(sorted(file.stem for file in run_dir.logs.glob("*.log"))) or "none"
+        raise UserError(
+            f"{run_dir.name} has no log of attempt {attempt}, node {node}"
+            f" (available, as ATTEMPT-NODE: {available})"
+        )
+    position = 0
+    while True:
+        complete = _is_complete(run_dir, attempt)  # checked before reading: nothing is missed
+        position = _copy(path, position)
+        if not follow or complete:
+            return
+        if not run_dir.log_file(attempt + 1, node).is_file():
+            time.sleep(POLL_SECONDS)
+            continue
+        _copy(path, position)
+        attempt, position = attempt + 1, 0
+        path = run_dir.log_file(attempt, node)
+        print(f"--- attempt {attempt}", file=sys.stderr, flush=True)
+
+
 def _lookup(item: dict[str, Any], path: str) -> Any:
-    """The value at a JSON path like .status.lastCheckpoint.step, or None."""
+    """The value at a JSON path such as .status.lastCheckpoint.step, or None."""
     value: Any = item
     for key in path.split(".")[1:]:
         value = value.get(key) if isinstance(value, dict) else None
@@ -77,15 +118,15 @@ def _cell(kind: str, value: Any) -> str:
     return _number(value) if kind == "number" else str(value)
 
 
-def _abandoned(run_dir: RunDir, run: dict[str, Any]) -> str:
-    """A note when the status can't be current: nobody drives the run."""
+def _stale_note(run_dir: RunDir, run: dict[str, Any]) -> str:
+    """A note if the status may be out of date, because no process drives the run; else empty."""
     phase = run.get("status", {}).get("phase")
     if phase in (*FINISHED, "Suspended") or run_dir.holder() is not None:
         return ""
     file = run["metadata"].get("annotations", {}).get(MANIFEST, "FILE")
     return (
-        f"note: {run_dir.name} was last seen {phase or 'Pending'}; nothing watches it now:"
-        f" go on with `trainyard run {file}`"
+        f"note: {run_dir.name} was last seen {phase or 'Pending'}, but no process drives it now:"
+        f" resume it with `trainyard run {file}`"
     )
 
 
@@ -142,7 +183,7 @@ def _reference(value: dict[str, Any] | None) -> str:
 
 
 def _age(start: str | None, end: str | None = None) -> str:
-    """Time from `start` to `end` (now), as kubectl writes ages."""
+    """Time from `start` to `end` (default: now), in kubectl's format."""
     if not start:
         return ""
     until = datetime.fromisoformat(end) if end else datetime.now(UTC)
@@ -160,3 +201,43 @@ def _dump(objects: list[dict[str, Any]], output: str, *, single: bool) -> str:
     import yaml
 
     return str(yaml.safe_dump(data, sort_keys=False)).rstrip()
+
+
+def _copy(path: Path, position: int) -> int:
+    """Print what was added since `position`; returns the new end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            while chunk := file.read(1 << 16):
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+            return file.tell()
+    except FileNotFoundError:
+        return position
+
+
+def _newest_attempt(run_dir: RunDir) -> int:
+    numbers = [int(path.stem.split("-")[0]) for path in run_dir.logs.glob("*-*.log")]
+    return max(numbers, default=1)
+
+
+def _is_complete(run_dir: RunDir, attempt: int) -> bool:
+    """Whether the attempt's log will not grow, and no later attempt will start."""
+    if not run_dir.exists():
+        return True
+    status = run_dir.read().get("status", {})
+    stopped = status.get("phase") in (*FINISHED, "Suspended")
+    return (stopped and status.get("attempt", 0) <= attempt) or run_dir.holder() is None
+
+
+def _remove_if_expired(run_dir: RunDir) -> None:
+    from trainyard_lifecycle.reconcile import reconcile  # imports pydantic: only where needed
+    from trainyard_local.backend import LocalBackend
+
+    with run_dir.locked():
+        if run_dir.exists():
+            backend = LocalBackend(run_dir)
+            run = backend.load()
+            plan = reconcile(backend.observe(run))
+            if plan.delete_run:
+                backend.apply(run, plan)

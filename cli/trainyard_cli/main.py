@@ -1,6 +1,7 @@
 """The `trainyard` command: train, watch and serve runs on this machine, without Kubernetes.
 
-Each command imports what it needs itself, so that `trainyard get` answers at once.
+Each command imports what it needs in its own function, so that `trainyard get` answers immediately
+and commands work as long as the extras that they need are installed.
 """
 
 import argparse
@@ -17,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. What users can mend is told in one line."""
+    """Run one command; returns the exit status. Errors a user can fix are printed as one line."""
     args = _parser().parse_args(arguments)
     try:
         status: int = args.handler(args)
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `trainyard get | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a home that can't be written
+    except OSError as error:  # such as a full disk, or a home that is not writable
         where = f"{error.filename}: " if error.filename else ""
         print(f"trainyard: {where}{error.strerror or error}", file=sys.stderr)
         return 1
@@ -46,14 +47,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     from trainyard_api.study import STUDY_KIND
-    from trainyard_local.manifest import kind_of, load
-    from trainyard_local.study_file import load as load_study
+    from trainyard_local.manifest import kind_of, load_run, load_study
 
     if kind_of(args.file) == STUDY_KIND:
         study, cells = load_study(args.file)
         print(f"{args.file}: {study.kind} {study.name} is valid: {len(cells)} cells")
         return 0
-    run = load(args.file)
+    run = load_run(args.file)
     print(f"{args.file}: {run.kind} {run.name} is valid")
     return 0
 
@@ -66,13 +66,12 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def _get(args: argparse.Namespace) -> int:
-    from trainyard_cli.inspect import print_runs
-    from trainyard_local.expiry import remove_expired
+    from trainyard_cli.inspect import print_runs, remove_expired_runs
 
-    remove_expired()
+    remove_expired_runs()
     runs = [find_run(args.name)] if args.name else list_runs()
     if not runs and args.output in (None, "wide"):
-        print("no runs on this machine yet: start one with `trainyard run FILE`")
+        print("no runs on this machine; start one with `trainyard run FILE`")
         return 0
     print_runs(runs, args.output)
     return 0
@@ -86,9 +85,9 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from trainyard_cli.logs import show
+    from trainyard_cli.inspect import print_log
 
-    show(find_run(args.name), attempt=args.attempt, node=args.node, follow=args.follow)
+    print_log(find_run(args.name), attempt=args.attempt, node=args.node, follow=args.follow)
     return 0
 
 
@@ -100,12 +99,14 @@ def _suspend(args: argparse.Namespace) -> int:
 
 
 def _delete(args: argparse.Namespace) -> int:
-    from trainyard_cli.delete import delete
+    existing = {run_dir.name for run_dir in list_runs()}
+    names = [name for name in args.name if name in existing or not args.ignore_not_found]
+    run_dirs = [find_run(name) for name in names]
+    if run_dirs:
+        from trainyard_cli.run import delete
 
-    known = {run_dir.name for run_dir in list_runs()}
-    names = [name for name in args.name if name in known or not args.ignore_not_found]
-    for run_dir in [find_run(name) for name in names]:
-        print(delete(run_dir), flush=True)
+        for run_dir in run_dirs:
+            print(delete(run_dir), flush=True)
     return 0
 
 
@@ -120,17 +121,20 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _dashboard(args: argparse.Namespace) -> int:
-    from trainyard_cli.dashboard import dashboard
+    from trainyard_cli.serve import dashboard
 
-    given = {"--prices": args.prices, "--prometheus-url": args.prometheus_url}
-    given |= {"--demo-url": args.demo_url, "--context": args.context}
-    given |= {"--cluster": "true" if args.cluster or args.context else None}
-    flags = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    options = {"--prices": args.prices, "--prometheus-url": args.prometheus_url}
+    options |= {"--demo-url": args.demo_url, "--context": args.context}
+    options |= {"--cluster": "true" if args.cluster or args.context else None}
+    flags = [word for flag, value in options.items() if value for word in (flag, str(value))]
     return dashboard(args.port, flags, open_browser=not args.no_browser)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trainyard", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="trainyard",
+        description="Train, watch and serve runs on this machine, without Kubernetes.",
+    )
     parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -1,27 +1,33 @@
-"""`trainyard run` and `trainyard suspend`: drives a run in the foreground, or stops one."""
+"""`trainyard run`, `suspend` and `delete`, and the summary that they print of a run."""
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_cli.display import new_display
-from trainyard_cli.summary import summary
-from trainyard_local import manifest, preflight
+from trainyard_cli.serve import APP_BY_RECIPE
+from trainyard_local import preflight
 from trainyard_local.backend import LocalBackend
 from trainyard_local.display import Display
-from trainyard_local.driver import Stop, apply_manifest, drive, end_driver, suspended
+from trainyard_local.driver import Stop, apply_manifest, drive, end_driver
+from trainyard_local.driver import suspend as suspended
+from trainyard_local.manifest import load_run
 from trainyard_local.store import MANIFEST, RunDir
+from trainyard_local.workers import Workers
+from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest, steps
 
 EXIT_INTERRUPTED = 130
 
 
 def run_manifest(path: Path) -> int:
-    """Apply the manifest and drive the run until it ends; returns the exit status."""
-    wanted = manifest.load(path)
+    """Start the run in the manifest, or resume it; returns the exit status when it stops."""
+    wanted = load_run(path)
     wanted.metadata.annotations[MANIFEST] = str(path)
     with RunDir(wanted.name).locked():
         backend = LocalBackend(RunDir(wanted.name))
@@ -30,8 +36,8 @@ def run_manifest(path: Path) -> int:
         if run.status.phase in FINISHED:
             display.say(_already_finished(run))
             return 0 if run.status.phase == "Succeeded" else 1
-        for name in preflight.ignored(run):
-            display.say(f"note: {name} means nothing on one machine and is ignored")
+        for name in preflight.ignored_settings(run):
+            display.say(f"note: {name} has no effect on one machine and is ignored")
         with stop_on_signals() as stop, display:
             run = drive(backend, run, display, stop)
         display.say(summary(backend, run, by_manifest=wanted.spec.suspend))
@@ -41,7 +47,7 @@ def run_manifest(path: Path) -> int:
 
 
 def suspend(run_dir: RunDir) -> str:
-    """Stop a run so that it can go on later; returns what to tell the user."""
+    """Stop a run so that it can be resumed later; returns its summary."""
     if (pid := run_dir.holder()) is not None:
         end_driver(run_dir, pid)
     with run_dir.locked():
@@ -53,25 +59,114 @@ def suspend(run_dir: RunDir) -> str:
         return summary(backend, run)
 
 
+def delete(run_dir: RunDir) -> str:
+    """Stop the run and delete its directory; returns a line about it."""
+    if (pid := run_dir.holder()) is not None:
+        end_driver(run_dir, pid, force=True)
+    with run_dir.locked():
+        Workers(run_dir).kill_all()
+        freed, kept = run_dir.remove(run_dir.read())
+    kept_text = f"; its data is kept in {kept}" if kept else ""
+    return f"deleted {run_dir.name}: {_size_text(freed)} freed{kept_text}"
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Count Ctrl-C and SIGTERM instead of dying of them."""
+    """Count Ctrl-C and SIGTERM instead of being terminated by them."""
     stop = Stop()
 
     def count(_signal: int, _frame: FrameType | None) -> None:
         stop.requests += 1
 
-    former = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def summary(backend: LocalBackend, run: TrainingRun, *, by_manifest: bool = False) -> str:
+    """A few lines about a run that stopped: its outcome, where its files are, what to do next.
+
+    by_manifest: the run is suspended by its manifest.
+    """
+    phase = run.status.phase
+    if phase == "Succeeded":
+        return "\n".join(_succeeded(backend, run))
+    if phase == "Failed":
+        return "\n".join(_failed(backend, run))
+    return "\n".join(_suspended(backend, run, by_manifest))
 
 
 def _already_finished(run: TrainingRun) -> str:
     ended = "succeeded" if run.status.phase == "Succeeded" else "failed"
     why = f": {run.status.message}" if run.status.message else ""
-    again = f"to train anew: trainyard delete {run.name}"
+    again = f"to train it again, first: trainyard delete {run.name}"
     serve = f"; to serve its model: trainyard serve {run.name}" if run.status.model else ""
     return f"{run.name} has already {ended}{why}; {again}{serve}"
+
+
+def _succeeded(backend: LocalBackend, run: TrainingRun) -> list[str]:
+    status, data = run.status, backend.dir.data(run.to_wire())
+    lines = [f"{run.name} succeeded: {status.message}"]
+    losses = backend.losses
+    if losses and status.loss is not None:
+        final = f"{status.loss:.3f} at step {status.step}"
+        evaluated = f", evaluation {status.eval_loss:.3f}" if status.eval_loss is not None else ""
+        first = f"{losses[0].loss:.3f} at step {losses[0].step}"
+        lines.append(f"  loss    {first} -> {final}{evaluated}")
+    if (data / "loss.png").is_file():
+        lines.append(f"  curve   {data / 'loss.png'}")
+    if status.model:
+        lines.append(f"  model   {data / status.model.path}  ({status.model.digest[:19]})")
+    else:
+        lines.append(f"  data    {data}")
+    lines.append(f"  logs    {backend.dir.logs}")
+    if status.model and run.spec.recipe in APP_BY_RECIPE:
+        lines.append(f"  next    trainyard serve {run.name}")
+    return lines
+
+
+def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
+    status = run.status
+    lines = [f"{run.name} failed: {status.reason}: {status.message}"]
+    attempt = status.attempts[-1] if status.attempts else None
+    node = attempt.pod.rpartition("-")[2] if attempt and attempt.pod else "0"
+    log = backend.dir.log_file(status.attempt, int(node))
+    if log.is_file():
+        lines.append(f"  log     {log}")
+    if status.last_checkpoint:
+        lines.append(f"  kept    checkpoint of step {status.last_checkpoint.step}")
+    file = run.metadata.annotations.get(MANIFEST, "FILE")
+    lines.append(f"  retry   trainyard delete {run.name} && trainyard run {file}")
+    return lines
+
+
+def _suspended(backend: LocalBackend, run: TrainingRun, by_manifest: bool) -> list[str]:
+    # Workers save their last step while they stop, after the last report: read it from the data.
+    step = _newest_step(backend.dir.data(run.to_wire()))
+    start = "from the beginning" if step is None else f"from the checkpoint of step {step}"
+    file = run.metadata.annotations.get(MANIFEST, "FILE")
+    first = "set spec.suspend to false, then " if by_manifest else ""
+    lines = [f"{run.name} is suspended; no worker is running"]
+    lines.append(f"  resume  {first}trainyard run {file}  ({start})")
+    if backend.dir.logs.is_dir():
+        lines.append(f"  logs    {backend.dir.logs}")
+    return lines
+
+
+def _newest_step(data: Path) -> int | None:
+    """The step of the newest complete checkpoint in a run's data directory."""
+    for directory in steps(data / CHECKPOINTS):
+        with contextlib.suppress(InvalidCheckpointError):
+            return read_manifest(directory).step
+    return None
+
+
+def _size_text(size: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size //= 1024
+    return f"{size} GiB"

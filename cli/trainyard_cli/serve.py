@@ -1,71 +1,133 @@
-"""`trainyard serve`: starts the serving part on a run's model, as a program of its own."""
+"""`trainyard serve` and `trainyard dashboard`: start a model server, or the dashboard."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
+import webbrowser
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from trainyard_cli.serving_apps import BY_RECIPE, CLASSIFY, App
-from trainyard_cli.serving_process import (
-    HOST,
-    call,
-    check_port,
-    end,
-    start,
-    wait_until_ready,
-)
+from trainyard_cli.server_process import HOST, call, check_port, start, stop, wait_until_ready
 from trainyard_local.store import RunDir, UserError
+
+DASHBOARD_PORT = 8050
+
+
+@dataclass(frozen=True)
+class App:
+    """An app of `python -m trainyard_serving`, and how to use it.
+
+    Attributes:
+        port: the default port.
+        engines: the first is the default.
+        page: path of the page to try the model.
+        route: path of a prediction.
+        input_field: the request's field for the text.
+        example: a text to try.
+        options: more fields of the example request.
+    """
+
+    name: str
+    port: int
+    engines: tuple[str, ...]
+    page: str
+    route: str
+    input_field: str
+    example: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+GENERATE = App(
+    name="generate",
+    port=8000,
+    engines=("torch", "sglang"),
+    page="/",
+    route="/v1/completions",
+    input_field="prompt",
+    example="def ",
+    options={"max_tokens": 64},
+)
+CLASSIFY = App(
+    name="classify",
+    port=7860,
+    engines=("torch", "onnx"),
+    page="/try",
+    route="/predict",
+    input_field="text",
+    example="Shares rose after the company reported record profits.",
+)
+APP_BY_RECIPE = {
+    "causal-lm-finetune": GENERATE,
+    "char-gpt": GENERATE,
+    "gpt": GENERATE,
+    "text-classification": CLASSIFY,
+}
 
 
 def serve(run_dir: RunDir, port: int | None, engine: str | None = None) -> int:
-    """Serve the run's newest model, and newer ones, until Ctrl-C; returns the exit status."""
+    """Serve the run's newest model, and later ones, until Ctrl-C; returns the exit status."""
     app = _app(run_dir, engine)
     port = check_port(app.port if port is None else port)
     with _server(run_dir, app, engine, port, None) as server:
         try:
-            wait_until_ready(server, port, say=True)
+            wait_until_ready(server, port, verbose=True)
             url = f"http://{HOST}:{port}"
-            print(f"{run_dir.name} answers at {url} (Ctrl-C ends it).")
-            print(f"  a page to try it: {url}{app.page}")
-            body = shlex.quote(json.dumps({app.field: app.example, **app.more}))
+            print(f"{run_dir.name} is served at {url} (Ctrl-C stops it).")
+            print(f"  web page: {url}{app.page}")
+            body = shlex.quote(json.dumps({app.input_field: app.example, **app.options}))
             print(f"  curl {url}{app.route} -H 'Content-Type: application/json' -d {body}")
             sys.stdout.flush()
             return server.wait()
         except KeyboardInterrupt:
             return 0
         finally:
-            end(server)
+            stop(server)
 
 
 def complete(
     run_dir: RunDir, prompt: str, port: int | None, max_tokens: int, engine: str | None = None
 ) -> str:
-    """Start a server, ask it once, end it; returns the prompt with its completion, or its class."""
+    """Send one request to a new server; returns the prompt with its completion, or its class."""
     app = _app(run_dir, engine)
     port = check_port(port or 0)
     with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, port, log) as server:
         try:
-            wait_until_ready(server, port, say=False, log=log)
-            request: dict[str, Any] = {app.field: prompt}
+            wait_until_ready(server, port, verbose=False, log=log)
+            request: dict[str, Any] = {app.input_field: prompt}
             if app is not CLASSIFY:
                 request["max_tokens"] = max_tokens
             status, answer = call(port, "POST", app.route, request, timeout=120)
             if status != 200:
-                raise UserError(f"the server answered {status}: {json.dumps(answer)}")
+                raise UserError(f"the server responded with status {status}: {json.dumps(answer)}")
             if app is CLASSIFY:
                 return f"{answer['label']} ({answer['confidence']:.1%})"
             return prompt + str(answer["choices"][0]["text"])
         finally:
-            end(server)
+            stop(server)
+
+
+def dashboard(port: int | None, flags: list[str], open_browser: bool) -> int:
+    """Serve the dashboard until Ctrl-C; returns the exit status. Raises UserError."""
+    port = check_port(DASHBOARD_PORT if port is None else port)
+    with start(["trainyard_dashboard"], port, flags) as server:
+        try:
+            wait_until_ready(server, port, verbose=False)
+            url = f"http://{HOST}:{port}"
+            print(f"The dashboard is at {url} (Ctrl-C stops it).", flush=True)
+            if open_browser and _has_screen():
+                webbrowser.open(url)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            stop(server)
 
 
 def _app(run_dir: RunDir, engine: str | None) -> App:
-    """The app for the run's newest model; refuses early what the server would wait for.
-
-    Raises UserError.
-    """
+    """The app for the run's newest model. Raises UserError if it has none that can be served."""
     from trainyard_api.checkpoint import MODELS
     from trainyard_storage.checkpoints import newest_valid
 
@@ -73,7 +135,7 @@ def _app(run_dir: RunDir, engine: str | None) -> App:
     _, manifest, refused = newest_valid(run_dir.data(run) / MODELS)
     if manifest is None:
         if refused:
-            raise UserError(f"{run_dir.name} has no model that verifies: {refused[0]}")
+            raise UserError(f"{run_dir.name} has no valid model: {refused[0]}")
         status = run.get("status", {})
         where = f", step {status['progress']}" if status.get("progress") else ""
         phase = f"phase {status.get('phase', 'Pending')}{where}"
@@ -81,16 +143,16 @@ def _app(run_dir: RunDir, engine: str | None) -> App:
             f"{run_dir.name} has no model to serve yet ({phase}):"
             " a run exports its model when it succeeds"
         )
-    app = BY_RECIPE.get(manifest.recipe)
+    app = APP_BY_RECIPE.get(manifest.recipe)
     if app is None:
         raise UserError(
-            f"{run_dir.name} is of recipe {manifest.recipe}, whose models no server answers from"
-            f" (of these there is one: {', '.join(BY_RECIPE)})"
+            f"{run_dir.name}: models of recipe {manifest.recipe} can't be served"
+            f" (recipes that can be: {', '.join(APP_BY_RECIPE)})"
         )
     if engine not in (None, *app.engines):
         raise UserError(
             f"{run_dir.name}: app {app.name} has no engine {engine}:"
-            f" give --engine {' or '.join(app.engines)}"
+            f" use --engine {' or '.join(app.engines)}"
         )
     return app
 
@@ -102,3 +164,10 @@ def _server(
     if engine:
         flags += ["--engine", engine]
     return start(["trainyard_serving", app.name], port, flags, log)
+
+
+def _has_screen() -> bool:
+    """Without a screen, `webbrowser` would start a text browser in this terminal."""
+    return sys.platform == "darwin" or any(
+        os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY")
+    )

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import Interval, LawKind, ScalingCurve, ScalingStudyStatus
-from trainyard_study.scaling_law import USUAL_NOISE, FittedScalingLaw, ScalingError, fit
-from trainyard_study.scaling_laws import SIZES_FOR_PAIRS
+from trainyard_study.fit import PRIOR_NOISE, FittedScalingLaw, ScalingError, fit
+from trainyard_study.laws import MIN_SIZES_FOR_PAIRS
 
 MAX_PROCESSES = 100_000
 FAR = 8  # times the largest measured size: beyond that a projection deserves a warning
@@ -172,7 +172,7 @@ class Scaling:
                 f"The sizes measured don't carry as far as {processes} processes: only a range can"
                 " be given. Measure a larger one before you pay for it."
             )
-        if len(self.measured) < SIZES_FOR_PAIRS:
+        if len(self.measured) < MIN_SIZES_FOR_PAIRS:
             found.append(
                 "Only two sizes were measured: they say nothing of a cost of communication that"
                 " makes more processes slower."
@@ -180,7 +180,7 @@ class Scaling:
         if all(len(values) == 1 for values in self.measured.values()):
             found.append(
                 f"Every size was measured once: the intervals take runs to differ by"
-                f" {USUAL_NOISE:.0%}."
+                f" {PRIOR_NOISE:.0%}."
             )
         if processes > self.law.best_processes and not self.law.undecided:
             found.append(

@@ -1,4 +1,4 @@
-"""The local executor: observes a run's processes and carries out what `reconcile` decided."""
+"""The local executor: observes a run's processes and carries out the plans of `reconcile`."""
 
 import http.client
 from collections.abc import Sequence
@@ -21,51 +21,51 @@ MAX_REPORT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class LossPoint:
-    """One point of the run's history."""
+    """The loss at one step."""
 
     step: int
     loss: float
 
 
 class LocalBackend:
-    """One run on this machine. Use it only while holding the run's lock."""
+    """One run on this machine. Use it only with the run's lock held."""
 
     def __init__(self, run_dir: RunDir) -> None:
         self.dir = run_dir
         self.workers = Workers(run_dir)
         self.losses: list[LossPoint] = []
         for item in run_dir.history():
-            _extend(self.losses, LossPoint(item["step"], item["loss"]))
+            _append(self.losses, LossPoint(item["step"], item["loss"]))
         self._events = {event["key"] for event in run_dir.events()}
         self._written: dict[str, Any] | None = None
 
     def load(self) -> TrainingRun:
-        """The run as last written. Raises UserError when it can't be understood."""
+        """The run as last written. Raises UserError if it is not valid."""
         try:
             return TrainingRun.model_validate(self.dir.read())
         except ValidationError as error:
             raise UserError(
-                f"{self.dir.run_file}: {validation_message(error)}:"
-                f" `trainyard delete {self.dir.name}` removes the run"
+                f"{self.dir.run_file}: {validation_message(error)};"
+                f" to remove the run: trainyard delete {self.dir.name}"
             ) from None
 
     def save(self, run: TrainingRun) -> None:
-        """Write the run unless nothing has changed."""
+        """Write the run if it has changed."""
         wire = run.to_wire()
         if wire != self._written:
             self.dir.write(wire)
             self._written = wire
 
     def observe(self, run: TrainingRun) -> Observed:
-        """Everything the next decision is made from."""
+        """Everything that the next decision depends on."""
         workers = self.workers.observe()
         return Observed(run, datetime.now(UTC), workers, self._report(run, workers))
 
     def apply(self, run: TrainingRun, plan: Plan) -> tuple[TrainingRun, list[Event]]:
-        """Carry out the plan in its order; returns the run as it reads now, and new events."""
-        events = [event for event in plan.events if self._tell(event)]
+        """Carry out the plan, in its order; returns the updated run, and the new events."""
+        events = [event for event in plan.events if self._record(event)]
         run = run.model_copy(update={"status": plan.status})
-        self._remember_loss(run)
+        self._record_loss(run)
         self.save(run)
         for name in plan.delete:
             self.workers.delete(name)
@@ -75,8 +75,8 @@ class LocalBackend:
             self.dir.remove(run.to_wire())
         return run, events
 
-    def _tell(self, event: Event) -> bool:
-        """Record an event; False when it already was."""
+    def _record(self, event: Event) -> bool:
+        """Append an event to events.jsonl; False if it was recorded before."""
         if event.key in self._events:
             return False
         entry = {
@@ -90,16 +90,16 @@ class LocalBackend:
         self._events.add(event.key)
         return True
 
-    def _remember_loss(self, run: TrainingRun) -> None:
-        """Add the newest loss; between two logged steps it is the same one still."""
+    def _record_loss(self, run: TrainingRun) -> None:
+        """Append the newest loss; between two logged steps it does not change."""
         step, loss = run.status.step, run.status.loss
         if step is None or loss is None or (self.losses and self.losses[-1].loss == loss):
             return
         append_json_line(self.dir.history_file, {"step": step, "loss": loss})
-        _extend(self.losses, LossPoint(step, loss))
+        _append(self.losses, LossPoint(step, loss))
 
     def _report(self, run: TrainingRun, workers: Sequence[Worker]) -> ProgressReport | None:
-        """Rank 0's report, if it makes one and it is of this attempt."""
+        """Rank 0's report, if there is one and it is from this attempt."""
         attempt = run.status.attempt
         running = any(
             worker.attempt == attempt and worker.node == 0 and worker.phase == "Running"
@@ -114,19 +114,19 @@ class LocalBackend:
             report = ProgressReport.model_validate_json(text)
         except ValidationError:
             return None
-        # A port given up long ago may be somebody else's now.
+        # Another run's process may listen on the port by now.
         return report if (report.run, report.attempt) == (run.name, attempt) else None
 
 
-def _extend(losses: list[LossPoint], point: LossPoint) -> None:
-    """Add a point; resuming goes back to a checkpoint, and later points are trained again."""
+def _append(losses: list[LossPoint], point: LossPoint) -> None:
+    """Append a point. After a resume, steps since the checkpoint repeat: theirs are replaced."""
     while losses and losses[-1].step >= point.step:
         losses.pop()
     losses.append(point)
 
 
 def _get(port: int, path: str) -> bytes | None:
-    """Body of a successful GET from this machine (never through a proxy), else None."""
+    """The body of a successful GET from this machine, never through a proxy; else None."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REPORT_TIMEOUT_SECONDS)
     try:
         connection.request("GET", path)

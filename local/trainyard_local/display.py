@@ -1,4 +1,4 @@
-"""What a driver shows of a run while it drives it; the `trainyard` command brings the screens."""
+"""What a driver reports while it drives a run or a study; the CLI implements how it is shown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,14 @@ from typing import Self
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
+from trainyard_api.study_status import CellFailure, Measurement
 from trainyard_lifecycle.plan import Event
 from trainyard_local.backend import LossPoint
 
 
 @dataclass(frozen=True)
 class View:
-    """What there is to show."""
+    """A run's current state."""
 
     run: TrainingRun
     report: ProgressReport | None = None
@@ -20,19 +21,19 @@ class View:
     stop_requests: int = 0
 
     @property
-    def doing(self) -> str:
-        """What the run does or waits for, in a few words."""
+    def activity(self) -> str:
+        """What the run is doing or waiting for, in a few words."""
         status = self.run.status
         if self.stop_requests:
-            again = "" if self.stop_requests > 1 else " (Ctrl-C again: at once)"
-            return f"stopping the workers{again}"
+            hint = "" if self.stop_requests > 1 else " (Ctrl-C again: kill them now)"
+            return f"stopping the workers{hint}"
         if status.phase == "Running" and self.report:
             return self.report.message or self.report.phase
         return status.message or status.reason
 
 
 class Display:
-    """Shows nothing while the run goes; the base of those that do."""
+    """Base class: shows nothing while the run is active."""
 
     def __enter__(self) -> Self:
         return self
@@ -41,8 +42,18 @@ class Display:
         pass
 
     def show(self, view: View, events: Sequence[Event]) -> None:
-        """The run's newest state, and what has happened since the last call."""
+        """Show the run's newest state, and the events since the last call."""
 
     def say(self, text: str) -> None:
-        """A message of our own."""
+        """Print a message."""
         print(text, flush=True)
+
+
+class StudyDisplay(Display):
+    """Base class: is also informed about each run of a study."""
+
+    def run_started(self, title: str, number: int, total: int) -> None:
+        """Run `number` of `total` has started; `title` is its cell and repeat."""
+
+    def run_finished(self, title: str, outcome: Measurement | CellFailure) -> None:
+        """A run has finished, with figures or without."""

@@ -1,4 +1,4 @@
-"""Drives runs on this machine: watch, observe, decide, apply, until nothing is left to do."""
+"""Drives runs on this machine: observe, decide, apply, until nothing is left to do."""
 
 import os
 import signal
@@ -18,22 +18,22 @@ from trainyard_local.display import Display, View
 from trainyard_local.store import WORKING_DIRECTORY, RunDir, UserError
 
 POLL_SECONDS = 0.25
-DRIVER_SECONDS = 60
+DRIVER_STOP_SECONDS = 60
 
 
 @dataclass
 class Stop:
-    """What Ctrl-C or SIGTERM asked for so far: once is in good order, twice is at once."""
+    """How often Ctrl-C or SIGTERM was received: once stops gracefully, twice kills."""
 
     requests: int = 0
 
 
 def drive(backend: LocalBackend, run: TrainingRun, display: Display, stop: Stop) -> TrainingRun:
-    """watch -> observe -> decide -> apply, until nothing is left to do for now."""
+    """Observe, decide, apply, until the run is finished or suspended. Returns the run."""
     killed = False
     while True:
         if stop.requests and not run.spec.suspend:
-            run = suspended(run)
+            run = suspend(run)
         if stop.requests > 1 and not killed:
             backend.workers.kill_all()
             killed = True
@@ -42,35 +42,34 @@ def drive(backend: LocalBackend, run: TrainingRun, display: Display, stop: Stop)
         run, events = backend.apply(run, plan)
         display.show(View(run, observed.report, backend.losses, stop.requests), events)
         busy = any(not worker.finished for worker in backend.workers.observe())
-        if _settled(run, plan) and not busy:
+        if _is_settled(run, plan) and not busy:
             return run
         time.sleep(POLL_SECONDS)
 
 
-def suspended(run: TrainingRun) -> TrainingRun:
-    """The run as `kubectl patch` would leave it: suspended, one generation on."""
+def suspend(run: TrainingRun) -> TrainingRun:
+    """The run with spec.suspend set and its generation increased, as after `kubectl patch`."""
     spec = run.spec.model_copy(update={"suspend": True})
     return _new_generation(run, spec=spec)
 
 
-def _settled(run: TrainingRun, plan: Plan) -> bool:
-    over = run.status.phase in (*FINISHED, "Suspended")
-    return over and not plan.delete and not plan.create
+def _is_settled(run: TrainingRun, plan: Plan) -> bool:
+    stopped = run.status.phase in (*FINISHED, "Suspended")
+    return stopped and not plan.delete and not plan.create
 
 
 def apply_manifest(backend: LocalBackend, wanted: TrainingRun) -> TrainingRun:
-    """Create the run, or change an existing one as far as that is allowed."""
+    """Create the run, or update an existing one with the changes that are allowed."""
     if backend.dir.exists():
         old = backend.load()
-        _, plan = old, reconcile(backend.observe(old))
-        if not plan.delete_run:
+        if not reconcile(backend.observe(old)).delete_run:
             return _update(backend, old, wanted)
-        backend.dir.remove(old.to_wire())  # outlived ttlSecondsAfterFinished
+        backend.dir.remove(old.to_wire())  # ttlSecondsAfterFinished has passed
     return create(backend, wanted)
 
 
 def create(backend: LocalBackend, wanted: TrainingRun) -> TrainingRun:
-    """The run as new, as the API server would make it; its paths begin in this directory."""
+    """Save a new run with the metadata that the API server would set, and the working directory."""
     metadata = wanted.metadata.model_copy(
         update={
             "uid": str(uuid.uuid4()),
@@ -89,9 +88,8 @@ def create(backend: LocalBackend, wanted: TrainingRun) -> TrainingRun:
 def _update(backend: LocalBackend, old: TrainingRun, wanted: TrainingRun) -> TrainingRun:
     if changed := immutable_changes(old.spec, wanted.spec):
         raise UserError(
-            f"{old.name} exists with another {', '.join(changed)}, which can't change:"
-            f" give the manifest another metadata.name, or remove the run first"
-            f" (trainyard delete {old.name})"
+            f"{old.name} exists with another {', '.join(changed)}, which can't be changed:"
+            f" change metadata.name, or first delete the run with `trainyard delete {old.name}`"
         )
     if old.status.phase in FINISHED or old.spec == wanted.spec:
         return old
@@ -106,20 +104,22 @@ def _new_generation(run: TrainingRun, **changes: object) -> TrainingRun:
     return run.model_copy(update={"metadata": metadata, **changes})
 
 
-def end_driver(run_dir: RunDir, pid: int, *, at_once: bool = False) -> None:
-    """Have the process that drives the run stop it, as Ctrl-C does, and wait for that.
+def end_driver(run_dir: RunDir, pid: int, *, force: bool = False) -> None:
+    """Make the process that drives the run stop it, as Ctrl-C does, and wait until it exits.
 
-    at_once: as a second Ctrl-C does: the workers get no time to save.
+    force: as a second Ctrl-C does; the workers get no time to save. Raises UserError if it does not
+    exit in time.
     """
-    deadline = time.monotonic() + DRIVER_SECONDS
-    asked = 0
+    deadline = time.monotonic() + DRIVER_STOP_SECONDS
+    signals_sent = 0
     while run_dir.holder() == pid:
-        if asked == 0 or (at_once and asked == 1):
+        if signals_sent == 0 or (force and signals_sent == 1):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-            asked += 1
+            signals_sent += 1
         if time.monotonic() > deadline:
             raise UserError(
-                f"process {pid} still drives {run_dir.name} after {DRIVER_SECONDS} s: end it first"
+                f"process {pid} still drives {run_dir.name} after {DRIVER_STOP_SECONDS} s:"
+                " stop it first"
             )
         time.sleep(0.05)

@@ -1,9 +1,10 @@
-"""One worker's keeper: starts torchrun, passes signals on, records how it ended, leaves nothing.
+"""The shim of one worker: starts torchrun, forwards signals, records its exit, and cleans up.
 
-It outlives `trainyard run`, so killing that loses nothing. As long as it lives it holds the lock
-of its worker's directory: the lock, not a process id, tells whether a worker is alive, so neither a
-reused id nor a reboot can be mistaken for it. Started by `python -I -S shim.py DIR LOCK_FD ARGV...`
-with the standard library only, so that it costs milliseconds.
+It outlives `trainyard run`, so killing that process loses nothing. The shim holds the lock of its
+worker's directory until it exits. The lock, not a process id, determines whether a worker is alive,
+so a reused id or a reboot cannot be mistaken for it. It is started as
+`python -I -S shim.py DIR LOCK_FD ARGV...` and uses only the standard library, so that it starts in
+milliseconds; therefore it reads /proc itself instead of using psutil.
 """
 
 import contextlib
@@ -18,17 +19,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-# Every process of a worker carries this variable: its value is the worker's directory.
+# Set in the environment of every process of a worker; its value is the worker's directory.
 TOKEN_ENV = "TRAINYARD_WORKER_DIR"
 EXIT_FILE = "exit.json"
-# torchrun ends its ranks within 25 s of a SIGTERM; what is left after this is killed.
+# torchrun stops its ranks within 25 s of SIGTERM; processes left after this are killed.
 GRACE_SECONDS = 30
 COMMAND_NOT_FOUND = 127
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def boot_id() -> str:
-    """Names this boot of the machine; empty where the system doesn't tell."""
+    """The id of this boot of the machine; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -36,7 +37,7 @@ def boot_id() -> str:
 
 
 def write_exit(directory: Path, code: int) -> None:
-    """Publish the exit status (128 + signal for signals), atomically and for good."""
+    """Publish the exit status (128 + number for a signal), atomically and durably."""
     entry = {"exitCode": code, "finishedAt": datetime.now(UTC).isoformat()}
     temporary = directory / f".{EXIT_FILE}.tmp"
     with temporary.open("w") as file:
@@ -46,22 +47,22 @@ def write_exit(directory: Path, code: int) -> None:
     temporary.replace(directory / EXIT_FILE)
 
 
-def family(directory: Path) -> list[int]:
-    """Ids of the processes that belong to the worker of `directory` (Linux; elsewhere none)."""
+def processes(directory: Path) -> list[int]:
+    """Ids of the processes of the worker in `directory` (Linux only; empty elsewhere)."""
     mark = f"{TOKEN_ENV}={directory}".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(OSError):  # it has exited, or belongs to another user
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
-def kill_family(directory: Path) -> None:
-    """SIGKILL every process of the worker but the caller, until none is left (5 s at most)."""
+def kill_processes(directory: Path) -> None:
+    """Send SIGKILL to the worker's processes except the caller, until none is left (up to 5 s)."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        others = [pid for pid in family(directory) if pid != os.getpid()]
+        others = [pid for pid in processes(directory) if pid != os.getpid()]
         if not others:
             return
         for pid in others:
@@ -76,17 +77,17 @@ def main(arguments: list[str]) -> int:
     os.pwrite(lock, json.dumps({"pid": os.getpid(), "boot": boot_id()}).encode(), 0)
     _adopt_orphans()
     child: subprocess.Popen[bytes] | None = None
-    asked = False
+    stopping = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal stopping
+        stopping = True
         signal.alarm(GRACE_SECONDS)
         if child is not None:
             child.terminate()
 
     def kill(_signal: int, _frame: FrameType | None) -> None:
-        kill_family(directory)
+        kill_processes(directory)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGALRM, kill)
@@ -99,10 +100,10 @@ def main(arguments: list[str]) -> int:
         print(f"cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         write_exit(directory, COMMAND_NOT_FOUND)
         return 0
-    if asked:  # the signal came before there was a child to pass it on to
+    if stopping:  # the signal came before the child existed
         child.terminate()
     code = child.wait()
-    kill_family(directory)
+    kill_processes(directory)
     _reap_orphans()
     signal.alarm(0)
     write_exit(directory, code if code >= 0 else 128 - code)
@@ -115,13 +116,13 @@ def _default_signals() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Ranks whose agent was killed become children of ours (Linux), as in a container."""
+    """Ranks whose agent was killed become children of the shim (Linux), as in a container."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _reap_orphans() -> None:
-    """Kill and collect what torchrun left behind, until nothing is left."""
+    """Kill and reap the processes that torchrun left behind, until none is left."""
     while True:
         for pid in _children():
             with contextlib.suppress(ProcessLookupError):
@@ -135,15 +136,15 @@ def _reap_orphans() -> None:
 
 
 def _children() -> list[int]:
-    """Ids of the direct children (Linux; elsewhere none)."""
-    found = []
+    """Ids of the direct children (Linux only; empty elsewhere)."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # pid (name) state ppid ...: the name may hold spaces and parentheses itself.
+            # pid (name) state ppid ...: the name may contain spaces and parentheses.
             fields = entry.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
-                found.append(int(entry.parent.name))
-    return found
+                pids.append(int(entry.parent.name))
+    return pids
 
 
 if __name__ == "__main__":

@@ -1,39 +1,39 @@
-"""Where runs live on this machine: a directory each, written atomically, driven by one process.
+"""The runs on this machine: one directory each, written atomically, driven by one process.
 
 HOME/runs/NAME/  run.json        the TrainingRun with its status
                  lock            held by the process that drives the run
                  events.jsonl    what happened, newest last
                  history.jsonl   losses by step, for the sparkline and the summary
                  logs/A-N.log    output of attempt A, node N
-                 workers/A-N/    lock, exit status and last words of a worker
+                 workers/A-N/    lock, exit status and termination message of a worker
                  attempts/A.json ports of attempt A
                  data/           checkpoints/, models/, loss.png
 HOME/volumes/CLAIM/NAME/         the data instead, where storage.claimName is set
 
-No pydantic here: `trainyard get` reads run.json as plain JSON and so answers at once.
+No pydantic here: `trainyard get` reads run.json as plain JSON, so that it answers immediately.
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trainyard_local import lock
 from trainyard_storage.files import write_text_atomic
 
 HOME_ENV = "TRAINYARD_HOME"
-# Annotations of a run on this machine: where its relative paths begin, and the user's manifest.
+# Annotations of a local run: what its relative paths are relative to, and the user's manifest.
 WORKING_DIRECTORY = "trainyard.dev/working-directory"
 MANIFEST = "trainyard.dev/manifest"
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line that says what to change."""
+    """Something the user can fix; the message is one line that says what to change."""
 
 
 class RunBusyError(UserError):
@@ -45,12 +45,12 @@ class RunBusyError(UserError):
 
 
 def home() -> Path:
-    """The directory of everything `trainyard run` keeps."""
+    """The directory of everything that `trainyard` keeps on this machine."""
     return Path(os.environ.get(HOME_ENV) or Path.home() / ".trainyard").absolute()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a .jsonl file; a last line cut short by a crash is left out."""
+    """The entries of a .jsonl file; a last line truncated by a crash is skipped."""
     entries = []
     with _missing_ok(), path.open() as file:
         for line in file:
@@ -60,7 +60,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_json_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add one entry; a predecessor cut short by a crash is dropped first."""
+    """Append one entry; a last line truncated by a crash is removed first."""
     with path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -72,7 +72,7 @@ def append_json_line(path: Path, entry: dict[str, Any]) -> None:
 
 
 class RunDir:
-    """The directory of one run; `root` is another place than HOME to keep it in."""
+    """The directory of one run, in `root` (default: HOME)."""
 
     def __init__(self, name: str, root: Path | None = None) -> None:
         self.name = name
@@ -90,12 +90,12 @@ class RunDir:
         return self.run_file.is_file()
 
     def read(self) -> dict[str, Any]:
-        """The TrainingRun as plain JSON. Raises UserError when the file is damaged."""
+        """The TrainingRun as plain JSON. Raises UserError if the file is corrupt."""
         try:
             run: dict[str, Any] = json.loads(self.run_file.read_text())
         except ValueError as error:
             raise UserError(
-                f"{self.run_file} is damaged ({error}); remove {self.path} to be rid of the run"
+                f"{self.run_file} is corrupt ({error}); delete {self.path} to remove the run"
             ) from None
         return run
 
@@ -108,7 +108,7 @@ class RunDir:
         return self._root / "volumes" / claim / self.name if claim else self.path / "data"
 
     def keeps_data(self, run: dict[str, Any]) -> bool:
-        """Whether deleting the run leaves its data, as it would leave a volume claim."""
+        """Whether the data outlives the run, as a volume claim would."""
         storage = run["spec"].get("storage") or {}
         return bool(storage.get("claimName")) or storage.get("whenDeleted") == "Retain"
 
@@ -122,74 +122,61 @@ class RunDir:
         return read_json_lines(self.history_file)
 
     def holder(self) -> int | None:
-        """Process id of whoever drives the run; None when nobody does."""
-        with _missing_ok(), self.lock_file.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read().strip() or 0)
-        return None
+        """Id of the process that drives the run; None if there is none."""
+        content = lock.holder(self.lock_file)
+        return None if content is None else int(content or 0)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only process that drives this run. Raises RunBusyError at once, in one line."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        patience = time.monotonic() + 0.2  # longer than `holder` looks
-        while True:
-            with self.lock_file.open("a+") as file:
+        """Be the only process that drives this run. Raises RunBusyError at once."""
+        deadline = time.monotonic() + 0.2  # a probe by `holder` is shorter than this
+        with ExitStack() as stack:
+            while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() < patience:
-                        time.sleep(0.02)
-                        continue
-                    file.seek(0)
-                    pid = int(file.read().strip() or 0)
-                    raise RunBusyError(
-                        f"{self.name} is already being run by process {pid};"
-                        f" watch it with: trainyard logs -f {self.name}",
-                        pid,
-                    ) from None
-                if not _same_file(file.fileno(), self.lock_file):
-                    self.path.mkdir(parents=True, exist_ok=True)
-                    continue  # deleted by the former holder between our open and our lock
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                try:
-                    yield
-                finally:
-                    self._forget_if_empty()
-                return
+                    stack.enter_context(lock.held_by_this_process(self.lock_file))
+                    break
+                except lock.LockHeldError as error:
+                    if time.monotonic() > deadline:
+                        pid = int(error.content or 0)
+                        raise RunBusyError(
+                            f"{self.name} is already being run by process {pid};"
+                            f" watch it with: trainyard logs -f {self.name}",
+                            pid,
+                        ) from None
+                time.sleep(0.02)
+            try:
+                yield
+            finally:
+                self._remove_if_empty()
 
     def remove(self, run: dict[str, Any]) -> tuple[int, Path | None]:
-        """Delete everything; returns (bytes freed, data kept). Only while holding the lock."""
+        """Delete everything; returns (bytes freed, data kept). Call it only with the lock held."""
         before = _size(self.path)
         keep = self.data(run) if self.keeps_data(run) and self.data(run).exists() else None
-        # run.json goes last: a crash on the way leaves a run that can be deleted again.
+        # run.json is deleted last: after a crash half-way the run can be deleted again.
         for entry in sorted(self.path.iterdir(), key=lambda path: path == self.run_file):
             if entry not in (self.lock_file, keep):
                 _remove(entry)
         return before - _size(self.path), keep
 
-    def _forget_if_empty(self) -> None:
-        """Leave no directory behind for a run that is not there (any more)."""
+    def _remove_if_empty(self) -> None:
+        """Leave no directory behind for a run that does not exist."""
         if not self.exists():
             self.lock_file.unlink(missing_ok=True)
-            with suppress(OSError):  # kept data is in it
+            with suppress(OSError):  # it holds data that is kept
                 self.path.rmdir()
 
 
 def list_runs() -> list[RunDir]:
-    """Every run on this machine, by name."""
+    """Every run on this machine, sorted by name."""
     with _missing_ok():
-        found = [RunDir(path.name) for path in (home() / "runs").iterdir()]
-        return sorted((run for run in found if run.exists()), key=lambda run: run.name)
+        runs = [RunDir(path.name) for path in (home() / "runs").iterdir()]
+        return sorted((run for run in runs if run.exists()), key=lambda run: run.name)
     return []
 
 
 def find_run(name: str) -> RunDir:
-    """The run of that name. Raises UserError listing the known ones."""
+    """The run of that name. Raises UserError with the names of those that exist."""
     run = RunDir(name)
     if "/" not in name and run.exists():
         return run
@@ -203,15 +190,8 @@ def _missing_ok() -> Iterator[None]:
         yield
 
 
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _remove(path: Path) -> None:
-    """Delete a file or a tree; a worker that is just dying may still add a file to it."""
+    """Delete a file or a tree; a worker that is still exiting may add a file to it meanwhile."""
     deadline = time.monotonic() + 5
     while True:
         try:

@@ -1,7 +1,6 @@
-"""Workers as local processes: starts them, ends them, and describes them as `reconcile` expects."""
+"""Workers as local processes: starts them, stops them, and describes them to `reconcile`."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from trainyard_api.job import EXIT_CONFIG
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
 from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
-from trainyard_local import preflight, shim
+from trainyard_local import lock, preflight, shim
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
 from trainyard_storage.files import write_text_atomic
 
@@ -27,30 +26,27 @@ RESULT_FILE = "result"
 ERROR_FILE = "error.json"
 DELETING_FILE = "deleting"
 LOG_TAIL_BYTES = 8192
-# Node 0's address must sort first (see LaunchTarget); Linux answers on all of 127.0.0.0/8.
+# Node 0's address must sort first (see LaunchTarget); Linux accepts all of 127.0.0.0/8.
 NODE_0 = "127.0.0.1"
 
 
 class Workers:
-    """The workers of one run. Only the process that holds the run's lock may create or delete."""
+    """The workers of one run. Only the holder of the run's lock may create or delete them."""
 
     def __init__(self, run_dir: RunDir) -> None:
         self._dir = run_dir
         self._children: list[subprocess.Popen[bytes]] = []
 
     def observe(self) -> tuple[Worker, ...]:
-        """Every worker there is, by attempt and node."""
+        """Every existing worker, sorted by attempt and node."""
         self._children = [child for child in self._children if child.poll() is None]
-        found = []
-        for directory in self._directories():
-            if worker := self._describe(directory):
-                found.append(worker)
-        return tuple(sorted(found, key=lambda worker: (worker.attempt, worker.node)))
+        workers = filter(None, map(self._describe, self._directories()))
+        return tuple(sorted(workers, key=lambda worker: (worker.attempt, worker.node)))
 
     def create(self, run: TrainingRun, key: WorkerKey, nodes: int) -> None:
-        """Start one worker; nothing happens if it is there, or an older attempt is still ending.
+        """Start one worker, unless it exists or a worker of another attempt is still running.
 
-        Then the next reconcile asks again: two attempts never train at the same time.
+        In that case the next reconcile asks again: two attempts never train at the same time.
         """
         if any(worker.attempt != key.attempt and not worker.finished for worker in self.observe()):
             return
@@ -58,22 +54,18 @@ class Workers:
         directory.mkdir(parents=True, exist_ok=True)
         if (directory / shim.EXIT_FILE).exists():
             return
-        with (directory / LOCK_FILE).open("a+b") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+        with contextlib.suppress(lock.LockHeldError), lock.held(directory / LOCK_FILE) as file:
             if problem := preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY]):
-                _refuse(directory, problem)
+                _record_refusal(directory, problem)
             else:
-                self._start(run, key, nodes, directory, lock.fileno())
+                self._start(run, key, nodes, directory, file.fileno())
 
     def delete(self, name: str) -> None:
-        """Ask a worker to end, or remove what is left of one that has."""
+        """Ask a running worker to stop, or remove the directory of one that has exited."""
         directory = self._dir.workers / name.removeprefix(f"{self._dir.name}-")
         pid = _shim_pid(directory)
         if pid is None:
-            shim.kill_family(directory)
+            shim.kill_processes(directory)
             shutil.rmtree(directory, ignore_errors=True)
             return
         (directory / DELETING_FILE).touch()
@@ -81,21 +73,21 @@ class Workers:
             os.kill(pid, signal.SIGTERM)
 
     def kill_all(self) -> None:
-        """End every process of the run now, without a chance to save."""
+        """Kill every process of the run; workers get no time to save."""
         for directory in self._directories():
             if (pid := _shim_pid(directory)) is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            shim.kill_family(directory)
+            shim.kill_processes(directory)
         for child in self._children:
             child.wait()
 
     def report_port(self, attempt: int) -> int:
-        """Where rank 0 of the attempt serves its report."""
+        """The port where rank 0 of the attempt serves its report."""
         return int(self._ports(attempt)["report"])
 
     def _start(
-        self, run: TrainingRun, key: WorkerKey, nodes: int, directory: Path, lock: int
+        self, run: TrainingRun, key: WorkerKey, nodes: int, directory: Path, lock_fd: int
     ) -> None:
         data = self._dir.data(run.to_wire())
         data.mkdir(parents=True, exist_ok=True)
@@ -112,7 +104,7 @@ class Workers:
         )
         variables = launch.env(run, key, nodes, target)
         if nodes > 1 and "OMP_NUM_THREADS" not in os.environ:
-            # Nodes share this machine; PyTorch would give each of them all of its cores.
+            # The nodes share this machine, but PyTorch would give each of them all cores.
             cores = (os.cpu_count() or 1) // (nodes * run.nproc)
             variables["OMP_NUM_THREADS"] = str(max(1, cores))
         variables |= {
@@ -121,16 +113,16 @@ class Workers:
             if "value" in entry
         }
         variables |= {"PATH": preflight.search_path(), shim.TOKEN_ENV: str(directory)}
-        keeper = [sys.executable, "-I", "-S", shim.__file__, str(directory), str(lock)]
+        shim_argv = [sys.executable, "-I", "-S", shim.__file__, str(directory), str(lock_fd)]
         with self._dir.log_file(key.attempt, key.node).open("ab") as log:
             child = subprocess.Popen(
-                [*keeper, *launch.argv(run)],
+                [*shim_argv, *launch.argv(run)],
                 env={**os.environ, **variables},
                 cwd=run.metadata.annotations[WORKING_DIRECTORY],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[lock],
+                pass_fds=[lock_fd],
                 start_new_session=True,
             )
         self._children.append(child)
@@ -149,7 +141,7 @@ class Workers:
         return [path for path in self._dir.workers.glob("*-*") if path.is_dir()]
 
     def _describe(self, directory: Path) -> Worker | None:
-        """The worker of `directory`; None when it never started or has been deleted."""
+        """The worker of `directory`; None if it never started or is deleted."""
         attempt, node = (int(part) for part in directory.name.split("-"))
         name = worker_name(self._dir.name, attempt, node)
         alive = _is_locked(directory)
@@ -157,7 +149,7 @@ class Workers:
         deleting = (directory / DELETING_FILE).exists()
         if alive and entry is None:
             if deleting:
-                self._insist(directory)
+                self._kill_if_overdue(directory)
             return Worker(
                 name, attempt, node, "Running", deleting=deleting, host=socket.gethostname()
             )
@@ -166,7 +158,7 @@ class Workers:
                 self.delete(name)
             return None
         if entry is None:
-            return self._lost(directory, name, attempt, node)
+            return self._describe_lost(directory, name, attempt, node)
         failed = entry["exitCode"] != 0
         return Worker(
             name,
@@ -181,13 +173,13 @@ class Workers:
             finished_at=datetime.fromisoformat(entry["finishedAt"]),
         )
 
-    def _lost(self, directory: Path, name: str, attempt: int, node: int) -> Worker | None:
-        """A worker whose keeper is gone without a word: killed with SIGKILL, or by a reboot."""
-        keeper = _keeper(directory)
-        if keeper is None:
+    def _describe_lost(self, directory: Path, name: str, attempt: int, node: int) -> Worker | None:
+        """A worker whose shim left no exit status: it was killed with SIGKILL, or by a reboot."""
+        identity = _shim_identity(directory)
+        if identity is None:
             return None  # never started
-        shim.kill_family(directory)  # its torchrun may have survived it
-        if keeper["boot"] == shim.boot_id():
+        shim.kill_processes(directory)  # its torchrun may have survived it
+        if identity["boot"] == shim.boot_id():
             shim.write_exit(directory, 128 + signal.SIGKILL)
             return self._describe(directory)
         return Worker(
@@ -195,19 +187,19 @@ class Workers:
             attempt,
             node,
             "Failed",
-            disruption="DeletionByPodGC",  # what Kubernetes says of pods whose node is gone
+            disruption="DeletionByPodGC",  # what Kubernetes reports for pods of a lost node
             host=socket.gethostname(),
         )
 
-    def _insist(self, directory: Path) -> None:
-        """Kill a worker whose keeper hasn't ended it in time (stopped, or stuck on a dead disk)."""
-        asked = (directory / DELETING_FILE).stat().st_mtime
-        if time.time() - asked > shim.GRACE_SECONDS + 10:
-            shim.kill_family(directory)
+    def _kill_if_overdue(self, directory: Path) -> None:
+        """Kill a worker that its shim has not stopped in time (stopped itself, or stuck in I/O)."""
+        requested_at = (directory / DELETING_FILE).stat().st_mtime
+        if time.time() - requested_at > shim.GRACE_SECONDS + 10:
+            shim.kill_processes(directory)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
+    """Ports of 127.0.0.1 that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -219,7 +211,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log; empty when there is none."""
+    """The last lines of a log; empty if it does not exist."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
@@ -227,40 +219,32 @@ def log_tail(path: Path) -> str:
     return ""
 
 
-def _refuse(directory: Path, message: str) -> None:
-    """A worker that could not start ends as the trainer does for a mistake in the manifest."""
-    words = json.dumps({"message": f"ConfigError: {message}"})
-    write_text_atomic(directory / ERROR_FILE, words)
+def _record_refusal(directory: Path, message: str) -> None:
+    """Record that a worker could not start, as the trainer would for an error in the manifest."""
+    write_text_atomic(directory / ERROR_FILE, json.dumps({"message": f"ConfigError: {message}"}))
     shim.write_exit(directory, EXIT_CONFIG)
 
 
 def _is_locked(directory: Path) -> bool:
-    try:
-        with (directory / LOCK_FILE).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    return lock.holder(directory / LOCK_FILE) is not None
 
 
-def _keeper(directory: Path) -> dict[str, Any] | None:
-    """What the shim wrote about itself; None when none has started."""
+def _shim_identity(directory: Path) -> dict[str, Any] | None:
+    """The shim's process id and boot id, as it wrote them; None if it never started."""
     try:
-        keeper: dict[str, Any] = json.loads((directory / LOCK_FILE).read_text())
+        identity: dict[str, Any] = json.loads((directory / LOCK_FILE).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return keeper
+    return identity
 
 
 def _shim_pid(directory: Path) -> int | None:
-    """The living shim's process id; while its lock is held the id can't be anybody else's."""
+    """The running shim's process id: while it holds the lock, the id cannot be reused."""
     deadline = time.monotonic() + 5
     while _is_locked(directory):
-        if (keeper := _keeper(directory)) is not None:
-            return int(keeper["pid"])
-        if time.monotonic() > deadline:  # stopped before its first line
+        if (identity := _shim_identity(directory)) is not None:
+            return int(identity["pid"])
+        if time.monotonic() > deadline:  # stopped before it wrote its id
             return None
         time.sleep(0.01)
     return None
@@ -275,9 +259,9 @@ def _exit_entry(directory: Path) -> dict[str, Any] | None:
 
 
 def _termination_message(directory: Path) -> str:
-    """torchrun's copy of the first error of its ranks, else what rank 0 left."""
+    """The first error of the ranks, as torchrun recorded it; else rank 0's result."""
     for name in (ERROR_FILE, RESULT_FILE):
         with contextlib.suppress(OSError):
-            if words := (directory / name).read_text(errors="replace").strip():
-                return words
+            if text := (directory / name).read_text(errors="replace").strip():
+                return text
     return ""

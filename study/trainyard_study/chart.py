@@ -1,29 +1,28 @@
-"""Draws a study: throughput of each cell, and speedup by processes with the fitted law."""
+"""Draws a study: the throughput of each cell, and speedup over processes with the fitted law."""
 
 from pathlib import Path
 from typing import Any
 
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import CellResult, ScalingCurve
-from trainyard_study.configurations import (
+from trainyard_study.fit import fit
+from trainyard_study.report import conditions, number
+from trainyard_study.results import (
     Configuration,
     configurations,
     rates,
     throughput,
     throughput_unit,
 )
-from trainyard_study.scaling_law import fit
-from trainyard_study.units import number
-from trainyard_study.words import conditions
 
-# Told apart by every kind of colour vision, and in grey by their lightness (Okabe and Ito, 2008).
+# Distinct with every kind of colour vision, and in grey by lightness (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#555555")
 WHISKERS = {"ecolor": "#222222", "elinewidth": 1.2, "capsize": 3}
 LAW_POINTS = 60
 
 
 def draw(study: ScalingStudy, path: Path) -> None:
-    """Write the picture. Raises ImportError where matplotlib is not installed."""
+    """Write the chart as PNG. Raises ImportError if matplotlib is not installed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,22 +55,24 @@ def _colours(study: ScalingStudy) -> dict[int, str]:
 
 
 def _throughput(axes: Any, study: ScalingStudy) -> None:
-    """A bar per cell, whiskers from least to most."""
+    """A bar per cell; whiskers from minimum to maximum."""
     cells, unit = study.status.cells, throughput_unit(study.status.cells)
     spreads = [throughput(cell, unit) for cell in cells]
-    most = max((spread.max for spread in spreads if spread), default=1.0)
+    highest = max((spread.max for spread in spreads if spread), default=1.0)
     colours = _colours(study)
-    for place, (cell, spread) in enumerate(zip(cells, spreads, strict=True)):
+    for position, (cell, spread) in enumerate(zip(cells, spreads, strict=True)):
         if spread is None:
-            word = "failed" if cell.failure else "not run"
-            axes.text(most * 0.01, place, word, va="center", color="#b00020", style="italic")
+            text = "failed" if cell.failure else "not run"
+            axes.text(highest * 0.01, position, text, va="center", color="#b00020", style="italic")
             continue
         whisker = [[spread.median - spread.min], [spread.max - spread.median]]
-        axes.barh(place, spread.median, 0.72, color=colours[cell.number])
+        axes.barh(position, spread.median, 0.72, color=colours[cell.number])
         if spread.min < spread.max:
-            axes.errorbar(spread.median, place, xerr=whisker, fmt="none", **WHISKERS)
-        axes.text(spread.max + most * 0.015, place, _bar_text(cell, spread.median), va="center")
-    axes.set_xlim(0, most * 1.4)
+            axes.errorbar(spread.median, position, xerr=whisker, fmt="none", **WHISKERS)
+        axes.text(
+            spread.max + highest * 0.015, position, _bar_text(cell, spread.median), va="center"
+        )
+    axes.set_xlim(0, highest * 1.4)
     axes.set_xlabel(f"{unit}/s")
     axes.set_yticks(range(len(cells)), [cell.label for cell in cells])
     axes.set_ylim(len(cells) - 0.4, -0.6)  # the first cell on top, as in the table
@@ -85,12 +86,11 @@ def _bar_text(cell: CellResult, rate: float) -> str:
 
 
 def _speedup(axes: Any, study: ScalingStudy) -> None:
-    """Measured points, the ideal, and each law: dashed where nothing was measured.
+    """Measured points, the ideal, and each law, dashed outside the measured range.
 
-    Where its interval is too wide for a middle there is the interval alone.
+    Where a law's interval is too wide for a middle, only the interval is drawn.
     """
-    first = configurations(study.status.cells)
-    by_values = {str(item.values): item for item in first}
+    by_values = {str(item.values): item for item in configurations(study.status.cells)}
     colours = _colours(study)
     curves = [curve for curve in study.status.curves if curve.law]
     for curve in curves:
@@ -129,20 +129,20 @@ def _curve(axes: Any, curve: ScalingCurve, configuration: Configuration, colour:
         zorder=3,
     )
     start = measured[0].processes
-    places = [start + (largest - start) * i / LAW_POINTS for i in range(LAW_POINTS + 1)]
-    told = [law.throughput(place) for place in places]
+    sizes = [start + (largest - start) * i / LAW_POINTS for i in range(LAW_POINTS + 1)]
+    intervals = [law.throughput(size) for size in sizes]
     axes.fill_between(
-        places,
-        [interval.low / base for interval in told],
-        [interval.high / base for interval in told],
+        sizes,
+        [interval.low / base for interval in intervals],
+        [interval.high / base for interval in intervals],
         color=colour,
         alpha=0.15,
         lw=0,
     )
-    inside = [(n, t.value / base) for n, t in zip(places, told, strict=True) if n <= end]
+    inside = [(n, t.value / base) for n, t in zip(sizes, intervals, strict=True) if n <= end]
     beyond = [
         (n, t.value / base)
-        for n, t in zip(places, told, strict=True)
+        for n, t in zip(sizes, intervals, strict=True)
         if n >= end and not t.too_wide
     ]
     inside.append((end, law.throughput(end).value / base))

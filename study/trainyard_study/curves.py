@@ -7,35 +7,35 @@ from trainyard_api.study import ScalingStudySpec
 from trainyard_api.study_status import CellResult, Interval, ScalingCurve, ScalingPoint, Unit
 from trainyard_lifecycle.status import format_rate
 from trainyard_study.cells import label
-from trainyard_study.configurations import (
+from trainyard_study.fit import FittedScalingLaw, ScalingError, fit
+from trainyard_study.results import (
     Configuration,
+    cost_per_million,
     rates,
     throughput,
     throughput_unit,
 )
-from trainyard_study.results import cost_per_million
-from trainyard_study.scaling_law import FittedScalingLaw, ScalingError, fit
 
-PROJECTED = (2, 4, 8)  # times the largest size measured
+DEFAULT_PROJECTIONS = (2, 4, 8)  # times the largest measured size
 
 
 def curves(
-    spec: ScalingStudySpec, cells: Sequence[CellResult], found: Sequence[Configuration]
+    spec: ScalingStudySpec, cells: Sequence[CellResult], configurations: Sequence[Configuration]
 ) -> list[ScalingCurve]:
-    """A curve for every configuration of which something was measured."""
+    """A curve for every configuration with at least one measured cell."""
     unit = throughput_unit(cells)
     return [
-        _curve(spec, configuration, unit, _label(spec, configuration.values, len(found)))
-        for configuration in found
+        _curve(spec, configuration, unit, _label(spec, configuration.values, len(configurations)))
+        for configuration in configurations
         if configuration.smallest
     ]
 
 
-def headline(found: Sequence[ScalingCurve]) -> str:
-    """`1.87x on 2 (93%), 12.3k tokens/s; 16: 6.1x projected`: of the fastest configuration."""
-    if not found:
+def headline(curves: Sequence[ScalingCurve]) -> str:
+    """`1.87x on 2 (93%), 12.3k tokens/s; 16: 6.1x projected`, of the fastest configuration."""
+    if not curves:
         return ""
-    curve = max(found, key=lambda item: _largest(item).throughput.value)
+    curve = max(curves, key=lambda item: _largest(item).throughput.value)
     point = _largest(curve)
     rate = format_rate(point.throughput.value, curve.unit)
     text = f"{point.speedup:.2f}x on {point.processes} ({point.efficiency:.0%}), {rate}"
@@ -78,7 +78,7 @@ def _curve(
     ]
     sizes = [point.processes for point in points]
     if law is not None:
-        wanted = spec.project_to or [factor * max(sizes) for factor in PROJECTED]
+        wanted = spec.project_to or [factor * max(sizes) for factor in DEFAULT_PROJECTIONS]
         points += [
             _point(spec, configuration, size, "projected", law.throughput(size), unit)
             for size in sorted(set(wanted) - set(sizes))

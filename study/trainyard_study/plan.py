@@ -1,7 +1,7 @@
 """What `reconcile_study` sees and what it decides. Plain data, no clients.
 
 Executors carry a StudyPlan out in this order: events, status, deletions, creations. Each is
-idempotent, and a crash between any two is mended by the next reconcile. The status is written
+idempotent, and the next reconcile repairs a crash between any two. The status is written
 before a run is deleted, so that a measurement is in the status, in its run, or in both.
 """
 
@@ -19,8 +19,8 @@ class StudyObserved:
     """Everything one decision is made from.
 
     Attributes:
-        runs: every run that belongs to the study, also those being deleted.
-        threads: of each process; None: a share of the CPUs that the template asks for.
+        runs: every run that belongs to the study, including those being deleted.
+        threads: per process; None: each process's share of the CPUs that the template requests.
     """
 
     study: ScalingStudy
@@ -34,12 +34,12 @@ class StudyPlan:
     """One decision.
 
     Attributes:
-        status: the study's status as it should read.
-        events: transitions to tell about.
+        status: the study's new status.
+        events: transitions to report.
         delete: names of runs to delete, with all they own.
         create: runs to create, in this order.
-        requeue_after: seconds until the study must be looked at again; None: only when it or one
-            of its runs changes.
+        requeue_after: seconds until the next reconcile; None: only when the study or one of its
+            runs changes.
     """
 
     status: ScalingStudyStatus

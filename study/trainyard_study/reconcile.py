@@ -1,8 +1,8 @@
-"""The decision about a study: which runs to make, what its table says. Pure: no clock, no network.
+"""Decides about a study: which runs to create, and its status. Pure: no clock, no network.
 
-A run's name says its cell and repeat, and its figures go into the status before it is deleted: a
-crash anywhere loses no measurement and counts none twice. The repeats are interleaved (every cell
-once, then every cell again), so that a machine which slows down slows down for all.
+A run's name contains its cell and repeat, and its figures are written to the status before it is
+deleted: a crash anywhere loses no measurement and counts none twice. Repeats are interleaved (every
+cell once, then every cell again), so that a machine that slows down affects all cells alike.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from trainyard_api.study_status import CellPhase, CellResult, ScalingStudyStatus
 from trainyard_lifecycle.plan import Event
 from trainyard_lifecycle.status import format_count, format_duration, set_condition
 from trainyard_study.cells import Cell, MatrixError, make_cells
-from trainyard_study.configurations import configurations
 from trainyard_study.curves import curves, headline
 from trainyard_study.plan import StudyObserved, StudyPlan
 from trainyard_study.results import (
+    configurations,
     failure,
     measurement,
     progress,
@@ -25,19 +25,19 @@ from trainyard_study.results import (
     summarise,
 )
 
-POLL_SECONDS = 30.0  # changes of runs are told at once; this is for those that weren't
+POLL_SECONDS = 30.0  # changes of runs trigger a reconcile; this is for events that were missed
 POLL_DELETING = 1.0
 
 SPEC_CHANGED = (
-    "template, matrix or exclude was changed after the study began, and what was measured would"
-    " not compare: undo the change, or make a new study"
+    "template, matrix or exclude was changed after the study started, so its measurements are not"
+    " comparable: undo the change, or create a new study"
 )
-SUSPENDED = "spec.suspend is true; set it to false to go on with the runs not yet measured"
+SUSPENDED = "spec.suspend is true; set it to false to resume with the remaining runs"
 
-Key = tuple[int, int]  # cell, repeat
+RunKey = tuple[int, int]  # cell, repeat
 
 
-def run_name(study: str, key: Key) -> str:
+def run_name(study: str, key: RunKey) -> str:
     """NAME-CELL-REPEAT."""
     return f"{study}-{key[0]}-{key[1]}"
 
@@ -50,31 +50,31 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
         return StudyPlan(status)  # ownerReferences clean up
     edited = status.observed_generation != study.metadata.generation
     if status.reason == "InvalidSpec" and edited:
-        status = ScalingStudyStatus()  # nothing was measured: another try
+        status = ScalingStudyStatus()  # nothing was measured: validate again
     status.observed_generation = study.metadata.generation
     unchanged = status.fingerprint == study.spec.fingerprint()
     if edited and status.cells and unchanged:
-        _conclude(observed, status)  # the price, or the sizes to project to, may have changed
+        _update_figures(observed, status)  # cost or projectTo may have changed
     if status.phase in FINISHED:
-        return StudyPlan(status, delete=_superfluous(observed, status))
+        return StudyPlan(status, delete=_recorded_runs(observed, status))
     try:
         cells = make_cells(study.spec, observed.threads)
     except MatrixError as error:
         if not status.cells:
-            return _end(observed, status, "InvalidSpec", str(error))
-        return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
+            return _complete(observed, status, "InvalidSpec", str(error))
+        return _suspend(observed, status, "SpecChanged", SPEC_CHANGED)
     events: list[Event] = []
     if not status.cells:
-        events.append(_begin(observed, status, cells))
+        events.append(_start(observed, status, cells))
     elif not unchanged:
-        return _stop(observed, status, "SpecChanged", SPEC_CHANGED)
+        return _suspend(observed, status, "SpecChanged", SPEC_CHANGED)
     events += _record(observed, status)
     if study.spec.suspend:
-        return _stop(observed, status, "Suspended", SUSPENDED, events)
+        return _suspend(observed, status, "Suspended", SUSPENDED, events)
     return _drive(observed, status, cells, events)
 
 
-def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell]) -> Event:
+def _start(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell]) -> Event:
     spec = observed.study.spec
     status.start_time = observed.now
     status.fingerprint = spec.fingerprint()
@@ -90,34 +90,34 @@ def _begin(observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell
 
 
 def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[Event]:
-    """Take over what finished runs have to say, once."""
+    """Record the outcome of each finished run, once."""
     events = []
-    news = not status.progress
+    changed = not status.progress
     for run, (number, repeat) in _runs_of_cells(observed, status):
         cell = status.cells[number - 1]
         if run.status.phase not in FINISHED or _is_measured(cell, repeat):
             continue
-        found = measurement(run, repeat) if run.status.phase == "Succeeded" else None
-        if found is not None:
-            cell.measurements = sorted([*cell.measurements, found], key=lambda m: m.repeat)
+        measured = measurement(run, repeat) if run.status.phase == "Succeeded" else None
+        if measured is not None:
+            cell.measurements = sorted([*cell.measurements, measured], key=lambda m: m.repeat)
         elif cell.failure is not None:
             continue
         else:
             cell.failure = failure(run, repeat)
             why = f"{cell.label}; repeat {repeat}: {cell.failure.reason}: {cell.failure.message}"
             events.append(Event("Warning", "CellFailed", why, f"cell-{number}-failed"))
-        news = True
-    if news:
-        _conclude(observed, status)
+        changed = True
+    if changed:
+        _update_figures(observed, status)
     return events
 
 
-def _conclude(observed: StudyObserved, status: ScalingStudyStatus) -> None:
-    """All that follows from the measurements: not for nothing, as the fits take their time."""
+def _update_figures(observed: StudyObserved, status: ScalingStudyStatus) -> None:
+    """Compute all that follows from the measurements; called only on a change, as fits are slow."""
     spec = observed.study.spec
-    found = configurations(status.cells)
-    summarise(status.cells, found, spec.cost)
-    status.curves = curves(spec, status.cells, found)
+    groups = configurations(status.cells)
+    summarise(status.cells, groups, spec.cost)
+    status.curves = curves(spec, status.cells, groups)
     status.headline = headline(status.curves)
     done, total = progress(status.cells, spec.repeats)
     status.progress = f"{done}/{total}" if total else ""
@@ -126,39 +126,39 @@ def _conclude(observed: StudyObserved, status: ScalingStudyStatus) -> None:
 def _drive(
     observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell], events: list[Event]
 ) -> StudyPlan:
-    """Keep `parallelism` runs going until every cell is measured or has failed."""
+    """Keep `parallelism` runs active until every cell is measured or has failed."""
     study, spec = observed.study, observed.study.spec
-    there = {key: run for run, key in _runs_of_cells(observed, status)}
-    active = {key: run for key, run in there.items() if _is_active(run)}
+    existing = {key: run for run, key in _runs_of_cells(observed, status)}
+    active = {key: run for key, run in existing.items() if _is_active(run)}
     for cell in status.cells:
         running = any(number == cell.number for number, _ in active)
         cell.phase = _cell_phase(cell, spec.repeats, running)
-    waiting = list(_waiting(status, spec.repeats))
-    if not waiting and not active:
+    remaining = list(_remaining(status, spec.repeats))
+    if not remaining and not active:
         return _finish(observed, status, events)
-    # A run that is being deleted still holds its hardware.
-    busy = sum(run.status.phase not in FINISHED for run in there.values())
-    create = [key for key in waiting if key not in there][: max(0, spec.parallelism - busy)]
-    moving = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
+    # A run that is being deleted still occupies its nodes.
+    busy = sum(run.status.phase not in FINISHED for run in existing.values())
+    create = [key for key in remaining if key not in existing][: max(0, spec.parallelism - busy)]
+    progressing = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
     measured = any(cell.measurements or cell.failure for cell in status.cells)
-    status.phase = "Running" if moving or measured else "Pending"
+    status.phase = "Running" if progressing or measured else "Pending"
     status.reason = "Measuring" if status.phase == "Running" else "Starting"
-    status.message = _doing(status, active) or _doing(status, dict.fromkeys(create))
-    set_condition(status, "Running", bool(moving), status.reason, status.message, observed.now)
+    status.message = _describe_runs(status, active) or _describe_runs(status, dict.fromkeys(create))
+    set_condition(status, "Running", bool(progressing), status.reason, status.message, observed.now)
     if any(condition.type == "Suspended" for condition in status.conditions):
         set_condition(status, "Suspended", False, "Resumed", "", observed.now)
-    deleting = [key for key in waiting if key in there and key not in active]
+    deleting = [key for key in remaining if key in existing and key not in active]
     return StudyPlan(
         status,
         tuple(events),
-        delete=_superfluous(observed, status),
-        create=tuple(_named(study.name, study.metadata.namespace, cells, key) for key in create),
+        delete=_recorded_runs(observed, status),
+        create=tuple(_run_of(study.name, study.metadata.namespace, cells, key) for key in create),
         requeue_after=POLL_DELETING if deleting else POLL_SECONDS,
     )
 
 
-def _waiting(status: ScalingStudyStatus, repeats: int) -> Iterator[Key]:
-    """Every run that is still to be measured, in the order of running them."""
+def _remaining(status: ScalingStudyStatus, repeats: int) -> Iterator[RunKey]:
+    """The key of every run still to be measured, in order."""
     for repeat in range(1, repeats + 1):
         for cell in status.cells:
             if cell.failure is None and not _is_measured(cell, repeat):
@@ -170,55 +170,57 @@ def _finish(observed: StudyObserved, status: ScalingStudyStatus, events: list[Ev
     took = format_duration((observed.now - (status.start_time or observed.now)).total_seconds())
     runs = sum(len(cell.measurements) for cell in status.cells)
     if not failed:
-        return _end(observed, status, "", f"{format_count(runs, 'run')} measured in {took}", events)
+        return _complete(
+            observed, status, "", f"{format_count(runs, 'run')} measured in {took}", events
+        )
     first = failed[0].failure
     assert first is not None
     text = (
         f"{len(failed)} of {format_count(len(status.cells), 'cell')} failed:"
         f" {failed[0].label}: {first.reason}: {first.message}"
     )
-    return _end(observed, status, "CellFailed", text, events)
+    return _complete(observed, status, "CellFailed", text, events)
 
 
-def _end(
+def _complete(
     observed: StudyObserved,
     status: ScalingStudyStatus,
     reason: str,
     message: str,
     events: list[Event] | None = None,
 ) -> StudyPlan:
-    """It is over: with a `reason`, it has failed."""
+    """Finish the study; with a `reason`, it has failed."""
     status.completion_time = observed.now
     status.phase = "Failed" if reason else "Succeeded"
     status.reason, status.message = reason or "Succeeded", message
     set_condition(status, status.phase, True, status.reason, message, observed.now)
     set_condition(status, "Running", False, status.reason, message, observed.now)
-    kind = Event("Warning" if reason else "Normal", status.phase, message, "finished")
+    event = Event("Warning" if reason else "Normal", status.phase, message, "finished")
     if reason == "InvalidSpec":
-        kind = Event("Warning", reason, message, f"invalid-{status.observed_generation}")
-    return StudyPlan(status, (*(events or ()), kind), delete=_superfluous(observed, status))
+        event = Event("Warning", reason, message, f"invalid-{status.observed_generation}")
+    return StudyPlan(status, (*(events or ()), event), delete=_recorded_runs(observed, status))
 
 
-def _stop(
+def _suspend(
     observed: StudyObserved,
     status: ScalingStudyStatus,
     reason: str,
     message: str,
     events: list[Event] | None = None,
 ) -> StudyPlan:
-    """Nothing runs for now. A run that is stopped half-way measures nothing: it is deleted."""
+    """Suspend the study. Active runs are deleted: an interrupted run measures nothing."""
     active = [run for run, _ in _runs_of_cells(observed, status) if _is_active(run)]
-    told = list(events or ())
+    new_events = list(events or ())
     if status.phase != "Suspended" or status.reason != reason:
         key = f"{reason}-{status.observed_generation}"
-        told.append(Event("Normal", reason, message, key))
+        new_events.append(Event("Normal", reason, message, key))
     for cell in status.cells:
         cell.phase = _cell_phase(cell, observed.study.spec.repeats, running=False)
     status.phase, status.reason, status.message = "Suspended", reason, message
     set_condition(status, "Suspended", True, reason, message, observed.now)
     set_condition(status, "Running", False, reason, message, observed.now)
-    delete = {*_superfluous(observed, status), *(run.name for run in active)}
-    return StudyPlan(status, tuple(told), delete=tuple(sorted(delete)))
+    delete = {*_recorded_runs(observed, status), *(run.name for run in active)}
+    return StudyPlan(status, tuple(new_events), delete=tuple(sorted(delete)))
 
 
 def _cell_phase(cell: CellResult, repeats: int, running: bool) -> CellPhase:
@@ -229,8 +231,8 @@ def _cell_phase(cell: CellResult, repeats: int, running: bool) -> CellPhase:
     return "Running" if running else "Pending"
 
 
-def _superfluous(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[str, ...]:
-    """Runs whose figures the status has. Failed ones stay, for their logs."""
+def _recorded_runs(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[str, ...]:
+    """Names of runs whose figures are in the status. Failed runs stay, for their logs."""
     return tuple(
         run.name
         for run, (number, repeat) in _runs_of_cells(observed, status)
@@ -241,7 +243,7 @@ def _superfluous(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[s
 
 def _runs_of_cells(
     observed: StudyObserved, status: ScalingStudyStatus
-) -> Iterator[tuple[TrainingRun, Key]]:
+) -> Iterator[tuple[TrainingRun, RunKey]]:
     for run in sorted(observed.runs, key=lambda run: run_key(run) or (0, 0)):
         key = run_key(run)
         if key is not None and 1 <= key[0] <= len(status.cells):
@@ -256,8 +258,10 @@ def _is_measured(cell: CellResult, repeat: int) -> bool:
     return any(found.repeat == repeat for found in cell.measurements)
 
 
-def _doing(status: ScalingStudyStatus, runs: dict[Key, TrainingRun] | dict[Key, None]) -> str:
-    """`numProcPerNode=2; repeat 1: Running`, and how many more."""
+def _describe_runs(
+    status: ScalingStudyStatus, runs: dict[RunKey, TrainingRun] | dict[RunKey, None]
+) -> str:
+    """`numProcPerNode=2; repeat 1: Running (and 1 more)`."""
     for (number, repeat), run in runs.items():
         text = f"{status.cells[number - 1].label}; repeat {repeat}"
         if run is not None and run.status.phase:
@@ -268,8 +272,8 @@ def _doing(status: ScalingStudyStatus, runs: dict[Key, TrainingRun] | dict[Key, 
     return ""
 
 
-def _named(study: str, namespace: str | None, cells: list[Cell], key: Key) -> TrainingRun:
-    """The run of a cell, by its own name."""
+def _run_of(study: str, namespace: str | None, cells: list[Cell], key: RunKey) -> TrainingRun:
+    """The run to create for a cell and repeat."""
     run = cells[key[0] - 1].run
     metadata = run.metadata.model_copy(
         update={

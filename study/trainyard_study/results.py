@@ -1,19 +1,73 @@
-"""What follows from a study's measurements: a figure per run, then medians and spreads. Pure."""
+"""Evaluates a study's measurements: configurations, medians, speedup, efficiency, cost. Pure."""
 
+import itertools
+import json
 import statistics
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.study import Cost
-from trainyard_api.study_status import CellFailure, CellResult, Measurement, Spread
-from trainyard_study.configurations import Configuration, throughput, throughput_unit
+from trainyard_api.study_status import CellFailure, CellResult, Measurement, Spread, Unit
 
-NO_REPORT = "the run succeeded but left no report of its step times"
+NO_REPORT = "the run succeeded but did not report its step times"
+_NODES, _PROCESSES = "numNodes", "numProcPerNode"
+_BATCH, _ACCUMULATION = "config.batch_size", "config.gradient_accumulation_steps"
+# Paths that may grow with the number of processes, as in weak scaling.
+_SIZE_DEPENDENT = ((_BATCH, _ACCUMULATION), (_BATCH,), (_ACCUMULATION,), ())
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The matrix's values without the size, and the cells that have them, smallest first."""
+
+    values: dict[str, Any]
+    cells: tuple[CellResult, ...]
+
+    @property
+    def smallest(self) -> CellResult | None:
+        """The smallest measured cell: the baseline of the others."""
+        return next((cell for cell in self.cells if cell.measurements), None)
+
+
+def configurations(cells: Sequence[CellResult]) -> list[Configuration]:
+    """The cells by configuration, in the order of their first cells.
+
+    What only makes a cell larger is not part of its configuration: the numbers of nodes and
+    processes, and the batch size or the accumulation steps where every size has just one value of
+    them (weak scaling). Where two cells of a configuration would have the same size (2 x 1 and
+    1 x 2), the number of processes per node distinguishes them.
+    """
+    for size, dependent in itertools.product(((_NODES, _PROCESSES), (_NODES,)), _SIZE_DEPENDENT):
+        groups = _group(cells, without=(*size, *dependent))
+        if all(_sizes_differ(group) for group in groups):
+            return groups
+    return _group(cells, without=())
+
+
+def throughput_unit(cells: Sequence[CellResult]) -> Unit:
+    """Tokens, if every measured cell reports them; else samples."""
+    measured = [cell for cell in cells if cell.measurements]
+    return "tokens" if measured and all(c.tokens_per_second for c in measured) else "samples"
+
+
+def throughput(cell: CellResult, unit: Unit) -> Spread | None:
+    """The cell's tokens or samples per second."""
+    return cell.tokens_per_second if unit == "tokens" else cell.samples_per_second
+
+
+def rates(cell: CellResult, unit: Unit) -> list[float]:
+    """The throughput of every run of the cell."""
+    if unit == "samples":
+        return [run.samples_per_second for run in cell.measurements]
+    return [run.tokens_per_second for run in cell.measurements if run.tokens_per_second]
 
 
 def run_key(run: TrainingRun) -> tuple[int, int] | None:
-    """(cell, repeat) of a study's run; None where its labels say nothing of the kind."""
+    """(cell, repeat) of a study's run, from its labels; None if they don't say."""
     cell, repeat = run.metadata.labels.get(labels.CELL, ""), run.metadata.labels.get(labels.REPEAT)
     return (int(cell), int(repeat or 0)) if cell.isdecimal() else None
 
@@ -21,8 +75,8 @@ def run_key(run: TrainingRun) -> tuple[int, int] | None:
 def measurement(run: TrainingRun, repeat: int) -> Measurement | None:
     """The figures of a finished run; None if it measured no step.
 
-    Throughput is the global batch over the mean step time after the warm-up: the same steps that
-    the other figures are of, and neither evaluation nor checkpoints.
+    Throughput is the global batch divided by the mean step time after warm-up. All figures are of
+    these steps: evaluation and checkpoints are not included.
     """
     status = run.status
     steps, batch = status.step_seconds, status.batch_size
@@ -43,11 +97,11 @@ def measurement(run: TrainingRun, repeat: int) -> Measurement | None:
 
 
 def failure(run: TrainingRun, repeat: int) -> CellFailure:
-    """Why a failed run, or one that measured nothing, gives its cell no figures."""
+    """Why a run that failed, or measured nothing, gives its cell no figures."""
     status = run.status
     if status.phase == "Succeeded":
         return CellFailure(repeat=repeat, reason="NoReport", message=NO_REPORT, run=run.name)
-    # The worker's name is an affair of the run's.
+    # A study's table names cells, not workers.
     worker = status.attempts[-1].pod if status.attempts else ""
     message = status.message.removeprefix(f"{worker}: ").removesuffix(" (maxRestarts 0 reached)")
     return CellFailure(repeat=repeat, reason=status.reason, message=message, run=run.name)
@@ -56,9 +110,9 @@ def failure(run: TrainingRun, repeat: int) -> CellFailure:
 def summarise(
     cells: list[CellResult], configurations: list[Configuration], cost: Cost | None
 ) -> None:
-    """Fill in every cell's figures from all the measurements there are."""
+    """Fill in every cell's figures from the measurements so far."""
     for cell in cells:
-        _spreads(cell)
+        _set_spreads(cell)
     unit = throughput_unit(cells)
     first = _median(throughput(cells[0], unit)) if cells else None
     for cell in cells:
@@ -77,29 +131,29 @@ def summarise(
 
 
 def progress(cells: Iterable[CellResult], repeats: int) -> tuple[int, int]:
-    """(runs done, all runs): a cell that has failed is not repeated."""
+    """(finished runs, all runs); a failed cell is not repeated."""
     done = total = 0
     for cell in cells:
-        over = len(cell.measurements) + (1 if cell.failure else 0)
-        done += over
-        total += over if cell.failure else repeats
+        finished = len(cell.measurements) + (1 if cell.failure else 0)
+        done += finished
+        total += finished if cell.failure else repeats
     return done, total
 
 
 def cost_per_million(cost: Cost, processes: int, rate: float) -> float:
-    """What a million tokens (or samples) cost at `rate` per second."""
+    """The cost of a million tokens (or samples) at `rate` per second."""
     return cost.per_process_hour * processes / 3600 * 1e6 / rate
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Median, least and most; None of nothing."""
-    found = list(values)
-    if not found:
+    """Median, minimum and maximum; None if there are no values."""
+    known = list(values)
+    if not known:
         return None
-    return Spread(median=statistics.median(found), min=min(found), max=max(found))
+    return Spread(median=statistics.median(known), min=min(known), max=max(known))
 
 
-def _spreads(cell: CellResult) -> None:
+def _set_spreads(cell: CellResult) -> None:
     runs = cell.measurements
     cell.samples_per_second = spread(run.samples_per_second for run in runs)
     cell.tokens_per_second = spread(
@@ -119,3 +173,21 @@ def _median(spread: Spread | None) -> float | None:
 
 def _ratio(rate: float | None, base: float | None) -> float | None:
     return rate / base if rate is not None and base else None
+
+
+def _group(cells: Sequence[CellResult], without: tuple[str, ...]) -> list[Configuration]:
+    groups: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault(json.dumps(_values(cell, without), default=str), []).append(cell)
+    return [
+        Configuration(_values(group[0], without), tuple(sorted(group, key=lambda c: c.processes)))
+        for group in groups.values()
+    ]
+
+
+def _values(cell: CellResult, without: tuple[str, ...]) -> dict[str, Any]:
+    return {path: value for path, value in cell.values.items() if path not in without}
+
+
+def _sizes_differ(group: Configuration) -> bool:
+    return max(Counter(cell.processes for cell in group.cells).values()) == 1

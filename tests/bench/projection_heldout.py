@@ -26,7 +26,7 @@ from pathlib import Path
 
 from trainyard_api.study import ScalingStudy
 from trainyard_local.workers import free_ports
-from trainyard_study.scaling_law import fit
+from trainyard_study.fit import fit
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
 WORK_SECONDS = 0.02  # of each process in each step

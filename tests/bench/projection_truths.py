@@ -21,17 +21,8 @@ from dataclasses import dataclass
 
 from tests.bench.published_scaling import PUBLISHED
 from trainyard_api.study_status import Interval
-from trainyard_study.scaling_law import fit
-from trainyard_study.scaling_laws import (
-    AMDAHL,
-    CANDIDATES,
-    LINEAR,
-    USL,
-    Candidate,
-    Fitted,
-    solve,
-    squares,
-)
+from trainyard_study.fit import fit, solve, sum_of_squares
+from trainyard_study.laws import AMDAHL, FORMS, LINEAR, USL, Law, LawForm
 
 Curve = Callable[[float], float]
 Runs = Mapping[int, Sequence[float]]
@@ -96,19 +87,19 @@ def published() -> Iterator[Case]:
             yield Case(f"sizes={count}", runs, {n: table[n] for n in sizes[count:]})
 
 
-def nearest(law: Candidate, medians: Mapping[int, float]) -> Fitted:
+def nearest(law: LawForm, medians: Mapping[int, float]) -> Law:
     """The law; where a coefficient would be negative, the best of its parts without one."""
-    parts = [one for one in CANDIDATES if set(one.terms) <= set(law.terms)]
+    parts = [one for one in FORMS if set(one.terms) <= set(law.terms)]
     found = [fitted for one in parts if (fitted := solve(one, medians))]
-    return min(found, key=lambda fitted: squares(fitted, medians, dict.fromkeys(medians, 1)))
+    return min(found, key=lambda fitted: sum_of_squares(fitted, medians, dict.fromkeys(medians, 1)))
 
 
-def always(law: Candidate) -> Callable[[Runs], Fitted]:
+def always(law: LawForm) -> Callable[[Runs], Law]:
     """One law, whatever was measured; with two sizes Amdahl's."""
     return lambda runs: nearest(law if len(runs) > 2 else AMDAHL, _medians(runs))
 
 
-def leave_largest_out(runs: Runs) -> Fitted:
+def leave_largest_out(runs: Runs) -> Law:
     """Linear, Amdahl or USL: what foretells the largest size best from the others."""
     medians = _medians(runs)
     largest = max(medians)
@@ -119,10 +110,10 @@ def leave_largest_out(runs: Runs) -> Fitted:
     return nearest(form if len(runs) > 2 else AMDAHL, medians)
 
 
-def by_aicc(forms: Sequence[Candidate]) -> Callable[[Runs], Fitted]:
+def by_aicc(forms: Sequence[LawForm]) -> Callable[[Runs], Law]:
     """The law of the least AICc (Hurvich and Tsai, 1989)."""
 
-    def chosen(runs: Runs) -> Fitted:
+    def chosen(runs: Runs) -> Law:
         medians = _medians(runs)
         counts = {n: len(values) for n, values in runs.items()}
         total = sum(counts.values())
@@ -132,7 +123,7 @@ def by_aicc(forms: Sequence[Candidate]) -> Callable[[Runs], Fitted]:
             unknowns = len(form.terms) + 2  # the constant and the noise
             if total - unknowns - 1 <= 0 or (law := solve(form, medians)) is None:
                 continue
-            left = max(spread + squares(law, medians, counts), 1e-9)
+            left = max(spread + sum_of_squares(law, medians, counts), 1e-9)
             small = 2 * unknowns * (unknowns + 1) / (total - unknowns - 1)
             criterion = total * math.log(left / total) + 2 * unknowns + small
             best = min(best, (criterion, law), key=lambda pair: pair[0])
@@ -141,12 +132,12 @@ def by_aicc(forms: Sequence[Candidate]) -> Callable[[Runs], Fitted]:
     return chosen
 
 
-WAYS: dict[str, Callable[[Runs], Fitted]] = {
+WAYS: dict[str, Callable[[Runs], Law]] = {
     "USL, Amdahl of two sizes": always(USL),
     "Amdahl": always(AMDAHL),
     "leave the largest out": leave_largest_out,
     "AICc: linear, Amdahl, USL": by_aicc((LINEAR, AMDAHL, USL)),
-    "AICc: all laws": by_aicc(CANDIDATES),
+    "AICc: all laws": by_aicc(FORMS),
 }
 PRODUCT = "the product"
 

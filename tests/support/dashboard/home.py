@@ -8,7 +8,7 @@ from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
-from trainyard_study.scaling_law import fit
+from trainyard_study.fit import fit
 
 # Tokens per second with 1, 2 and 4 processes, three times each.
 MEASURED = {

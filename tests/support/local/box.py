@@ -74,12 +74,12 @@ class Box:
         return status
 
     def processes(self, name: str) -> list[int]:
-        """Every living process of the run's workers, keepers included."""
+        """Every living process of the run's workers, shims included."""
         workers = (self.run_dir(name) / "workers").glob("*-*")
-        return [pid for worker in workers for pid in shim.family(worker)]
+        return [pid for worker in workers for pid in shim.processes(worker)]
 
-    def keeper(self, name: str, worker: str = "1-0") -> int:
-        """Process id of a worker's keeper, once it has started."""
+    def shim_pid(self, name: str, worker: str = "1-0") -> int:
+        """Process id of a worker's shim, once it has started."""
         lock = self.run_dir(name) / "workers" / worker / "lock"
         until(lambda: lock.is_file() and lock.read_text())
         return int(json.loads(lock.read_text())["pid"])
@@ -92,7 +92,7 @@ class Box:
             if command.stdout:
                 command.stdout.close()
         for worker in self.home.glob("runs/*/workers/*-*"):
-            shim.kill_family(worker)
+            shim.kill_processes(worker)
 
 
 @pytest.fixture

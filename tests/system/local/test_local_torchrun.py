@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.patience import until
 
-# Rank 1 of the first attempt tells its process id and waits to be killed.
+# Rank 1 of the first attempt writes its process id and waits to be killed.
 STUBBORN = """
 import os, pathlib, sys, time
 rank, data = os.environ["RANK"], pathlib.Path(os.environ["TRAINYARD_RUN_DIR"])
@@ -30,8 +30,8 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
         podTemplate={"spec": {"containers": [trainer]}},
     )
     first = box.start("run", manifest)
-    told = box.run_dir("quick") / "data" / "again"
-    until(told.is_file, "rank 1 starts")
+    marker = box.run_dir("quick") / "data" / "again"
+    until(marker.is_file, "rank 1 starts")
 
     code, output = box.cli("run", manifest)
     assert code == 2
@@ -39,13 +39,13 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     assert len(output.splitlines()) == 1
 
     first.kill()  # SIGKILL: no chance to tidy up
-    assert "note: image means nothing on one machine" in box.end(first)[1]
+    assert "note: image has no effect on one machine" in box.end(first)[1]
     before = set(box.processes("quick"))
-    assert "nothing watches it now" in box.cli("get")[1]
+    assert "no process drives it now" in box.cli("get")[1]
 
     second = box.start("run", manifest)
     until(lambda: (box.run_dir("quick") / "lock").read_text() == str(second.pid))
-    os.kill(int(told.read_text()), signal.SIGKILL)
+    os.kill(int(marker.read_text()), signal.SIGKILL)
     code, output = box.end(second)
     assert code == 0, output
     status = box.status("quick")
@@ -66,7 +66,7 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     assert box.status("quick") == status
 
 
-def test_a_users_exception_is_told_and_not_tried_again(box: Any) -> None:
+def test_a_users_exception_is_reported_and_not_retried(box: Any) -> None:
     box.script("bad.py", "def load():\n    raise ValueError('corpus has 3 characters')\nload()\n")
     manifest = box.manifest("bad", command=["bad.py"], numProcPerNode=2)
     code, output = box.cli("run", manifest)

@@ -40,7 +40,7 @@ def write(path: Path, **spec: Any) -> str:
     return "tiny.yaml"
 
 
-def test_a_matrix_is_measured_and_a_failed_cell_is_told(box: Any) -> None:
+def test_a_matrix_is_measured_and_a_failed_cell_is_reported(box: Any) -> None:
     (box.path / "corpus.txt").write_text("to be or not to be, that is the question\n" * 20)
     file = write(
         box.path,
@@ -84,13 +84,13 @@ def test_a_matrix_is_measured_and_a_failed_cell_is_told(box: Any) -> None:
 
     code, output = box.cli("study", file, *options)
     assert code == 1
-    assert "tiny is measured: these are its figures; --again moves it aside" in output
+    assert "tiny is already measured, here are its results; use --again to re-measure" in output
     code, output = box.cli("study", file, "--repeats", "2", "--out", "out")
     assert code == 2
-    assert "tiny was begun with another template, matrix or number of steps" in output
+    assert "tiny was started with another template, matrix, or number of steps" in output
 
 
-def test_a_study_that_is_killed_or_stopped_goes_on(box: Any) -> None:
+def test_a_killed_or_stopped_study_is_resumed(box: Any) -> None:
     box.script("trainyard_trainer.py", STAND_IN)
     template = {"spec": {"recipe": "char-gpt"}}
     file = write(box.path, template=template, matrix={"config.batch_size": [1, 2]}, repeats=1)
@@ -104,7 +104,7 @@ def test_a_study_that_is_killed_or_stopped_goes_on(box: Any) -> None:
     study.kill()
     study.wait()
     (worker,) = (directory / "work" / "runs" / "tiny-2-1" / "workers").iterdir()
-    assert shim.family(worker), "the run outlives its driver"
+    assert shim.processes(worker), "the run outlives its driver"
     (box.path / "waiting").unlink()
 
     study = box.start("study", file, **path)
@@ -112,7 +112,7 @@ def test_a_study_that_is_killed_or_stopped_goes_on(box: Any) -> None:
     study.send_signal(signal.SIGINT)
     code, output = box.end(study)
     assert code == 130, output
-    assert "going on after 1 of 2 runs" in output
+    assert "resuming after 1 of 2 runs" in output
     assert not (directory / "work").exists()
     status = json.loads((directory / "study.json").read_text())["status"]
     assert (status["phase"], status["reason"]) == ("Suspended", "Interrupted")
@@ -122,7 +122,7 @@ def test_a_study_that_is_killed_or_stopped_goes_on(box: Any) -> None:
 
     code, output = box.cli("study", file, **path)
     assert code == 0, output
-    assert "[2/2] batch_size=2; repeat 1: 20 samples/s, 100 ms a step" in output
+    assert "[2/2] batch_size=2; repeat 1: 20 samples/s, 100 ms per step" in output
     status = json.loads((directory / "study.json").read_text())["status"]
     assert (status["phase"], status["progress"]) == ("Succeeded", "2/2")
     repeats = [[m["repeat"] for m in cell["measurements"]] for cell in status["cells"]]

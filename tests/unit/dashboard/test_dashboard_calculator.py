@@ -10,7 +10,7 @@ from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.calculator import Scaling, scalings
 from trainyard_dashboard.costs import costs
 from trainyard_dashboard.prices import DEFAULT, PriceFileError, Prices, parse
-from trainyard_study.scaling_law import fit
+from trainyard_study.fit import fit
 
 LAW = fit(MEASURED)
 SCALING = Scaling(MEASURED, "tokens")

@@ -14,7 +14,7 @@ from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_study import scaling_law
+from trainyard_study import fit
 from trainyard_study.plan import StudyObserved, StudyPlan
 from trainyard_study.reconcile import reconcile_study
 
@@ -23,7 +23,7 @@ from trainyard_study.reconcile import reconcile_study
 def quick_laws() -> Iterator[None]:
     """How good the intervals are is not the question here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling_law, "DRAWS", 5)
+        patch.setattr(fit, "DRAWS", 5)
         yield
 
 

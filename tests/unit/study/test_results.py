@@ -11,9 +11,8 @@ from trainyard_api.status import StepSeconds, TrainingRunStatus
 from trainyard_api.study import Cost, ScalingStudySpec
 from trainyard_api.study_status import CellResult, Measurement
 from trainyard_lifecycle.status import apply_report
-from trainyard_study.configurations import configurations, throughput_unit
 from trainyard_study.curves import curves, headline
-from trainyard_study.results import measurement, summarise
+from trainyard_study.results import configurations, measurement, summarise, throughput_unit
 
 
 def cell(processes: int, *samples: float, tokens: int | None = None, **values: Any) -> CellResult:

@@ -1,4 +1,4 @@
-"""The scaling law: what was put in comes out again, and larger sizes are foretold."""
+"""Fitting scaling laws: known laws are recovered, and larger sizes are projected."""
 
 import math
 import random
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard_api.study_status import ScalingLaw
-from trainyard_study.scaling_law import CONFIDENCE, FittedScalingLaw, ScalingError, fit
-from trainyard_study.scaling_laws import AMDAHL, CANDIDATES, Candidate, Fitted, solve
+from trainyard_study.fit import CONFIDENCE, FittedScalingLaw, ScalingError, fit, solve
+from trainyard_study.laws import AMDAHL, FORMS, Law, LawForm
 
 Curve = Callable[[float], float]
 
@@ -36,7 +36,7 @@ def noisy(curve: Curve, sizes: tuple[int, ...], noise: float, seed: int) -> Fitt
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_exact_measurements_give_their_law_back(kind: str) -> None:
+def test_exact_measurements_recover_their_law(kind: str) -> None:
     curve = SHAPES[kind]
     law = fit({n: [1000 * curve(n)] * 2 for n in (1, 2, 4, 8, 16)})
     assert law.kind == kind
@@ -51,15 +51,15 @@ def test_exact_measurements_give_their_law_back(kind: str) -> None:
     assert told.high >= 1000 * curve(32) * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @settings(max_examples=30)
 @given(first=st.floats(1e-6, 1), shares=st.tuples(SHARE, SHARE))
 def test_least_squares_find_every_coefficient(
-    candidate: Candidate, first: float, shares: tuple[float, float]
+    form: LawForm, first: float, shares: tuple[float, float]
 ) -> None:
-    others = (first * share for share in shares[: len(candidate.terms)])
-    truth = Fitted(candidate, (first, *others))
-    found = solve(candidate, {n: truth.throughput(n) for n in (1, 2, 4, 8)})
+    others = (first * share for share in shares[: len(form.terms)])
+    truth = Law(form, (first, *others))
+    found = solve(form, {n: truth.throughput(n) for n in (1, 2, 4, 8)})
     if found is None:  # rounding took a coefficient of 0 below it
         assert 0 in shares
         return
@@ -149,7 +149,7 @@ def test_the_choice_names_what_else_is_likely() -> None:
     )
 
 
-def test_what_is_stored_is_what_was_found() -> None:
+def test_the_fitted_fields_are_stored() -> None:
     law = fit({1: [100.0, 95.0], 2: [180.0, 190.0], 4: [300.0, 320.0]})
     stored = ScalingLaw.model_validate(law.to_wire())
     assert (stored.kind, stored.weights, stored.sigma) == (law.kind, law.weights, law.sigma)
@@ -169,14 +169,16 @@ def test_the_same_measurements_give_the_same_intervals() -> None:
 @pytest.mark.parametrize(
     ("measured", "words"),
     [
-        ({}, "two or more"),
-        ({2: [10.0, 11.0]}, "two or more"),
-        ({1: [10.0], 2: []}, "two or more"),
-        ({0: [1.0], 1: [2.0]}, "1 or more"),
+        ({}, "at least two numbers"),
+        ({2: [10.0, 11.0]}, "at least two numbers"),
+        ({1: [10.0], 2: []}, "at least two numbers"),
+        ({0: [1.0], 1: [2.0]}, "at least 1"),
         ({1: [10.0], 2: [0.0]}, "positive"),
         ({1: [10.0], 2: [math.nan]}, "positive"),
     ],
 )
-def test_what_determines_no_law_is_refused(measured: dict[int, list[float]], words: str) -> None:
+def test_measurements_that_determine_no_law_are_refused(
+    measured: dict[int, list[float]], words: str
+) -> None:
     with pytest.raises(ScalingError, match=words):
         fit(measured)

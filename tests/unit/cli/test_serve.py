@@ -5,22 +5,22 @@ from typing import get_args
 
 import pytest
 
-from tests.unit.local.published_run import publish
+from tests.unit.cli.published_run import publish
 from trainyard_cli import main as cli
-from trainyard_cli.serving_apps import BY_RECIPE, GENERATE
+from trainyard_cli.serve import APP_BY_RECIPE, GENERATE
 from trainyard_local.store import HOME_ENV
 from trainyard_trainer.recipes import RECIPES
 
 
 def test_only_image_classification_has_no_app() -> None:
-    assert RECIPES.keys() - BY_RECIPE.keys() == {"image-classification"}
-    assert BY_RECIPE.keys() <= RECIPES.keys()
+    assert RECIPES.keys() - APP_BY_RECIPE.keys() == {"image-classification"}
+    assert APP_BY_RECIPE.keys() <= RECIPES.keys()
 
 
-@pytest.mark.parametrize("recipe", sorted(BY_RECIPE))
+@pytest.mark.parametrize("recipe", sorted(APP_BY_RECIPE))
 def test_apps_are_as_the_serving_part_has_them(recipe: str) -> None:
     programs = pytest.importorskip("trainyard_serving.__main__")
-    app = BY_RECIPE[recipe]
+    app = APP_BY_RECIPE[recipe]
     fields = programs.APPS[app.name].settings.model_fields
     assert fields["port"].default == app.port
     assert fields["engine"].default == app.engines[0]

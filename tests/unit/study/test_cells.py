@@ -10,9 +10,9 @@ from trainyard_api.run import TrainingRun
 from trainyard_api.study import ScalingStudySpec
 from trainyard_api.study_status import CellResult
 from trainyard_cli import main as cli
-from trainyard_local.study_file import load
+from trainyard_local.manifest import load_study
 from trainyard_study.cells import Cell, expand, label, make_cells, short_names
-from trainyard_study.configurations import configurations
+from trainyard_study.results import configurations
 from trainyard_trainer.config import check_batch_size, parse_config
 from trainyard_trainer.recipes import find_recipe
 
@@ -46,7 +46,7 @@ def test_every_combination_is_a_cell_in_the_matrixs_order() -> None:
     assert cells[1].label == "ddp, numProcPerNode=2"
 
 
-def test_excluded_are_cells_that_have_all_values_of_an_entry() -> None:
+def test_cells_with_all_values_of_an_entry_are_excluded() -> None:
     study = spec(
         matrix=MATRIX | {"config.sharding_strategy": ["FULL_SHARD", "SHARD_GRAD_OP"]},
         exclude=[
@@ -76,7 +76,7 @@ def test_true_and_1_are_two_values() -> None:
     assert expand(study) == [{"config.flag": 1}]
 
 
-def test_a_cell_trains_the_step_budget_and_little_else() -> None:
+def test_a_cell_trains_the_step_budget_without_extras() -> None:
     template = {
         "spec": {
             "recipe": "char-gpt",
@@ -97,7 +97,7 @@ def test_a_cell_trains_the_step_budget_and_little_else() -> None:
         "timing_warmup_steps": 6,
         "eval_on_start": False,
         "eval_steps": 0,
-        "eval_batches": 4,  # the matrix has the last word
+        "eval_batches": 4,  # the matrix overrides it
         "sample_steps": 0,
     }
     assert (run.checkpoint.every_steps, run.checkpoint.keep_last) == (36, 2)
@@ -132,7 +132,7 @@ def test_every_process_of_every_cell_gets_the_same_threads(
     assert [threads_of(cell) for cell in cells] == [[("OMP_NUM_THREADS", str(threads))]] * 4
 
 
-def test_threads_that_the_template_sets_stay() -> None:
+def test_threads_set_in_the_template_are_kept() -> None:
     containers = [
         {"name": "trainer", "env": [{"name": "OMP_NUM_THREADS", "value": "7"}]},
         {"name": "sidecar", "image": "x"},
@@ -144,7 +144,7 @@ def test_threads_that_the_template_sets_stay() -> None:
     assert cell.run.spec.pod_template.spec["containers"] == containers
 
 
-def test_each_process_has_a_gpu_of_its_own() -> None:
+def test_each_process_has_its_own_gpu() -> None:
     limits = {"nvidia.com/gpu": 4, "cpu": "16"}
     template = {"spec": {**TEMPLATE["spec"], "resourcesPerNode": {"limits": limits}}}
     cells = make_cells(spec(template=template, matrix={"numProcPerNode": [1, 4]}))
@@ -152,7 +152,7 @@ def test_each_process_has_a_gpu_of_its_own() -> None:
     assert {cell.threads for cell in cells} == {4}
 
 
-def test_labels_name_what_varies_and_stay_apart() -> None:
+def test_labels_name_what_varies_and_are_distinct() -> None:
     assert short_names(["config.a.rate", "config.b.rate", "seed"]) == {
         "config.a.rate": "config.a.rate",
         "config.b.rate": "config.b.rate",
@@ -168,11 +168,11 @@ def test_labels_name_what_varies_and_stay_apart() -> None:
     [
         ({"matrix": {"strateg": ["ddp"]}}, 2, "matrix.strateg: no such path in a TrainingRun's"),
         ({"matrix": {"strateg": ["ddp"]}}, 2, "did you mean strategy?"),
-        ({"matrix": {"lr": [1]}}, 2, "a recipe's settings are config.NAME"),
+        ({"matrix": {"lr": [1]}}, 2, "recipe settings are config.NAME"),
         ({"matrix": {"strategy": []}}, 2, "matrix.strategy: list at least one value"),
         ({"matrix": {"strategy": ["ddp", "ddp"]}}, 2, "'ddp' is listed twice"),
         ({"matrix": {}}, 1, "matrix: name at least one path"),
-        ({"matrix": {"config.max_steps": [9]}}, 2, "steps and warmupSteps set it"),
+        ({"matrix": {"config.max_steps": [9]}}, 2, "set by steps and warmupSteps"),
         ({"matrix": {"checkpoint.everyStep": [9]}}, 2, "checkpoint.everyStep: unknown key"),
         (
             {"matrix": {"seed": [1, 2], "strategy": ["ddp", "dpp"]}},
@@ -180,19 +180,23 @@ def test_labels_name_what_varies_and_stay_apart() -> None:
             "cell seed=1, dpp (and 1 more): spec.strategy: Input should be 'ddp' or 'fsdp'",
         ),
         ({"exclude": [{"seed": 1}]}, 2, "exclude: seed is not in the matrix"),
-        ({"exclude": [{"strategy": "x"}]}, 2, "exclude: strategy is never x, only ddp, fsdp"),
+        (
+            {"exclude": [{"strategy": "x"}]},
+            2,
+            "exclude: strategy is never x in the matrix, only ddp, fsdp",
+        ),
         ({"exclude": [{"strategy": s} for s in MATRIX["strategy"]]}, 1, "leaves no cell to run"),
-        ({"template": {"spec": {"command": ["a.py"]}}}, 10, "a recipe is needed"),
+        ({"template": {"spec": {"command": ["a.py"]}}}, 10, "a recipe is required"),
         (
             {"template": {"spec": {"recipe": "x", "storage": {"claimName": "kept"}}}},
             12,
-            "leave claimName out: each run of a study gets a volume of its own",
+            "remove claimName: each run of a study gets its own volume",
         ),
-        ({"repeats": 100, "matrix": {"seed": [*range(11)]}}, 1, "11 cells x 100 repeats are more"),
+        ({"repeats": 100, "matrix": {"seed": [*range(11)]}}, 1, "11 cells x 100 repeats exceed"),
         (
             {"matrix": {f"config.{x}": [*range(64)] for x in "abc"}},
             1,
-            "262144 cells x 3 repeats are more than 1000 runs",
+            "262144 cells x 3 repeats exceed the maximum of 1000 runs",
         ),
         ({"cost": {"perProcessHour": -1}}, 2, "cost.perProcessHour: must not be negative"),
         ({"template": {"spec": {"recipe": "x", "config": 3}}}, 10, "spec.config: "),
@@ -219,11 +223,11 @@ def test_a_bad_study_is_refused_with_its_line(
     assert [path.name for path in tmp_path.iterdir()] == ["s.yaml"]
 
 
-def test_options_win_over_the_file(tmp_path: Path) -> None:
+def test_options_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     spec = {"template": TEMPLATE, "matrix": MATRIX, "steps": 7}
     file.write_text(yaml.safe_dump(HEAD | {"spec": spec}))
-    study, cells = load(file, {"repeats": 9})
+    study, cells = load_study(file, {"repeats": 9})
     assert (study.spec.steps, study.spec.repeats, len(cells)) == (7, 9, 4)
 
 
@@ -243,15 +247,15 @@ def test_a_manifest_of_the_other_kind_names_the_command(
 def test_the_examples_are_studies(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", str(path)]) == 0
     assert "is valid" in capsys.readouterr().out
-    study, cells = load(path)
+    study, cells = load_study(path)
     for cell in cells:
         check_batch_size(job_config(cell.run), cell.processes)
     assert len(configurations(results(cells))) < len(cells), "nothing is measured at two sizes"
     assert study.spec.steps > study.spec.warmup_steps
 
 
-def test_the_lab_compares_ddp_and_fsdp() -> None:
-    study, cells = load(EXAMPLES / "study-cifar10.yaml")
+def test_the_cifar10_study_compares_ddp_and_fsdp() -> None:
+    study, cells = load_study(EXAMPLES / "study-cifar10.yaml")
     assert study.name == "cifar10-ddp-fsdp"
     assert len(cells) == 12
     assert [cell.label for cell in (cells[0], cells[-1])] == [

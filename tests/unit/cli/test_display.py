@@ -22,8 +22,7 @@ from tests.patience import until
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef
-from trainyard_cli.display import PlainDisplay, progress_line
-from trainyard_cli.live import LiveDisplay, sparkline
+from trainyard_cli.display import LiveDisplay, PlainDisplay, progress_line, sparkline
 from trainyard_lifecycle.plan import Event
 from trainyard_lifecycle.reconcile import reconcile
 from trainyard_local import backend as backend_module
@@ -92,7 +91,7 @@ def test_the_report_of_another_run_on_the_port_is_not_taken(backend: LocalBacken
 
 def test_the_panel_shows_what_is_known(running: View, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=120)
-    console.print(LiveDisplay()._panel(running))
+    console.print(LiveDisplay().panel(running))
     shown = capsys.readouterr().out
     for words in ("quick", "Running", "50/200", "25%", "ETA 1m10s", "loss 2.500", "checkpoint 40"):
         assert words in shown

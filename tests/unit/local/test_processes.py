@@ -33,7 +33,7 @@ def started(box: Any) -> Callable[[], None]:
     return lambda: until((box.run_dir("run") / "data" / "started").is_file, "the worker starts")
 
 
-def test_ctrl_c_suspends_and_running_again_goes_on(
+def test_ctrl_c_suspends_and_run_resumes(
     box: Any, sleeper: str, started: Callable[[], None]
 ) -> None:
     command = box.start("run", sleeper)
@@ -41,7 +41,7 @@ def test_ctrl_c_suspends_and_running_again_goes_on(
     command.send_signal(signal.SIGINT)
     code, output = box.end(command)
     assert code == 130
-    assert "go on   trainyard run run.yaml" in output
+    assert "resume  trainyard run run.yaml" in output
     assert box.status("run")["phase"] == "Suspended"
     assert box.processes("run") == []
 
@@ -53,17 +53,17 @@ def test_ctrl_c_suspends_and_running_again_goes_on(
     assert box.cli("logs", "run")[1] == "attempt of run-2\n"
 
 
-@pytest.mark.parametrize("victim", ["agent", "keeper"])
-def test_a_killed_agent_or_keeper_costs_one_restart(
+@pytest.mark.parametrize("victim", ["agent", "shim"])
+def test_a_killed_agent_or_shim_costs_one_restart(
     box: Any, sleeper: str, started: Callable[[], None], victim: str
 ) -> None:
     command = box.start("run", sleeper)
     started()
-    keeper = box.keeper("run")
+    shim = box.shim_pid("run")
     until(lambda: len(box.processes("run")) == 3)
     before = box.processes("run")
-    agent = next(pid for pid in before if _parent(pid) == keeper)
-    os.kill(keeper if victim == "keeper" else agent, signal.SIGKILL)
+    agent = next(pid for pid in before if _parent(pid) == shim)
+    os.kill(shim if victim == "shim" else agent, signal.SIGKILL)
     code, output = box.end(command)
     assert code == 0, output
     first, second = box.status("run")["attempts"]
@@ -86,7 +86,7 @@ def test_a_reboot_is_a_lost_node(box: Any, sleeper: str, started: Callable[[], N
     assert box.status("run")["attempts"][0]["reason"] == "NodeLost"
 
 
-def test_a_worker_that_ends_while_nobody_looks_is_seen(box: Any) -> None:
+def test_a_worker_that_exits_without_a_driver_is_noticed(box: Any) -> None:
     text = '#!/bin/sh\necho here\nwhile [ ! -e "$TRAINYARD_RUN_DIR/go" ]; do sleep 0.05; done\n'
     manifest = box.manifest("run", command=[box.script("torchrun", text)])
     command = box.start("run", manifest)
@@ -101,7 +101,7 @@ def test_a_worker_that_ends_while_nobody_looks_is_seen(box: Any) -> None:
     assert len(box.status("run")["attempts"]) == 1
 
 
-def test_suspend_and_delete_end_the_driver_and_the_workers(
+def test_suspend_and_delete_stop_the_driver_and_the_workers(
     box: Any, sleeper: str, started: Callable[[], None]
 ) -> None:
     driver = box.start("run", sleeper)
@@ -148,7 +148,7 @@ def test_logs_follow_until_the_run_ends(
     started()
     follower = box.start("logs", "-f", "run")
     assert follower.stdout.readline() == "attempt of run-1\n"
-    os.kill(box.keeper("run"), signal.SIGKILL)
+    os.kill(box.shim_pid("run"), signal.SIGKILL)
     assert box.end(driver)[0] == 0
     code, output = box.end(follower)
     assert code == 0

@@ -1,4 +1,4 @@
-"""Programs of the serving part, started as processes of their own on this machine."""
+"""Servers (trainyard_serving, trainyard_dashboard) as child processes on this machine."""
 
 import contextlib
 import ctypes
@@ -20,14 +20,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def check_port(port: int) -> int:
-    """The port, or a free one for 0. Raises UserError when somebody listens on it."""
+    """The port, or a free one for 0. Raises UserError if it can't be used."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(
-                f"port {port} can't be used ({error.strerror}): give another with --port"
+                f"port {port} can't be used ({error.strerror}): choose another with --port"
             ) from None
         return int(probe.getsockname()[1])
 
@@ -35,8 +35,8 @@ def check_port(port: int) -> int:
 def start(
     program: list[str], port: int, flags: list[str], log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `python -m PROGRAM`, a server that ends when this command does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends us as Ctrl-C does
+    """Start `python -m PROGRAM`, a server that exits when this command does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treated like Ctrl-C
     command = [sys.executable, "-m", *program, *flags]
     command += ["--host", HOST, "--port", str(port)]
     return subprocess.Popen(
@@ -44,35 +44,35 @@ def start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if log is None else log,
         stderr=log,
-        start_new_session=True,  # Ctrl-C is ours to pass on
-        preexec_fn=_end_with_parent,
+        start_new_session=True,  # this process handles Ctrl-C
+        preexec_fn=_exit_with_parent,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
 
 
-def _end_with_parent() -> None:
-    """Have Linux end the server should this command be killed without a chance to do so."""
+def _exit_with_parent() -> None:
+    """Have Linux stop the server if this command is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def wait_until_ready(
-    server: subprocess.Popen[bytes], port: int, *, say: bool, log: IO[bytes] | None = None
+    server: subprocess.Popen[bytes], port: int, *, verbose: bool, log: IO[bytes] | None = None
 ) -> None:
-    """Return once requests are answered. Raises UserError when the server ends or gives up."""
-    began = time.monotonic()
-    told = ""
+    """Return once the server is ready. Raises UserError if it exits, or is not ready in time."""
+    started = time.monotonic()
+    printed = ""
     while True:
         if (code := server.poll()) is not None:
-            raise UserError(f"the server ended with exit status {code}{_last_line(log)}")
+            raise UserError(f"the server exited with status {code}{_last_line(log)}")
         status, answer = call(port, "GET", "/ready", None, timeout=5)
         if status == 200:
             return
         reason = str(answer.get("reason", "")) or "the server is starting"
-        waited = time.monotonic() - began
-        if say and reason != told:
+        waited = time.monotonic() - started
+        if verbose and reason != printed:
             print(f"waiting: {reason}", flush=True)
-            told = reason
+            printed = reason
         if waited > START_SECONDS:
             raise UserError(f"not ready after {START_SECONDS} s: {reason}")
         time.sleep(0.1)
@@ -81,7 +81,7 @@ def wait_until_ready(
 def call(
     port: int, method: str, path: str, body: dict[str, Any] | None, timeout: float
 ) -> tuple[int, dict[str, Any]]:
-    """(status, JSON body); status 0 while nobody answers. Never through a proxy."""
+    """(status, JSON body); status 0 while nothing answers. Never through a proxy."""
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
     try:
         text = None if body is None else json.dumps(body)
@@ -102,12 +102,12 @@ def _last_line(log: IO[bytes] | None) -> str:
     return f": {lines[-1]}" if lines else ""
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
-    """Let the server finish what it answers, then insist."""
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Let the server finish open requests, then kill it."""
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
         try:
-            server.wait(timeout=35)  # it drains for 30 s at most
+            server.wait(timeout=35)  # it drains for up to 30 s
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()

@@ -1,4 +1,4 @@
-"""A study's report: the tables, what is said beside them, the picture, the live display."""
+"""A study's report: the tables, the notes, the chart, the live display."""
 
 import io
 from datetime import UTC, datetime
@@ -18,18 +18,16 @@ from trainyard_api.study_status import (
     Measurement,
     ScalingStudyStatus,
 )
-from trainyard_cli.study_display import LiveStudyDisplay
-from trainyard_cli.study_report import markdown, terminal
+from trainyard_cli.display import LiveStudyDisplay
+from trainyard_cli.study import markdown, terminal
 from trainyard_local.display import View
 from trainyard_local.store import UserError
-from trainyard_local.study_store import StudyDir
+from trainyard_local.studies import StudyDir
 from trainyard_study.cells import make_cells
 from trainyard_study.chart import draw
-from trainyard_study.configurations import configurations
 from trainyard_study.curves import curves
-from trainyard_study.results import summarise
-from trainyard_study.table import cell_table
-from trainyard_study.words import failures
+from trainyard_study.report import cell_table, failures
+from trainyard_study.results import configurations, summarise
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MATRIX: dict[str, list[Any]] = {
@@ -106,9 +104,9 @@ def test_the_tables_in_markdown() -> None:
         "`trainyard study demo.yaml`, commit abc",
         "",
         "Each cell: 3 interleaved runs of 50 steps after 10 of warm-up, 1 thread per process."
-        " Figures are medians, in brackets the least and the most.",
+        " Figures are medians, with minimum and maximum in parentheses.",
         "In every cell: precision=fp32.",
-        "Machine: 2 x Abacus, no GPU, Python 3.11, load 0.5 when it began.",
+        "Machine: 2 x Abacus, no GPU, Python 3.11, load 0.5 at the start.",
         "",
         "| strategy | processes | samples/s | p50 ms | p99 ms | peak memory | vs first | speedup"
         " | efficiency | USD / M samples |",
@@ -124,10 +122,10 @@ def test_the_tables_in_markdown() -> None:
         "## Scaling",
         "",
         "- ddp: law undecided (linear scaling 6%, Amdahl's law 31%, ring all-reduce 31%,"
-        " tree all-reduce 31%) from 1, 2 processes: the projections weigh them all.",
-        "- the template: no scaling law: two or more numbers of processes are needed.",
-        "- Where only a range is given, the sizes measured don't carry that far: measure a larger"
-        " one before you pay for it.",
+        " tree all-reduce 31%) from 1, 2 processes: projections are a weighted average of all.",
+        "- the template: no scaling law: at least two numbers of processes are required.",
+        "- Where only a range is given, the measured sizes do not determine the projection:"
+        " measure a larger size before you pay for it.",
         "",
         "| configuration | processes |  | samples/s | speedup | efficiency | USD / M samples |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
@@ -139,7 +137,7 @@ def test_the_tables_in_markdown() -> None:
     ]
 
 
-def test_an_unfinished_study_says_how_far_it_got() -> None:
+def test_an_unfinished_study_reports_its_progress() -> None:
     half = study(cell(1, 100, 100), cell(2), done=False)
     text = markdown(half)
     assert "Unfinished: 2 runs measured" in text
@@ -147,22 +145,22 @@ def test_an_unfinished_study_says_how_far_it_got() -> None:
     assert failures(half) == []
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_noted() -> None:
     one = study(cell(1, 100))
     assert "busy" not in markdown(one)
     assert one.status.machine
     one.status.machine.load = 1.6
-    assert "busy (load 1.6 on 2 cores): measure again when it is idle." in markdown(one)
+    assert "busy (load 1.6 on 2 cores): measure again on an idle machine." in markdown(one)
 
 
-def test_where_nothing_was_measured_the_table_still_has_a_place_for_it() -> None:
+def test_a_table_without_measurements_lists_the_cells() -> None:
     table = markdown(study(cell(1), cell(2), done=False))
     assert "| strategy | processes | samples/s |" in table
     assert "| ddp | 1 | not run |" in table
     assert "Scaling" not in table
 
 
-def test_the_terminals_table_has_the_same_figures_in_little_width() -> None:
+def test_the_terminal_table_has_the_same_figures_in_a_narrow_layout() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(terminal("demo", cell_table(study(cell(1, 1000, 1200), cell(2)))))
     lines = console.export_text().splitlines()
@@ -172,7 +170,7 @@ def test_the_terminals_table_has_the_same_figures_in_little_width() -> None:
     assert "not run" in lines[4]
 
 
-def test_the_picture_is_drawn_even_of_failures_alone(tmp_path: Path) -> None:
+def test_the_chart_is_drawn_even_without_measurements(tmp_path: Path) -> None:
     draw(study(cell(1), cell(2)), tmp_path / "none.png")
     draw(study(cell(1, 5, 6), cell(2)), tmp_path / "one.png")
     draw(study(cell(1, 5, 6), cell(2, 9, 10)), tmp_path / "law.png")
@@ -181,15 +179,15 @@ def test_the_picture_is_drawn_even_of_failures_alone(tmp_path: Path) -> None:
     assert len(set(pictures)) == 3
 
 
-def test_a_study_is_kept_whole_and_moved_aside_whole(tmp_path: Path) -> None:
+def test_a_study_is_saved_loaded_and_moved_aside(tmp_path: Path) -> None:
     directory = StudyDir("demo", tmp_path / "demo")
     with directory.locked():
         assert directory.load() is None
-        told = study(cell(1, 5, 6), cell(2, 9, 10))
-        directory.save(told)
+        saved = study(cell(1, 5, 6), cell(2, 9, 10))
+        directory.save(saved)
         found = directory.load()
         assert found
-        assert found.status.cells == told.status.cells
+        assert found.status.cells == saved.status.cells
         second, said = directory.locked(), "demo is already being measured by process"
         with pytest.raises(UserError, match=said), second:
             pass
@@ -197,7 +195,7 @@ def test_a_study_is_kept_whole_and_moved_aside_whole(tmp_path: Path) -> None:
         assert [(path / "study.json").exists() for path in old] == [True, False]
         assert directory.load() is None
     (tmp_path / "demo" / "study.json").write_text("{}")
-    with pytest.raises(UserError, match="--again moves it aside"):
+    with pytest.raises(UserError, match="use --again to re-measure"):
         directory.load()
 
 
@@ -206,12 +204,12 @@ def test_the_live_display_shows_the_study_and_its_current_run(
 ) -> None:
     cells = make_cells(study(cell(1)).spec)
     display = LiveStudyDisplay()
-    display.begin("ddp; repeat 1", 1, 2)
-    display.end("ddp; repeat 1", measured(1, 1000))
+    display.run_started("ddp; repeat 1", 1, 2)
+    display.run_finished("ddp; repeat 1", measured(1, 1000))
     assert capsys.readouterr().out == (
-        "[1/2] ddp; repeat 1: 1k samples/s, 10.0 ms a step, peak 100 MiB (5s)\n"
+        "[1/2] ddp; repeat 1: 1k samples/s, 10.0 ms per step, peak 100 MiB (5s)\n"
     )
-    display.begin("fsdp; repeat 1", 2, 2)
+    display.run_started("fsdp; repeat 1", 2, 2)
     status = TrainingRunStatus(phase="Running", step=20, total_steps=60, throughput="9k tokens/s")
     run: TrainingRun = cells[1].run.model_copy(update={"status": status})
     display.show(View(run), [])

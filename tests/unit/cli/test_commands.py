@@ -12,19 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.unit.local.published_run import publish
+from tests.unit.cli.published_run import publish
 from trainyard_cli import main as cli
-from trainyard_local.store import HOME_ENV
 
 HEAD = "apiVersion: trainyard.dev/v1alpha1\nkind: TrainingRun\nmetadata: {name: x}\n"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory and a home of its own for commands called in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(HOME_ENV, str(tmp_path / "home"))
-    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -34,8 +25,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("spec: {command: [a.py], recipe: b}", 4, "exactly one of recipe"),
         ("spec:\n  command: [a.py]\n  sed: 1", 6, "spec.sed: unknown key"),
         ("spec:\n  command: [a.py]\n  seed: '1'", 6, "spec.seed: "),
-        ("spec:\n  command: [a.py]\n  seed: 1\n  seed: 2", 7, "seed is given twice"),
-        ("spec:\n  command: [a.py\n", 6, "not valid YAML"),
+        ("spec:\n  command: [a.py]\n  seed: 1\n  seed: 2", 7, "duplicate key seed"),
+        ("spec:\n  command: [a.py\n", 6, "invalid YAML"),
         ("spec: {command: [a.py]}\n---\nspec: {}", 6, "a second document"),
     ],
 )
@@ -62,7 +53,7 @@ def test_a_bad_manifest_is_refused_with_its_line(
         (b"apiVersion: v1\nkind: Pod", "not apiVersion: v1 and kind: Pod"),
     ],
 )
-def test_what_is_no_manifest_is_refused(
+def test_a_file_that_is_not_a_manifest_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
 ) -> None:
     if content is not None:
@@ -80,7 +71,7 @@ def test_every_problem_has_its_line(here: Path, capsys: pytest.CaptureFixture[st
     assert [line.split(":")[2] for line in lines] == ["5", "7"]
 
 
-def test_gpus_asked_on_a_machine_without_are_a_config_error(box: Any) -> None:
+def test_requesting_gpus_on_a_machine_without_is_a_config_error(box: Any) -> None:
     if list(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("this machine has a GPU")
     limits = {"limits": {"nvidia.com/gpu": "2"}}
@@ -88,7 +79,7 @@ def test_gpus_asked_on_a_machine_without_are_a_config_error(box: Any) -> None:
     code, output = box.cli("run", manifest)
     assert code == 1
     assert "gpu failed: ConfigError: " in output
-    assert "asks for 2 nvidia.com/gpu per node, this machine has none" in output
+    assert "requests 2 nvidia.com/gpu per node, but this machine has none" in output
     status = box.status("gpu")
     assert (status["attempt"], status["reason"]) == (1, "ConfigError")
 
@@ -102,7 +93,7 @@ def test_suspend_in_the_manifest_starts_nothing_and_fields_change_as_allowed(box
 
     code, output = box.cli("run", box.manifest("run", **base, seed=5, strategy="fsdp"))
     assert code == cli.EXIT_REFUSED
-    assert "run exists with another strategy, seed, which can't change" in output
+    assert "run exists with another strategy, seed, which can't be changed" in output
     assert len(output.splitlines()) == 1
 
     code, output = box.cli("run", box.manifest("run", **base, maxRestarts=7))
@@ -123,7 +114,7 @@ def test_suspend_in_the_manifest_starts_nothing_and_fields_change_as_allowed(box
     assert "1-0" in output
 
 
-def test_a_deadline_ends_the_run_and_its_worker(box: Any) -> None:
+def test_a_deadline_stops_the_run_and_its_worker(box: Any) -> None:
     command = [box.script("torchrun", "#!/bin/sh\nexec sleep 600\n")]
     manifest = box.manifest("late", command=command, activeDeadlineSeconds=1)
     code, output = box.cli("run", manifest)
@@ -132,7 +123,7 @@ def test_a_deadline_ends_the_run_and_its_worker(box: Any) -> None:
     assert box.processes("late") == []
 
 
-def test_a_finished_run_goes_when_its_time_has_come(box: Any) -> None:
+def test_a_finished_run_is_deleted_after_its_ttl(box: Any) -> None:
     command = [box.script("torchrun", '#!/bin/sh\necho kept > "$TRAINYARD_RUN_DIR/file"\n')]
     manifest = box.manifest(
         "short",
@@ -150,7 +141,9 @@ def test_a_finished_run_goes_when_its_time_has_come(box: Any) -> None:
     assert [file.name for file in box.run_dir("short").rglob("*")] == ["data", "file"]
 
 
-def test_unknown_names_list_the_known_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_lists_the_known_ones(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (here / "home" / "runs" / "known").mkdir(parents=True)
     (here / "home" / "runs" / "known" / "run.json").write_text(
         json.dumps({"metadata": {"name": "known"}, "spec": {}, "status": {"phase": "Running"}})
@@ -182,7 +175,7 @@ def test_serve_refuses_a_damaged_model(model: Path, capsys: pytest.CaptureFixtur
     assert "config.json: sha256 differs" in capsys.readouterr().err
 
 
-def test_a_home_that_is_no_directory_is_one_line(
+def test_a_home_that_is_not_a_directory_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "home").write_text("")

@@ -1,4 +1,4 @@
-"""Where and of what a study is measured: processor, GPUs, versions, commit."""
+"""Describes this machine: processor, memory, GPUs, versions, and the commit checked out."""
 
 import importlib.metadata
 import os
@@ -8,35 +8,37 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from trainyard_api import __version__
 from trainyard_api.study_status import Machine
 
 
 def this_machine() -> Machine:
-    """What can be learnt without importing torch or running anything."""
+    """The machine's description, found without importing torch or running a program."""
     return Machine(
-        cpu=_cpu(),
+        cpu=_cpu_model(),
         cores=os.cpu_count() or 1,
-        memory_bytes=_memory(),
-        gpus=_gpus(),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpu_models(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        torch=_version("torch"),
+        torch=installed_version("torch"),
         trainyard=__version__,
         load=round(os.getloadavg()[0], 2),
     )
 
 
 def commit() -> str | None:
-    """The git commit checked out here, `-dirty` if tracked files differ; None outside of git."""
+    """The git commit of the current directory, with `-dirty` if files differ; None without git."""
     if shutil.which("git") is None:
         return None
-    described = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    found = subprocess.run(described, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -45,14 +47,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _memory() -> int | None:
-    with suppress(OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def _gpus() -> list[str]:
-    """Names of the NVIDIA GPUs, as the driver lists them."""
+def gpu_models() -> list[str]:
+    """Model names of the NVIDIA GPUs, as the driver lists them."""
     names = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with suppress(OSError):
@@ -63,7 +59,8 @@ def _gpus() -> list[str]:
     return names
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution; None if it is not installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
