@@ -30,8 +30,8 @@ help: ## list the targets
 setup: .venv/ready ## everything needed to work on the code, in .venv, and git hooks
 	$(BIN)/pre-commit install
 
-demo: .venv/ready ## train on this machine, serve the model, ask it for a completion
-	@$(BIN)/python examples/demo.py $(STARTED)
+demo: .venv/ready ## train on this machine, serve the model, request a completion
+	@$(BIN)/python -m dev.demo $(STARTED)
 
 test: .venv/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/unit
@@ -74,6 +74,9 @@ can-cluster:
 can-images:
 	@$(PYTHON) -m dev.cluster.preflight images $(IMAGES_TOOL:%=--tool %)
 
+dist: .venv/ready ## build the wheel and the sdist into dist/
+	$(BIN)/uv build --quiet --out-dir dist
+
 lock: .venv/ready ## write the images' locked requirements anew
 	$(BIN)/python -m dev.images lock
 
@@ -92,5 +95,5 @@ docs-serve: .venv/ready ## the documentation at http://127.0.0.1:8001, rebuilt w
 monitoring: .venv/ready reference ## generate the rules and dashboards from the metrics' names
 	$(BIN)/python -m monitoring
 
-clean: ## remove the virtual environment
-	rm -rf .venv
+clean: ## remove the virtual environment and dist/
+	rm -rf .venv dist

@@ -65,6 +65,18 @@ def _study(args: argparse.Namespace) -> int:
     return study(args.file, out=args.out, **options)
 
 
+def _init(args: argparse.Namespace) -> int:
+    from trainyard_cli.init import list_examples, write_example
+
+    if args.list:
+        print(list_examples())
+    elif args.example is None:
+        raise UserError("name an example; `trainyard init --list` lists them")
+    else:
+        print(write_example(args.example))
+    return 0
+
+
 def _get(args: argparse.Namespace) -> int:
     from trainyard_cli.inspect import print_runs, remove_expired_runs
 
@@ -137,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    init = commands.add_parser("init", help="write an example manifest to the current directory")
+    init.add_argument("example", metavar="EXAMPLE", nargs="?", help="name of an example")
+    init.add_argument("--list", action="store_true", help="list the examples")
+    init.set_defaults(handler=_init)
 
     run = commands.add_parser("run", help="start the run in FILE, or resume it")
     run.add_argument(

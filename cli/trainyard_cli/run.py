@@ -28,6 +28,8 @@ EXIT_INTERRUPTED = 130
 def run_manifest(path: Path) -> int:
     """Start the run in the manifest, or resume it; returns the exit status when it stops."""
     wanted = load_run(path)
+    if wanted.spec.recipe is not None:
+        preflight.require_extra("trainer", "trainyard run")
     wanted.metadata.annotations[MANIFEST] = str(path)
     with RunDir(wanted.name).locked():
         backend = LocalBackend(RunDir(wanted.name))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from trainyard_cli.server_process import HOST, call, check_port, start, stop, wait_until_ready
+from trainyard_local.preflight import require_extra
 from trainyard_local.store import RunDir, UserError
 
 DASHBOARD_PORT = 8050
@@ -69,6 +70,7 @@ APP_BY_RECIPE = {
 
 def serve(run_dir: RunDir, port: int | None, engine: str | None = None) -> int:
     """Serve the run's newest model, and later ones, until Ctrl-C; returns the exit status."""
+    require_extra("serving", "trainyard serve")
     app = _app(run_dir, engine)
     port = check_port(app.port if port is None else port)
     with _server(run_dir, app, engine, port, None) as server:
@@ -91,6 +93,7 @@ def complete(
     run_dir: RunDir, prompt: str, port: int | None, max_tokens: int, engine: str | None = None
 ) -> str:
     """Send one request to a new server; returns the prompt with its completion, or its class."""
+    require_extra("serving", "trainyard serve")
     app = _app(run_dir, engine)
     port = check_port(port or 0)
     with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, port, log) as server:
@@ -111,6 +114,7 @@ def complete(
 
 def dashboard(port: int | None, flags: list[str], open_browser: bool) -> int:
     """Serve the dashboard until Ctrl-C; returns the exit status. Raises UserError."""
+    require_extra("serving", "trainyard dashboard")
     port = check_port(DASHBOARD_PORT if port is None else port)
     with start(["trainyard_dashboard"], port, flags) as server:
         try:

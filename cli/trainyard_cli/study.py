@@ -16,6 +16,7 @@ from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_cli.display import new_study_display
 from trainyard_cli.run import EXIT_INTERRUPTED, stop_on_signals
 from trainyard_lifecycle.status import format_count
+from trainyard_local import preflight
 from trainyard_local.display import StudyDisplay
 from trainyard_local.machine import commit, this_machine
 from trainyard_local.manifest import load_study
@@ -55,6 +56,7 @@ def study(
     options: dict[str, Any] = {"repeats": repeats, "steps": steps}
     given = {name: value for name, value in options.items() if value is not None}
     wanted, cells = load_study(file, given)
+    preflight.require_extra("trainer", "trainyard study")
     refuse_if_none_can_start(cells)
     directory = StudyDir(wanted.name, out)
     with directory.locked():

@@ -1,12 +1,16 @@
 """Problems that can be detected before any process is started, in one line each."""
 
 import os
+import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trainyard_api.run import TrainingRun
+from trainyard_local.machine import installed_version
+from trainyard_local.store import UserError
 
 
 def search_path() -> str:
@@ -62,3 +66,31 @@ def template_env(run: TrainingRun) -> list[dict[str, Any]]:
         if container.get("name") == "trainer"
         for entry in container.get("env") or []
     ]
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Raises UserError if distributions of an extra are missing; `purpose` is what needs them."""
+    if missing := missing_distributions(extra):
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(
+            f"{purpose} needs the {extra} extra ({names} missing): pip install 'trainyard[{extra}]'"
+        )
+
+
+def missing_distributions(extra: str) -> list[str]:
+    """Distributions of one of trainyard's extras that are not installed; nothing is imported."""
+    marker = f'extra == "{extra}"'
+    missing = []
+    for requirement in metadata.requires("trainyard") or []:
+        if marker not in requirement.replace("'", '"') or not _applies_here(requirement):
+            continue
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if installed_version(name) is None:
+            missing.append(name)
+    return missing
+
+
+def _applies_here(requirement: str) -> bool:
+    """Whether a marker on sys.platform, the only other one that is used, selects this system."""
+    other = re.search(r"sys_platform != ['\"](\w+)['\"]", requirement)
+    return other is None or other.group(1) != sys.platform

@@ -1,4 +1,4 @@
-"""`make demo`: train the quickstart on this machine, serve it, ask it, and time each phase."""
+"""`make demo`: trains the quickstart on this machine, serves it, and times each phase."""
 
 import subprocess
 import sys
@@ -8,19 +8,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).parent
+EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINYARD = Path(sys.executable).with_name("trainyard")
 RUN = "quickstart"
 PROMPT = "def "
 
 
 def main(started: float) -> int:
-    """Run the phases; `started` is when make was, in seconds since the epoch."""
+    """Run the phases; `started`: when make started, in seconds since the epoch."""
     console = Console()
     seconds = {"set up": time.time() - started}
     subprocess.run([TRAINYARD, "delete", RUN, "--ignore-not-found"], check=True)
     for phase, command in (
-        ("train", ["run", str(HERE / "quickstart.yaml")]),
+        ("train", ["run", str(EXAMPLES / "quickstart.yaml")]),
         ("serve and answer", ["serve", RUN, "--port", "0", "--prompt", PROMPT]),
     ):
         console.rule(f"trainyard {' '.join(command)}")
@@ -33,11 +33,11 @@ def main(started: float) -> int:
     table = Table("phase", "seconds", title="make demo")
     for phase, took in seconds.items():
         table.add_row(phase, f"{took:.1f}")
-    table.add_row("in all", f"{sum(seconds.values()):.1f}")
+    table.add_row("total", f"{sum(seconds.values()):.1f}")
     console.print(table)
     console.print(
-        f"The loss curve's path is above. Next: [bold].venv/bin/trainyard serve {RUN}[/bold]"
-        " opens a page to try the model; README.md goes on with Kubernetes."
+        f"Next: [bold].venv/bin/trainyard serve {RUN}[/bold] prints the address of a page to try"
+        " the model; README.md continues with Kubernetes."
     )
     return 0
 
