@@ -77,6 +77,12 @@ def _init(args: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from trainyard_cli.doctor import doctor
+
+    return doctor(args.output)
+
+
 def _get(args: argparse.Namespace) -> int:
     from trainyard_cli.inspect import print_runs, remove_expired_runs
 
@@ -154,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("example", metavar="EXAMPLE", nargs="?", help="name of an example")
     init.add_argument("--list", action="store_true", help="list the examples")
     init.set_defaults(handler=_init)
+
+    doctor = commands.add_parser("doctor", help="check this machine and the cluster")
+    doctor.add_argument("-o", "--output", choices=["json"])
+    doctor.set_defaults(handler=_doctor)
 
     run = commands.add_parser("run", help="start the run in FILE, or resume it")
     run.add_argument(
