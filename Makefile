@@ -11,7 +11,7 @@ ifdef CONTEXT
 export TRAINYARD_CONTEXT := $(CONTEXT)
 endif
 
-# Without .pyc files every process compiles torch anew: some seconds each.
+# Without .pyc files every process compiles torch again, which takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -20,11 +20,12 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
+# TORCH_INDEX=cpu or pypi chooses torch's build; by default dev/torch_backend.py does.
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[operator,trainer,serving,docs,dev]'
+	options=$$($(BIN)/python -m dev.torch_backend $(TORCH_INDEX)) && $(BIN)/uv pip install --quiet --python $(BIN)/python $$options -e '.[operator,trainer,serving,docs,dev]'
 	@touch $@
 
 setup: .venv/ready ## everything needed to work on the code, in .venv, and git hooks

@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     init.set_defaults(handler=_init)
 
     doctor = commands.add_parser("doctor", help="check this machine and the cluster")
-    doctor.add_argument("-o", "--output", choices=["json"])
+    doctor.add_argument("-o", "--output", choices=["json"], help="output format")
     doctor.set_defaults(handler=_doctor)
 
     run = commands.add_parser("run", help="start the run in FILE, or resume it")
