@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from .backend import choose
-from .errors import ClusterError
+from .backends import choose
+from .commands import UserError
 from .preflight import BUILDERS
-from .settings import Settings
+from .settings import load
 
 
 def main() -> int:
     """Run one command; errors that a user can cause are one line."""
     options = _parser().parse_args()
     try:
-        backend = choose(Settings(), options.context, options.backend)
+        backend = choose(load(context=options.context, backend=options.backend))
         match options.command:
             case "up":
                 backend.up()
@@ -30,7 +29,7 @@ def main() -> int:
                 backend.load(options.image, options.tool)
             case "node-lost":
                 backend.node_lost(options.node)
-    except ClusterError as error:
+    except UserError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
     except PermissionError as error:
@@ -46,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     which = argparse.ArgumentParser(add_help=False)
     which.add_argument(
         "--context",
-        default=os.environ.get("TRAINYARD_CONTEXT", ""),
+        default="",
         help="use the cluster of this kubectl context instead (TRAINYARD_CONTEXT)",
     )
     which.add_argument(
         "--backend",
         choices=("kind", "native"),
-        default=os.environ.get("TRAINYARD_CLUSTER", ""),
+        default="",
         help="default: kind where a Docker engine answers, otherwise native (TRAINYARD_CLUSTER)",
     )
     parser = argparse.ArgumentParser(
@@ -64,12 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[which])
 
     command("up", "start the cluster, or repair it")
-    command("down", "remove the cluster; what was built stays cached")
+    command("down", "remove the cluster; built programs and images stay cached")
     command("purge", "remove the cluster and the cache")
-    command("status", "what runs; exits 0 when all of it does")
-    load = command("load", "load local images into every node")
-    load.add_argument("image", nargs="+", metavar="IMAGE")
-    load.add_argument(
+    command("status", "print which parts run; exits 0 when all of them do")
+    load_images = command("load", "load local images into every node")
+    load_images.add_argument("image", nargs="+", metavar="IMAGE")
+    load_images.add_argument(
         "--tool", default="", choices=BUILDERS, help="default: the first that has the image"
     )
     lost = command("node-lost", "switch a node off, as a power cut would")

@@ -1,4 +1,4 @@
-"""What runs beside the control plane: Service routing, DNS, volumes, and their objects."""
+"""The parts beside the control plane: Service routing, DNS, volumes, and their API objects."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from .kubectl import Kubectl
+from .commands import Kubectl, until
 from .processes import Processes
 from .settings import DNS_SERVICE_IP, DOMAIN, HOST_IP, NODES, POD_NETWORK, Settings
-from .ui import Tell
-from .wait import until
+from .ui import Report
 
 NAMES = ("proxy", "dns", "volumes")
 STORAGE_CLASS = "standard"
@@ -38,14 +37,14 @@ def ensure(settings: Settings, processes: Processes, programs: Path, kubectl: Ku
     )
 
 
-def wait(processes: Processes, tell: Tell) -> None:
-    """Wait until names resolve through the DNS Service, the way a pod asks."""
+def wait(processes: Processes, report: Report) -> None:
+    """Wait until the DNS Service resolves names as a pod would ask for them."""
 
     def answers() -> bool:
         processes.must_live(*NAMES)
         return _resolves(f"kubernetes.default.svc.{DOMAIN}")
 
-    until(answers, lambda: f"cluster DNS does not answer: {processes.last_words('dns')}", tell)
+    until(answers, lambda: f"cluster DNS does not answer: {processes.last_words('dns')}", report)
 
 
 def _proxy(settings: Settings, programs: Path) -> list[str | Path]:
@@ -174,7 +173,7 @@ def _binding(name: str, role: str, kind: str, subject: str) -> dict[str, Any]:
 
 
 def _resolves(name: str) -> bool:
-    """Ask the DNS Service's own address for a name's IPv4 address."""
+    """Whether the DNS Service has an IPv4 address for the name."""
     labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
     query = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ClusterError
-from .kubectl import Kubectl
+from .commands import Kubectl, UserError, until
 from .processes import Processes
 from .settings import DOMAIN, HOST_IP, POD_NETWORK, SERVICE_NETWORK, Settings
-from .ui import Tell
-from .wait import until
+from .ui import Report
 
 NAMES = ("scheduler", "controller-manager", "apiserver", "etcd")
 _ETCD = f"https://{HOST_IP}:2379"
 _ETCD_PEER = f"https://{HOST_IP}:2380"
 
 
-def ensure(settings: Settings, processes: Processes, programs: Path, tell: Tell) -> None:
-    """Start what does not run, and wait until the API server is ready."""
+def ensure(settings: Settings, processes: Processes, programs: Path, report: Report) -> None:
+    """Start the parts that do not run, and wait until the API server is ready."""
     started = processes.ensure("etcd", _etcd(settings, programs))
     processes.ensure("apiserver", _apiserver(settings, programs))
     kubectl = Kubectl(programs / "kubectl", settings.user_config("admin"))
@@ -25,13 +23,15 @@ def ensure(settings: Settings, processes: Processes, programs: Path, tell: Tell)
     def ready() -> bool:
         for name in ("etcd", "apiserver"):
             if not processes.alive(name):
-                raise ClusterError(
+                raise UserError(
                     f"{name} ended: {processes.last_words(name)} (if its data was damaged by a "
                     "crash, take the cluster down and up again)"
                 )
         return kubectl.works("get", "--raw", "/readyz")
 
-    until(ready, lambda: f"the API server is not ready: {processes.last_words('apiserver')}", tell)
+    until(
+        ready, lambda: f"the API server is not ready: {processes.last_words('apiserver')}", report
+    )
     processes.ensure("controller-manager", _controller_manager(settings, programs))
     processes.ensure("scheduler", _scheduler(settings, programs))
     if started:
@@ -40,8 +40,8 @@ def ensure(settings: Settings, processes: Processes, programs: Path, tell: Tell)
             processes.must_live("controller-manager")
             return kubectl.works("get", "serviceaccount", "default", "-n", "default")
 
-        problem = "the controller manager has made no service account: "
-        until(has_accounts, lambda: problem + processes.last_words("controller-manager"), tell)
+        missing = "the controller manager has created no service account: "
+        until(has_accounts, lambda: missing + processes.last_words("controller-manager"), report)
 
 
 def _etcd(settings: Settings, programs: Path) -> list[str | Path]:

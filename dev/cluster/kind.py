@@ -1,7 +1,4 @@
-"""The cluster where a Docker engine answers: kind, one control plane and two workers.
-
-Not run on machines without Docker, those of this project's developers included.
-"""
+"""The cluster where a Docker engine answers: kind, with one control plane and two workers."""
 
 from __future__ import annotations
 
@@ -11,29 +8,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import checkout
-from .errors import ClusterError
-from .kubectl import Kubectl
+from . import access
+from .commands import PATIENCE, TRANSFER, Kubectl, UserError, run, until
 from .preflight import go_program
 from .settings import Settings
-from .shell import run
-from .ui import Phases
-from .wait import PATIENCE, TRANSFER, until
+from .ui import Steps
 
-NAME = "kind"
 CLUSTER = "trainyard"
 VERSION = "v0.33.0"
 _VOLUMES = "/var/trainyard-volumes"
-
-
-def docker_answers() -> bool:
-    """Whether a Docker engine really answers, not only its client."""
-    if not shutil.which("docker"):
-        return False
-    try:
-        return run(["docker", "info"], check=False, timeout=60).returncode == 0
-    except ClusterError:
-        return False
 
 
 class Kind:
@@ -44,32 +27,35 @@ class Kind:
         self._shared = settings.cache / "kind-volumes"
 
     def up(self) -> None:
-        """Create the cluster unless it is there, and let volumes be shared between its nodes."""
-        phases = Phases()
-        with phases.phase("kind"):
+        """Create the cluster unless it exists, and let volumes be shared between its nodes."""
+        self._kubectl()  # before anything is created
+        print("A Kubernetes cluster of kind: a control plane and two workers, as containers.")
+        steps = Steps(3)
+        with steps.step("kind"):
             program = self._program(build=True)
-        with phases.phase("cluster"):
+        with steps.step("containers"):
             if CLUSTER not in run([program, "get", "clusters"]).stdout.split():
                 self._create(program)
             for worker in self._workers():
                 run(["docker", "start", worker])
             config = run([program, "get", "kubeconfig", "--name", CLUSTER]).stdout
-            checkout.write(self.settings, config, None)
-        with phases.phase("storage class and nodes") as tell:
+            # There is no registry: images are loaded under the names that make images gives them.
+            access.write_checkout(self.settings, config, None, self.settings.registry)
+        with steps.step("storage class and nodes") as report:
             kubectl = self._kubectl()
-            until(lambda: kubectl.works("get", "nodes"), "the API server does not answer", tell)
+            until(lambda: kubectl.works("get", "nodes"), "the API server does not answer", report)
             self._share_volumes(kubectl)
-            until(lambda: _ready(kubectl), "the nodes are not Ready", tell)
-        print(f"cluster is up in {phases.summary()}")
-        print(checkout.hint(self.settings))
+            until(kubectl.all_ready, "the nodes are not Ready", report)
+        print(f"The cluster is up: {steps.summary()}.")
+        print(access.hint(self.settings))
 
     def down(self) -> None:
         """Delete the cluster and its volumes."""
         run([self._program(), "delete", "cluster", "--name", CLUSTER])
         # Pods wrote as other users: a container removes what this user may not.
         shutil.rmtree(self._shared, ignore_errors=True)
-        checkout.remove(self.settings)
-        print("cluster is down")
+        access.remove_checkout(self.settings)
+        print("The cluster is down.")
 
     def purge(self) -> None:
         """Delete the cluster and the cache."""
@@ -81,15 +67,12 @@ class Kind:
         if not self.settings.kubeconfig.exists():
             print("no cluster is up on this machine: make cluster")
             return False
-        states = self._kubectl().node_states()
-        for name, ready in sorted(states.items()):
-            print(f"  {name:<28} {'Ready' if ready else 'NotReady'}")
-        return bool(states) and all(states.values())
+        return self._kubectl().print_nodes()
 
     def check_load(self, images: list[str]) -> None:
-        """Raise ClusterError unless the cluster is up."""
+        """Raise UserError unless the cluster is up."""
         if not self._workers():
-            raise ClusterError("no cluster is up on this machine: make cluster")
+            raise UserError("no cluster is up on this machine: make cluster")
 
     def load(self, images: list[str], tool: str = "") -> None:
         """Copy images from the tool's store (by default Docker's) into every node."""
@@ -111,7 +94,7 @@ class Kind:
     def node_lost(self, name: str) -> None:
         """Kill a worker's container: what a power cut is to kind."""
         if name not in self._workers():
-            raise ClusterError(f"no worker {name}: there are {', '.join(self._workers())}")
+            raise UserError(f"no worker {name}: there are {', '.join(self._workers())}")
         run(["docker", "kill", name])
         print(f"{name} is lost; bring it back with: python3 -m dev.cluster up")
 
@@ -122,7 +105,7 @@ class Kind:
             return found
         go = go_program()
         if not build or go is None:
-            raise ClusterError("kind is not installed: see kind.sigs.k8s.io, or install Go")
+            raise UserError("kind is not installed: see kind.sigs.k8s.io, or install Go")
         cached.parent.mkdir(parents=True, exist_ok=True)
         env = {**os.environ, "GOBIN": str(cached.parent), "GOFLAGS": ""}
         run([go, "install", f"sigs.k8s.io/kind@{VERSION}"], env=env, timeout=TRANSFER)
@@ -131,7 +114,7 @@ class Kind:
     def _kubectl(self) -> Kubectl:
         program = shutil.which("kubectl")
         if program is None:
-            raise ClusterError("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
+            raise UserError("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
         return Kubectl(program, self.settings.kubeconfig)
 
     def _workers(self) -> list[str]:
@@ -164,11 +147,3 @@ class Kind:
         patch = {"data": {"config.json": json.dumps({"sharedFileSystemPath": _VOLUMES})}}
         kubectl("patch", "configmap", "local-path-config", *place, "-p", json.dumps(patch))
         kubectl("rollout", "restart", "deployment/local-path-provisioner", *place)
-
-
-def _ready(kubectl: Kubectl) -> bool:
-    try:
-        states = kubectl.node_states()
-    except ClusterError:
-        return False
-    return bool(states) and all(states.values())

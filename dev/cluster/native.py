@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from . import (
+    access,
     addons,
-    binaries,
-    certs,
-    cgroups,
-    checkout,
     control_plane,
-    mounts,
+    host,
     network,
     node,
     preflight,
-    push,
+    programs,
     registry,
-    traces,
 )
-from .errors import ClusterError
-from .kubectl import Kubectl
-from .lock import exclusive
+from .commands import Kubectl, UserError, until
 from .processes import Processes
 from .settings import NODES, Node, Settings
-from .ui import Phases
-from .wait import until
-
-NAME = "native"
+from .ui import Steps
 
 
 class Native:
-    """Brings the machine's own cluster up, down, and everything between."""
+    """The cluster of this machine's own processes."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -44,147 +38,150 @@ class Native:
 
     @property
     def programs(self) -> Path:
-        return binaries.folder(self.settings)
+        return programs.folder(self.settings)
 
     @property
     def kubectl(self) -> Kubectl:
         return Kubectl(self.programs / "kubectl", self.settings.user_config("admin"))
 
     def up(self) -> None:
-        """Start or repair the cluster; nothing happens to what runs already."""
+        """Start or repair the cluster; what runs already is left alone."""
         settings = self.settings
-        preflight.native_cluster(need_go=not binaries.ready(settings))
-        phases = Phases()
-        with exclusive(settings.state):
-            with phases.phase("Debian packages") as tell:
-                preflight.install(preflight.missing(preflight.CLUSTER_PROGRAMS), tell)
-            with phases.phase("Kubernetes programs") as tell:
-                binaries.build(settings, tell)
+        preflight.native_cluster(need_go=not programs.ready(settings))
+        print(f"A Kubernetes cluster of {len(NODES)} nodes on this machine: ", end="")
+        print("for trying Trainyard and for its end-to-end tests.", flush=True)
+        if text := programs.announcement(settings):
+            print(text, flush=True)
+        steps = Steps(7)
+        with exclusive(settings.lock):
+            with steps.step("Debian packages") as report:
+                preflight.install(preflight.missing(preflight.CLUSTER_PROGRAMS), report)
+            with steps.step("Kubernetes programs") as report:
+                programs.build(settings, report)
             new = not (settings.state / "etcd").exists()
-            with phases.phase("certificates and network"):
+            with steps.step("certificates and network"):
                 settings.state.mkdir(parents=True, exist_ok=True)
-                # Pods reach their volumes through it; what is secret in it has modes of its own.
+                # Pods reach their volumes through it; secret files in it have modes of their own.
                 settings.state.chmod(0o711)
-                traces.remember(settings)
-                certs.create(settings)
+                host.remember_folders(settings)
+                access.create_certificates(settings)
                 network.ensure(settings)
             parts = settings, self.processes, self.programs
-            with phases.phase("image registry") as tell:
-                registry.ensure(*parts, tell)
-            with phases.phase("control plane") as tell:
-                control_plane.ensure(*parts, tell)
-            with phases.phase("nodes") as tell:
-                self._each(lambda n: node.ensure(*parts, n, new, tell))
+            with steps.step("image registry") as report:
+                registry.ensure(*parts, report)
+            with steps.step("control plane") as report:
+                control_plane.ensure(*parts, report)
+            with steps.step("nodes") as report:
+                self._each(lambda n: node.ensure(*parts, n, new, report))
                 addons.ensure(*parts, self.kubectl)
-            with phases.phase("nodes Ready, DNS answers") as tell:
-                until(self._all_ready, self._not_ready, tell)
-                addons.wait(self.processes, tell)
+            with steps.step("nodes Ready, DNS answers") as report:
+                until(self._all_ready, self._not_ready, report)
+                addons.wait(self.processes, report)
             self.write_checkout()
-        print(f"cluster is up in {phases.summary()}")
-        print(checkout.hint(settings))
+        print(f"The cluster is up: {steps.summary()}.")
+        print(access.hint(settings))
 
     def down(self) -> None:
         """Remove the cluster and every trace of it, except the cache."""
         settings = self.settings
         if not settings.state.exists() and not network.exists():
-            checkout.remove(settings)
+            access.remove_checkout(settings)
             print("no cluster is up on this machine")
             return
         _need_root()
-        phases = Phases()
-        with exclusive(settings.state):
-            with phases.phase("pods and nodes"):
+        steps = Steps(3)
+        with exclusive(settings.lock):
+            with steps.step("pods and nodes"):
                 self._each(lambda n: node.stop(settings, self.processes, self.programs, n))
-            with phases.phase("control plane"):
+            with steps.step("control plane"):
                 order = [*addons.NAMES, *control_plane.NAMES[:-1]]
                 self.processes.stop(order)
                 self.processes.stop(self.processes.names())
-            with phases.phase("network, mounts, files"):
+            with steps.step("network, mounts, files"):
                 network.remove(settings)
-                mounts.undo(settings.state)
-                cgroups.remove(settings.cgroup)
-                traces.remove(settings)
+                host.unmount_below(settings.state)
+                host.remove_cgroup(settings.cgroup)
+                host.remove_folders(settings)
                 shutil.rmtree(settings.state, ignore_errors=True)
-                checkout.remove(settings)
+                access.remove_checkout(settings)
             if settings.state.exists():
-                raise ClusterError(
-                    f"{settings.state} could not be removed: something still uses it"
-                )
-        print(f"cluster is down in {phases.summary()}")
+                raise UserError(f"{settings.state} could not be removed: a process still uses it")
+        print(f"The cluster is down: {steps.summary()}.")
 
     def purge(self) -> None:
-        """Take the cluster down and remove the cache as well."""
+        """Take the cluster down and remove the cache as healthy."""
         self.down()
-        mounts.undo(self.settings.cache)
+        host.unmount_below(self.settings.cache)
         shutil.rmtree(self.settings.cache, ignore_errors=True)
         print(f"removed the cache {self.settings.cache}")
 
     def status(self) -> bool:
-        """Print what runs; whether all of it does."""
+        """Print which parts run; whether all of them do."""
         settings = self.settings
         if not settings.state.exists():
             print("no cluster is up on this machine: make cluster")
             return False
-        well = True
+        healthy = True
         wanted = [registry.NAME, *control_plane.NAMES, *addons.NAMES]
         wanted += [name(n) for n in NODES for name in (node.runtime_name, node.kubelet_name)]
         for name in sorted(wanted):
             found = self.processes.identity(name)
-            well = well and found is not None
+            healthy = healthy and found is not None
             where = f"pid {found.pid}" if found else f"not running  ({self.processes.log(name)})"
             print(f"  {name:<20} {where}")
         try:
             states = self.kubectl.node_states()
-        except ClusterError as error:
+        except UserError as error:
             print(f"  the API server does not answer: {error}")
             return False
         for name, ready in sorted(states.items()):
             print(f"  {name:<20} {'Ready' if ready else 'NotReady'}")
-            well = well and ready
+            healthy = healthy and ready
         print(f"  images               {settings.registry}/trainyard/NAME:TAG")
-        return well and len(states) == len(NODES)
+        return healthy and len(states) == len(NODES)
 
     def check_load(self, images: list[str]) -> None:
-        """Raise ClusterError unless the cluster's registry runs."""
+        """Raise UserError unless the cluster's registry runs."""
         if not self.processes.alive(registry.NAME):
-            raise ClusterError("no cluster is up on this machine: make cluster")
+            raise UserError("no cluster is up on this machine: make cluster")
 
     def load(self, images: list[str], tool: str = "") -> None:
         """Push images to the registry, and have every node pull them now."""
         self.check_load(images)
-        phases = Phases()
+        steps = Steps(2 * len(images))
         for image in images:
-            target = push.target_name(image, self.settings.registry)
-            with phases.phase(f"push {target}"):
-                push.push(image, target, tool)
-            with phases.phase(f"pull {target}"):
+            target = registry.target_name(image, self.settings.registry)
+            with steps.step(f"push {target}"):
+                registry.push(image, target, tool)
+            with steps.step(f"pull {target}"):
                 self._each(partial(self._pull, target))
-        print(f"loaded in {phases.summary()}")
+        print(f"Loaded: {steps.summary()}.")
 
     def node_lost(self, name: str) -> None:
         """Switch a node off, as a power cut would."""
         chosen = [n for n in NODES if n.name == name]
         if not chosen:
-            raise ClusterError(f"no node {name}: there are {', '.join(n.name for n in NODES)}")
+            raise UserError(f"no node {name}: there are {', '.join(n.name for n in NODES)}")
         _need_root()
-        with exclusive(self.settings.state):
+        with exclusive(self.settings.lock):
             node.lose(self.settings, self.processes, chosen[0])
         print(f"{name} is lost; bring it back with: python3 -m dev.cluster up")
 
     def write_checkout(self) -> None:
         """Give this checkout the cluster's kubeconfig and programs."""
         text = self.settings.user_config("admin").read_text()
-        checkout.write(self.settings, text, self.programs, self.settings.registry)
+        access.write_checkout(self.settings, text, self.programs, self.settings.registry)
 
     def _pull(self, image: str, chosen: Node) -> None:
-        if self.processes.alive(node.runtime_name(chosen)):
+        # Without root the runtime can't be asked; the node pulls when a pod first needs the image.
+        if os.geteuid() == 0 and self.processes.alive(node.runtime_name(chosen)):
             node.pull(self.settings, self.programs, chosen, image)
 
     def _all_ready(self) -> bool:
         self.processes.must_live(*(node.kubelet_name(n) for n in NODES))
         try:
             states = self.kubectl.node_states()
-        except ClusterError:
+        except UserError:
             return False
         return len(states) == len(NODES) and all(states.values())
 
@@ -204,4 +201,22 @@ class Native:
 
 def _need_root() -> None:
     if os.geteuid() != 0:
-        raise ClusterError("the cluster on this machine belongs to root: use sudo")
+        raise UserError("the cluster on this machine belongs to root: use sudo")
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Admit one command at a time on this machine; a second one waits, and prints so."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        print("waiting for another cluster command on this machine to finish", flush=True)
+        held.acquire()
+    try:
+        yield
+    finally:
+        # Removed while it is held: a command that waits for it sees that, and makes a new one.
+        lock.unlink(missing_ok=True)
+        held.release()

@@ -1,8 +1,8 @@
 """The machine's side of the cluster network: one bridge for addresses, routes, and masquerading.
 
-Pods hang on routed veth pairs (the ptp plugin), so every packet between pods passes the machine's
+Pods use routed veth pairs (the ptp plugin), so every packet between pods passes the machine's
 routing and Services work without bridge netfilter. The bridge has no ports: it only carries the
-control plane's and the nodes' addresses, which belong to nobody else.
+control plane's and the nodes' addresses, so no other interface has them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import ipaddress
 import json
 from pathlib import Path
 
-from .errors import ClusterError
+from .commands import UserError, run
 from .settings import BRIDGE, HOST_IP, NODES, POD_NETWORK, SERVICE_NETWORK, Settings
-from .shell import run
 
-# What we, the kubelet and kube-proxy change in the kernel; put back as it was by remove().
+# Kernel settings that we, the kubelet and kube-proxy change; remove() restores them.
 _SYSCTLS = (
     "net/ipv4/ip_forward",
     "vm/overcommit_memory",
@@ -39,7 +38,7 @@ table ip trainyard {{
 
 
 def ensure(settings: Settings) -> None:
-    """Make the bridge, its addresses, the routes and the masquerading, where they are missing."""
+    """Create the bridge, its addresses, the routes and the masquerading where they are missing."""
     _remember_sysctls(settings)
     if not exists():
         _refuse_clash()
@@ -48,9 +47,9 @@ def ensure(settings: Settings) -> None:
     for address in (HOST_IP, *(node.ip for node in NODES)):
         run(["ip", "address", "replace", f"{address}/24", "dev", BRIDGE])
     for node in NODES:
-        # An address without a pod is silence, as on a real network, and never leaves the machine.
+        # Packets to an address without a pod are dropped, and never leave the machine.
         run(["ip", "route", "replace", "blackhole", node.pod_cidr])
-    # A Service address needs some route before it is rewritten, also where there is no default one.
+    # A Service address needs a route before it is rewritten, also without a default route.
     run(["ip", "route", "replace", SERVICE_NETWORK, "dev", BRIDGE])
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     run(["nft", "-f", "-"], text_in=_MASQUERADE)
@@ -62,7 +61,7 @@ def exists() -> bool:
 
 
 def remove(settings: Settings) -> None:
-    """Take everything back, kube-proxy's rules included."""
+    """Remove all of it, kube-proxy's rules included, and restore the kernel settings."""
     for family, table in (("ip", "trainyard"), ("ip", "kube-proxy"), ("ip6", "kube-proxy")):
         run(["nft", "delete", "table", family, table], check=False)
     for node in NODES:
@@ -88,7 +87,7 @@ def _remember_sysctls(settings: Settings) -> None:
 
 
 def _refuse_clash() -> None:
-    """Another network that uses our addresses would swallow the pods' packets, or we its own."""
+    """Raise UserError when another network of this machine uses our addresses."""
     ours = [ipaddress.ip_network(POD_NETWORK), ipaddress.ip_network(SERVICE_NETWORK)]
     for route in json.loads(run(["ip", "-json", "-4", "route"]).stdout or "[]"):
         destination = str(route.get("dst", "default"))
@@ -97,7 +96,7 @@ def _refuse_clash() -> None:
         network = ipaddress.ip_network(destination, strict=False)
         for mine in ours:
             if network.prefixlen > 0 and network.overlaps(mine):
-                raise ClusterError(
+                raise UserError(
                     f"this machine already routes {network} through {route.get('dev')}, "
                     f"which the cluster needs ({mine}); remove that network first"
                 )

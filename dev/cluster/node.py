@@ -1,19 +1,18 @@
-"""One node: container runtime and kubelet, as if they were alone on a machine of their own."""
+"""One node: its own container runtime and kubelet, separate from those of the other node."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
-from . import cgroups, mounts
-from .errors import ClusterError
+import psutil
+
+from . import host
+from .commands import DIRECT, TRANSFER, UserError, run, until
 from .processes import Identity, Processes, end
 from .settings import DNS_SERVICE_IP, DOMAIN, NODES, Node, Settings
-from .shell import DIRECT, run
-from .ui import Tell
-from .wait import TRANSFER, until
+from .ui import Report
 
 CNI_PLUGINS = Path("/usr/lib/cni")
 
@@ -29,50 +28,50 @@ def kubelet_name(node: Node) -> str:
 
 
 def ensure(
-    settings: Settings, processes: Processes, programs: Path, node: Node, new: bool, tell: Tell
+    settings: Settings, processes: Processes, programs: Path, node: Node, new: bool, report: Report
 ) -> None:
-    """Start what does not run of the node; after a loss, as a machine that was switched on again.
+    """Start the parts of the node that do not run; after a loss, as a machine that boots again.
 
-    new: the cluster was just created, so pods known to the runtime are of an earlier one.
+    new: the cluster was just created, so pods known to the runtime belong to an earlier one.
     """
     config = _write_files(settings, node)
     if not processes.alive(runtime_name(node)) and not _remains(settings, node):
         _switch_off(settings, node)
-    cgroups.create(settings.node_cgroup(node))
-    _start_runtime(settings, processes, programs, node, config, tell)
+    host.create_cgroup(settings.node_cgroup(node))
+    _start_runtime(settings, processes, programs, node, config, report)
     if new:
         remove_pods(settings, programs, node)
     name = kubelet_name(node)
     processes.ensure(name, _kubelet(settings, programs, node), _kubelet_config(settings, node))
 
-    def well() -> bool:
+    def healthy() -> bool:
         processes.must_live(name)
         return _healthy(node)
 
-    until(well, lambda: f"{name} is not well: {processes.last_words(name)}", tell)
+    until(healthy, lambda: f"{name} is not healthy: {processes.last_words(name)}", report)
 
 
 def lose(settings: Settings, processes: Processes, node: Node) -> None:
-    """End everything of the node at once, its network included: nobody says goodbye."""
+    """Kill everything of the node at once, its network included, as a power cut would."""
     processes.kill([kubelet_name(node), runtime_name(node)])
     end(_shims(settings, node), grace=0)
-    cgroups.kill(settings.node_cgroup(node))
+    host.kill_cgroup(settings.node_cgroup(node))
     _switch_off(settings, node)
 
 
 def stop(settings: Settings, processes: Processes, programs: Path, node: Node) -> None:
-    """Stop the pods, then the node, then whatever is left of both."""
+    """Stop the pods, then the node, then what is left of both."""
     processes.stop([kubelet_name(node)])
     if processes.alive(runtime_name(node)) and (programs / "cri").exists():
         try:
             remove_pods(settings, programs, node)
-        except ClusterError as error:
-            print(f"  {node.name}: pods did not stop by themselves: {error}", flush=True)
+        except UserError as error:
+            print(f"  {node.name}: the pods could not be stopped: {error}", flush=True)
     processes.stop([runtime_name(node)])
     end(_shims(settings, node), grace=0)
-    cgroups.kill(settings.node_cgroup(node))
-    mounts.undo(settings.node_dir(node))
-    mounts.undo(settings.runtime_root(node))
+    host.kill_cgroup(settings.node_cgroup(node))
+    host.unmount_below(settings.node_dir(node))
+    host.unmount_below(settings.runtime_root(node))
 
 
 def remove_pods(settings: Settings, programs: Path, node: Node) -> None:
@@ -96,7 +95,7 @@ def _start_runtime(
     programs: Path,
     node: Node,
     config: Path,
-    tell: Tell,
+    report: Report,
 ) -> None:
     name = runtime_name(node)
     processes.ensure(name, ["containerd", "--config", config], config.read_text())
@@ -107,7 +106,7 @@ def _start_runtime(
         probe = [*_cri(settings, programs, node), "--timeout=20s", "ready"]
         return run(probe, check=False).returncode == 0
 
-    until(answers, lambda: f"{name} does not answer: {processes.last_words(name)}", tell)
+    until(answers, lambda: f"{name} does not answer: {processes.last_words(name)}", report)
 
 
 def _remains(settings: Settings, node: Node) -> bool:
@@ -116,7 +115,7 @@ def _remains(settings: Settings, node: Node) -> bool:
 
 
 def _healthy(node: Node) -> bool:
-    """Whether the node's kubelet says that it is well."""
+    """Whether the node's kubelet reports that it is healthy."""
     try:
         with DIRECT.open(f"http://{node.ip}:10248/healthz", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -125,10 +124,10 @@ def _healthy(node: Node) -> bool:
 
 
 def _switch_off(settings: Settings, node: Node) -> None:
-    """What a machine forgets when it is switched off: mounts, sockets, pod networks, leases."""
-    cgroups.kill(settings.node_cgroup(node))
-    mounts.undo(settings.node_dir(node))
-    mounts.undo(settings.runtime_root(node))
+    """Remove what a machine loses without power: mounts, sockets, pod networks, leases."""
+    host.kill_cgroup(settings.node_cgroup(node))
+    host.unmount_below(settings.node_dir(node))
+    host.unmount_below(settings.runtime_root(node))
     folder = settings.node_dir(node)
     for name in ("run", "leases"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -138,17 +137,12 @@ def _switch_off(settings: Settings, node: Node) -> None:
 
 def _shims(settings: Settings, node: Node) -> list[Identity]:
     """The processes that hold this node's containers: they name its socket as their address."""
-    address = str(settings.runtime_socket(node)).encode()
+    address = str(settings.runtime_socket(node))
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"containerd-shim-runc-v2") and address in words:
-            identity = Identity.of(int(entry.name))
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if words[0].endswith("containerd-shim-runc-v2") and address in words:
+            identity = Identity.of(process.pid)
             if identity is not None:
                 found.append(identity)
     return found
@@ -223,6 +217,7 @@ def _cni_config(settings: Settings, node: Node) -> str:
 
 def _kubelet_config(settings: Settings, node: Node) -> str:
     pki, folder = settings.pki, settings.node_dir(node)
+    others_mib = psutil.virtual_memory().total // 2**20 * (len(NODES) - 1) // len(NODES)
     config = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -250,9 +245,9 @@ def _kubelet_config(settings: Settings, node: Node) -> str:
         "podLogsDir": str(folder / "pods-logs"),
         "volumePluginDir": str(folder / "plugins"),
         "serializeImagePulls": False,
-        # The nodes share one machine: neither may count on all of its memory ...
-        "systemReserved": {"memory": f"{_memory_mib() * (len(NODES) - 1) // len(NODES)}Mi"},
-        # ... nor take a disk that is full of other things for its own.
+        # The nodes share one machine: each offers its part of the memory ...
+        "systemReserved": {"memory": f"{others_mib}Mi"},
+        # ... and must not delete images because other data fills the disk.
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
         "evictionHard": {
@@ -291,10 +286,6 @@ def _resolv_conf() -> str:
         if line.split()[:1] != ["nameserver"] or not line.split()[1].startswith(("127.", "::1"))
     ]
     return "\n".join(kept) + "\n"
-
-
-def _memory_mib() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
 
 
 def _may_lower_oom_score() -> bool:

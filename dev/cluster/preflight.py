@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .errors import ClusterError
-from .shell import direct_env, run
-from .wait import TRANSFER
+from .commands import TRANSFER, UserError, direct_env, run
 
 GO_NEEDED = (1, 26)
 BUILDERS = ("docker", "podman", "buildah")
@@ -53,20 +51,20 @@ def may_install() -> bool:
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
-def install(packages: Sequence[str], tell: Callable[[str], None]) -> None:
+def install(packages: Sequence[str], report: Callable[[str], None]) -> None:
     """Install Debian packages, if any, without starting their services."""
     if not packages:
         return
     env = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", **os.environ}
-    tell("updating the package lists")
+    report("updating the package lists")
     run(["apt-get", "update", "-q"], env=env, timeout=TRANSFER)
-    tell("installing " + ", ".join(packages))
+    report("installing " + ", ".join(packages))
     command = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
     run(command, env=env, timeout=TRANSFER)
 
 
 def native_cluster(need_go: bool) -> None:
-    """Raise one ClusterError that lists everything missing for a cluster without Docker."""
+    """Raise one UserError that lists everything missing for a cluster without Docker."""
     problems = []
     if platform.system() != "Linux":
         problems.append("Linux (elsewhere, install Docker)")
@@ -83,15 +81,13 @@ def native_cluster(need_go: bool) -> None:
             problems.append("a kernel with overlayfs")
     if problems:
         needs = " and ".join(problems)
-        raise ClusterError(
-            f"without Docker, a cluster on this machine needs {needs}; {_ALTERNATIVES}"
-        )
+        raise UserError(f"without Docker, a cluster on this machine needs {needs}; {_ALTERNATIVES}")
 
 
 def image_builder(wanted: str = "") -> str | None:
     """docker, podman or buildah: the one wanted, or the first that works.
 
-    None when none works and this user can install buildah; otherwise ClusterError.
+    None when none works and this user can install buildah; otherwise UserError.
     """
     problems = []
     for tool in (wanted,) if wanted else BUILDERS:
@@ -103,10 +99,10 @@ def image_builder(wanted: str = "") -> str | None:
     if may_install() and wanted != "docker":
         return None
     if wanted:
-        raise ClusterError(problem)
+        raise UserError(problem)
     why = f" ({'; '.join(problems)})" if problems else ""
     packages = " ".join([*missing(IMAGE_PROGRAMS), "uidmap"])
-    raise ClusterError(
+    raise UserError(
         f"building images needs docker, podman or buildah{why}; on Debian: "
         f"sudo apt-get install {packages}; {_WITHOUT_IMAGES}"
     )
@@ -118,12 +114,13 @@ def builder_problem(tool: str) -> str:
         return f"{tool} is not installed"
     try:
         done = run([tool, "info"], check=False, timeout=60)
-    except ClusterError as error:
+    except UserError as error:
         return str(error)
     if done.returncode == 0:
         return ""
-    # Old docker clients end with a line that says nothing.
-    output = [line for line in done.stderr.splitlines() if line and "pretty printing" not in line]
+    # Old docker clients print the reason on standard output, and a useless last line.
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    output = [line for line in lines if line.strip() and "pretty printing" not in line]
     reason = output[-1].removeprefix("ERROR: ") if output else "it prints no reason"
     return f"{tool} is installed but does not work: {reason}"
 
@@ -137,10 +134,7 @@ def _buildkit_problem() -> str:
         return ""
     if run(["docker", "buildx", "version"], check=False).returncode == 0:
         return ""
-    return (
-        "docker can't build without its buildx plugin: install docker-buildx-plugin (on Debian "
-        "docker-buildx), or see docs.docker.com/go/buildx"
-    )
+    return "docker can't build without its buildx plugin: see docs.docker.com/go/buildx"
 
 
 def go_program() -> str | None:
@@ -171,10 +165,10 @@ def main() -> int:
             image_builder(options.tool)
         elif os.environ.get("TRAINYARD_CONTEXT"):
             if not shutil.which("kubectl"):
-                raise ClusterError("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
+                raise UserError("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
         elif os.environ.get("TRAINYARD_CLUSTER") == "native" or builder_problem("docker"):
             native_cluster(need_go=False)
-    except ClusterError as error:
+    except UserError as error:
         print(f"{options.purpose}: {error}", file=sys.stderr)
         return 1
     return 0

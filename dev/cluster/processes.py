@@ -1,4 +1,4 @@
-"""The cluster's own processes: started once, found again by pid and start time, ended surely."""
+"""The cluster's own processes: started once, found again by pid and start time, ended."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ClusterError
+import psutil
+
+from .commands import UserError, direct_env, until
 from .settings import Settings
-from .shell import direct_env
-from .wait import until
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,20 @@ class Identity:
     """A process that can't be mistaken for a later one with the same pid."""
 
     pid: int
-    started: int
+    started: int  # clock ticks after the machine's start, so a changed clock does not matter
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
         """The process that has this pid now, unless it has ended."""
         try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
+            process = psutil.Process(pid)
+            with process.oneshot():
+                if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                    return None
+                seconds = process.create_time() - psutil.boot_time()
+                return cls(pid, round(seconds * os.sysconf("SC_CLK_TCK")))
+        except psutil.NoSuchProcess:
             return None
-        fields = stat.rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else cls(pid, int(fields[19]))
 
     def alive(self) -> bool:
         return Identity.of(self.pid) == self
@@ -54,7 +57,7 @@ class Identity:
 
 
 def boot_id() -> str:
-    """Names this start of the machine: pids of another start mean nothing."""
+    """Names this start of the machine; pids recorded before it mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -81,7 +84,7 @@ class Processes:
         return sorted(path.stem for path in self._records.glob("*.json"))
 
     def identity(self, name: str) -> Identity | None:
-        """The live process of that name, if it is one that we started."""
+        """The live process of that name, if we started it."""
         record = self._read(name)
         if record is None or record.get("boot") != boot_id():
             return None
@@ -92,13 +95,13 @@ class Processes:
         return self.identity(name) is not None
 
     def must_live(self, *names: str) -> None:
-        """Raise ClusterError with the last words of one that has ended."""
+        """Raise UserError with the last words of one that has ended."""
         for name in names:
             if not self.alive(name):
-                raise ClusterError(f"{name} ended: {self.last_words(name)}")
+                raise UserError(f"{name} ended: {self.last_words(name)}")
 
     def current(self, name: str, command: Sequence[str | Path], stamp: str = "") -> bool:
-        """Whether it runs with exactly this command line and configuration."""
+        """Whether it runs with this command line and configuration."""
         record = self._read(name)
         return (
             self.alive(name)
@@ -126,7 +129,7 @@ class Processes:
             )
         identity = Identity.of(child.pid)
         if identity is None:
-            raise ClusterError(f"{name} ended at once: {self.last_words(name)}")
+            raise UserError(f"{name} ended at once: {self.last_words(name)}")
         record = {
             "pid": identity.pid,
             "started": identity.started,
@@ -140,7 +143,7 @@ class Processes:
         return True
 
     def stop(self, names: Iterable[str], grace: float = 20) -> None:
-        """End these processes, all at once: politely, then surely."""
+        """End these processes, all at once: SIGTERM, then SIGKILL."""
         wanted = list(names)
         end(
             [found for found in (self.identity(name) for name in wanted) if found is not None],
@@ -176,9 +179,9 @@ def end(found: Sequence[Identity], grace: float = 20) -> None:
         for one in found:
             one.send(signal.SIGTERM)
         try:
-            until(gone, "still there", seconds=grace)
+            until(gone, "still running", seconds=grace)
             return
-        except ClusterError:
+        except UserError:
             pass
     for one in found:
         one.send(signal.SIGKILL)

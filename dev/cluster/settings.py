@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from .errors import ClusterError
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .commands import UserError
 
 KUBERNETES = "v1.36.3"
 
@@ -23,7 +26,7 @@ API_SERVICE_IP = "10.96.0.1"
 DNS_SERVICE_IP = "10.96.0.10"
 DOMAIN = "cluster.local"
 API_URL = f"https://{HOST_IP}:6443"
-DEFAULT_STATE = "/var/lib/trainyard-cluster"
+DEFAULT_STATE = Path("/var/lib/trainyard-cluster")
 PAUSE_VERSION = "1"
 
 
@@ -49,32 +52,38 @@ class Node:
 NODES = (Node(1), Node(2))
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "trainyard"
+class Settings(BaseSettings):
+    """Where things are kept; the defaults suit one cluster per machine."""
 
+    model_config = SettingsConfigDict(frozen=True, validate_by_name=True, env_ignore_empty=True)
 
-def _port() -> int:
-    said = os.environ.get("TRAINYARD_REGISTRY_PORT", "5051")
-    if not said.isdigit() or not 0 < int(said) < 65536:
-        raise ClusterError(f"TRAINYARD_REGISTRY_PORT is {said!r}, which is no port number")
-    return int(said)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where things are kept, as the environment says; the defaults suit one cluster per machine."""
-
-    state: Path = field(
-        default_factory=lambda: Path(os.environ.get("TRAINYARD_CLUSTER_DIR", DEFAULT_STATE))
-    )
-    cache: Path = field(default_factory=_cache)
-    registry_port: int = field(default_factory=_port)
+    backend: Annotated[
+        Literal["", "kind", "native"], Field(validation_alias="TRAINYARD_CLUSTER")
+    ] = ""
+    context: Annotated[str, Field(validation_alias="TRAINYARD_CONTEXT")] = ""
+    state: Annotated[Path, Field(validation_alias="TRAINYARD_CLUSTER_DIR")] = DEFAULT_STATE
+    cache_home: Annotated[
+        Path,
+        Field(validation_alias="XDG_CACHE_HOME", default_factory=lambda: Path.home() / ".cache"),
+    ]
+    registry_port: Annotated[
+        int, Field(ge=1, le=65535, validation_alias="TRAINYARD_REGISTRY_PORT")
+    ] = 5051
+    image_registry: Annotated[str, Field(validation_alias="TRAINYARD_REGISTRY")] = ""
     checkout: Path = REPO / ".cluster"
+
+    @property
+    def cache(self) -> Path:
+        return self.cache_home / "trainyard"
 
     @property
     def registry(self) -> str:
         return f"localhost:{self.registry_port}"
+
+    @property
+    def image_prefix(self) -> str:
+        """Registry and path before the name of each of our images."""
+        return (self.image_registry or f"{self.registry}/trainyard").rstrip("/")
 
     @property
     def pause_image(self) -> str:
@@ -86,6 +95,11 @@ class Settings:
         return self.checkout / "kubeconfig"
 
     @property
+    def lock(self) -> Path:
+        """The file whose lock admits one command at a time on this machine."""
+        return self.state.with_name(f"{self.state.name}.lock")
+
+    @property
     def pki(self) -> Path:
         return self.state / "pki"
 
@@ -95,8 +109,8 @@ class Settings:
 
     @property
     def cgroup(self) -> str:
-        """The control group above all nodes; another state folder means another one."""
-        if str(self.state) == DEFAULT_STATE:
+        """The control group above all nodes; each state folder has its own."""
+        if self.state == DEFAULT_STATE:
             return "trainyard"
         return "trainyard-" + hashlib.sha256(str(self.state).encode()).hexdigest()[:8]
 
@@ -117,3 +131,16 @@ class Settings:
 
     def runtime_socket(self, node: Node) -> Path:
         return self.node_dir(node) / "containerd.sock"
+
+
+def load(**given: Any) -> Settings:
+    """The settings of the environment, overridden by what is given and not empty.
+
+    Raises UserError that names the variable at fault.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{name} is {first['input']!r}: {first['msg']}") from None

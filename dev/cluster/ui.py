@@ -1,78 +1,82 @@
-"""What the user sees: a line per phase with its seconds, and a live one on a terminal."""
+"""What the user sees: which step of how many runs, how far it is, and how long it took."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
-Tell = Callable[[str], None]
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+# A log is read afterwards: one line in this many seconds is enough.
+_LOG_INTERVAL = 15.0
 
 
-class Phases:
-    """Names each phase as it runs, and adds the seconds up at the end."""
+class Report(Protocol):
+    """Shows what the running step does, and which fraction (0 to 1) of it is done, if known."""
 
-    def __init__(self) -> None:
+    def __call__(self, detail: str, fraction: float | None = None) -> None: ...
+
+
+class Steps:
+    """Numbered steps: a live bar on a terminal, plain lines in a log, the seconds at the end."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
         self.seconds: dict[str, float] = {}
-        self._console = _rich_console()
+        self._console = Console(highlight=False)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[Tell]:
-        """Show a phase while it runs; the yielded function shows what it is at."""
+    def step(self, name: str) -> Iterator[Report]:
+        """Show a step while it runs."""
+        title = f"[{len(self.seconds) + 1}/{self.count}] {name}"
         began = time.monotonic()
-        if self._console is None:
-            shower = _plain(name, began)
-            try:
-                yield shower
-            finally:
-                self._end(name, began)
-            print(f"  {name}: {self.seconds[name]:.1f} s", flush=True)
-            return
-        with self._console.status(name) as status:
+        try:
+            if sys.stdout.isatty():
+                with self._live(title) as report:
+                    yield report
+            else:
+                yield _plain(title, began)
+        finally:
+            self.seconds[name] = time.monotonic() - began
+        self._console.print(f"  {title}: {self.seconds[name]:.1f} s", markup=False, soft_wrap=True)
 
-            def tell(detail: str) -> None:
-                spent = time.monotonic() - began
-                status.update(f"{name}: {detail} [dim]{spent:.0f} s[/dim]")
+    @contextmanager
+    def _live(self, title: str) -> Iterator[Report]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task(title, total=None, detail="")
 
-            try:
-                yield tell
-            finally:
-                self._end(name, began)
-        self._console.print(f"  [green]✓[/green] {name} [dim]{self.seconds[name]:.1f} s[/dim]")
+            def report(detail: str, fraction: float | None = None) -> None:
+                total = None if fraction is None else 1.0
+                progress.update(task, detail=detail, total=total, completed=fraction or 0.0)
 
-    def _end(self, name: str, began: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-
-    def total(self) -> float:
-        """Seconds of all phases so far."""
-        return sum(self.seconds.values())
+            yield report
 
     def summary(self) -> str:
-        """Every phase's seconds on one line."""
-        parts = ", ".join(f"{name} {spent:.1f} s" for name, spent in self.seconds.items())
-        return f"{self.total():.1f} s ({parts})"
+        """The seconds of all steps, and those of the longest."""
+        longest = max(self.seconds, key=lambda name: self.seconds[name])
+        total = sum(self.seconds.values())
+        return f"{total:.1f} s, {self.seconds[longest]:.1f} s of them for {longest}"
 
 
-def _plain(name: str, began: float) -> Tell:
-    last = [0.0]
+def _plain(title: str, began: float) -> Report:
+    last = [float("-inf")]
 
-    def tell(detail: str) -> None:
+    def report(detail: str, fraction: float | None = None) -> None:
         now = time.monotonic()
-        if now - last[0] >= 15:  # logs are read afterwards: a line now and then is enough
+        if now - last[0] >= _LOG_INTERVAL:
             last[0] = now
-            print(f"  {name}: {detail} ({now - began:.0f} s)", flush=True)
+            done = "" if fraction is None else f" ({100 * fraction:.0f}%)"
+            print(f"  {title}: {detail}{done}, {now - began:.0f} s", flush=True)
 
-    return tell
-
-
-def _rich_console() -> Any:
-    """A rich console where there is rich and a terminal; otherwise None."""
-    if not sys.stdout.isatty():
-        return None
-    try:
-        from rich.console import Console
-    except ImportError:
-        return None
-    return Console(highlight=False)
+    return report

@@ -1,15 +1,14 @@
-"""The command line: python3 -m dev.images build [--push] [--load], or lock."""
+"""The command line: python3 -m dev.images build, and python3 -m dev.images lock."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
-from dev.cluster.backend import choose as choose_cluster
-from dev.cluster.errors import ClusterError
+from dev.cluster.backends import choose as choose_cluster
+from dev.cluster.commands import UserError
 from dev.cluster.preflight import BUILDERS
-from dev.cluster.settings import Settings
+from dev.cluster.settings import load as load_settings
 
 from . import lock
 from .build import IMAGES, Job, build
@@ -19,17 +18,19 @@ from .builder import choose
 def main() -> int:
     """Run one command; errors that a user can cause are one line."""
     options = _parser().parse_args()
-    if options.command == "lock":
-        return lock.main()
     try:
+        if options.command == "lock":
+            lock.write()
+            return 0
+        settings = load_settings(image_registry=options.prefix)
         job = Job(
             builder=choose(options.tool),
-            prefix=options.prefix.rstrip("/"),
+            prefix=settings.image_prefix,
             tag=options.tag,
             base=options.base,
             names=tuple(options.image) or IMAGES,
         )
-        cluster = choose_cluster(Settings()) if options.load else None
+        cluster = choose_cluster(settings) if options.load else None
         if cluster is not None:  # before minutes of building, not after them
             cluster.check_load(job.images())
         for image in build(job):
@@ -37,7 +38,7 @@ def main() -> int:
                 job.builder.push(image)
         if cluster is not None:
             cluster.load(job.images(), job.builder.tool)
-    except ClusterError as error:
+    except UserError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -47,7 +48,6 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    port = os.environ.get("TRAINYARD_REGISTRY_PORT", "5051")
     parser = argparse.ArgumentParser(
         prog="python3 -m dev.images", description="Trainyard's images."
     )
@@ -58,8 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--tag", default="dev")
     options.add_argument(
         "--prefix",
-        default=os.environ.get("TRAINYARD_REGISTRY", f"localhost:{port}/trainyard"),
-        help="registry and path before the image's name (TRAINYARD_REGISTRY; %(default)s)",
+        default="",
+        help="registry and path before each image's name (TRAINYARD_REGISTRY; default: the "
+        "registry of make cluster)",
     )
     options.add_argument(
         "--tool", default="", choices=BUILDERS, help="default: the first of them that works"
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--base",
         default="",
-        help="a Python 3.11 image with venv; 'debian': made here from Debian's packages; "
+        help="an image with Python 3.11 and venv, or 'debian' to make one from Debian packages; "
         "default: the public Python image where it can be pulled, otherwise debian",
     )
     options.add_argument("--push", action="store_true", help="then push them to their registry")

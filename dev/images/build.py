@@ -11,13 +11,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .builder import REPO, Builder, ImageError, run, uv
+from dev.cluster.commands import UserError
+from dev.cluster.ui import Steps
+
+from .builder import REPO, Builder, run, uv
 
 IMAGES = ("operator", "trainer", "serving")
 _LOWER = {"operator": "base", "trainer": "torch", "serving": "torch"}
@@ -53,31 +55,36 @@ class Job:
 
 
 def build(job: Job) -> list[str]:
-    """Build what is missing; the names of the images, in the order built."""
-    began = time.monotonic()
+    """Build the images; returns their names in the order built."""
+    with_torch = any(_LOWER[name] == "torch" for name in job.names)
+    steps = Steps(2 + with_torch + len(job.names))
     with tempfile.TemporaryDirectory() as folder, _context(Path(folder)) as context:
         secrets = _secrets(Path(folder))
         lower: dict[str, str] = {}
-        start = job.builder.base(job.base)
-        _step("base", began)
-        lower["base"] = _lower(job, "base", f"BASE={start}", start, context, secrets)
-        _step("base with an empty environment", began)
-        if any(_LOWER[name] == "torch" for name in job.names):
+        with steps.step("base image") as report:
+            start = job.builder.base(report, job.base)
+        with steps.step("virtual environment"):
+            lower["base"] = _lower(job, "base", f"BASE={start}", start, context, secrets)
+        if with_torch:
             below = lower["base"]
-            lower["torch"] = _lower(job, "torch", f"FROM_IMAGE={below}", below, context, secrets)
-            _step("torch", began)
+            with steps.step("PyTorch") as report:
+                report("6 GB with its CUDA libraries, which takes some minutes the first time")
+                lower["torch"] = _lower(
+                    job, "torch", f"FROM_IMAGE={below}", below, context, secrets
+                )
         wheel = _wheel(context)
         for name in job.names:
             arguments = [f"FROM_IMAGE={lower[_LOWER[name]]}", f"WHEEL={wheel}"]
-            _build(job, name, job.image(name), arguments, context, secrets)
-            _step(job.image(name), began)
+            with steps.step(job.image(name)):
+                _build(job, name, job.image(name), arguments, context, secrets)
+    print(f"Built with {job.builder.tool}: {steps.summary()}.", flush=True)
     return job.images()
 
 
 def _lower(
     job: Job, name: str, argument: str, below: str, context: Path, secrets: list[str]
 ) -> str:
-    """A lower image, named by everything that is in it; built only if it is not there."""
+    """The name of a lower image, made of a hash of its content; it is built if it is missing."""
     digest = hashlib.sha256(below.encode())
     for path in (f"{name}.Containerfile", "install.sh", "requirements/uv.txt"):
         digest.update((context / "images" / path).read_bytes())
@@ -102,7 +109,7 @@ def _build(
 
 @contextmanager
 def _context(folder: Path) -> Iterator[Path]:
-    """A build context with only what the images need: the recipes, and later the wheel."""
+    """A build context of only the files that the images need: the recipes, and later the wheel."""
     context = folder / "context"
     target = context / "images" / "requirements"
     target.mkdir(parents=True)
@@ -121,12 +128,12 @@ def _wheel(context: Path) -> str:
     run([uv(), "build", "--quiet", "--wheel", "--out-dir", str(context / "wheel"), str(REPO)])
     found = sorted((context / "wheel").glob("*.whl"))
     if not found:
-        raise ImageError("uv built no wheel")
+        raise UserError("uv built no wheel")
     return f"wheel/{found[0].name}"
 
 
 def _secrets(folder: Path) -> list[str]:
-    """What this machine needs to reach its package index; seen by the build, never in an image."""
+    """Build secrets: what this machine needs to reach its package index; never in an image."""
     words: list[str] = []
     for name in _AUTHORITIES:
         path = os.environ.get(name, "")
@@ -148,13 +155,9 @@ def _secrets(folder: Path) -> list[str]:
 
 
 def _pip_setting(name: str) -> str:
-    """What pip is configured with on this machine, if there is pip and it is."""
+    """A setting of this machine's pip; empty without one."""
     pip = shutil.which("pip") or shutil.which("pip3")
     if pip is None:
         return ""
     done = subprocess.run([pip, "config", "get", name], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _step(what: str, began: float) -> None:
-    print(f"  {time.monotonic() - began:6.1f} s  {what}", flush=True)

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dev.cluster import preflight
-from dev.cluster.errors import ClusterError
+from dev.cluster.commands import UserError
+from dev.cluster.ui import Report
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PUBLIC_BASE = "docker.io/library/python:3.11-slim-bookworm"
 DEBIAN_BASE = "localhost/trainyard/debian-python:bookworm"
 _DEBIAN_PACKAGES = "python3,python3-venv,ca-certificates"
 _PULL_TIMEOUT = 1800
-
-
-class ImageError(ClusterError):
-    """What is wrong and what to do about it, in one line."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Builder:
         recipe.write_text(f"FROM scratch\nADD {tar.name} /\n")
         self.build(recipe, tar.parent, image)
 
-    def base(self, wanted: str = "") -> str:
+    def base(self, report: Report, wanted: str = "") -> str:
         """The name of a base image that is in the store when this returns.
 
         wanted: an image; "debian" for one made here from Debian packages; empty for the public
@@ -81,20 +78,23 @@ class Builder:
             return PUBLIC_BASE
         if self.has(DEBIAN_BASE):
             return DEBIAN_BASE
-        if not wanted and self.pulls(PUBLIC_BASE):
-            return PUBLIC_BASE
-        self._make_debian_base()
+        if not wanted:
+            report(f"pulling {PUBLIC_BASE}")
+            if self.pulls(PUBLIC_BASE):
+                return PUBLIC_BASE
+        self._make_debian_base(report)
         return DEBIAN_BASE
 
-    def _make_debian_base(self) -> None:
+    def _make_debian_base(self, report: Report) -> None:
         packages = preflight.missing({"mmdebstrap": "mmdebstrap"})
         if packages and not preflight.may_install():
-            raise ImageError(
+            raise UserError(
                 f"{PUBLIC_BASE} can't be pulled, and there is no mmdebstrap to make a base image: "
                 "on Debian, sudo apt-get install mmdebstrap; elsewhere pass --base with another "
                 "Python 3.11 image"
             )
-        preflight.install(packages, _tell)
+        preflight.install(packages, report)
+        report("making an image of Debian packages")
         with tempfile.TemporaryDirectory() as folder:
             tree = Path(folder) / "base.tar"
             # The image has no package mirror and nothing of the machine that made it.
@@ -110,9 +110,9 @@ def choose(wanted: str = "") -> Builder:
     tool = preflight.image_builder(wanted)
     if tool is None:
         tool = wanted or "buildah"
-        preflight.install(preflight.missing({tool: tool, "mmdebstrap": "mmdebstrap"}), _tell)
+        preflight.install(preflight.missing({tool: tool, "mmdebstrap": "mmdebstrap"}), _print)
         if problem := preflight.builder_problem(tool):
-            raise ImageError(problem)
+            raise UserError(problem)
     return Builder(tool)
 
 
@@ -120,7 +120,7 @@ def uv() -> str:
     """Where uv is: on PATH, or in the checkout's virtual environment."""
     found = shutil.which("uv") or shutil.which("uv", path=str(REPO / ".venv" / "bin"))
     if found is None:
-        raise ImageError("uv is not installed: pip install uv")
+        raise UserError("uv is not installed: pip install uv")
     return found
 
 
@@ -136,7 +136,7 @@ def succeeds(command: Sequence[str], timeout: float | None = None) -> bool:
 
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    """Run a command quietly; when it fails, print the end of its output and raise ImageError."""
+    """Run a command quietly; when it fails, print the end of its output and raise UserError."""
     done = subprocess.run(
         command,
         cwd=REPO,
@@ -149,8 +149,8 @@ def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
     )
     if done.returncode != 0:
         print("\n".join(done.stdout.splitlines()[-25:]))
-        raise ImageError(f"{' '.join(command[:2])} failed (exit status {done.returncode})")
+        raise UserError(f"{' '.join(command[:2])} failed (exit status {done.returncode})")
 
 
-def _tell(what: str) -> None:
+def _print(what: str) -> None:
     print(f"  {what}", flush=True)

@@ -7,28 +7,23 @@ name no package index, so each machine uses its own.
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
-from .builder import REPO, ImageError, uv
+from dev.cluster.commands import UserError
 
-FOLDER = Path(__file__).resolve().parents[2] / "images" / "requirements"
+from .builder import REPO, uv
+
+FOLDER = REPO / "images" / "requirements"
 _HEADER = "# Written by python3 -m dev.images lock from {source}: do not edit.\n"
 
 
-def main() -> int:
+def write() -> None:
     """Compile all files; torch first, because trainer and serving must agree with it."""
-    try:
-        _compile("uv", "uv", [])
-        _compile("torch", "torch>=2.12", [])
-        agree = ["--constraint", str(FOLDER / "torch.txt")]
-        _compile("operator", None, [])
-        _compile("trainer", None, agree)
-        _compile("serving", None, agree)
-    except ImageError as error:
-        print(f"images: {error}", file=sys.stderr)
-        return 1
-    return 0
+    _compile("uv", "uv", [])
+    _compile("torch", "torch>=2.12", [])
+    agree = ["--constraint", str(FOLDER / "torch.txt")]
+    _compile("operator", None, [])
+    _compile("trainer", None, agree)
+    _compile("serving", None, agree)
 
 
 def _compile(name: str, requirement: str | None, more: list[str]) -> None:
@@ -43,11 +38,7 @@ def _compile(name: str, requirement: str | None, more: list[str]) -> None:
         command, cwd=REPO, input=requirement, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise ImageError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{name}: {done.stderr.strip().splitlines()[-1]}")
     source = requirement or f"pyproject.toml, extra {name}"
     (FOLDER / f"{name}.txt").write_text(_HEADER.format(source=source) + done.stdout)
     print(f"  {name}.txt: {done.stdout.count('==')} packages")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

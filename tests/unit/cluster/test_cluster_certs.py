@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.cluster import certs
+from dev.cluster import access
 from dev.cluster.settings import HOST_IP, NODES, Settings
 
 pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(state=tmp_path_factory.mktemp("state"))
-    certs.create(settings)
+    access.create_certificates(settings)
     return settings
 
 
@@ -35,7 +35,7 @@ def text(certificate: Path) -> str:
 
 
 def test_every_user_is_signed_by_the_cluster_and_not_by_etcd(made: Settings) -> None:
-    for user in certs.USERS:
+    for user in access.USERS:
         assert verifies(made.pki / "ca.crt", made.pki / f"{user.name}.crt"), user
         assert not verifies(made.pki / "etcd-ca.crt", made.pki / f"{user.name}.crt"), user
 
@@ -67,5 +67,5 @@ def test_a_kubeconfig_carries_its_own_certificate(made: Settings) -> None:
 
 def test_a_second_run_changes_nothing(made: Settings) -> None:
     before = {path: path.read_bytes() for path in made.state.rglob("*") if path.is_file()}
-    certs.create(made)
+    access.create_certificates(made)
     assert before == {path: path.read_bytes() for path in made.state.rglob("*") if path.is_file()}

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dev.cluster import addons, mounts, registry, wait
-from dev.cluster.errors import ClusterError
-from dev.cluster.lock import exclusive
-from dev.cluster.push import target_name
+from dev.cluster import addons, commands, host, registry
+from dev.cluster.commands import UserError, until
+from dev.cluster.native import exclusive
+from dev.cluster.registry import target_name
 from dev.cluster.settings import NODES, REPO, Settings
-from dev.cluster.wait import until
 
 HOLD = """
 import sys, pathlib
-from dev.cluster.lock import exclusive
+from dev.cluster.native import exclusive
 with exclusive(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -63,15 +62,15 @@ def test_there_is_exactly_one_default_storage_class() -> None:
 
 
 def test_waiting_tells_the_problem_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "SILENT", 0.0)
+    monkeypatch.setattr(commands, "QUIET", 0.0)
     told: list[str] = []
-    with pytest.raises(ClusterError, match="it never came"):
+    with pytest.raises(UserError, match="it never came"):
         until(lambda: False, "it never came", told.append, seconds=0.1)
     assert set(told) == {"it never came"}
 
 
 def test_mounts_are_found_deepest_first() -> None:
-    found = mounts.below(Path("/"))
+    found = host.mounts_below(Path("/"))
     assert Path("/") in found
     assert [len(str(path)) for path in found] == sorted(
         (len(str(path)) for path in found), reverse=True
@@ -110,7 +109,10 @@ def test_a_port_that_is_not_a_number_is_one_clear_line() -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "cluster: TRAINYARD_REGISTRY_PORT is 'http', which is no port number\n"
+    assert done.stderr == (
+        "cluster: TRAINYARD_REGISTRY_PORT is 'http': Input should be a valid integer, "
+        "unable to parse string as an integer\n"
+    )
 
 
 def test_status_without_a_cluster_says_what_to_do(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ClusterError
+from .commands import UserError
 from .preflight import go_program
 from .settings import BUILD, KUBERNETES, Settings
-from .ui import Tell
+from .ui import Report
 
 _PACKAGES = (
     "k8s.io/kubernetes/cmd/kube-apiserver",
@@ -30,7 +31,9 @@ _PACKAGES = (
     "./registry",
     "./volumes",
 )
-_MODULES_BUILT = 3400  # packages compiled from nothing: only for the progress display
+
+# Measured CPU time of a build from nothing, in minutes of one core: for the estimate only.
+CORE_MINUTES = 18.0
 
 
 def folder(settings: Settings) -> Path:
@@ -43,7 +46,19 @@ def ready(settings: Settings) -> bool:
     return folder(settings).is_dir()
 
 
-def build(settings: Settings, tell: Tell) -> Path:
+def announcement(settings: Settings) -> str:
+    """What is about to be built, and how long that takes here; empty when nothing is."""
+    if ready(settings):
+        return ""
+    minutes = CORE_MINUTES / (len(os.sched_getaffinity(0)) or 1)
+    return (
+        f"Kubernetes {KUBERNETES} is built from source once, into {folder(settings)}.\n"
+        f"This takes about {minutes:.0f} minutes on an idle machine with as many CPU cores as this "
+        "one; later starts take less than a minute."
+    )
+
+
+def build(settings: Settings, report: Report) -> Path:
     """Build what the cache lacks; the folder appears only when every program is in it."""
     target = folder(settings)
     if target.is_dir():
@@ -51,9 +66,10 @@ def build(settings: Settings, tell: Tell) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
-        _go_build(work, tell)
+        total = _count(report)
+        _compile(work, total, report)
         work.chmod(0o755)
-        with contextlib.suppress(OSError):  # another build was first: theirs is the same
+        with contextlib.suppress(OSError):  # another build was first, with the same result
             work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -63,36 +79,52 @@ def build(settings: Settings, tell: Tell) -> Path:
     return target
 
 
-def _go_build(target: Path, tell: Tell) -> None:
-    command = [
-        go_program() or "go",
-        *("build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", _link_flags()),
-        *("-o", f"{target}/", *_PACKAGES),
-    ]
+def _count(report: Report) -> int:
+    """Fetch the modules; the number of packages that have to be compiled."""
+    fetched = 0
+    stale = 0
+    for line in _go("list", "-deps", "-f", "{{if .Stale}}stale {{.ImportPath}}{{end}}"):
+        if line.startswith("go: downloading"):
+            fetched += 1
+            report(f"fetching module {fetched}: {line.split()[2]}")
+        stale += line.startswith("stale ")
+    return stale
+
+
+def _compile(target: Path, total: int, report: Report) -> None:
+    for number, package in enumerate(_go("build", "-v", "-o", f"{target}/"), start=1):
+        if number < total:
+            report(f"compiling package {number} of {total}, {package}", number / total)
+        else:
+            report("linking the programs", 1.0)
+
+
+def _go(*arguments: str) -> Iterator[str]:
+    """Run go for all programs; every line it prints that has a known form.
+
+    Raises UserError with its last other line when it fails.
+    """
+    flags = ("-trimpath", "-buildvcs=false", "-ldflags", _link_flags())
     env = {**os.environ, "CGO_ENABLED": "0", "GOGC": "400", "GOFLAGS": "", "GOWORK": "off"}
-    said: list[str] = []
-    compiled = 0
+    last = ""
     with subprocess.Popen(
-        command,
+        [go_program() or "go", arguments[0], *flags, *arguments[1:], *_PACKAGES],
         cwd=BUILD,
         env=env,
         stdin=subprocess.DEVNULL,
         text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as child:
-        for line in child.stderr or ():
+        for line in child.stdout or ():
             text = line.strip()
-            if text.startswith("go: downloading"):
-                tell(f"fetching {text.split()[2]}")
-            elif " " not in text:
-                compiled += 1
-                tell(f"compiled {compiled} of at most {_MODULES_BUILT} packages, at {text}")
-            else:
-                said.append(text)
+            if text.startswith(("go: downloading", "stale ")) or (text and " " not in text):
+                yield text
+            elif text:
+                last = text
     if child.returncode != 0:
-        why = said[-1] if said else f"exit status {child.returncode}"
-        raise ClusterError(f"building Kubernetes failed: {why}")
+        reason = last or f"exit status {child.returncode}"
+        raise UserError(f"building Kubernetes failed: {reason}")
 
 
 def _link_flags() -> str:

@@ -1,15 +1,17 @@
-"""Certificates and kubeconfigs: who is who in the cluster, signed by authorities of its own."""
+"""Who may use the cluster: certificates, kubeconfigs, and what a checkout gets of them."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .commands import run
 from .settings import API_SERVICE_IP, API_URL, DOMAIN, HOST_IP, NODES, Settings
-from .shell import run
 
 DAYS = "3650"
 
@@ -61,8 +63,8 @@ _OTHERS = (
 )
 
 
-def create(settings: Settings) -> None:
-    """Make every key, certificate and kubeconfig that is not there yet."""
+def create_certificates(settings: Settings) -> None:
+    """Create every key, certificate and kubeconfig that does not exist yet."""
     folder = settings.pki
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for authority in ("ca", "etcd-ca"):
@@ -110,6 +112,39 @@ def write_private(path: Path, text: str) -> None:
     temporary.touch(mode=0o600)
     temporary.write_text(text)
     temporary.rename(path)
+
+
+def write_checkout(
+    settings: Settings, kubeconfig: str, programs: Path | None, registry: str = ""
+) -> None:
+    """Write .cluster/: kubeconfig, bin (a link to kubectl and helm) and env."""
+    folder = settings.checkout
+    folder.mkdir(exist_ok=True)
+    if not settings.kubeconfig.exists() or settings.kubeconfig.read_text() != kubeconfig:
+        write_private(settings.kubeconfig, kubeconfig)
+    lines = [f"export KUBECONFIG={settings.kubeconfig}"]
+    link = folder / "bin"
+    link.unlink(missing_ok=True)
+    if programs is not None:
+        link.symlink_to(programs)
+        lines.append(f'export PATH="{link}:$PATH"')
+    if registry:
+        lines.append(f"export TRAINYARD_REGISTRY={registry}/trainyard")
+    (folder / "env").write_text("\n".join(lines) + "\n")
+    owner = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+    if all(number.isdigit() for number in owner):  # made with sudo, used without
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, int(owner[0]), int(owner[1]), follow_symlinks=False)
+
+
+def remove_checkout(settings: Settings) -> None:
+    """Remove .cluster/."""
+    shutil.rmtree(settings.checkout, ignore_errors=True)
+
+
+def hint(settings: Settings) -> str:
+    """The command to type next."""
+    return f"next: . {settings.checkout / 'env'}   (sets KUBECONFIG; puts kubectl and helm on PATH)"
 
 
 def _authority(folder: Path, name: str) -> None:
