@@ -87,14 +87,20 @@ def _lower(
     """The name of a lower image, made of a hash of its content; it is built if it is missing."""
     digest = hashlib.sha256(below.encode())
     for path in (f"{name}.Containerfile", "install.sh", "requirements/uv.txt"):
-        digest.update((context / "images" / path).read_bytes())
+        text = (context / "images" / path).read_text()
+        digest.update(_code(text).encode())
     lock = context / "images" / "requirements" / f"{name}.txt"
     if lock.exists():
-        digest.update(lock.read_bytes())
+        digest.update(_code(lock.read_text()).encode())
     image = f"{_LOCAL}/{name}:{digest.hexdigest()[:12]}"
     if not job.builder.has(image):
         _build(job, name, image, [argument], context, secrets)
     return image
+
+
+def _code(text: str) -> str:
+    """A file without its comment lines, which change no image."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
 def _build(
