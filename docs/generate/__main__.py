@@ -1,8 +1,8 @@
-"""Writes what comes from the code: docs/reference and the drawings of the architecture."""
+"""Writes what comes from the code: docs/reference, the architecture and the drawings."""
 
 from pathlib import Path
 
-from docs.generate import architecture, charts, cli, fields, metrics, recipes
+from docs.generate import architecture, charts, cli, drawings, fields, metrics, recipes
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -20,6 +20,12 @@ def pages() -> dict[Path, str]:
     } | architecture.files()
 
 
+def pictures() -> dict[Path, str]:
+    """Each drawing."""
+    folder = REFERENCE.with_name("pictures")
+    return {folder / name: text for name, text in drawings.pictures().items()}
+
+
 if __name__ == "__main__":
-    for path, text in pages().items():
+    for path, text in {**pages(), **pictures()}.items():
         path.write_text(text)

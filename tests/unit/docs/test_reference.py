@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from docs.generate import charts
-from docs.generate.__main__ import REFERENCE, pages
+from docs.generate.__main__ import REFERENCE, pages, pictures
 
 PAGES = pages()
 
@@ -14,6 +14,12 @@ PAGES = pages()
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_a_page_is_current(path: Path) -> None:
     assert path.read_text() == PAGES[path], "run `make reference`"
+
+
+def test_the_drawings_are_current() -> None:
+    for path, text in pictures().items():
+        assert path.read_text() == text, f"{path.name}: run `make reference`"
+    assert {*REFERENCE.with_name("pictures").glob("*.svg")} == set(pictures())
 
 
 def test_no_page_of_the_reference_is_written_by_hand() -> None:
