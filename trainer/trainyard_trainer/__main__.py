@@ -9,10 +9,20 @@ from trainyard_trainer.recipes import check_recipe
 from trainyard_trainer.reporting.http_report import ReportServer
 
 
-def main() -> int:
-    """Train; the process's exit status (78 for a mistake in the manifest)."""
+def prepare_torch() -> None:
+    """Set what torch reads from the environment when it is imported."""
     # Large tensors of a CPU in 2 MiB pages: most of the time their memory costs is in page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Without its C++ warnings. When the rank that serves the store has ended, torch's client of it
+    # warns with thirty lines of C++ frames, and raises an exception besides, from which we make one
+    # line; while ranks wait to join it warns every five seconds, and we say which ones are missing.
+    # Errors (NCCL's watchdog, a store that can't be reached) and Python's warnings are still shown.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def main() -> int:
+    """Train; the process's exit status (78 for a mistake in the manifest)."""
+    prepare_torch()
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     server = None

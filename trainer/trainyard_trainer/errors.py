@@ -1,5 +1,7 @@
 """Errors a user can cause: one line that says what to change; and how a rank ends with one."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -7,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
@@ -15,13 +18,16 @@ from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
 ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
 # The file becomes the pod's termination message, of which Kubernetes keeps 4096 bytes.
 MAX_ERROR_BYTES = 3500
+MAX_MESSAGE = 1200  # characters of it
+# A rank that was stopped while it spoke must not keep the others from ending.
+SPEAKING_SECONDS = 20.0
 
 
 class UserError(Exception):
     """Base: the message is one line, shown without a traceback."""
 
     exit_code = 1
-    # Whether every rank raises it together: then rank 0 speaks for all.
+    # Usually every rank raises it: then one speaks for all, and doesn't name itself.
     on_every_rank = False
 
 
@@ -75,30 +81,37 @@ class OutOfMemoryError(UserError):
 _LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
 )
-
-
+# torch's own classes for a store or a peer that doesn't answer; torch isn't imported here.
+_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
-def explained(error: Exception, step: int, stopping: bool = False) -> Exception:
-    """`error` as a UserError where it is torch's way to say that a peer or memory is gone.
+def lost(error: BaseException, where: str, stopping: bool = False) -> BaseException:
+    """`error` as a UserError where it is torch's way to say that a peer is gone.
 
-    `stopping`: after SIGTERM a lost peer is no news, torchrun ends them all.
+    `where`: `in step 137` or `while loading`. `stopping`: after SIGTERM a lost peer is no news,
+    torchrun ends them all.
     """
-    text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError):
         return error
-    if _NO_MEMORY.search(text):
-        return OutOfMemoryError(
-            f"the batch of step {step + 1} doesn't fit into memory: lower config.batch_size, raise"
-            " gradient_accumulation_steps or set activation_checkpointing"
-            f" ({text.partition('. ')[0][:200]})"
-        )
-    if _LOST.search(text) and stopping:
-        return StoppedError(f"SIGTERM: stopped in step {step + 1}, unsaved: another rank is gone")
-    if _LOST.search(text):
-        return RankLostError(f"lost another rank in step {step + 1}: {text[:300]}")
-    return error
+    text = " ".join(str(error).partition("Exception raised from")[0].split())
+    if type(error).__name__ not in _LOST_CLASSES and not _LOST.search(text):
+        return error
+    if stopping:
+        return StoppedError(f"SIGTERM: stopped {where}, unsaved: another rank is gone")
+    return RankLostError(f"lost another rank {where}: {text[:300]}")
+
+
+def out_of_memory(error: Exception, step: int) -> Exception:
+    """`error` as a UserError where it says that the batch of `step` doesn't fit."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not _NO_MEMORY.search(text):
+        return error
+    return OutOfMemoryError(
+        f"the batch of step {step} doesn't fit into memory: lower config.batch_size, raise"
+        " gradient_accumulation_steps or set activation_checkpointing"
+        f" ({text.partition('. ')[0][:200]})"
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -107,23 +120,108 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def write_last_words(error: BaseException) -> None:
-    """Leave torchelastic's error JSON for torchrun and for whoever started the job.
+def speak(error: BaseException, rank: int) -> None:
+    """Print what went wrong, once for all ranks of this pod, and leave last words.
 
-    The latter's file is shared by the ranks of a pod: the first one that fails has the word.
+    The ranks fail in any order, and their launcher ends all of them once one has ended. So none
+    ends before one has spoken, and the first one to come here speaks: the others wait for it, and
+    print only what they have to add. No rank has to be alive for that, and no connection.
     """
-    text = _error_json(error)
-    for variable in (ERROR_FILE_ENV, RESULT_FILE_ENV):
-        name = os.environ.get(variable)
-        if not name:
-            continue
-        path = Path(name)
-        try:
+    with _words() as words:
+        if not _is_said(error, words):
+            who = "" if rank == 0 or getattr(error, "on_every_rank", False) else f"rank {rank}: "
+            if not isinstance(error, UserError):
+                text = "".join(traceback.format_exception(error))
+            elif isinstance(error, HangError):
+                text = f"{who}{one_line(error)}\n{error.stacks}\n"
+            else:
+                text = f"{who}{one_line(error)}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+        _leave_words(error, words)
+
+
+def write_last_words(error: BaseException) -> None:
+    """Leave last words only: another rank prints them."""
+    with _words() as words:
+        _leave_words(error, words)
+
+
+def _is_said(error: BaseException, words: int | None) -> bool:
+    """Whether what another rank of this pod has printed covers `error`."""
+    said = _message(_read(words))
+    if not said:
+        return False
+    if isinstance(error, RankLostError):
+        return True
+    if said.startswith(RankLostError.__name__):
+        return False  # a cause is news after its consequence
+    return getattr(error, "on_every_rank", False) or said == one_line(error)[:MAX_MESSAGE]
+
+
+@contextlib.contextmanager
+def _words() -> Iterator[int | None]:
+    """The file that holds this pod's last words, locked; None if it can't be had."""
+    file = None
+    try:
+        if path := _words_path():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if variable == ERROR_FILE_ENV or not path.exists() or path.stat().st_size == 0:
-                path.write_text(text)
-        except OSError as problem:
-            print(f"warning: {path}: cannot be written: {problem.strerror}", file=sys.stderr)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            deadline = time.monotonic() + SPEAKING_SECONDS
+            while not _try_lock(file) and time.monotonic() < deadline:
+                time.sleep(0.01)
+    except OSError as problem:
+        print(f"warning: {path}: cannot be written: {problem.strerror}", file=sys.stderr)
+    try:
+        yield file
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _words_path() -> Path | None:
+    """Shared by the ranks of a pod in one attempt: the starter's file, else one of torchrun's."""
+    if name := os.environ.get(RESULT_FILE_ENV):
+        return Path(name)
+    if "TORCHELASTIC_RUN_ID" in os.environ and (name := os.environ.get(ERROR_FILE_ENV)):
+        return Path(name).parent.parent / "error.json"  # .../ATTEMPT/LOCAL_RANK/error.json
+    return None
+
+
+def _try_lock(file: int) -> bool:
+    """Whether the lock was taken, or there are no locks here."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _read(words: int | None) -> str:
+    return "" if words is None else os.pread(words, 1 << 16, 0).decode(errors="replace")
+
+
+def _message(text: str) -> str:
+    """The message in an error JSON; "" in anything else, such as the report of a good end."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(text)["message"]["message"])
+    return ""
+
+
+def _leave_words(error: BaseException, words: int | None) -> None:
+    """Leave torchelastic's error JSON for torchrun, and for the pod unless a rank has before."""
+    text, said = _error_json(error), _read(words)
+    if isinstance(error, RankLostError) and _message(said):
+        text = said  # the cause, whichever rank's file torchrun reads
+    try:
+        if words is not None and not said:
+            os.pwrite(words, text.encode(), 0)
+        if name := os.environ.get(ERROR_FILE_ENV):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(text)
+    except OSError as problem:
+        print(f"warning: last words not written: {problem}", file=sys.stderr)
 
 
 def _error_json(error: BaseException) -> str:
@@ -131,7 +229,7 @@ def _error_json(error: BaseException) -> str:
     stack = error.stacks[:2000] if isinstance(error, HangError) else ""
     if not isinstance(error, UserError):
         stack = "".join(traceback.format_exception(error))[-2000:]
-    message = one_line(error)[:1200]
+    message = one_line(error)[:MAX_MESSAGE]
     extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
     text = json.dumps({"message": {"message": message, "extraInfo": extra}})
     if len(text) > MAX_ERROR_BYTES:
@@ -152,15 +250,5 @@ def exit_with(error: BaseException, rank: int) -> int:
         # As without our handling it: torchrun and whoever watches it know what that means.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-    write_last_words(error)
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-        return 1
-    if rank == 0:
-        print(one_line(error), file=sys.stderr, flush=True)
-    elif error.on_every_rank:
-        # torchrun ends every worker when the first one exits: let rank 0 speak before that.
-        time.sleep(5)
-    else:
-        print(f"rank {rank}: {one_line(error)}", file=sys.stderr, flush=True)
-    return error.exit_code
+    speak(error, rank)
+    return error.exit_code if isinstance(error, UserError) else 1

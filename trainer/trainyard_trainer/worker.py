@@ -1,5 +1,6 @@
 """One rank's life: join the others, agree on where to go on, train, export, leave."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
 from trainyard_trainer.distributed.stop import Stop
-from trainyard_trainer.errors import StoppedError, explained, one_line
+from trainyard_trainer.errors import StoppedError, lost, one_line, out_of_memory
 from trainyard_trainer.loop import Loop, Training
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.recipes import find_recipe
@@ -50,12 +51,16 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
     config = parse_config(find_recipe(job.recipe).Config, job.config)
     if not config.compile:
         defer_dynamo()
-    group = _join(job, config, reporter, rank)
+    # Before the ranks wait for each other: each finds out by itself.
+    check_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
+        group = _join(job, config, reporter, rank)
         with watching(group, config, reporter):
             _train(job, config, group, reporter)
     except BaseException as error:
         reporter.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
+        if (loss := lost(error, f"while {reporter.liveness}")) is not error:
+            raise loss from error
         raise
     leave()
     reporter.end("FINISHED")
@@ -109,7 +114,8 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
         try:
             loop.run(stop)
         except Exception as error:
-            raise explained(error, loop.step, stop.asked) from error
+            step = loop.step + 1
+            raise lost(out_of_memory(error, step), f"in step {step}", stop.asked) from error
 
     reporter.update(phase="exporting")
     model = exporter.export(loop.step, loop.metrics)
@@ -151,7 +157,6 @@ def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int
         f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
         f" {job.strategy}, {job.precision}, {group.device.type}"
     )
-    check_batch_size(config, group.world_size)
     return group
 
 

@@ -16,6 +16,11 @@ import sys
 import traceback
 from typing import Any
 
+from trainyard_trainer.__main__ import main, prepare_torch
+
+prepare_torch()  # before torch is imported, as the trainer itself does
+
+# ruff: noqa: E402
 import torch._dynamo  # FSDP needs it; test_deferred_dynamo.py and torchrun start without
 import torch.distributed.checkpoint
 import torch.distributed.fsdp  # noqa: F401
@@ -23,7 +28,6 @@ import torch.distributed.fsdp  # noqa: F401
 import trainyard_trainer.recipes.char_gpt
 import trainyard_trainer.worker  # noqa: F401
 from tests import patience
-from trainyard_trainer.__main__ import main
 from trainyard_trainer.reporting import history
 from trainyard_trainer.reporting.history import History
 from trainyard_trainer.reporting.timing import Stragglers

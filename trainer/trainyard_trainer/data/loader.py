@@ -138,6 +138,7 @@ class Loader:
     def __next__(self) -> tuple[Batch, float]:
         found = next(self._batches)
         if isinstance(found, UserError):
+            found.on_every_rank = False  # the others read other samples, perhaps on other disks
             raise found
         batch, factor = found
         return on_device(batch, self.device), factor

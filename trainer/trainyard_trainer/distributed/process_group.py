@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainyard_trainer.errors import ConfigError, UserError
+from trainyard_trainer.errors import ConfigError, RankLostError, UserError
 
 T = TypeVar("T")
 
@@ -74,9 +74,13 @@ class Group:
             result = action()
         except UserError as error:
             failure = error
-        failures = [error for error in self.gather(failure) if error is not None]
-        if failures:
-            raise failures[0]
+        failures = self.gather(failure)
+        for rank, error in enumerate(failures):
+            if error is None:
+                continue
+            if rank > 0 and None in failures:  # a disk, say, that only some nodes have
+                error.args = (f"{error} (on rank {rank})",)
+            raise error
         return result
 
 
@@ -128,10 +132,14 @@ def join(
             break
         except dist.DistStoreError:
             missing = [i for i, key in enumerate(keys) if not store.check([key])]
+            named = ", ".join(str(i) for i in missing[:8]) + ("…" if missing[8:] else "")
             if time.monotonic() > deadline:
-                raise
+                minutes = JOIN_TIMEOUT.total_seconds() / 60
+                raise RankLostError(
+                    f"{len(missing)} of {world_size} ranks have not joined within {minutes:.0f}"
+                    f" minutes: {named}"
+                ) from None
             if missing:
-                named = ", ".join(str(i) for i in missing[:8]) + ("…" if missing[8:] else "")
                 on_wait(f"waiting for {len(missing)} of {world_size} ranks to join: {named}")
     dist.init_process_group(
         backend,

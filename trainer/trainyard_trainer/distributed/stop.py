@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 import torch
 
 from trainyard_trainer.distributed.process_group import Group
+from trainyard_trainer.errors import StoppedError
 
 # The ranks ask each other this often: a few hundred microseconds. torchrun kills after 25 s.
 VOTE_SECONDS = 1.0
@@ -42,10 +43,12 @@ class Stop:
         return self
 
     def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         self._got_on.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if kind is None or not issubclass(kind, StoppedError):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Else `exit_with` does, once it has spoken: torchrun may repeat the signal before that.
         signal.set_wakeup_fd(-1)
         os.close(self._write)
 

@@ -7,7 +7,6 @@ and leaves last words, and all ranks end, so that the run goes on from its newes
 import contextlib
 import os
 import socket
-import sys
 import threading
 import time
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Any
 
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
-from trainyard_trainer.errors import HangError, one_line, write_last_words
+from trainyard_trainer.errors import HangError, speak, write_last_words
 from trainyard_trainer.reporting.reporter import RunReporter
 from trainyard_trainer.watchdog.board import Board, open_board
 from trainyard_trainer.watchdog.hangs import Beat, Hang, Seen, find_hang, is_lost, silence
@@ -152,14 +151,14 @@ class Watch:
         """End this process, and with it the run's attempt."""
         with self._ending:
             error = HangError(hang.message, hang.stacks)
-            write_last_words(error)
             if speaks:
-                who = "" if self.rank == 0 else f"rank {self.rank}: "
-                print(f"{who}{one_line(error)}\n{hang.stacks}", file=sys.stderr, flush=True)
+                speak(error, self.rank)
                 self.reporter.update(phase="failed", message=str(error))
                 with contextlib.suppress(RuntimeError):
                     threading.Thread(target=self.board.pronounce, args=(hang,), daemon=True).start()
                 time.sleep(2 * self.interval)  # the others leave without a word of their own
+            else:
+                write_last_words(error)
             self.reporter.end("FAILED")
             for pid, where in hang.silent:
                 kill_stopped_sibling(pid, where)
