@@ -1,1 +1,1 @@
-"""TrainingRun -> pods (kube) or processes (local): watch, observe, decide, apply."""
+"""The Kubernetes operator: watches runs and studies, decides what they need, and applies it."""

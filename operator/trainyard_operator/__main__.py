@@ -1,54 +1,57 @@
 """`python -m trainyard_operator`: the operator, in a cluster or beside one (KUBECONFIG)."""
 
 import asyncio
-import json
 import logging
 import sys
-from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from pythonjsonlogger.json import JsonFormatter
+
+from trainyard_api.base import validation_message
+from trainyard_operator import app
+from trainyard_operator.client import ApiError
+from trainyard_operator.settings import Settings
 
 
-class _Json(logging.Formatter):
-    """One JSON object a line."""
+class _LineFormatter(JsonFormatter):
+    """One JSON object a line: time, level, logger, message and, where there are any, run, error."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if run := getattr(record, "run", None):
-            line["run"] = run
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+    def __init__(self) -> None:
+        super().__init__(
+            ["levelname", "name", "message", "run", "exc_info"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "error"},
+            timestamp="time",
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        fields = ("time", "level", "logger", "message", "run", "error")
+        line = {name: log_data[name] for name in fields if log_data.get(name) is not None}
+        return line | {"level": line["level"].lower()}
 
 
-def _log(log_format: str) -> None:
+def log_handler(log_format: str) -> logging.Handler:
+    """Writes to standard error, as `json` or `text`."""
     handler = logging.StreamHandler()
     handler.setFormatter(
-        _Json()
+        _LineFormatter()
         if log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    return handler
 
 
 async def _main() -> int:
-    from trainyard_operator import app
-    from trainyard_operator.errors import ApiError
-    from trainyard_operator.settings import Settings
-
     try:
-        settings = Settings.from_env()
-    except ValueError as error:
-        print(f"trainyard-operator: {error}", file=sys.stderr)
+        settings = Settings()
+    except ValidationError as error:
+        print(f"trainyard-operator: {validation_message(error)}", file=sys.stderr)
         return 2
-    _log(settings.log_format)
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler(settings.log_format)], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         await app.run(settings)
-    except app.StoppedError as error:
+    except app.FatalError as error:
         logging.error("%s", error)
         return 1
     except ApiError as error:
@@ -56,8 +59,8 @@ async def _main() -> int:
         logging.error("%s%s", error, hint)
         return 1
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        logging.error("can't serve on %s (TRAINYARD_PORT): %s", where, error.strerror)
+        address = f"{settings.host}:{settings.port}"
+        logging.error("cannot serve on %s (TRAINYARD_PORT): %s", address, error.strerror)
         return 1
     return 0
 

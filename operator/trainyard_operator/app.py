@@ -1,168 +1,220 @@
-"""The operator process: a Lease, watches that feed the queues, and the HTTP endpoints."""
+"""The operator process: a Lease, watches that fill the queues, and the HTTP endpoints."""
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from trainyard_api import labels
 from trainyard_api.run import PLURAL
 from trainyard_api.study import STUDY_PLURAL
-from trainyard_operator import reports, server, watch
-from trainyard_operator.client import Kube
+from trainyard_operator import probes
+from trainyard_operator.client import ApiError, Kube
 from trainyard_operator.controller import Controller
-from trainyard_operator.errors import ApiError
-from trainyard_operator.execute import Executor
-from trainyard_operator.feed import Body, Feed, key_of
-from trainyard_operator.instruments import Instruments
 from trainyard_operator.lease import Lease
-from trainyard_operator.observe import Key, Observer
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import ObjectKey
 from trainyard_operator.queue import Queue
+from trainyard_operator.runs import RunReconciler
 from trainyard_operator.settings import Settings
-from trainyard_operator.studies import StudyController
+from trainyard_operator.studies import StudyReconciler
+from trainyard_operator.watch import Body, Informer, key_of, stop_on_signals, watch
 
 LEASE = "trainyard-operator"
 RESYNC_SECONDS = 120.0
-# Neither a watch nor the list has succeeded for this long: start afresh.
+# Without contact to the API server (by watch or list) for this long the process is unhealthy.
 SILENT_SECONDS = 600.0
-CHANGE_DELAY = 0.1  # a gang's pods change together, as do a study's runs: look once
+CHANGE_DELAY = 0.1  # a gang's pods change together, as do a study's runs: reconcile once
 STUDY_WORKERS = 4
 
 logger = logging.getLogger(__name__)
 
 
-class StoppedError(Exception):
-    """This process must end and be started afresh; the message says why."""
+class FatalError(Exception):
+    """This process must exit and be restarted; the message says why."""
 
 
 class App:
     """One operator process."""
 
-    def __init__(self, settings: Settings, kube: Kube, observer: Observer) -> None:
+    def __init__(self, settings: Settings, kube: Kube, http: aiohttp.ClientSession) -> None:
+        """http: for the reports of runs (see probes.session)."""
         self._settings = settings
-        self._instruments = told = Instruments()
-        runs = Controller(observer, Executor(kube, settings.trainer_image), told)
-        studies = StudyController(kube, told)
-        self._runs: Queue[Key] = Queue(runs.handle, settings.workers)
-        self._studies: Queue[Key] = Queue(studies.handle, STUDY_WORKERS)
+        self._metrics = metrics = OperatorMetrics()
+        run_reconciler = RunReconciler(kube, http, settings.trainer_image, metrics)
+        runs = Controller(kube, run_reconciler, metrics)
+        studies = Controller(kube, StudyReconciler(kube), metrics)
+        self._runs: Queue[ObjectKey] = Queue(runs.reconcile, settings.workers)
+        self._studies: Queue[ObjectKey] = Queue(studies.reconcile, STUDY_WORKERS)
         self._queues = (self._runs, self._studies)
-        only = settings.namespace
-        self._run_feed = Feed(kube, PLURAL, only, self._runs.add, told.seen, told.seen_all)
-        self._study_feed = Feed(
-            kube, STUDY_PLURAL, only, self._studies.add, told.studies.seen, told.studies.seen_all
+        namespace = settings.namespace
+        self._run_informer = Informer(kube, PLURAL, namespace, self._runs.add, metrics.runs)
+        self._study_informer = Informer(
+            kube, STUDY_PLURAL, namespace, self._studies.add, metrics.studies
         )
-        self._feeds = (self._run_feed, self._study_feed)
-        told.watch_queue(
+        self._informers = (self._run_informer, self._study_informer)
+        metrics.watch_queues(
             lambda: sum(queue.depth for queue in self._queues),
             lambda: sum(queue.failing for queue in self._queues),
         )
         self._lease = Lease(kube, settings.own_namespace, LEASE, settings.identity)
-        self._phases: dict[Key, Any] = {}  # of the runs of studies
+        self._study_runs: dict[ObjectKey, Any] = {}  # uid, deletion and phase of studies' runs
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve, wait for the Lease, then look after runs and studies until `stop`.
+        """Serve, wait for the Lease, then reconcile runs and studies until `stop`.
 
-        Raises StoppedError when the Lease is lost or the watch has died, and ApiError when the
-        resources aren't there.
+        Raises FatalError when the Lease is lost or a watch is stale, and ApiError when the CRDs
+        aren't installed.
         """
-        app = server.application(self.wrong, self.wrong, self._instruments.registry)
-        async with server.serve(app, self._settings.host, self._settings.port):
+        app = http_app(self.problem, self.problem, self._metrics.registry)
+        async with serve(app, self._settings.host, self._settings.port):
             try:
                 if await _unless(stop, self._lease.acquire()):
-                    self._instruments.leader.set(1)
+                    self._metrics.leader.set(1)
                     await _unless(stop, self._lead(stop))
             finally:
-                self._instruments.leader.set(0)
+                self._metrics.leader.set(0)
                 await self._lease.release()
 
     async def _lead(self, stop: asyncio.Event) -> None:
-        for feed in self._feeds:
-            await feed.list()
+        for informer in self._informers:
+            await informer.list()
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
                 ("lease", self._lease.keep()),
                 ("runs", self._runs.run()),
                 ("studies", self._studies.run()),
-                *(("resync", self._resync(feed)) for feed in self._feeds),
+                *(("resync", self._resync(informer)) for informer in self._informers),
             )
         ]
-        # kopf takes every task made after it was started for its own: it comes last.
+        # kopf takes every task created after it was started for its own: it comes last.
         watching = asyncio.create_task(self._watch(stop), name="watch")
         try:
             done, _ = await asyncio.wait({*tasks, watching}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
             if not self._lease.held:
-                raise StoppedError("the lease was lost: another replica may lead by now")
+                raise FatalError("lost the lease: another replica may be leading")
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            # Nothing is decided here any more: a successor may start while kopf takes its time.
+            # Nothing is decided here any more: a successor may start while kopf still stops.
             await self._lease.release()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def _resync(self, feed: Feed) -> None:
+    async def _resync(self, informer: Informer) -> None:
         """List all objects of a kind now and then: a watch can die silently."""
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
             try:
-                untold = await feed.list_again()
+                missed = await informer.resync()
             except ApiError as error:
                 logger.warning("%s", error)
                 continue
-            if untold is not None:
-                raise StoppedError(f"the watch has died: it never told of {untold}")
+            if missed is not None:
+                raise FatalError(f"watch is stale: no event received for {missed}")
 
-    def run_changed(self, body: Body, *, deleted: bool) -> None:
-        """A run was made, changed or deleted; its study looks at it when it has moved."""
-        self._run_feed.changed(body, deleted=deleted)
+    def on_run(self, body: Body, *, deleted: bool) -> None:
+        """A run was created, changed or deleted; its study is reconciled when its phase changed."""
+        self._run_informer.on_event(body, deleted=deleted)
         key, meta = key_of(body), body["metadata"]
         study = (meta.get("labels") or {}).get(labels.STUDY)
         if study is None:
             return
         phase = (body.get("status") or {}).get("phase")
-        moved = (meta["uid"], meta.get("deletionTimestamp"), phase)
-        if deleted or self._phases.get(key) != moved:
-            self._studies.add(Key(key.namespace, study), CHANGE_DELAY)
+        state = (meta["uid"], meta.get("deletionTimestamp"), phase)
+        if deleted or self._study_runs.get(key) != state:
+            self._studies.add(ObjectKey(key.namespace, study), CHANGE_DELAY)
         if deleted:
-            self._phases.pop(key, None)
+            self._study_runs.pop(key, None)
         else:
-            self._phases[key] = moved
+            self._study_runs[key] = state
 
-    def study_changed(self, body: Body, *, deleted: bool) -> None:
-        """A study was made, changed or deleted."""
-        self._study_feed.changed(body, deleted=deleted)
+    def on_study(self, body: Body, *, deleted: bool) -> None:
+        """A study was created, changed or deleted."""
+        self._study_informer.on_event(body, deleted=deleted)
 
-    def pod_changed(self, body: Any) -> None:
-        """A pod of a run was made, changed or deleted."""
-        self._run_feed.heard = time.monotonic()
+    def on_pod(self, body: Any) -> None:
+        """A pod of a run was created, changed or deleted."""
+        self._run_informer.last_contact = time.monotonic()
         meta = body["metadata"]
-        self._runs.add(Key(meta["namespace"], meta["labels"][labels.RUN]), CHANGE_DELAY)
+        self._runs.add(ObjectKey(meta["namespace"], meta["labels"][labels.RUN]), CHANGE_DELAY)
 
     async def _watch(self, stop: asyncio.Event) -> None:
-        await watch.watch(self, self._settings.namespace, stop)
+        await watch(self, self._settings.namespace, stop)
 
-    def wrong(self) -> str:
+    def problem(self) -> str:
         """What is wrong with this process, in one line; empty when nothing is.
 
         A standby is healthy and ready: it serves, and it waits for the Lease.
         """
         if not self._lease.held:
             return ""
-        if any(queue.stalled() for queue in self._queues):
+        if any(queue.is_stalled() for queue in self._queues):
             return "reconciling has stalled"
-        heard = max(feed.heard for feed in self._feeds)
-        if time.monotonic() - heard > SILENT_SECONDS:
-            return "nothing was heard from the API server for too long"
+        last_contact = max(informer.last_contact for informer in self._informers)
+        if time.monotonic() - last_contact > SILENT_SECONDS:
+            return f"no contact to the API server for {SILENT_SECONDS:.0f} s"
         return ""
 
 
+Check = Callable[[], str]
+"""Returns what is wrong, in one line; empty when nothing is."""
+
+
+def http_app(healthy: Check, ready: Check, registry: CollectorRegistry) -> web.Application:
+    """The routes /healthz, /readyz and /metrics."""
+
+    def answer(check: Check) -> web.Response:
+        problem = check()
+        return web.Response(status=503 if problem else 200, text=f"{problem or 'ok'}\n")
+
+    async def healthz(_: web.Request) -> web.Response:
+        return answer(healthy)
+
+    async def readyz(_: web.Request) -> web.Response:
+        return answer(ready)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", metrics),
+        ]
+    )
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Listen while the context lasts; yields the port (port 0: any free one)."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
 async def _unless(stop: asyncio.Event, work: Any) -> bool:
-    """Await `work`, or cancel it when `stop` is set; True when it was done."""
+    """Await `work`, or cancel it when `stop` is set; True when it completed."""
     task = asyncio.ensure_future(work)
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -181,10 +233,10 @@ async def _unless(stop: asyncio.Event, work: Any) -> bool:
 async def run(settings: Settings) -> None:
     """Connect and run one operator process, until a signal ends it."""
     stop = asyncio.Event()
-    watch.stop_on_signals(stop)
+    stop_on_signals(stop)
     kube = await Kube.connect()
     try:
-        async with reports.session() as http:
-            await App(settings, kube, Observer(kube, http)).run(stop)
+        async with probes.session() as http:
+            await App(settings, kube, http).run(stop)
     finally:
         await kube.close()

@@ -1,7 +1,7 @@
-"""A thin JSON client on the official package's ApiClient: connection, TLS and tokens are its.
+"""The API server as JSON over the official package's ApiClient, and the errors it answers with.
 
-Its typed classes are not used: importing them costs 100 MiB, and what they return is the JSON we
-want anyway.
+The package does connections, TLS and tokens. Its typed classes are not used: importing them costs
+100 MiB, and the JSON that they wrap is all we need.
 """
 
 import json
@@ -14,14 +14,34 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from trainyard_operator.errors import ApiError
-
 FIELD_MANAGER = "trainyard"
 REQUEST_SECONDS = 30.0
 
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
 Object = dict[str, Any]
+
+
+class ExpectedError(Exception):
+    """An error that its one line explains: a traceback would add nothing."""
+
+
+class ApiError(ExpectedError):
+    """The API server refused a request.
+
+    Attributes:
+        status: HTTP status; 0 when there was no answer.
+        reason: Kubernetes' word for it (NotFound, AlreadyExists, Conflict, Forbidden, ...).
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class RejectedError(ExpectedError):
+    """An object can't be created as requested; the message is one line for its owner's status."""
 
 
 class Kube:
@@ -34,7 +54,7 @@ class Kube:
     async def connect(cls) -> "Kube":
         """The cluster this pod runs in, else the one of KUBECONFIG or ~/.kube/config.
 
-        Raises ApiError when neither says where to find a cluster.
+        Raises ApiError when neither configures a cluster.
         """
         settings = Configuration()
         try:
@@ -43,7 +63,7 @@ class Kube:
             else:
                 await config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         except config.ConfigException as error:
-            text = f"no cluster to talk to (KUBECONFIG): {error}"
+            text = f"no cluster configured (set KUBECONFIG): {error}"
             raise ApiError(0, "NoCluster", text) from None
         settings.connection_pool_maxsize = 64
         return cls(ApiClient(settings))
@@ -56,7 +76,7 @@ class Kube:
         return await self._send_json("GET", path, query)
 
     async def find(self, path: str) -> Object | None:
-        """The object at `path`, None where there is none."""
+        """The object at `path`; None if it does not exist."""
         try:
             return await self.get(path)
         except ApiError as error:
@@ -77,11 +97,11 @@ class Kube:
             query["continue"] = following
 
     async def text(self, path: str, **query: str) -> str:
-        """A plain text answer (logs)."""
+        """The plain text at `path` (logs)."""
         return (await self._send("GET", path, query, None, None)).decode(errors="replace")
 
     async def create(self, path: str, body: Object) -> Object | None:
-        """POST into a collection; None when an object of that name is already there."""
+        """POST into a collection; None if an object of that name already exists."""
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         try:
             return await self._send_json("POST", path, query, body)
@@ -91,16 +111,16 @@ class Kube:
             raise
 
     async def apply(self, path: str, body: Object) -> Object:
-        """Server-side apply; fields we set are ours, whoever set them before."""
+        """Server-side apply; takes over the fields we set from other managers."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._send_json("PATCH", path, query, body, _APPLY)
 
     async def replace(self, path: str, body: Object) -> Object:
-        """PUT; with metadata.resourceVersion, a Conflict when somebody wrote in between."""
+        """PUT; with metadata.resourceVersion, a Conflict if the object has changed since."""
         return await self._send_json("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
 
     async def delete(self, path: str, options: Object | None = None) -> bool:
-        """DELETE; False when there was nothing (or, with a uid given, another object)."""
+        """DELETE; False if the object did not exist (or, with a uid given, was another one)."""
         try:
             await self._send_json("DELETE", path, {}, options)
         except ApiError as error:
@@ -152,7 +172,7 @@ class Kube:
 
 
 def _error(status: int, phrase: str, data: bytes) -> ApiError:
-    """A Status object as the API server sends it, or whatever a proxy said instead."""
+    """The error of a Status object, or of a proxy's answer that isn't one."""
     try:
         answer = json.loads(data)
         return ApiError(status, answer.get("reason") or phrase, answer.get("message") or phrase)

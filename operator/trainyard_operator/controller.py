@@ -1,78 +1,163 @@
-"""One reconcile of one run: observe, decide, apply."""
+"""One reconcile of one object, whatever its kind: observe, decide, apply, and count the result.
 
-import logging
+The status is written before other objects are touched, and only if the object hasn't changed since
+it was read. Every step is idempotent: the next reconcile repairs a crash between any two.
+"""
+
 import time
-from collections.abc import Awaitable
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Protocol, TypeVar
 
-from trainyard_lifecycle.reconcile import reconcile
-from trainyard_operator.errors import ApiError, Rejected
-from trainyard_operator.execute import Executor
-from trainyard_operator.instruments import Instruments
-from trainyard_operator.observe import Key, Observer
-from trainyard_operator.stored import InvalidRun
+from trainyard_api.resource import Resource
+from trainyard_api.run import API_VERSION
+from trainyard_api.status import TrainingRunStatus
+from trainyard_api.study_status import ScalingStudyStatus
+from trainyard_lifecycle.plan import Event
+from trainyard_operator.client import ApiError, Kube, Object, RejectedError, path_of
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import (
+    InvalidObjectError,
+    ObjectKey,
+    emit_event,
+    fail_invalid,
+    parse,
+    replace_status,
+    to_status,
+)
 
-logger = logging.getLogger(__name__)
+
+class Decision(Protocol):
+    """What the plans of all kinds have in common."""
+
+    @property
+    def status(self) -> Any: ...
+
+    @property
+    def events(self) -> tuple[Event, ...]: ...
+
+    @property
+    def requeue_after(self) -> float | None: ...
 
 
-class Controller:
-    """What the queue calls."""
+# A kind's resource, what is observed of it (seen), and the plan.
+R = TypeVar("R", bound=Resource)
+S = TypeVar("S")
+P = TypeVar("P", bound=Decision)
 
-    def __init__(self, observer: Observer, executor: Executor, instruments: Instruments) -> None:
-        self._observer = observer
-        self._executor = executor
-        self._instruments = instruments
 
-    async def handle(self, key: Key) -> float | None:
-        """Reconcile once; the seconds after which the run wants to be looked at again."""
-        return await measured(self._instruments, self._reconcile(key))
+class Reconciler(ABC, Generic[R, S, P]):
+    """What differs between the kinds: what is read, decided and changed beside the status.
 
-    async def _reconcile(self, key: Key) -> tuple[str, float | None]:
+    Attributes:
+        plural: names the collection of the API server.
+        model, status_model: of the kind and of its status.
+    """
+
+    plural: str
+    model: type[R]
+    status_model: type[TrainingRunStatus] | type[ScalingStudyStatus]
+
+    @abstractmethod
+    async def observe(self, resource: R) -> S:
+        """Everything the decision is made from. Raises ApiError."""
+
+    @abstractmethod
+    def decide(self, observed: S) -> P:
+        """The plan; pure."""
+
+    @abstractmethod
+    async def apply(self, observed: S, plan: P) -> None:
+        """Delete and create objects as the plan says. What is already done counts as done.
+
+        Raises RejectedError when the API server won't have an object, and ApiError.
+        """
+
+    @abstractmethod
+    def rejection(self, plan: P, message: str) -> tuple[dict[str, Any], str]:
+        """Changes to the plan's status after a RejectedError, and the key of its Event."""
+
+    @abstractmethod
+    def record(self, key: ObjectKey, before: R, plan: P) -> None:
+        """Log and count what has changed."""
+
+
+class Controller(Generic[R, S, P]):
+    """Reconciles the objects of one kind; its `reconcile` is what the queue calls."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        reconciler: Reconciler[R, S, P],
+        metrics: OperatorMetrics,
+    ) -> None:
+        self._kube = kube
+        self._reconciler = reconciler
+        self._metrics = metrics
+
+    async def reconcile(self, key: ObjectKey) -> float | None:
+        """Reconcile once; seconds until the next time, None: only when something changes.
+
+        Raises RejectedError after writing why to the status, and ApiError.
+        """
+        started = time.perf_counter()
+        result = "error"
         try:
-            seen = await self._observer.observe(key)
-        except InvalidRun as invalid:
-            await self._executor.refuse(invalid)
-            return "invalid", None
-        if seen is None:
+            result, requeue_after = await self._reconcile(key)
+            return requeue_after
+        except RejectedError:
+            result = "rejected"
+            raise
+        finally:
+            self._metrics.reconciles.labels(result).inc()
+            self._metrics.reconcile_seconds.observe(time.perf_counter() - started)
+
+    async def _reconcile(self, key: ObjectKey) -> tuple[str, float | None]:
+        """The result, by which reconciles are counted, and the seconds until the next one."""
+        reconciler = self._reconciler
+        raw = await self._kube.find(
+            path_of(API_VERSION, reconciler.plural, key.namespace, key.name)
+        )
+        if raw is None:
             return "gone", None
-        raw, observed = seen
-        plan = reconcile(observed)
         try:
-            await self._executor.apply(raw, observed, plan)
-        except ApiError as error:
-            return overtaken(error)
-        before = observed.run.status
-        self._instruments.failed_attempts(before, plan.status)
-        if before.phase != plan.status.phase:
-            after = plan.status
-            moved = f"{before.phase or 'new'} -> {after.phase}"
-            logger.info("%s: %s: %s", key, moved, after.message, extra={"run": str(key)})
+            resource = parse(reconciler.model, raw)
+        except InvalidObjectError as invalid:
+            await fail_invalid(self._kube, reconciler.plural, invalid, reconciler.status_model)
+            return "invalid", None
+        observed = await reconciler.observe(resource)
+        plan = reconciler.decide(observed)
+        try:
+            await self.execute(raw, resource, observed, plan)
+        except ApiError as error:  # the object was deleted or changed since it was read
+            if error.status == 404:
+                return "gone", None
+            if error.reason == "Conflict":
+                return "conflict", 0.0
+            raise
+        reconciler.record(key, resource, plan)
         return "ok", plan.requeue_after
 
+    async def execute(self, raw: Object, resource: R, observed: S, plan: P) -> None:
+        """Carry out the plan: events, status, then other objects.
 
-def overtaken(error: ApiError) -> tuple[str, float | None]:
-    """What a reconcile comes to whose object was changed or deleted since it was read.
+        raw: the object as it was read; its resourceVersion guards the status.
 
-    Any other error is raised.
-    """
-    if error.status == 404:
-        return "gone", None
-    if error.reason == "Conflict":
-        return "conflict", 0.0
-    raise error
+        Raises RejectedError after writing why to the status; ApiError, with reason Conflict when
+        the object has changed since it was read.
+        """
+        for event in plan.events:
+            await emit_event(self._kube, resource, event)
+        raw = await replace_status(self._kube, self._reconciler.plural, raw, to_status(plan.status))
+        try:
+            await self._reconciler.apply(observed, plan)
+        except RejectedError as rejected:
+            await self._write_rejection(raw, resource, plan, str(rejected))
+            raise
 
-
-async def measured(
-    instruments: Instruments, reconcile: Awaitable[tuple[str, float | None]]
-) -> float | None:
-    """Await a reconcile, which says (its result, seconds until the next); count and time it."""
-    started = time.perf_counter()
-    result = "error"
-    try:
-        result, again = await reconcile
-        return again
-    except Rejected:
-        result = "rejected"
-        raise
-    finally:
-        instruments.reconciles.labels(result).inc()
-        instruments.reconcile_seconds.observe(time.perf_counter() - started)
+    async def _write_rejection(self, raw: Object, resource: R, plan: P, message: str) -> None:
+        if (plan.status.reason, plan.status.message) == ("Rejected", message):
+            return
+        changes, key = self._reconciler.rejection(plan, message)
+        status = plan.status.model_copy(update=changes)
+        await emit_event(self._kube, resource, Event("Warning", "Rejected", message, key))
+        await replace_status(self._kube, self._reconciler.plural, raw, to_status(status))

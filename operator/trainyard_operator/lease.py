@@ -1,7 +1,9 @@
 """Leader election by a Lease: of several operators one acts, and it stops before another starts.
 
 As in client-go, other replicas' clocks are never compared with ours: a Lease has expired when it
-hasn't changed for its whole duration by our own monotonic clock.
+hasn't changed for its whole duration by our own monotonic clock. The official package's leader
+election measures with the wall clock, lets a request outlast the renew deadline, and never gives
+the Lease back.
 """
 
 import asyncio
@@ -9,12 +11,11 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from trainyard_operator.client import Kube, Object, path_of
-from trainyard_operator.errors import ApiError
+from trainyard_operator.client import ApiError, Kube, Object, path_of
 
 LEASE_SECONDS = 30
-# A leader that could not renew for so long stops; less than the above, and more than a node that is
-# short of time needs.
+# A leader that could not renew for this long stops; less than the above, and more than a node that
+# is starved of CPU needs.
 RENEW_DEADLINE_SECONDS = 20.0
 RETRY_SECONDS = 2.0
 
@@ -37,17 +38,17 @@ class Lease:
 
     async def acquire(self) -> None:
         """Wait until we are the leader."""
-        told = False
+        logged = False
         while not await self._try():
-            if self._holder() and not told:
+            if self._holder() and not logged:
                 logger.info("waiting for the lease held by %s", self._holder())
-                told = True
+                logged = True
             await asyncio.sleep(RETRY_SECONDS)
         self.held = True
         logger.info("leading as %s", self._identity)
 
     async def keep(self) -> None:
-        """Renew until that has failed for the deadline; then we lead no more."""
+        """Renew the Lease; returns with `held` false once it is lost or can't be renewed."""
         renewed = time.monotonic()
         while True:
             left = renewed + RENEW_DEADLINE_SECONDS - time.monotonic()
@@ -67,10 +68,10 @@ class Lease:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def release(self) -> None:
-        """Give the Lease back if it is ours, so that a successor needn't wait for its end."""
+        """Give the Lease back if it is ours, so that a successor needn't wait until it expires."""
         self.held = False
         try:
-            # Read afresh: our last write may have been cut off after the API server had taken it.
+            # Read it again: our last write may have been accepted although it was cancelled here.
             lease = await self._kube.find(self._path())
             if lease is None or lease["spec"].get("holderIdentity") != self._identity:
                 return
@@ -80,7 +81,7 @@ class Lease:
             logger.warning("lease not released: %s", error)
 
     async def _try(self) -> bool:
-        """Take or renew the Lease; False when somebody else has it or nobody can be asked."""
+        """Take or renew the Lease; False if another candidate holds it or the API server fails."""
         try:
             return await self._take(await self._kube.find(self._path()))
         except ApiError as error:

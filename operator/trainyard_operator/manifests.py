@@ -1,45 +1,39 @@
-"""The objects of a run: headless Service, volume claim, pods. Pure: a run in, manifests out."""
+"""The objects of a run: headless Service, volume claim, PodGroup, pods. Pure.
+
+PodGroups and the marks on pods are what queueing systems need to schedule a gang as a whole.
+"""
 
 from typing import Any
 
 from trainyard_api import labels
 from trainyard_api.job import MOUNT_PATH
 from trainyard_api.progress import REPORT_PORT
-from trainyard_api.run import API_VERSION, KIND, TrainingRun
+from trainyard_api.run import TrainingRun
 from trainyard_api.spec import GPU
 from trainyard_lifecycle import launch
 from trainyard_lifecycle.plan import WorkerKey, worker_name
-from trainyard_operator import gang
 from trainyard_operator.merge import merge
+from trainyard_operator.objects import owner_reference
 
 DEFAULT_SIZE = "10Gi"
 USER_ID = 10001
 TERMINATION_LOG = "/dev/termination-log"
-# A node that stops answering: its pods are given up after this long (Kubernetes' default: 300 s).
+# Pods of a node that stops answering are evicted after this long (Kubernetes' default: 300 s).
 LOST_NODE_SECONDS = 15
 
 
 def owned(run: TrainingRun, name: str, **extra_labels: str) -> dict[str, Any]:
-    """Metadata of an object that belongs to the run and goes when it goes."""
+    """Metadata of an object that belongs to the run and is deleted with it."""
     return {
         "name": name,
         "namespace": run.namespace,
         "labels": {labels.RUN: run.name, labels.MANAGED_BY: labels.MANAGER, **extra_labels},
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": KIND,
-                "name": run.name,
-                "uid": run.metadata.uid,
-                "controller": True,
-                "blockOwnerDeletion": False,
-            }
-        ],
+        "ownerReferences": [owner_reference(run)],
     }
 
 
 def service(run: TrainingRun) -> dict[str, Any]:
-    """Headless Service: gives every pod a host name, also before it is ready (rendezvous)."""
+    """Headless Service: gives every pod a host name, even before it is ready (rendezvous)."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -57,7 +51,7 @@ def service(run: TrainingRun) -> dict[str, Any]:
 
 
 def claim(run: TrainingRun) -> dict[str, Any] | None:
-    """The volume claim; None when the user named one of their own."""
+    """The volume claim; None if the run names an existing one."""
     storage = run.spec.storage
     if storage and storage.claim_name:
         return None
@@ -81,14 +75,59 @@ def claim(run: TrainingRun) -> dict[str, Any] | None:
 
 
 def pod_group(run: TrainingRun, attempt: int, nodes: int) -> dict[str, Any] | None:
-    """The gang's PodGroup, where the queueing system has such objects."""
-    return gang.pod_group(run, nodes, owned(run, gang.group_name(run, attempt)))
+    """The gang's PodGroup, for the queueing systems that have such objects."""
+    queue = run.spec.queue
+    if queue is None or queue.system == "kueue":
+        return None
+    group: dict[str, Any] = {
+        "kind": "PodGroup",
+        "metadata": owned(run, _gang_name(run, attempt)),
+        "spec": {"minMember": nodes},
+    }
+    if queue.system == "volcano":
+        group["spec"]["queue"] = queue.name
+        return {"apiVersion": "scheduling.volcano.sh/v1beta1", **group}
+    return {"apiVersion": "scheduling.x-k8s.io/v1alpha1", **group}
+
+
+def _gang_name(run: TrainingRun, attempt: int) -> str:
+    """Every attempt is a gang of its own."""
+    return f"{run.name}-{attempt}"
+
+
+def _gang_marks(run: TrainingRun, attempt: int, nodes: int) -> dict[str, Any]:
+    """What a pod needs to belong to its gang: parts of metadata and spec."""
+    queue = run.spec.queue
+    if queue is None:
+        return {}
+    group = _gang_name(run, attempt)
+    match queue.system:
+        case "kueue":
+            return {
+                "metadata": {
+                    "labels": {
+                        "kueue.x-k8s.io/queue-name": queue.name,
+                        "kueue.x-k8s.io/pod-group-name": group,
+                    },
+                    "annotations": {"kueue.x-k8s.io/pod-group-total-count": str(nodes)},
+                },
+            }
+        case "volcano":
+            return {
+                "metadata": {"annotations": {"scheduling.k8s.io/group-name": group}},
+                "spec": {"schedulerName": "volcano"},
+            }
+        case "coscheduling":
+            return {
+                "metadata": {"labels": {"scheduling.x-k8s.io/pod-group": group}},
+                "spec": {"schedulerName": "scheduler-plugins-scheduler"},
+            }
 
 
 def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> dict[str, Any]:
     """The pod of one worker in a gang of `nodes`.
 
-    Raises Rejected when the pod template can't be merged.
+    Raises RejectedError when the pod template can't be merged.
     """
     name = worker_name(run.name, key.attempt, key.node)
     built: dict[str, Any] = {
@@ -114,9 +153,9 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> 
             "volumes": _volumes(run),
         },
     }
-    # Rank 0 tells of all; what a user's command serves, if anything, we don't know.
+    # Rank 0 reports for all; what a user's command serves, if anything, we don't know.
     built["metadata"]["annotations"] = _SCRAPE if key.node == 0 and run.spec.recipe else {}
-    built = merge(built, gang.mark(run, key.attempt, nodes))
+    built = merge(built, _gang_marks(run, key.attempt, nodes))
     template = run.spec.pod_template
     if template:
         spec = merge(built["spec"], template.spec, "podTemplate.spec")
@@ -125,7 +164,7 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> 
         metadata = merge(template.metadata.to_wire(), built["metadata"])  # our labels win
         metadata["annotations"] = built["metadata"]["annotations"] | template.metadata.annotations
         built |= {"metadata": metadata, "spec": spec}
-    # What makes it a worker can't be overridden: one life, and the name that its peers look up.
+    # What makes it a worker can't be overridden: it never restarts, and peers know its host name.
     built["spec"] |= {"restartPolicy": "Never", "hostname": name, "subdomain": run.name}
     return built
 
@@ -153,7 +192,7 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str)
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
-            # A user's image may well write beside its own files.
+            # A user's image may write anywhere.
             "readOnlyRootFilesystem": ours,
         },
         "volumeMounts": [
@@ -204,11 +243,11 @@ def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
 
 
 def _threads(run: TrainingRun) -> dict[str, str]:
-    """PyTorch counts the machine's cores, not the container's: tell it its share."""
+    """PyTorch counts the machine's cores, not the container's: limit it to its share."""
     cores = launch.requested_cpus(run)
     return {"OMP_NUM_THREADS": str(max(1, int(cores / run.nproc)))} if cores else {}
 
 
 def _literal(text: str) -> str:
-    """Kubernetes would expand $(NAME) in commands and values; ours mean what they say."""
+    """Kubernetes expands $(NAME) in commands and values; ours are literal."""
     return text.replace("$(", "$$(")

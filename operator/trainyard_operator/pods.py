@@ -1,18 +1,24 @@
-"""A pod as the decision core sees it: one Worker. Pure.
+"""Reads pods, their events and nodes as `reconcile` needs them: a Worker per pod. Pure.
 
-The trainer container's state decides. Sidecars may go on after it or have trouble of their own.
+The trainer container's state decides. Sidecars may outlive it or fail on their own.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from trainyard_api import labels
 from trainyard_lifecycle.plan import Worker, WorkerPhase
+from trainyard_operator.client import Object
+
+# A new pod may look unschedulable at first: its claim is bound, and it is scheduled, at the second
+# attempt. Until a pod is this old nothing is wrong with it.
+STARTING_SECONDS = 3.0
 
 Status = dict[str, Any]
 
 
-def to_worker(pod: dict[str, Any]) -> Worker:
+def to_worker(pod: Object) -> Worker:
     """The worker of a pod that carries our labels."""
     metadata, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status") or {}
     phase = _phase(status)
@@ -38,9 +44,59 @@ def to_worker(pod: dict[str, Any]) -> Worker:
     )
 
 
-def failed_init(pod: dict[str, Any]) -> str:
+def failed_init(pod: Object) -> str:
     """Name of the init container that ended the pod; empty when none did."""
     return str(_failed_init(pod.get("status") or {}).get("name", ""))
+
+
+def is_starting(pod: Object, now: datetime) -> bool:
+    """Whether the pod is too young for its troubles to mean anything."""
+    created = datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+    return (now - created).total_seconds() <= STARTING_SECONDS
+
+
+def is_stuck(pod: Object, worker: Worker, now: datetime) -> bool:
+    """Whether it is pending for longer than starting takes, and its own status doesn't say why."""
+    if worker.phase != "Pending" or worker.unschedulable:
+        return False
+    if worker.waiting_reason not in ("", "ContainerCreating", "PodInitializing"):
+        return False
+    return not is_starting(pod, now)
+
+
+def newest_warning(events: Iterable[Object], *, scheduled: bool) -> str:
+    """The newest warning's message; those of the scheduler are outdated once it has succeeded."""
+    current = [
+        event for event in events if not scheduled or event.get("reason") != "FailedScheduling"
+    ]
+    newest = max(current, key=_event_time, default=None)
+    return f"{newest.get('reason')}: {newest.get('message')}" if newest else ""
+
+
+def find_lost_hosts(nodes: Iterable[Object]) -> frozenset[str]:
+    """Nodes whose heartbeats have been missing for as long as the control plane allows.
+
+    A node that itself says it isn't ready is alive, and so may its pods be. When every node's
+    heartbeat is missing, it is the control plane that is cut off: no node is declared lost then.
+    """
+    alive: dict[str, bool] = {}
+    for node in nodes:
+        ready = _condition(node.get("status") or {}, "Ready", "Unknown")
+        alive[node["metadata"]["name"]] = not ready
+    if not any(alive.values()):
+        return frozenset()
+    return frozenset(name for name, is_alive in alive.items() if not is_alive)
+
+
+def _event_time(event: Object) -> str:
+    series: Object = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
 
 
 def _phase(status: Status) -> WorkerPhase:
@@ -64,7 +120,7 @@ def _trainer(status: Status) -> dict[str, Any]:
 
 
 def _failed_init(status: Status) -> dict[str, Any]:
-    """The init container that ended badly: pods that never restart are over then."""
+    """The init container that failed, which ends a pod that never restarts."""
     for container in status.get("initContainerStatuses") or []:
         ended = (container.get("state") or {}).get("terminated")
         if ended and ended.get("exitCode") != 0:
@@ -83,10 +139,10 @@ def _exit_reason(status: Status, ended: dict[str, Any]) -> str:
 
 
 def _termination_message(status: Status, ended: dict[str, Any]) -> str:
-    words = str(ended.get("message") or "")
+    text = str(ended.get("message") or "")
     if "name" in ended and "terminated" not in _trainer(status):
-        return f"init container {ended['name']}: {words or ended.get('reason', '')}"
-    return words or str(status.get("message") or "")
+        return f"init container {ended['name']}: {text or ended.get('reason', '')}"
+    return text or str(status.get("message") or "")
 
 
 def _waiting(status: Status) -> tuple[str, str]:

@@ -1,4 +1,8 @@
-"""A queue of keys: one worker per key at a time, a bounded number of workers, delays, backoff."""
+"""A queue of keys: one worker per key at a time, a bounded number of workers, delays, backoff.
+
+What client-go's workqueue is for Go; kopf and asyncio have queues of events, which neither merge
+those of one object nor delay them.
+"""
 
 import asyncio
 import contextlib
@@ -8,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from trainyard_operator.errors import ExpectedError
+from trainyard_operator.client import ExpectedError
 
 K = TypeVar("K", bound=Hashable)
 
@@ -17,15 +21,15 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 60.0
 HANDLER_SECONDS = 120.0
-# Work that is this late means that workers are stuck, not busy.
+# When work is this late, workers are stuck, not busy.
 STALLED_SECONDS = 2 * HANDLER_SECONDS
 
 
 class Queue(Generic[K]):
     """Calls `handle` for every key added, soon and at least once after each `add`.
 
-    `handle` returns the seconds after which it wants the key again, or None. What it raises is
-    logged in one line and tried again, later each time.
+    `handle` returns the seconds after which it wants the key again, or None. An error that it
+    raises is logged in one line, and the key is retried with exponential backoff.
     """
 
     def __init__(self, handle: Callable[[K], Awaitable[float | None]], workers: int = 16) -> None:
@@ -39,7 +43,7 @@ class Queue(Generic[K]):
         self._changed = asyncio.Event()
 
     def add(self, key: K, delay: float = 0.0) -> None:
-        """Have `key` handled in `delay` seconds, or earlier if that is already planned."""
+        """Handle `key` in `delay` seconds, or earlier if that is already scheduled."""
         when = time.monotonic() + delay
         if self._due.get(key, float("inf")) <= when:
             return
@@ -59,13 +63,13 @@ class Queue(Generic[K]):
         """Keys whose newest handling has failed."""
         return len(self._failures)
 
-    def stalled(self) -> bool:
-        """True when work isn't getting done: a handler hangs, or what is due isn't taken up."""
+    def is_stalled(self) -> bool:
+        """Whether a handler hangs, or keys that are due aren't handled."""
         limit = time.monotonic() - STALLED_SECONDS
         return any(since < limit for since in (*self._running.values(), *self._due.values()))
 
     async def run(self) -> None:
-        """Work until cancelled; handlers under way are cancelled too."""
+        """Work until cancelled; running handlers are cancelled too."""
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._num_workers):
                 workers.create_task(self._work())
@@ -75,31 +79,36 @@ class Queue(Generic[K]):
             key = await self._next()
             self._running[key] = time.monotonic()
             try:
-                await self._once(key)
+                await self._handle_once(key)
             finally:
                 del self._running[key]
                 self._changed.set()
 
-    async def _once(self, key: K) -> None:
+    async def _handle_once(self, key: K) -> None:
         try:
             async with asyncio.timeout(HANDLER_SECONDS):
-                again = await self._handle(key)
+                requeue_after = await self._handle(key)
         except Exception as error:
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (count - 1))
             text = f"{type(error).__name__}: {error}".removesuffix(": ")
             trace = None if isinstance(error, ExpectedError) else error
             logger.warning(
-                "%s: %s; again in %.3g s", key, text, delay, exc_info=trace, extra={"run": str(key)}
+                "%s: %s; retrying in %.3g s",
+                key,
+                text,
+                delay,
+                exc_info=trace,
+                extra={"run": str(key)},
             )
             self.add(key, delay)
         else:
             self._failures.pop(key, None)
-            if again is not None:
-                self.add(key, again)
+            if requeue_after is not None:
+                self.add(key, requeue_after)
 
     async def _next(self) -> K:
-        """The next key that is due and that nobody works on."""
+        """The next key that is due and not being handled."""
         while True:
             self._changed.clear()
             key, wait = self._take()
@@ -110,16 +119,16 @@ class Queue(Generic[K]):
                     await self._changed.wait()
 
     def _take(self) -> tuple[K | None, float | None]:
-        """A key to work on, or None and the seconds until one may be due."""
+        """A key to handle, or None and the seconds until one may be due."""
         now = time.monotonic()
         busy: list[tuple[float, int, K]] = []
-        found: K | None = None
+        taken: K | None = None
         wait: float | None = None
         while self._heap:
             entry = heapq.heappop(self._heap)
             when, _, key = entry
             if self._due.get(key) != when:
-                continue  # an earlier time was set meanwhile, and has been used
+                continue  # outdated: an earlier time was set, and has been used
             if when > now:
                 heapq.heappush(self._heap, entry)
                 wait = when - now
@@ -128,8 +137,8 @@ class Queue(Generic[K]):
                 busy.append(entry)
                 continue
             del self._due[key]
-            found = key
+            taken = key
             break
         for entry in busy:
             heapq.heappush(self._heap, entry)
-        return found, wait
+        return taken, wait

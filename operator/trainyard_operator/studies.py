@@ -1,31 +1,23 @@
-"""One reconcile of one study: its runs as the API server has them, the decision, what it asks for.
-
-The status is written before runs are deleted or made, and only if nobody else has written the
-study since it was read.
-"""
+"""ScalingStudies: what is observed of one, and its runs."""
 
 import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from trainyard_api import labels
 from trainyard_api.run import API_VERSION, KIND, PLURAL, TrainingRun
-from trainyard_api.study import STUDY_KIND, STUDY_PLURAL, ScalingStudy
+from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_lifecycle.plan import Event
-from trainyard_operator.client import Kube, Object, path_of
-from trainyard_operator.controller import measured, overtaken
-from trainyard_operator.errors import ApiError, Rejected
-from trainyard_operator.instruments import Instruments
-from trainyard_operator.observe import Key, owned_by
-from trainyard_operator.stored import InvalidRun, parse, parse_run
-from trainyard_operator.write import (
-    accepted,
+from trainyard_operator.client import Kube, Object, RejectedError, path_of
+from trainyard_operator.controller import Reconciler
+from trainyard_operator.objects import (
+    ObjectKey,
     delete_run,
-    each,
-    refuse,
-    replace_status,
-    tell,
-    to_status,
+    or_rejected,
+    owned_by,
+    owner_reference,
+    parse,
+    run_all,
 )
 from trainyard_study.plan import StudyObserved, StudyPlan
 from trainyard_study.reconcile import reconcile_study
@@ -33,90 +25,57 @@ from trainyard_study.reconcile import reconcile_study
 logger = logging.getLogger(__name__)
 
 
-class StudyController:
-    """What the queue of studies calls."""
+class StudyReconciler(Reconciler[ScalingStudy, StudyObserved, StudyPlan]):
+    """Reconciles studies."""
 
-    def __init__(self, kube: Kube, instruments: Instruments) -> None:
+    plural = STUDY_PLURAL
+    model = ScalingStudy
+    status_model = ScalingStudyStatus
+
+    def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._instruments = instruments
 
-    async def handle(self, key: Key) -> float | None:
-        """Reconcile once; the seconds after which the study wants to be looked at again."""
-        return await measured(self._instruments, self._reconcile(key))
-
-    async def _reconcile(self, key: Key) -> tuple[str, float | None]:
-        raw = await self._kube.find(path_of(API_VERSION, STUDY_PLURAL, key.namespace, key.name))
-        if raw is None:
-            return "gone", None
-        try:
-            study = parse(ScalingStudy, raw)
-        except InvalidRun as invalid:
-            await refuse(self._kube, STUDY_PLURAL, invalid, ScalingStudyStatus)
-            return "invalid", None
-        observed = StudyObserved(study, datetime.now(UTC), await self._runs(study))
-        plan = reconcile_study(observed)
-        try:
-            await self._apply(raw, observed, plan)
-        except ApiError as error:
-            return overtaken(error)
-        before, after = study.status, plan.status
-        if (before.phase, before.progress) != (after.phase, after.progress):
-            text = f"{after.phase} {after.progress}: {after.message}"
-            logger.info("study %s: %s", key, text, extra={"run": str(key)})
-        return "ok", plan.requeue_after
-
-    async def _runs(self, study: ScalingStudy) -> tuple[TrainingRun, ...]:
+    async def observe(self, resource: ScalingStudy) -> StudyObserved:
+        study = resource
         path = path_of(API_VERSION, PLURAL, study.namespace)
         items = await self._kube.list_all(path, labelSelector=f"{labels.STUDY}={study.name}")
-        return tuple(parse_run(item) for item in items if owned_by(item, study.metadata.uid))
+        runs = [parse(TrainingRun, item) for item in items if owned_by(item, study.metadata.uid)]
+        return StudyObserved(study, datetime.now(UTC), tuple(runs))
 
-    async def _apply(self, raw: Object, observed: StudyObserved, plan: StudyPlan) -> None:
-        """Make the plan true. Raises Rejected after writing why to the status, or ApiError."""
-        study = observed.study
-        for event in plan.events:
-            await tell(self._kube, study, event)
-        raw = await replace_status(self._kube, STUDY_PLURAL, raw, to_status(plan.status))
+    def decide(self, observed: StudyObserved) -> StudyPlan:
+        return reconcile_study(observed)
+
+    async def apply(self, observed: StudyObserved, plan: StudyPlan) -> None:
         unwanted = [run for run in observed.runs if run.name in plan.delete]
-        await each(delete_run(self._kube, run) for run in unwanted)
-        try:
-            await each(self._create(study, run) for run in plan.create)
-        except Rejected as rejected:
-            await self._write_rejection(study, raw, plan.status, str(rejected))
-            raise
+        await run_all(delete_run(self._kube, run) for run in unwanted)
+        await run_all(self._create(observed.study, run) for run in plan.create)
+
+    def rejection(self, plan: StudyPlan, message: str) -> tuple[dict[str, Any], str]:
+        return {"reason": "Rejected", "message": message}, f"rejected-{plan.status.progress}"
+
+    def record(self, key: ObjectKey, before: ScalingStudy, plan: StudyPlan) -> None:
+        old, new = before.status, plan.status
+        if (old.phase, old.progress) != (new.phase, new.progress):
+            text = f"{new.phase} {new.progress}: {new.message}"
+            logger.info("study %s: %s", key, text, extra={"run": str(key)})
 
     async def _create(self, study: ScalingStudy, run: TrainingRun) -> None:
         path = path_of(API_VERSION, PLURAL, study.namespace)
-        if await accepted(self._kube.create(path, run_object(study, run))) is not None:
+        if await or_rejected(self._kube.create(path, run_object(study, run))) is not None:
             return
-        there = await self._kube.find(path_of(API_VERSION, PLURAL, study.namespace, run.name))
-        if there is not None and not owned_by(there, study.metadata.uid):
-            text = f"TrainingRun {run.name} is already there and is not this study's: rename one"
-            raise Rejected(text)
-
-    async def _write_rejection(
-        self, study: ScalingStudy, raw: Object, status: ScalingStudyStatus, message: str
-    ) -> None:
-        rejected = status.model_copy(update={"reason": "Rejected", "message": message})
-        event = Event("Warning", "Rejected", message, f"rejected-{status.progress}")
-        await tell(self._kube, study, event)
-        await replace_status(self._kube, STUDY_PLURAL, raw, to_status(rejected))
+        existing = await self._kube.find(path_of(API_VERSION, PLURAL, study.namespace, run.name))
+        if existing is not None and not owned_by(existing, study.metadata.uid):
+            text = f"TrainingRun {run.name} already exists and is not this study's: rename either"
+            raise RejectedError(text)
 
 
 def run_object(study: ScalingStudy, run: TrainingRun) -> Object:
-    """The run of a cell, which goes when the study goes."""
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": STUDY_KIND,
-        "name": study.name,
-        "uid": study.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
+    """The run of a cell; it is deleted with the study."""
     metadata = {
         "name": run.name,
         "namespace": study.namespace,
         "labels": run.metadata.labels,
-        "ownerReferences": [owner],
+        "ownerReferences": [owner_reference(study)],
     }
     spec = run.spec.to_wire()
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}

@@ -1,28 +1,117 @@
-"""kopf's part: watches of runs, pods and studies, which only say what changed."""
+"""Watches of runs, pods and studies, and what they put into the queues. kopf does the watching."""
 
 import asyncio
 import signal
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import kopf
 
 from trainyard_api import labels
-from trainyard_api.run import GROUP, PLURAL, VERSION
+from trainyard_api.run import API_VERSION, GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL
-from trainyard_operator.feed import Body
+from trainyard_operator.client import Kube, path_of
+from trainyard_operator.objects import ObjectKey
+
+Body = Mapping[str, Any]
 
 
-class Told(Protocol):
-    """Is told of every event."""
+class Series(Protocol):
+    """The metrics of one kind of object."""
 
-    def run_changed(self, body: Body, *, deleted: bool) -> None: ...
+    def update(self, key: ObjectKey, body: Body | None) -> None: ...
 
-    def study_changed(self, body: Body, *, deleted: bool) -> None: ...
-
-    def pod_changed(self, body: Body) -> None: ...
+    def replace_all(self, bodies: Mapping[ObjectKey, Body]) -> None: ...
 
 
-async def watch(told: Told, namespace: str, stop: asyncio.Event) -> None:
+class Informer:
+    """Lists and watches one kind: queues objects that need a reconcile, and notices a dead watch.
+
+    kopf's handlers can't tell when a watch has silently stopped delivering events; comparing what
+    it delivered with what is listed can.
+    """
+
+    def __init__(
+        self,
+        kube: Kube,
+        plural: str,
+        namespace: str,
+        add: Callable[[ObjectKey], None],
+        series: Series,
+    ) -> None:
+        """
+        namespace: the only one to look after; empty: all.
+        add: queues an object.
+        series: gets every version of every object.
+        """
+        self._kube = kube
+        self._path = path_of(API_VERSION, plural, namespace or None)
+        self._add = add
+        self._series = series
+        self._watched: dict[ObjectKey, str] = {}  # resourceVersion of each, by the watch
+        self._wanted: dict[ObjectKey, tuple[Any, ...]] = {}  # what a user may change, likewise
+        self._listed: dict[ObjectKey, str] = {}  # resourceVersion of each, by the newest list
+        self.last_contact = time.monotonic()
+
+    async def list(self) -> None:
+        """List all objects and queue each."""
+        items = await self._kube.list_all(self._path)
+        self.last_contact = time.monotonic()
+        bodies = {key_of(item): item for item in items}
+        self._series.replace_all(bodies)
+        self._listed = {key: item["metadata"]["resourceVersion"] for key, item in bodies.items()}
+        for key in bodies:
+            self._add(key)
+
+    async def resync(self) -> ObjectKey | None:
+        """List again; returns an object that proves the watch stale, if there is one.
+
+        It hasn't changed since the previous list, and the watch never delivered that version.
+        """
+        before, watched = self._listed, dict(self._watched)
+        await self.list()
+        for key, version in self._listed.items():
+            # A newer version may have been delivered while the list was read.
+            if version == before.get(key) and version not in (
+                watched.get(key),
+                self._watched.get(key),
+            ):
+                return key
+        return None
+
+    def on_event(self, body: Body, *, deleted: bool) -> None:
+        """The watch delivered an object that was created, changed or deleted."""
+        self.last_contact = time.monotonic()
+        key, meta = key_of(body), body["metadata"]
+        self._series.update(key, None if deleted else body)
+        wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"))
+        # Our own status writes come back as events, too: answering them would never end.
+        if deleted or wanted != self._wanted.get(key):
+            self._add(key)
+        if deleted:
+            self._watched.pop(key, None)
+            self._wanted.pop(key, None)
+        else:
+            self._watched[key], self._wanted[key] = meta["resourceVersion"], wanted
+
+
+def key_of(item: Body) -> ObjectKey:
+    """The key of a stored object."""
+    return ObjectKey(item["metadata"]["namespace"], item["metadata"]["name"])
+
+
+class EventHandler(Protocol):
+    """Gets every event of the watches."""
+
+    def on_run(self, body: Body, *, deleted: bool) -> None: ...
+
+    def on_study(self, body: Body, *, deleted: bool) -> None: ...
+
+    def on_pod(self, body: Body) -> None: ...
+
+
+async def watch(handler: EventHandler, namespace: str, stop: asyncio.Event) -> None:
     """Watch runs, their pods and studies (in `namespace`, if given) until `stop`.
 
     The handlers are coroutines, because kopf runs plain functions in threads.
@@ -35,15 +124,15 @@ async def watch(told: Told, namespace: str, stop: asyncio.Event) -> None:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def run_event(event: Any, body: Any, **_: Any) -> None:
-        told.run_changed(body, deleted=event["type"] == "DELETED")
+        handler.on_run(body, deleted=event["type"] == "DELETED")
 
     @kopf.on.event(GROUP, VERSION, STUDY_PLURAL, registry=registry)
     async def study_event(event: Any, body: Any, **_: Any) -> None:
-        told.study_changed(body, deleted=event["type"] == "DELETED")
+        handler.on_study(body, deleted=event["type"] == "DELETED")
 
     @kopf.on.event("", "v1", "pods", labels={labels.RUN: kopf.PRESENT}, registry=registry)
     async def pod_event(body: Any, **_: Any) -> None:
-        told.pod_changed(body)
+        handler.on_pod(body)
 
     started = asyncio.Event()
     signals = asyncio.create_task(_take_signals_back(started, stop), name="signals")
@@ -61,7 +150,7 @@ async def watch(told: Told, namespace: str, stop: asyncio.Event) -> None:
 
 def _kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
-    settings.posting.enabled = False  # our events are part of the Plan
+    settings.posting.enabled = False  # our Events are part of the plan
     settings.scanning.disabled = True  # needs rights on CRDs and namespaces, and we use neither
     settings.watching.server_timeout = 270
     settings.watching.client_timeout = 300
@@ -83,6 +172,6 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
 
 async def _take_signals_back(started: asyncio.Event, stop: asyncio.Event) -> None:
-    """kopf takes signals for itself when it starts; but we have more to stop than it."""
+    """kopf installs its own signal handlers when it starts; but we have more to stop than kopf."""
     await started.wait()
     stop_on_signals(stop)

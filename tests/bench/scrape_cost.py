@@ -23,8 +23,8 @@ from tests.patience import until
 from tests.support.monitoring.prometheus_server import Target, prometheus
 from trainyard_api import labels
 from trainyard_api.job import TrainerJob
-from trainyard_operator.instruments import Instruments
-from trainyard_operator.observe import Key
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import ObjectKey
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
 RULES = Path(__file__).parents[2] / "charts" / "operator" / "rules" / "trainyard.yaml"
@@ -49,15 +49,15 @@ def trainer(run: str, ranks: int) -> TrainerMetrics:
     return metrics
 
 
-def operator(runs: int) -> Instruments:
+def operator(runs: int) -> OperatorMetrics:
     """The metrics of an operator that looks after so many runs, a tenth of them waiting."""
-    instruments = Instruments()
+    operator_metrics = OperatorMetrics()
     began = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     bodies: dict[Any, dict[str, Any]] = {}
     for number in range(runs):
         phase = "Pending" if number % 10 == 0 else "Running"
         name = f"run-{number}"
-        bodies[Key("team", name)] = {
+        bodies[ObjectKey("team", name)] = {
             "metadata": {"namespace": "team", "name": name, "labels": {labels.STUDY: "study"}},
             "spec": {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 8}}},
             "status": {
@@ -66,9 +66,9 @@ def operator(runs: int) -> Instruments:
                 "attempts": [{"startTime": began, "outcome": "Failed", "reason": "NodeLost"}],
             },
         }
-    instruments.seen_all(bodies)
-    instruments.leader.set(1)
-    return instruments
+    operator_metrics.runs.replace_all(bodies)
+    operator_metrics.leader.set(1)
+    return operator_metrics
 
 
 def milliseconds(work: Callable[[], object]) -> float:

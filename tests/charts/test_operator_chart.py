@@ -1,4 +1,4 @@
-"""charts/operator: rights word for word, the Lease, the environment, probes."""
+"""charts/operator: exact rights, the Lease, the environment, probes."""
 
 import ast
 from typing import Any
@@ -8,6 +8,8 @@ import pytest
 from trainyard_operator.settings import Settings
 
 from .conftest import CHARTS, Refusal, Render
+
+PORT = Settings.model_fields["port"].default
 
 RULES: set[tuple[str, str, str]] = {
     *(
@@ -81,10 +83,10 @@ def test_only_its_own_lease_can_be_changed(render: Render) -> None:
 
 def test_every_object_the_code_touches_has_a_rule() -> None:
     """The plural of every API path in the operator's code is among the rules above."""
-    kube = CHARTS.parent / "operator" / "trainyard_operator" / "kube"
+    code = CHARTS.parent / "operator" / "trainyard_operator"
     named = {resource.split("/")[0] for _, resource, _ in RULES | {NODES}} | {"leases"}
     used: set[str] = set()
-    for file in kube.glob("*.py"):
+    for file in code.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "path_of":
                 used |= {str(arg.value) for arg in node.args[1:2] if isinstance(arg, ast.Constant)}
@@ -128,12 +130,17 @@ def environment(deployment: dict[str, Any]) -> dict[str, Any]:
     return {item["name"]: item.get("value", item.get("valueFrom")) for item in container["env"]}
 
 
-def test_the_environment_is_what_the_operator_reads(render: Render) -> None:
+def test_the_environment_is_what_the_operator_reads(
+    render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = ("trainerImage.repository=r/t", "trainerImage.tag=v9", "workers=3", "logFormat=text")
     given = environment(render("operator", *values).one("Deployment"))
     assert given.pop("POD_NAME") == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert given.pop("POD_NAMESPACE") == {"fieldRef": {"fieldPath": "metadata.namespace"}}
-    settings = Settings.from_env(given)
+    assert given.keys() - {"HOME"} <= {field.alias for field in Settings.model_fields.values()}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
     assert settings.trainer_image == "r/t:v9"
     assert settings.workers == 3
     assert settings.log_format == "text"
@@ -143,11 +150,11 @@ def test_the_environment_is_what_the_operator_reads(render: Render) -> None:
 def test_the_port_is_the_operators_everywhere(render: Render) -> None:
     rendered = render("operator")
     (container,) = rendered.one("Deployment")["spec"]["template"]["spec"]["containers"]
-    assert container["ports"] == [{"name": "http", "containerPort": Settings.port}]
+    assert container["ports"] == [{"name": "http", "containerPort": PORT}]
     service = rendered.one("Service")
     assert service["spec"]["ports"][0]["targetPort"] == "http"
     template = rendered.one("Deployment")["spec"]["template"]
-    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(Settings.port)
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(PORT)
     for probe, path in (
         ("startupProbe", "/healthz"),
         ("livenessProbe", "/healthz"),

@@ -13,14 +13,13 @@ import pytest
 from tests import patience
 from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_api.progress import ProgressReport
-from trainyard_operator import lease, reports
+from trainyard_operator import lease, probes
 from trainyard_operator.app import App
-from trainyard_operator.observe import Observer
 from trainyard_operator.settings import Settings
 
 NAMESPACE = "lab"
 PATH = f"/apis/trainyard.dev/v1alpha1/namespaces/{NAMESPACE}"
-_fetch = reports.fetch
+_fetch_report = probes.fetch_report
 
 
 class Cluster:
@@ -67,7 +66,7 @@ class Cluster:
                 self.state.put(path, {**pod, "status": status})
 
     async def fetch(self, http: aiohttp.ClientSession, address: str) -> ProgressReport | None:
-        return await _fetch(http, "127.0.0.1", self.report_ports[address])
+        return await _fetch_report(http, "127.0.0.1", self.report_ports[address])
 
     async def watch(self, app: App, stop: asyncio.Event) -> None:
         """Simulate kopf: pass each changed run, study and pod to the operator."""
@@ -80,11 +79,11 @@ class Cluster:
                     continue
                 seen[path] = version
                 if "/trainingruns/" in path:
-                    app.run_changed(item, deleted=False)
+                    app.on_run(item, deleted=False)
                 elif "/scalingstudies/" in path:
-                    app.study_changed(item, deleted=False)
+                    app.on_study(item, deleted=False)
                 elif "/pods/" in path:
-                    app.pod_changed(item)
+                    app.on_pod(item)
             await asyncio.sleep(0.05)
 
 
@@ -99,17 +98,17 @@ def operator(
     """A running operator with its endpoints on `port`."""
     monkeypatch.setattr(lease, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(lease, "RENEW_DEADLINE_SECONDS", patience.SECONDS)
-    monkeypatch.setattr(reports, "TIMEOUT", aiohttp.ClientTimeout(total=patience.SECONDS))
-    monkeypatch.setattr(reports, "fetch", cluster.fetch)
+    monkeypatch.setattr(probes, "REPORT_TIMEOUT", aiohttp.ClientTimeout(total=patience.SECONDS))
+    monkeypatch.setattr(probes, "fetch_report", cluster.fetch)
     monkeypatch.setattr(App, "_watch", lambda app, stop: cluster.watch(app, stop))
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
     async def run() -> None:
-        async with api_server(cluster.state) as (_, kube), reports.session() as http:
+        async with api_server(cluster.state) as (_, kube), probes.session() as http:
             settings = Settings(
                 own_namespace="trainyard-system", identity="a", host="127.0.0.1", port=port
             )
-            cluster.app = App(settings, kube, Observer(kube, http))
+            cluster.app = App(settings, kube, http)
             await cluster.app.run(stop)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),), name="operator")

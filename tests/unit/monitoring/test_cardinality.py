@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
-from trainyard_operator.instruments import Instruments
-from trainyard_operator.observe import Key
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import ObjectKey
 from trainyard_serving.metrics import Metrics
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
@@ -60,17 +60,17 @@ def test_classes_past_the_limit_are_counted_as_other() -> None:
 
 
 def test_unfinished_runs_are_exported_before_finished_ones() -> None:
-    subject = Instruments()
+    subject = OperatorMetrics()
     ended: dict[str, Any] = {"phase": "Failed", "completionTime": "2999-01-01T00:00:00Z"}
     bodies: dict[Any, Any] = {
-        Key(f"n{number}", f"r{number}"): {
+        ObjectKey(f"n{number}", f"r{number}"): {
             "metadata": {"namespace": f"n{number}", "name": f"r{number}"},
             "spec": {"queue": {"name": f"q{number}"}},
             "status": {} if number == MANY - 1 else ended,
         }
         for number in range(MANY)
     }
-    subject.seen_all(bodies)
+    subject.runs.replace_all(bodies)
     text = generate_latest(subject.registry)
     exported = values(text, metrics.RUN_PHASE, "run")
     assert len(exported) == 5000

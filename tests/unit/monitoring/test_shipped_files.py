@@ -13,7 +13,7 @@ from tests.support.monitoring import queries
 from tests.support.monitoring.queries import DCGM, DOCUMENTS, ROOT, all_panels, all_queries
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
-from trainyard_operator.instruments import Instruments
+from trainyard_operator.metrics import OperatorMetrics
 from trainyard_serving.metrics import Metrics
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
@@ -33,7 +33,7 @@ def exported() -> set[str]:
     job = TrainerJob(run="r", recipe="gpt", run_dir="/x", report_port=0)
     texts = (
         TrainerMetrics(job).text(),
-        generate_latest(Instruments().registry),
+        generate_latest(OperatorMetrics().registry),
         Metrics().exposition(),
     )
     lines = [line.split() for text in texts for line in text.decode().splitlines()]

@@ -1,6 +1,6 @@
-"""The operator process around the queue: leading, stopping, noticing a watch that has died.
+"""The operator process around the queues: leading, stopping, stale watches, endpoints.
 
-kopf's watches are the end-to-end tests' part; here a test says what was watched.
+kopf's watches are the end-to-end tests' part; here a test delivers the events.
 """
 
 import asyncio
@@ -8,18 +8,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests import patience
 from tests.patience import until_async
+from tests.ports import free_port
 from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_operator import app as app_module
 from trainyard_operator import lease as lease_module
-from trainyard_operator import reports
-from trainyard_operator.app import App, StoppedError
+from trainyard_operator import probes
+from trainyard_operator.app import App, FatalError, http_app, serve
 from trainyard_operator.client import Kube
-from trainyard_operator.observe import Key, Observer
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import ObjectKey
 from trainyard_operator.settings import Settings
 
 RUN = "/apis/trainyard.dev/v1alpha1/namespaces/ns/trainingruns/r"
@@ -42,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def resync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """List again and again, as if hours passed: what is never told is missed at once."""
+    """List every 50 ms, as if hours passed: an object without an event is missed at once."""
     monkeypatch.setattr(app_module, "RESYNC_SECONDS", 0.05)
 
 
@@ -58,9 +61,9 @@ async def operator(
     kube: Kube, identity: str = "a"
 ) -> AsyncIterator[tuple[App, Any, asyncio.Event]]:
     """An App at work, its task, and the event that stops it."""
-    settings = Settings(own_namespace="ops", identity=identity, host="127.0.0.1", port=0)
-    async with reports.session() as http:
-        app, stop = App(settings, kube, Observer(kube, http)), asyncio.Event()
+    settings = Settings(own_namespace="ops", identity=identity, host="127.0.0.1", port=free_port())
+    async with probes.session() as http:
+        app, stop = App(settings, kube, http), asyncio.Event()
         task = asyncio.create_task(app.run(stop))
         try:
             yield app, task, stop
@@ -70,11 +73,11 @@ async def operator(
             assert task.done(), "the operator didn't stop"
 
 
-def watched(app: App, state: ApiServer) -> None:
-    app.run_changed(state.objects[RUN], deleted=False)
+def deliver(app: App, state: ApiServer) -> None:
+    app.on_run(state.objects[RUN], deleted=False)
 
 
-async def test_runs_that_were_there_before_are_found_and_the_lease_is_given_back() -> None:
+async def test_existing_runs_are_reconciled_and_the_lease_is_released() -> None:
     async with api_server() as (state, kube):
         put_run(state)
         async with operator(kube) as (_, task, stop):
@@ -89,11 +92,11 @@ async def test_only_the_leader_acts() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, _task, stop):
         await until_async(lambda: LEASE in state.objects)
         async with operator(kube, "b") as (second, _, _):
-            assert second.wrong() == "", "a standby is ready to take over"
+            assert second.problem() == "", "a standby is ready to take over"
             stop.set()
             await until_async(lambda: state.objects[LEASE]["spec"]["holderIdentity"] == "b")
             put_run(state)
-            watched(second, state)
+            deliver(second, state)
             await until_async(lambda: POD in state.objects)
 
 
@@ -102,17 +105,17 @@ async def test_a_lost_lease_ends_the_process() -> None:
         await until_async(lambda: LEASE in state.objects)
         lease = state.objects[LEASE]
         state.put(LEASE, {**lease, "spec": {**lease["spec"], "holderIdentity": "thief"}})
-        with pytest.raises(StoppedError, match="lease was lost"):
+        with pytest.raises(FatalError, match="lost the lease"):
             await asyncio.wait_for(task, patience.SECONDS)
         assert state.objects[LEASE]["spec"]["holderIdentity"] == "thief"
 
 
 @pytest.mark.usefixtures("resync")
-async def test_a_watch_that_has_died_ends_the_process() -> None:
+async def test_a_stale_watch_ends_the_process() -> None:
     async with api_server() as (state, kube), operator(kube) as (_, task, _):
         await until_async(lambda: LEASE in state.objects)
         put_run(state)
-        with pytest.raises(StoppedError, match="the watch has died: it never told of ns/r"):
+        with pytest.raises(FatalError, match="watch is stale: no event received for ns/r"):
             await asyncio.wait_for(task, patience.SECONDS)
 
 
@@ -122,17 +125,17 @@ async def listed_again(state: ApiServer) -> None:
 
 
 @pytest.mark.usefixtures("resync")
-async def test_a_watch_that_tells_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_that_delivers_events_is_not_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     async with api_server() as (state, kube), operator(kube) as (app, task, _):
         put = state.put
 
-        def put_and_tell(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        def put_and_deliver(path: str, body: dict[str, Any]) -> dict[str, Any]:
             stored = put(path, body)
             if path == RUN:  # at once: between two lists would be too late
-                watched(app, state)
+                deliver(app, state)
             return stored
 
-        monkeypatch.setattr(state, "put", put_and_tell)
+        monkeypatch.setattr(state, "put", put_and_deliver)
         put_run(state, deletionTimestamp="2026-01-01T00:00:00Z")  # nothing to do: it won't change
         await until_async(lambda: ("PUT", f"{RUN}/status") in state.requests)
         for _ in range(5):
@@ -140,45 +143,43 @@ async def test_a_watch_that_tells_is_alive(monkeypatch: pytest.MonkeyPatch) -> N
         assert not task.done()
 
 
-async def test_what_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changes_by_users_are_queued_and_our_own_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Answering our own status writes, which come back as events, would never end."""
-    async with api_server() as (state, kube), reports.session() as http:
-        app = App(Settings(), kube, Observer(kube, http))
-        added: list[Key] = []
-        monkeypatch.setattr(app._run_feed, "_add", added.append)
+    async with api_server() as (state, kube), probes.session() as http:
+        app = App(Settings(), kube, http)
+        added: list[ObjectKey] = []
+        monkeypatch.setattr(app._run_informer, "_add", added.append)
 
-        def tell(deleted: bool = False, **metadata: Any) -> int:
-            app.run_changed(put_run(state, **metadata), deleted=deleted)
+        def change(deleted: bool = False, **metadata: Any) -> int:
+            app.on_run(put_run(state, **metadata), deleted=deleted)
             return len(added)
 
-        assert tell() == 1, "a new run"
-        assert tell() == 1, "another version of the same spec: a status was written"
-        assert tell(generation=2) == 2, "the spec was changed"
-        assert tell(generation=2, deletionTimestamp="2026-01-01T00:00:00Z") == 3
-        assert tell(deleted=True, generation=2) == 4
-        assert tell(uid="another", generation=2) == 5, "made again under the same name"
+        assert change() == 1, "a new run"
+        assert change() == 1, "another version of the same spec: a status was written"
+        assert change(generation=2) == 2, "the spec was changed"
+        assert change(generation=2, deletionTimestamp="2026-01-01T00:00:00Z") == 3
+        assert change(deleted=True, generation=2) == 4
+        assert change(uid="another", generation=2) == 5, "made again under the same name"
 
 
-@pytest.mark.parametrize(
-    ("env", "words"),
-    [
-        ({"TRAINYARD_PORT": "many"}, "TRAINYARD_PORT: a whole number"),
-        ({"TRAINYARD_WORKERS": "0"}, "TRAINYARD_WORKERS: a whole number from 1 on"),
-        ({"TRAINYARD_LOG_FORMAT": "xml"}, "TRAINYARD_LOG_FORMAT: json or text"),
-    ],
-)
-def test_settings_that_make_no_sense(env: dict[str, str], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Settings.from_env(env)
+async def test_endpoints() -> None:
+    metrics = OperatorMetrics()
+    metrics.watch_queues(lambda: 3, lambda: 1)
+    problem = ""
+    app = http_app(lambda: problem, lambda: "not yet", metrics.registry)
+    async with serve(app, "127.0.0.1", 0) as port, aiohttp.ClientSession() as http:
 
+        async def get(path: str) -> tuple[int, str]:
+            async with http.get(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.status, await answer.text()
 
-def test_settings() -> None:
-    settings = Settings.from_env(
-        {"TRAINYARD_NAMESPACE": "team", "POD_NAME": "pod-1", "POD_NAMESPACE": "ops"}
-    )
-    assert (settings.namespace, settings.identity, settings.own_namespace) == (
-        "team",
-        "pod-1",
-        "ops",
-    )
-    assert Settings.from_env({}).identity != ""
+        assert await get("/healthz") == (200, "ok\n")
+        assert await get("/readyz") == (503, "not yet\n")
+        status, text = await get("/metrics")
+        assert status == 200
+        assert "trainyard_operator_queue_depth 3.0" in text
+        assert "trainyard_operator_failing_runs 1.0" in text
+        problem = "reconciling has stalled"
+        assert await get("/healthz") == (503, "reconciling has stalled\n")

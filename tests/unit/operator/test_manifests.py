@@ -7,7 +7,7 @@ import pytest
 from tests.support.lifecycle.builders import make_run
 from trainyard_lifecycle.plan import WorkerKey
 from trainyard_operator import manifests
-from trainyard_operator.errors import Rejected
+from trainyard_operator.client import RejectedError
 
 
 def pod(node: int = 0, attempt: int = 1, nodes: int = 2, **spec: Any) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def test_prometheus_finds_rank_0_unless_told_otherwise() -> None:
 
 
 def test_bad_template_is_rejected_in_one_line() -> None:
-    with pytest.raises(Rejected, match=r"podTemplate.spec.containers\[trainer\].env"):
+    with pytest.raises(RejectedError, match=r"podTemplate.spec.containers\[trainer\].env"):
         pod(podTemplate={"spec": {"containers": [{"name": "trainer", "env": ["A=1"]}]}})
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_operator.errors import Rejected
+from trainyard_operator.client import RejectedError
 from trainyard_operator.merge import merge
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
@@ -140,5 +140,5 @@ def test_merge(
     ],
 )
 def test_lists_without_their_key_are_refused(over: dict[str, Any], words: str) -> None:
-    with pytest.raises(Rejected, match=words):
+    with pytest.raises(RejectedError, match=words):
         merge({"containers": [{"name": "trainer"}]}, over, "podTemplate.spec")

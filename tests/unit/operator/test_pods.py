@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_operator.pods import failed_init, to_worker
+from trainyard_operator.pods import failed_init, find_lost_hosts, newest_warning, to_worker
 
 
 def make_pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
@@ -215,3 +215,38 @@ def test_failed_init_container_is_named() -> None:
     }
     assert failed_init(make_pod(status)) == "two"
     assert failed_init(make_pod(trainer(running={}))) == ""
+
+
+def node(name: str, ready: str | None) -> dict[str, Any]:
+    conditions = [{"type": "Ready", "status": ready}] if ready else []
+    return {"metadata": {"name": name}, "status": {"conditions": conditions}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "lost"),
+    [
+        ([], set()),
+        ([node("a", "True"), node("b", "Unknown")], {"b"}),
+        ([node("a", "True"), node("b", "False")], set()),  # it answers, so it is alive
+        ([node("a", "Unknown"), node("b", "Unknown")], set()),  # the control plane is cut off
+        ([node("a", "True"), node("b", None)], set()),  # just joined
+    ],
+)
+def test_lost_hosts(nodes: list[dict[str, Any]], lost: set[str]) -> None:
+    assert find_lost_hosts(nodes) == lost
+
+
+def test_newest_warning() -> None:
+    events: list[dict[str, Any]] = [
+        {"reason": "FailedMount", "message": "old", "lastTimestamp": "2026-01-01T00:00:00Z"},
+        {
+            "reason": "FailedCreatePodSandBox",
+            "message": "new",
+            "eventTime": "2026-01-01T00:00:05Z",
+            "metadata": {},
+        },
+        {"reason": "FailedScheduling", "message": "x", "lastTimestamp": "2026-01-01T00:00:09Z"},
+    ]
+    assert newest_warning(events, scheduled=True) == "FailedCreatePodSandBox: new"
+    assert newest_warning(events, scheduled=False) == "FailedScheduling: x"
+    assert newest_warning([], scheduled=True) == ""

@@ -9,7 +9,7 @@ import pytest
 from tests import patience
 from tests.patience import until_async
 from trainyard_operator import queue as queue_module
-from trainyard_operator.errors import ApiError
+from trainyard_operator.client import ApiError
 from trainyard_operator.queue import Queue
 
 
@@ -58,7 +58,7 @@ async def test_every_key_is_handled() -> None:
     assert sorted(handle.calls) == ["a", "b", "c"]
 
 
-async def test_adding_twice_before_it_is_due_is_once() -> None:
+async def test_a_key_added_twice_before_it_is_due_is_handled_once() -> None:
     handle = Recorder()
     async with running(handle, workers=1) as queue:
         for _ in range(5):
@@ -77,7 +77,7 @@ async def test_the_earlier_time_wins() -> None:
         await handle.wait_for(1)
 
 
-async def test_one_worker_per_key_and_a_change_meanwhile_is_seen_after() -> None:
+async def test_a_key_added_while_it_is_handled_is_handled_again_afterwards() -> None:
     release = asyncio.Event()
     started = asyncio.Event()
     inside = most = total = 0
@@ -102,7 +102,7 @@ async def test_one_worker_per_key_and_a_change_meanwhile_is_seen_after() -> None
     assert (most, total) == (1, 2)
 
 
-async def test_other_keys_go_on_beside_a_slow_one() -> None:
+async def test_a_slow_key_does_not_hold_up_others() -> None:
     hang = asyncio.Event()
     done: list[str] = []
 
@@ -119,7 +119,7 @@ async def test_other_keys_go_on_beside_a_slow_one() -> None:
     assert done == ["fast"]
 
 
-async def test_requeue_after() -> None:
+async def test_a_key_is_handled_again_when_its_handler_asks() -> None:
     handle = Recorder(0.0, 0.01, None)
     async with running(handle) as queue:
         queue.add("a")
@@ -127,7 +127,7 @@ async def test_requeue_after() -> None:
     assert handle.calls == ["a"] * 3
 
 
-async def test_errors_are_tried_again_later_each_time_and_told_in_one_line(
+async def test_errors_are_retried_with_backoff_and_logged_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(queue_module, "FIRST_BACKOFF", 0.01)
@@ -136,9 +136,9 @@ async def test_errors_are_tried_again_later_each_time_and_told_in_one_line(
         queue.add("a")
         await handle.wait_for(3)
     first, second = caplog.records
-    assert first.getMessage() == "a: ApiError: etcd is away; again in 0.01 s"
+    assert first.getMessage() == "a: ApiError: etcd is away; retrying in 0.01 s"
     assert first.exc_info is None, "an error of the cluster's needs no traceback"
-    assert second.getMessage() == "a: ValueError: ours; again in 0.02 s"
+    assert second.getMessage() == "a: ValueError: ours; retrying in 0.02 s"
     assert second.exc_info is not None, "an error of ours does"
 
 
@@ -159,15 +159,15 @@ async def test_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
         await hang.wait()
 
     async with running(handle) as queue:
-        assert not queue.stalled()
+        assert not queue.is_stalled()
         queue.add("a")
         await started.wait()
-        assert not queue.stalled()
+        assert not queue.is_stalled()
         monkeypatch.setattr(queue_module, "STALLED_SECONDS", -1.0)
-        assert queue.stalled()
+        assert queue.is_stalled()
 
 
-async def test_depth_counts_what_waits() -> None:
+async def test_depth_counts_due_keys() -> None:
     queue: Queue[str] = Queue(Recorder())
     queue.add("a")
     queue.add("b")

@@ -7,13 +7,13 @@ import pytest
 from tests.support.operator.api_server import ApiServer, api_server
 from tests.support.study.builders import make_study, succeeded
 from trainyard_api.run import TrainingRun
-from trainyard_operator.client import Kube
-from trainyard_operator.errors import Rejected
-from trainyard_operator.instruments import Instruments
-from trainyard_operator.observe import Key
-from trainyard_operator.studies import StudyController
+from trainyard_operator.client import Kube, RejectedError
+from trainyard_operator.controller import Controller
+from trainyard_operator.metrics import OperatorMetrics
+from trainyard_operator.objects import ObjectKey
+from trainyard_operator.studies import StudyReconciler
 
-KEY = Key("ns", "s")
+KEY = ObjectKey("ns", "s")
 API = "/apis/trainyard.dev/v1alpha1/namespaces/ns"
 STUDY = f"{API}/scalingstudies/s"
 
@@ -24,8 +24,8 @@ def put_study(state: ApiServer, **spec: Any) -> dict[str, Any]:
     return state.put(STUDY, wire)
 
 
-def control(kube: Kube, instruments: Instruments | None = None) -> StudyController:
-    return StudyController(kube, instruments or Instruments())
+def controller(kube: Kube) -> Controller[Any, Any, Any]:
+    return Controller(kube, StudyReconciler(kube), OperatorMetrics())
 
 
 def finish(state: ApiServer, name: str, samples_per_second: float) -> None:
@@ -41,12 +41,11 @@ def status(state: ApiServer) -> dict[str, Any]:
     return found
 
 
-async def test_a_studys_life() -> None:
+async def test_a_study_from_creation_to_its_results() -> None:
     async with api_server() as (state, kube):
         put_study(state, repeats=1, cost={"perProcessHour": 1})
-        instruments = Instruments()
-        handle = control(kube, instruments).handle
-        assert await handle(KEY) is not None
+        reconcile = controller(kube).reconcile
+        assert await reconcile(KEY) is not None
         run = state.objects[f"{API}/trainingruns/s-1-1"]
         (owner,) = run["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"], owner["controller"]) == ("ScalingStudy", "study", True)
@@ -57,93 +56,91 @@ async def test_a_studys_life() -> None:
         assert env == [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
         finish(state, "s-1-1", 100)
-        await handle(KEY)
+        await reconcile(KEY)
         assert f"{API}/trainingruns/s-1-1" not in state.objects
         writes = [request for request in state.writes() if "s-1-1" in request[1]]
         put = state.requests.index(("PUT", f"{STUDY}/status"))
         assert state.requests.index(writes[-1]) > put, "figures first, then the run goes"
         finish(state, "s-2-1", 180)
-        assert await handle(KEY) is None
+        assert await reconcile(KEY) is None
         assert (status(state)["phase"], status(state)["progress"]) == ("Succeeded", "2/2")
         assert status(state)["headline"].startswith("1.80x on 2 (90%)")
         assert "resamples" not in status(state)["curves"][0]["law"]
         before = len(state.writes())
-        assert await handle(KEY) is None
+        assert await reconcile(KEY) is None
         assert len(state.writes()) == before, "nothing is written when nothing changes"
 
 
-async def test_a_study_that_is_gone_needs_nothing() -> None:
+async def test_a_deleted_study_needs_nothing() -> None:
     async with api_server() as (_, kube):
-        assert await control(kube).handle(KEY) is None
+        assert await controller(kube).reconcile(KEY) is None
 
 
-async def test_a_conflict_is_looked_at_again_and_nothing_else_is_done() -> None:
+async def test_a_conflict_is_retried_and_nothing_else_is_done() -> None:
     async with api_server() as (state, kube):
         put_study(state)
         state.refuse("PUT", "/status", 409, "Conflict", "modified")
-        assert await control(kube).handle(KEY) == 0.0
+        assert await controller(kube).reconcile(KEY) == 0.0
         assert not [path for path in state.objects if "trainingruns" in path]
 
 
-async def test_a_run_that_the_api_server_refuses_is_told() -> None:
+async def test_the_status_says_why_a_run_was_rejected() -> None:
     async with api_server() as (state, kube):
         put_study(state)
         state.refuse("POST", "/trainingruns", 403, "Forbidden", "exceeded quota: runs")
-        with pytest.raises(Rejected):
-            await control(kube).handle(KEY)
+        with pytest.raises(RejectedError):
+            await controller(kube).reconcile(KEY)
         assert status(state)["reason"] == "Rejected"
         assert status(state)["message"] == "exceeded quota: runs"
         state.accept()
-        await control(kube).handle(KEY)
+        await controller(kube).reconcile(KEY)
         assert status(state)["reason"] == "Starting"
 
 
-async def test_a_run_of_that_name_that_is_somebody_elses_is_not_touched() -> None:
+async def test_a_run_of_another_owner_is_left_alone() -> None:
     async with api_server() as (state, kube):
         put_study(state)
         theirs = state.put(f"{API}/trainingruns/s-1-1", {"spec": {"recipe": "x"}})
-        with pytest.raises(Rejected):
-            await control(kube).handle(KEY)
-        assert "TrainingRun s-1-1 is already there" in status(state)["message"]
+        with pytest.raises(RejectedError):
+            await controller(kube).reconcile(KEY)
+        assert "TrainingRun s-1-1 already exists" in status(state)["message"]
         assert state.objects[f"{API}/trainingruns/s-1-1"] == theirs
 
 
-async def test_a_spec_that_cannot_be_read_is_refused_in_the_status() -> None:
+async def test_an_invalid_spec_is_reported_in_the_status() -> None:
     async with api_server() as (state, kube):
         raw = put_study(state)
         state.put(STUDY, {**raw, "spec": {**raw["spec"], "repeats": "many"}})
-        assert await control(kube).handle(KEY) is None
+        assert await controller(kube).reconcile(KEY) is None
         assert (status(state)["phase"], status(state)["reason"]) == ("Failed", "InvalidSpec")
         assert status(state)["message"].startswith("spec.repeats: ")
 
 
-async def test_results_are_series_until_the_study_goes() -> None:
+async def test_results_are_exported_until_the_study_is_deleted() -> None:
     async with api_server() as (state, kube):
         put_study(state, repeats=1, cost={"perProcessHour": 3.6, "currency": "EUR"})
         for name, rate in ((None, 0.0), ("s-1-1", 100.0), ("s-2-1", 150.0)):
             if name:
                 finish(state, name, rate)
-            await control(kube).handle(KEY)
-        instruments = Instruments()
-        instruments.studies.seen(KEY, state.objects[STUDY])
+            await controller(kube).reconcile(KEY)
+        metrics = OperatorMetrics()
+        metrics.studies.update(KEY, state.objects[STUDY])
 
-    def told(name: str, **more: str) -> float | None:
+    def sample(name: str, **more: str) -> float | None:
         point = {"namespace": "ns", "study": "s", "configuration": "", "processes": "2"}
-        return instruments.registry.get_sample_value(name, point | {"source": "measured"} | more)
+        return metrics.registry.get_sample_value(name, point | {"source": "measured"} | more)
 
-    assert instruments.registry.get_sample_value(
-        "trainyard_operator_studies", {"phase": "Succeeded"}
-    )
-    assert told("trainyard_study_tokens_per_second") == 600
-    assert told("trainyard_study_samples_per_second") is None
-    assert told("trainyard_study_speedup_ratio") == 1.5
-    assert told("trainyard_study_efficiency_ratio") == 0.75
-    projected = told("trainyard_study_speedup_ratio", processes="4", source="projected")
+    assert metrics.registry.get_sample_value("trainyard_operator_studies", {"phase": "Succeeded"})
+    assert sample("trainyard_study_tokens_per_second") == 600
+    assert sample("trainyard_study_samples_per_second") is None
+    assert sample("trainyard_study_speedup_ratio") == 1.5
+    assert sample("trainyard_study_efficiency_ratio") == 0.75
+    projected = sample("trainyard_study_speedup_ratio", processes="4", source="projected")
     assert projected is not None
     assert 1.5 < projected < 3.1
-    # Of a range so wide no middle is told.
-    assert told("trainyard_study_speedup_ratio", processes="16", source="projected") is None
+    # The middle of a range this wide is not exported.
+    assert sample("trainyard_study_speedup_ratio", processes="16", source="projected") is None
     priced = {"unit": "tokens", "currency": "EUR"}
-    assert told("trainyard_study_cost_per_million", **priced) == pytest.approx(0.002 / 600 * 1e6)
-    instruments.studies.seen_all({})
-    assert told("trainyard_study_speedup_ratio") is None
+    assert sample("trainyard_study_cost_per_million", **priced) == pytest.approx(0.002 / 600 * 1e6)
+    metrics.studies.replace_all({})
+    assert sample("trainyard_study_speedup_ratio") is None
