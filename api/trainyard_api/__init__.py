@@ -1,3 +1,3 @@
-"""The words all parts of Trainyard share: pydantic models only, no torch, no kubernetes, no web."""
+"""Models and names that all parts share: pydantic only, no torch, no kubernetes, no web."""
 
 __version__ = "0.1.0"

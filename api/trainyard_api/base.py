@@ -27,7 +27,7 @@ CEL_RULES = "x-kubernetes-validations"
 class Rule:
     """One rule; `holds` and `cel` must agree (the end-to-end tests compare them).
 
-    In a model's `rules` it speaks of several fields; inside `Annotated` it speaks of that value.
+    In a model's `rules` it applies to several fields; inside `Annotated`, to that value.
     """
 
     cel: str
@@ -56,7 +56,7 @@ class Rule:
 
 
 def matches(pattern: str, message: str) -> Rule:
-    """The whole value matches `pattern`; a regular expression alone tells a user too little."""
+    """The entire value matches `pattern`; `message` says in words what it must look like."""
     return Rule(
         f"self.matches(r'^({pattern})$')",
         message,
@@ -86,7 +86,7 @@ class Model(BaseModel):
 
 
 class SpecModel(Model):
-    """Base of what users write: "2" is no number and "no" no boolean, as for the API server."""
+    """Base of what users write, as strict as the API server: "2" is not a number."""
 
     model_config = ConfigDict(strict=True)
 

@@ -6,7 +6,7 @@ Layout of a run's directory::
     models/step-00000500/        exported model in Hugging Face form, to serve
     attempt                      the newest attempt's number: older writers must not publish
 
-A directory without a valid manifest.json does not exist for anybody. Writers fill a `.tmp-*`
+Readers ignore a directory without a valid manifest.json. Writers fill a `.tmp-*`
 directory beside it, write the manifest last, sync, and rename. The manifest holds the sha256 of
 every file, and of itself: no byte of a checkpoint can change unnoticed.
 """

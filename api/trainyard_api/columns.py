@@ -1,4 +1,4 @@
-"""Columns of `kubectl get` and `trainyard get`. Imports nothing: it must be quick."""
+"""Columns of `kubectl get` and `trainyard get`. Imports nothing, so that it loads quickly."""
 
 # Name, type, JSON path, priority (1: only with `-o wide`).
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (

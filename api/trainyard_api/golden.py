@@ -1,7 +1,7 @@
 """Golden requests: a model's inputs with the trainer's own outputs, written beside its weights.
 
-Serving computes them again before it lets a model answer: a tokenizer or a mapping of weights that
-does not fit, or a library that computes something else, shows there and not to users.
+Serving recomputes them before it lets a model answer. This catches a wrong tokenizer, wrongly
+mapped weights, or a library that computes something else before a user sees it.
 """
 
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ MAX_EVALUATION_TEXTS = 2000
 
 
 class GoldenText(Model):
-    """What a language model makes of a prompt.
+    """A language model's continuation of a prompt.
 
-    The tokens are the likeliest one after another; each has the likeliest few of its position.
+    Tokens are chosen greedily; for each position the most likely few are listed with their logits.
     """
 
     task: Literal["text-generation"] = "text-generation"
     prompt: str
-    prompt_ids: list[int] = Field(min_length=1, description="The tokenizer's, of the prompt.")
-    next_ids: list[int] = Field(min_length=1, description="What the model writes after them.")
-    top_ids: list[list[int]] = Field(description="Likeliest tokens, for each of next_ids.")
+    prompt_ids: list[int] = Field(min_length=1, description="The prompt's tokens.")
+    next_ids: list[int] = Field(min_length=1, description="The model's continuation.")
+    top_ids: list[list[int]] = Field(description="Most likely tokens, for each of next_ids.")
     top_logits: list[list[float]] = Field(description="Their logits.")
 
     @model_validator(mode="after")
@@ -39,7 +39,7 @@ class GoldenText(Model):
 
 
 class GoldenClasses(Model):
-    """What a text classifier makes of some texts."""
+    """A text classifier's output for some texts."""
 
     task: Literal["text-classification"] = "text-classification"
     labels: list[str] = Field(min_length=1)
@@ -61,7 +61,7 @@ class EvaluationText(Model):
 
 
 class InvalidGoldenError(Exception):
-    """The file is no golden request; the message is one line that says why."""
+    """The file is not a valid golden request; the message is one line that says why."""
 
 
 G = TypeVar("G", bound=Model)
@@ -73,7 +73,7 @@ def write_golden(directory: Path, golden: Model) -> None:
 
 
 def read_golden(directory: Path, kind: type[G]) -> G | None:
-    """The golden request of a model's directory, or None where there is none.
+    """The golden request of a model's directory, or None if it has none.
 
     Raises InvalidGoldenError.
     """
@@ -93,7 +93,7 @@ def write_evaluation(directory: Path, texts: Iterable[EvaluationText]) -> None:
 
 
 def read_evaluation(directory: Path) -> list[EvaluationText]:
-    """The labelled texts of a model's directory; none where there is no file.
+    """The labelled texts of a model's directory; empty if it has none.
 
     Raises InvalidGoldenError.
     """

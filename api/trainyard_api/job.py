@@ -1,6 +1,6 @@
-"""TrainerJob: everything the operator (or `trainyard run`) tells the trainer, and how.
+"""TrainerJob: everything the operator (or `trainyard run`) passes to the trainer.
 
-It travels as JSON in the environment variable TRAINYARD_JOB.
+It is passed as JSON in the environment variable TRAINYARD_JOB.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from trainyard_api.base import Model
 from trainyard_api.spec import CheckpointPolicy, Precision, Strategy
 
 JOB_ENV = "TRAINYARD_JOB"
-# Where the trainer leaves its last words: a final ProgressReport when it ends well, torchelastic's
-# error JSON when it does not. In a pod this is the termination message.
+# Where the trainer leaves its termination message: a final ProgressReport if it succeeds,
+# torchelastic's error JSON if it fails. In a pod this is the pod's termination message.
 RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
-# Also set for user commands, so that scripts can find a place that outlives the pod.
+# Also set for user commands, so that scripts can find a directory that outlives the pod.
 RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
 
 # The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
@@ -37,6 +37,10 @@ class TrainerJob(Model):
     precision: Precision = "fp32"
     seed: int = 0
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
-    run_dir: str = Field(description="Directory of this run on the volume; see `layout`.")
+    run_dir: str = Field(
+        description="Directory of this run on the volume (see trainyard_api.checkpoint)."
+    )
     report_port: int = Field(description="Where rank 0 serves /metrics and /progress.")
-    require_gpu: bool = Field(default=False, description="GPUs were asked for: fail without one.")
+    require_gpu: bool = Field(
+        default=False, description="GPUs were requested: fail if there is none."
+    )

@@ -7,7 +7,7 @@ Part = Literal["trainer", "operator", "serving", "all"]
 
 
 class Label(str):
-    """A label's name, where its values come from, and how many of them one process exports."""
+    """A label's name, what its values are, and the most of them that one process exports."""
 
     values: str
     at_most: int
@@ -42,11 +42,10 @@ class Metric:
 
 
 _RUN = Label("run", "the run's name", 1)
-_METRIC = Label("metric", "names the recipe gives its evaluation; further ones are left out", 32)
+_METRIC = Label("metric", "evaluation metrics of the recipe; those past the limit are left out", 32)
 _RANK = Label("rank", "0 and up; of a larger group the slowest ranks", 256)
 
-# Trainer: served by rank 0 at /metrics. What isn't known yet is absent. A scrape adds pod and
-# namespace.
+# Trainer: served by rank 0 at /metrics. Unknown values are absent. A scrape adds pod and namespace.
 RUN_INFO = Metric(
     "trainyard_run_info",
     "gauge",
@@ -60,7 +59,7 @@ RUN_INFO = Metric(
 )
 ATTEMPT = Metric("trainyard_attempt", "gauge", "Number of the attempt, from 1.", (_RUN,))
 STEP = Metric("trainyard_step", "gauge", "Optimizer steps done.", (_RUN,))
-TOTAL_STEPS = Metric("trainyard_total_steps", "gauge", "Optimizer steps asked for.", (_RUN,))
+TOTAL_STEPS = Metric("trainyard_total_steps", "gauge", "Optimizer steps requested.", (_RUN,))
 LOSS = Metric("trainyard_loss", "gauge", "Training loss of the newest logged step.", (_RUN,))
 EVAL_LOSS = Metric("trainyard_eval_loss", "gauge", "Newest evaluation loss.", (_RUN,))
 EVALUATION = Metric(
@@ -82,7 +81,10 @@ PRODUCTIVE_SECONDS = Metric(
     (_RUN,),
 )
 EVALUATION_SECONDS = Metric(
-    "trainyard_evaluation_seconds_total", "counter", "Time training stood for evaluation.", (_RUN,)
+    "trainyard_evaluation_seconds_total",
+    "counter",
+    "Time training was paused for evaluation.",
+    (_RUN,),
 )
 DATA_WAIT_SECONDS = Metric(
     "trainyard_data_wait_seconds_total", "counter", "Time steps waited for data.", (_RUN,)
@@ -121,8 +123,8 @@ STALLED_SECONDS = Metric(
     (_RUN,),
 )
 
-# Operator: served by every replica; only the leader has runs. What is told of single runs comes
-# from the objects themselves: with a run, its series go.
+# Operator: served by every replica; only the leader has runs. Series of single runs are computed
+# from the stored objects, and end when the run is deleted.
 _NAMESPACE = Label("namespace", "of the runs below", 5000)
 _OF_RUNS = Label("run", "unfinished runs, and those that ended in the last 15 minutes", 5000)
 _PHASE = Label("phase", "TrainingRun's phases", 7)
@@ -137,11 +139,11 @@ RUN_PHASE = Metric(
 RUN_WAITING_SECONDS = Metric(
     "trainyard_operator_run_waiting_seconds",
     "gauge",
-    "Time that a Pending run has waited for its pods; queue is the one it names, if any.",
+    "Time that a Pending run has waited for its pods; queue is spec.queue.name, if set.",
     (_NAMESPACE, _OF_RUNS, Label("queue", "spec.queue.name", 5000)),
 )
 RUN_GPUS = Metric(
-    "trainyard_operator_run_gpus", "gauge", "GPUs that a run asks for.", (_NAMESPACE, _OF_RUNS)
+    "trainyard_operator_run_gpus", "gauge", "GPUs that a run requests.", (_NAMESPACE, _OF_RUNS)
 )
 RUN_ACTIVE_SECONDS = Metric(
     "trainyard_operator_run_active_seconds_total",
@@ -152,19 +154,19 @@ RUN_ACTIVE_SECONDS = Metric(
 RUN_RESTARTS = Metric(
     "trainyard_operator_run_restarts_total",
     "counter",
-    "Failed attempts of a run that were tried again.",
+    "Failed attempts of a run that were retried.",
     (_NAMESPACE, _OF_RUNS),
 )
 RUN_FAILED_ATTEMPTS = Metric(
     "trainyard_operator_run_failed_attempts",
     "gauge",
-    "Failed ones among a run's newest ten attempts, by reason.",
+    "Failed attempts among a run's newest ten, by reason.",
     (_NAMESPACE, _OF_RUNS, _REASON),
 )
 RUN_STUDY = Metric(
     "trainyard_operator_run_study",
     "gauge",
-    "1 for a run that is labelled trainyard.dev/study: the study says what it could do.",
+    "1 for a run that is labelled trainyard.dev/study: compare it with that study's results.",
     (_NAMESPACE, _OF_RUNS, Label("study", "the label's values", 5000)),
 )
 RECONCILES = Metric(
@@ -239,7 +241,7 @@ REQUEST_SECONDS = Metric(
     "trainyard_serving_request_seconds", "histogram", "Time to the full answer.", (_ROUTE,)
 )
 REQUESTS_IN_PROGRESS = Metric(
-    "trainyard_serving_requests_in_progress", "gauge", "Requests being answered, waiting ones too."
+    "trainyard_serving_requests_in_progress", "gauge", "Requests being answered or waiting."
 )
 FIRST_TOKEN_SECONDS = Metric(
     "trainyard_serving_first_token_seconds", "histogram", "Time to the first generated token."
@@ -253,15 +255,15 @@ MODEL_INFO = Metric(
     "gauge",
     "1 for the model served.",
     (
-        Label("run", "the run that made it", 1),
-        Label("step", "the step it is of", 1),
+        Label("run", "the run that trained it", 1),
+        Label("step", "the step it was saved at", 1),
         Label("digest", "its manifest's sha256", 1),
     ),
 )
 MODEL_SWAPS = Metric(
     "trainyard_serving_model_swaps_total",
     "counter",
-    "Newer models met: loaded, refused, or rolled_back by request.",
+    "Newer models found: loaded, refused, or rolled_back by request.",
     (Label("result", "loaded, refused or rolled_back", 3),),
 )
 BATCH_SIZE = Metric("trainyard_serving_batch_size", "histogram", "Texts computed together.")
@@ -275,7 +277,7 @@ PREDICTIONS = Metric(
     "trainyard_serving_predictions_total",
     "counter",
     "Texts classified, by class.",
-    (Label("label", "the model's classes; further ones are other", 101),),
+    (Label("label", "the model's classes; those past the limit are other", 101),),
 )
 
 # Every part: of its process, as Prometheus' client libraries name them (on Linux).

@@ -1,4 +1,4 @@
-"""ProgressReport: what rank 0 of a run says about itself at /progress."""
+"""ProgressReport: what rank 0 of a run reports at /progress."""
 
 from datetime import datetime
 from typing import Literal

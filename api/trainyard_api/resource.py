@@ -44,7 +44,7 @@ class Resource(Model):
 
 
 def name_rules(longest: int, why: str) -> tuple[Rule, Rule]:
-    """What a name must be like; `why` says what needs the room that `longest` leaves."""
+    """The rules of metadata.name; `why` explains the limit of `longest` characters."""
     return (
         Rule(
             f"self.metadata.name.size() <= {longest}",

@@ -41,7 +41,7 @@ def _check_matrix(matrix: dict[str, Any]) -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a matrix are the same one; to Python True is also 1."""
+    """Whether two values of a matrix are the same one: unlike in Python, True is not 1."""
     return type(one) is type(other) and one == other
 
 
@@ -112,8 +112,7 @@ class ScalingStudySpec(SpecModel):
     )
 
     def fingerprint(self) -> str:
-        """Of what is measured. CEL can't see into the template and the matrix, so this tells when
-        they were changed."""
+        """Identifies what is measured: CEL can't see changes inside the template and the matrix."""
         measured = self.model_dump(
             mode="json",
             include={"template", "matrix", "exclude", "repeats", "steps", "warmup_steps"},

@@ -32,7 +32,7 @@ from trainyard_api.study_status import ScalingCurve
 from trainyard_lifecycle.diagnosis import REASONS
 from trainyard_operator.objects import ObjectKey
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody queries
+disable_created_metrics()  # type: ignore[no-untyped-call]  # an unneeded second series per counter
 
 RECONCILE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 # How long a finished run is still exported: its last values must be scraped.

@@ -130,7 +130,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         try:
             text = await self._kube.text(path, container=container, tailLines=str(LOG_LINES))
         except ApiError:
-            return ""  # it never started, or its node is gone: other evidence must do
+            return ""  # it never started, or its node is lost: other evidence decides
         if init:
             *before, last = text.strip().rsplit("\n", 1)
             text = "\n".join([*before, f"init container {init}: {last}"])

@@ -28,8 +28,8 @@ class Series(Protocol):
 class Informer:
     """Lists and watches one kind: queues objects that need a reconcile, and notices a dead watch.
 
-    kopf's handlers can't tell when a watch has silently stopped delivering events; comparing what
-    it delivered with what is listed can.
+    kopf doesn't notice when a watch silently stops delivering events; comparing what it delivered
+    with what is listed shows it.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What lies on disk: files replaced as a whole, and checkpoints that can be verified."""
+"""Files on disk: atomic writes, and checkpoints that are verified byte by byte."""

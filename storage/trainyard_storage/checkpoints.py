@@ -16,11 +16,11 @@ _OWN_SHA256 = "sha256"  # the manifest's own, in its JSON
 
 
 class InvalidCheckpointError(Exception):
-    """The directory is no valid checkpoint; the message is one line that says why."""
+    """The directory is not a valid checkpoint; the message is one line that says why."""
 
 
 class UnreadableCheckpointError(InvalidCheckpointError):
-    """The disk or the network failed: nobody knows whether the directory is valid."""
+    """The disk or the network failed: whether the directory is valid is unknown."""
 
 
 def file_sha256(path: Path) -> str:
@@ -30,7 +30,7 @@ def file_sha256(path: Path) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, FileEntry]:
-    """Entries of every regular file below `directory`, the manifest itself left out."""
+    """Entries of every regular file below `directory`, except the manifest itself."""
     return {
         path.relative_to(directory).as_posix(): FileEntry(
             size=path.stat().st_size, sha256=file_sha256(path)
@@ -58,12 +58,12 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def digest(directory: Path) -> str:
-    """`sha256:HEX` of the manifest: names the checkpoint and, through it, every byte of it."""
+    """`sha256:HEX` of the manifest: identifies every byte of the checkpoint."""
     return f"sha256:{file_sha256(directory / MANIFEST)}"
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of `directory`; the files are not looked at (see `verify`).
+    """The manifest of `directory`; its files are not checked (see `verify`).
 
     Raises InvalidCheckpointError when it is missing or malformed.
     """
@@ -84,7 +84,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def verify(directory: Path) -> Manifest:
-    """The manifest of `directory` after every file's size and sha256 agreed with it.
+    """The manifest of `directory`, after checking every file's size and sha256 against it.
 
     Raises InvalidCheckpointError naming the first file that is missing, cut short or altered.
     """
@@ -111,11 +111,11 @@ def verify(directory: Path) -> Manifest:
 def steps(parent: Path) -> Iterator[Path]:
     """Step directories below `parent` (`checkpoints` or `models`), newest first, unverified.
 
-    Only names that `step_name` makes: what a user has put beside them is left alone.
+    Only names that `step_name` makes: anything else in `parent` is ignored.
     """
     if parent.is_dir():
-        found = [parent / name for name in os.listdir(parent) if STEP_NAME.fullmatch(name)]
-        yield from sorted(found, key=step_of, reverse=True)
+        directories = [parent / name for name in os.listdir(parent) if STEP_NAME.fullmatch(name)]
+        yield from sorted(directories, key=step_of, reverse=True)
 
 
 def newest_valid(parent: Path) -> tuple[Path, Manifest, list[str]] | tuple[None, None, list[str]]:

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader, or a crash, sees the old content or the new."""
+"""Atomic writes: a reader, or a crash, finds either the old content or the new."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def open_atomic(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[BinaryIO]:
-    """A file to write, beside `path`, that takes its place when the block ends well.
+    """A temporary file beside `path` that replaces it when the block ends without an error.
 
-    durable: its bytes are on the disk before that; False where a power cut that spoils it costs
-        less than waiting for the disk.
-    writer: names this process, where several may write `path` at once.
+    durable: sync it to disk first. False where losing it in a power failure costs less than
+        waiting for the disk.
+    writer: names this process, where several may write `path` at the same time.
     """
     temporary = path.with_name(f".{path.name}.{writer}tmp")
     try:
@@ -30,11 +30,11 @@ def open_atomic(path: Path, *, durable: bool = True, writer: str = "") -> Iterat
 
 
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace what is in `path`, UTF-8."""
+    """Replace the content of `path`, as UTF-8."""
     with open_atomic(path, durable=durable) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
-    """JSON for people and programs alike."""
+    """Write indented JSON; not atomic."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `helm test` runs: the operator answers through its Service and exports its metrics."""
+"""Run by `helm test`: the operator answers through its Service and exports its metrics."""
 
 import os
 import sys

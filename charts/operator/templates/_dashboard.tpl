@@ -2,7 +2,7 @@
 {{- printf "%s-dashboard" (include "operator.fullname" . | trunc 53 | trimSuffix "-") -}}
 {{- end -}}
 
-{{/* Other ones than the operator's: its Service must not lead here. */}}
+{{/* Different from the operator's, so that its Service does not select these pods. */}}
 {{- define "operator.dashboardSelector" -}}
 app.kubernetes.io/name: trainyard-dashboard
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
@@ -16,7 +16,7 @@ app.kubernetes.io/part-of: trainyard
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The port of a URL, named or its scheme's. */}}
+{{/* The port of a URL: its own, or its scheme's default. */}}
 {{- define "operator.portOf" -}}
 {{- $url := urlParse . -}}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}

@@ -53,11 +53,11 @@ capabilities:
 readOnlyRootFilesystem: true
 {{- end -}}
 
-{{/* What the operator does with the objects of runs, verb by verb. */}}
+{{/* The operator's rights on the objects of runs. */}}
 {{- define "operator.rules" -}}
 - apiGroups: [trainyard.dev]
   resources: [trainingruns]
-  verbs: [get, list, watch, create, delete]  # of studies; delete: also ttlSecondsAfterFinished
+  verbs: [get, list, watch, create, delete]  # create, delete: for studies; delete: also for ttlSecondsAfterFinished
 - apiGroups: [trainyard.dev]
   resources: [scalingstudies]
   verbs: [get, list, watch]

@@ -58,7 +58,7 @@ def test_every_level_is_structural(kind: crd.Kind) -> None:
 @pytest.mark.parametrize(
     ("kind", "model"), [(TrainingRun, TrainingRunSpec), (ScalingStudy, ScalingStudySpec)]
 )
-def test_fields_are_all_there_by_their_wire_names(kind: type[Model], model: type[Model]) -> None:
+def test_every_field_has_its_wire_name(kind: type[Model], model: type[Model]) -> None:
     spec = crd.schema(kind)["properties"]["spec"]["properties"]
     assert set(spec) == {field.alias for field in model.model_fields.values()}
 
@@ -124,7 +124,7 @@ def test_every_immutable_field_has_a_transition_rule(schema: dict[str, Any]) -> 
     assert transitions[".seed"]["message"] == "spec.seed is immutable: make a new run"
 
 
-def test_what_a_study_measures_can_not_change_as_far_as_cel_sees_it() -> None:
+def test_what_a_study_measures_is_immutable_where_cel_can_see_it() -> None:
     rules = crd.schema(ScalingStudy)["properties"]["spec"]["x-kubernetes-validations"]
     assert {rule["fieldPath"] for rule in rules} == {".repeats", ".steps", ".warmupSteps"}
     assert rules[0]["message"] == "spec.repeats is immutable: make a new study"
@@ -132,7 +132,7 @@ def test_what_a_study_measures_can_not_change_as_far_as_cel_sees_it() -> None:
 
 @each_kind
 def test_rules_of_unbounded_values_are_affordable(kind: crd.Kind) -> None:
-    """The API server refuses a rule whose worst case is too dear: what it walks needs a bound."""
+    """The API server refuses rules whose worst case costs too much: iteration needs a bound."""
     for path, node in walk(crd.schema(kind.model)["properties"]["spec"], "spec"):
         if "x-kubernetes-validations" in node and node.get("type") == "string":
             assert "maxLength" in node, path

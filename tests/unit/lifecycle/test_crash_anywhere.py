@@ -1,5 +1,5 @@
 """Property: whatever the faults, an operator killed between any two actions ends where an
-undisturbed one does, and nothing is created, counted or told twice."""
+undisturbed one does, and nothing is created, counted or emitted twice."""
 
 from dataclasses import replace
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Root causes, told from logs that torchrun 2.15 really wrote and from what Kubernetes says."""
+"""Root causes, from logs that torchrun 2.15 wrote and from what Kubernetes reports."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,9 @@ def reported(message: str) -> dict[str, str]:
         ({"phase": "Running", "deleting": True}, "PodDeleted", True, "was deleted"),
     ],
 )  # fmt: skip
-def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: str) -> None:
+def test_each_kind_of_evidence_gives_its_reason(
+    fields: dict[str, Any], reason: str, retryable: bool, text: str
+) -> None:
     failure = diagnose_failure(failed(**fields))
     assert failure is not None
     assert (failure.reason, failure.retryable) == (reason, retryable)
@@ -79,7 +81,7 @@ def test_evidence(fields: dict[str, Any], reason: str, retryable: bool, text: st
     assert "\n" not in failure.message
 
 
-def test_the_trainers_configuration_error_is_found_in_the_log() -> None:
+def test_the_trainers_config_error_is_read_from_the_log() -> None:
     log = (LOGS / "exit.log").read_text()
     log = log.replace("[default1]:cannot open", "[default1]:ConfigError: cannot open")
     failure = diagnose_failure(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 78")))
@@ -95,7 +97,7 @@ def test_the_trainers_configuration_error_is_found_in_the_log() -> None:
         ("NonFiniteLossError: the loss of step 7 is nan", "UserException", False),
     ],
 )
-def test_the_trainers_one_line_errors_need_no_traceback(
+def test_the_trainers_single_line_errors_are_read_from_the_log(
     line: str, reason: str, retryable: bool
 ) -> None:
     log = (LOGS / "exit.log").read_text().replace("cannot open license file", line)
@@ -132,14 +134,14 @@ def test_a_hang_explains_the_signals_that_end_it(line: str, words: str) -> None:
     assert find_root_cause([f for f in (failure, lost) if f]) is lost
 
 
-def test_a_worker_on_a_lost_node_is_lost_though_it_says_running() -> None:
+def test_a_running_worker_on_a_lost_node_is_lost() -> None:
     failure = diagnose_failure(make_worker(phase="Running"), host_lost=True)
     assert failure is not None
     assert failure.reason == "NodeLost"
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Running", "Succeeded"])
-def test_no_failure_no_explanation(phase: Any) -> None:
+def test_a_worker_that_did_not_fail_has_no_failure(phase: Any) -> None:
     assert diagnose_failure(make_worker(phase=phase)) is None
 
 

@@ -89,7 +89,7 @@ def test_node_zero_gets_rank_zero() -> None:
     assert min(reversed(nodes)).addr == "demo-3-0.demo"
 
 
-def test_job_travels_whole() -> None:
+def test_the_job_has_every_setting_of_the_run() -> None:
     run = make_run(
         config={"corpus": "a.txt"},
         strategy="fsdp",
@@ -110,14 +110,14 @@ def test_job_travels_whole() -> None:
     assert json.loads(variables["TRAINYARD_JOB"])["runDir"] == "/trainyard/demo"
 
 
-def test_command_gets_no_job_but_a_directory() -> None:
+def test_a_command_gets_a_run_directory_and_no_job() -> None:
     variables = make_env(make_run(command=["train.py"]))
     assert "TRAINYARD_JOB" not in variables
     assert variables["TRAINYARD_RUN_DIR"] == "/trainyard/demo"
     assert variables["TRAINYARD_RESULT_FILE"] == "/dev/termination-log"
 
 
-def test_error_file_only_when_asked() -> None:
+def test_the_error_file_is_optional() -> None:
     run = make_run()
     assert "TORCHELASTIC_ERROR_FILE" not in make_env(run)
     assert make_env(run, error_file="/x/error.json")["TORCHELASTIC_ERROR_FILE"] == "/x/error.json"

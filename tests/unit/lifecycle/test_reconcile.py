@@ -10,7 +10,7 @@ from trainyard_api.status import CheckpointRef
 from trainyard_lifecycle.plan import Plan
 
 
-def begun(**spec: Any) -> Story:
+def started_story(**spec: Any) -> Story:
     """A story whose first attempt was decided on and whose two workers exist."""
     story = Story(make_run(**spec))
     story.see()
@@ -25,7 +25,7 @@ def keys(plan: Plan) -> list[tuple[int, int]]:
     return [(key.attempt, key.node) for key in plan.create]
 
 
-def test_a_new_run_begins_attempt_one() -> None:
+def test_a_new_run_starts_attempt_one() -> None:
     story = Story(make_run())
     plan = story.see()
     assert keys(plan) == [(1, 0), (1, 1)]
@@ -34,13 +34,13 @@ def test_a_new_run_begins_attempt_one() -> None:
 
 
 def test_only_missing_workers_are_created() -> None:
-    story = begun()
+    story = started_story()
     assert keys(story.see(make_worker(0))) == [(1, 1)]
     assert keys(story.see(*pair())) == []
 
 
 def test_running_only_once_every_rank_has_joined() -> None:
-    story = begun()
+    story = started_story()
     assert story.see(*pair()).status.phase == "Starting"
     assert story.see(*pair(), report=make_report(joined=0)).status.phase == "Starting"
     assert story.see(*pair(), report=make_report(joined=1)).status.phase == "Starting"
@@ -51,7 +51,7 @@ def test_running_only_once_every_rank_has_joined() -> None:
 
 
 def test_a_report_of_an_older_attempt_is_ignored() -> None:
-    story = begun()
+    story = started_story()
     story.see(*pair(phase="Failed", exit_code=137))
     story.see(after=10)
     plan = story.see(*pair(2), report=make_report(attempt=1, step=9))
@@ -59,8 +59,8 @@ def test_a_report_of_an_older_attempt_is_ignored() -> None:
     assert plan.status.step is None
 
 
-def test_a_users_script_runs_once_its_containers_do() -> None:
-    story = begun(command=["train.py"])
+def test_a_users_script_is_running_once_its_containers_are() -> None:
+    story = started_story(command=["train.py"])
     assert story.see(*pair(phase="Pending")).status.phase == "Pending"
     plan = story.see(*pair())
     assert (plan.status.phase, plan.status.progress) == ("Running", "")
@@ -82,15 +82,15 @@ def test_a_users_script_runs_once_its_containers_do() -> None:
     ],
 )  # fmt: skip
 def test_pending_says_why(fields: dict[str, Any], reason: str, text: str) -> None:
-    story = begun()
+    story = started_story()
     plan = story.see(make_worker(0), make_worker(1, phase="Pending", **fields))
     assert (plan.status.phase, plan.status.reason) == ("Pending", reason)
     assert text in plan.status.message
     assert "1 of 2 workers are running" in plan.status.message
 
 
-def test_a_retryable_failure_waits_and_begins_the_next_attempt() -> None:
-    story = begun(backoff={"initialSeconds": 10, "maxSeconds": 60})
+def test_a_retryable_failure_starts_the_next_attempt_after_the_backoff() -> None:
+    story = started_story(backoff={"initialSeconds": 10, "maxSeconds": 60})
     story.see(*pair(), report=make_report())
     dead = [make_worker(0), make_worker(1, phase="Failed", exit_code=137)]
     plan = story.see(*dead)
@@ -107,7 +107,7 @@ def test_a_retryable_failure_waits_and_begins_the_next_attempt() -> None:
 
 
 def test_backoff_doubles_up_to_its_cap() -> None:
-    story = begun(maxRestarts=4, backoff={"initialSeconds": 10, "maxSeconds": 35})
+    story = started_story(maxRestarts=4, backoff={"initialSeconds": 10, "maxSeconds": 35})
     waits = []
     for attempt in range(1, 5):
         plan = story.see(*pair(attempt, phase="Failed", exit_code=137))
@@ -117,7 +117,7 @@ def test_backoff_doubles_up_to_its_cap() -> None:
 
 
 def test_max_restarts_ends_the_run() -> None:
-    story = begun(maxRestarts=1)
+    story = started_story(maxRestarts=1)
     story.see(*pair(phase="Failed", exit_code=137))
     story.see(after=6)
     plan = story.see(*pair(2, phase="Failed", exit_code=137))
@@ -125,8 +125,8 @@ def test_max_restarts_ends_the_run() -> None:
     assert "maxRestarts 1 reached" in plan.status.message
 
 
-def test_a_users_exception_is_told_and_not_retried() -> None:
-    story = begun()
+def test_a_users_exception_is_reported_and_not_retried() -> None:
+    story = started_story()
     trace = "Traceback (most recent call last):\n  File 'x'\nValueError: no such label\n"
     plan = story.see(make_worker(0), make_worker(1, phase="Failed", exit_code=1, log_tail=trace))
     assert (plan.status.phase, plan.status.reason) == ("Failed", "UserException")
@@ -136,7 +136,7 @@ def test_a_users_exception_is_told_and_not_retried() -> None:
 
 
 def test_a_lost_peer_waits_for_the_real_cause() -> None:
-    story = begun()
+    story = started_story()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
     first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     plan = story.see(first, make_worker(1), after=1)
@@ -146,8 +146,8 @@ def test_a_lost_peer_waits_for_the_real_cause() -> None:
     assert (plan.status.reason, plan.delete) == ("NodeLost", ())
 
 
-def test_a_hang_is_named_while_its_node_may_yet_turn_out_lost() -> None:
-    story = begun()
+def test_a_hang_is_reported_while_its_node_may_turn_out_to_be_lost() -> None:
+    story = started_story()
     said = "rank 1 (host1, pid 7) gives no sign of life: nothing heard for 20 s"
     words = f'{{"message": {{"message": "HangError: {said}"}}}}'
     first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
@@ -159,16 +159,16 @@ def test_a_hang_is_named_while_its_node_may_yet_turn_out_lost() -> None:
     assert (plan.status.phase, plan.status.reason) == ("Restarting", "Hang")
 
 
-def test_a_lost_peer_without_another_cause_is_decided_in_time() -> None:
-    story = begun()
+def test_a_lost_peer_is_the_cause_when_no_other_appears_in_time() -> None:
+    story = started_story()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
     first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     assert story.see(first, make_worker(1), after=60).status.reason != "PeerLost"
     assert story.see(first, make_worker(1), after=6).status.reason == "PeerLost"
 
 
-def test_a_lost_node_is_named_though_its_peer_is_heard_a_minute_before() -> None:
-    story = begun()
+def test_a_lost_node_is_the_cause_although_its_peer_failed_a_minute_before() -> None:
+    story = started_story()
     words = '{"message": {"message": "RuntimeError: Connection closed by peer"}}'
     first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     story.see(first, make_worker(1))
@@ -177,7 +177,7 @@ def test_a_lost_node_is_named_though_its_peer_is_heard_a_minute_before() -> None
 
 
 def test_pods_that_stay_terminating_do_not_hold_up_the_next_attempt() -> None:
-    story = begun()
+    story = started_story()
     zombie = make_worker(1, deleting=True, disruption="DeletionByTaintManager")
     story.see(make_worker(0), zombie)
     plan = story.see(zombie, after=6)
@@ -188,19 +188,19 @@ def test_pods_that_stay_terminating_do_not_hold_up_the_next_attempt() -> None:
 
 
 def test_a_worker_on_a_node_that_is_not_ready_is_lost() -> None:
-    story = begun()
+    story = started_story()
     plan = story.see(*pair(), lost=frozenset({"host1"}))
     assert plan.status.reason == "NodeLost"
 
 
 def test_a_created_worker_that_vanished_was_deleted() -> None:
-    story = begun()
+    story = started_story()
     story.see(*pair())
     assert story.see(make_worker(0)).status.reason == "PodDeleted"
 
 
-def test_success_takes_the_final_report_from_the_last_words() -> None:
-    story = begun()
+def test_success_takes_the_final_report_from_the_termination_message() -> None:
+    story = started_story()
     checkpoint = CheckpointRef(step=50, digest="sha256:00", time=T0)
     final = make_report(step=50, total_steps=50, loss=1.5, last_checkpoint=checkpoint)
     workers = [
@@ -216,8 +216,8 @@ def test_success_takes_the_final_report_from_the_last_words() -> None:
     assert (again.create, again.delete, again.events) == ((), (), ())
 
 
-def test_a_gang_that_cannot_be_placed_is_given_back() -> None:
-    story = begun(startDeadlineSeconds=60, maxRestarts=0)
+def test_a_gang_that_cannot_be_scheduled_is_retried() -> None:
+    story = started_story(startDeadlineSeconds=60, maxRestarts=0)
     half = [make_worker(0), make_worker(1, phase="Pending", unschedulable="0/1 nodes available")]
     assert story.see(*half, after=59).delete == ()
     plan = story.see(*half, after=2)
@@ -227,8 +227,8 @@ def test_a_gang_that_cannot_be_placed_is_given_back() -> None:
     assert keys(story.see(after=10)) == [(2, 0), (2, 1)]
 
 
-def test_an_elastic_run_goes_on_with_the_nodes_there_are() -> None:
-    story = begun(startDeadlineSeconds=60, elastic={"minNodes": 1, "maxNodes": 2})
+def test_an_elastic_run_continues_with_the_nodes_available() -> None:
+    story = started_story(startDeadlineSeconds=60, elastic={"minNodes": 1, "maxNodes": 2})
     half = [make_worker(0), make_worker(1, phase="Pending", unschedulable="0/1 nodes available")]
     story.see(*half, after=61)
     plan = story.see(after=10)
@@ -238,7 +238,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_there_are() -> None:
 
 
 def test_a_wrong_image_fails_the_run_at_the_deadline() -> None:
-    story = begun(startDeadlineSeconds=60)
+    story = started_story(startDeadlineSeconds=60)
     stuck = pair(phase="Pending", waiting_reason="ImagePullBackOff", waiting_message="x:1")
     assert story.see(*stuck, after=59).status.phase == "Pending"
     plan = story.see(*stuck, after=2)
@@ -246,20 +246,20 @@ def test_a_wrong_image_fails_the_run_at_the_deadline() -> None:
     assert plan.delete == ("r-1-0", "r-1-1")
 
 
-def test_an_impossible_image_name_fails_at_once() -> None:
-    plan = begun().see(*pair(phase="Pending", waiting_reason="InvalidImageName"))
+def test_an_invalid_image_name_fails_at_once() -> None:
+    plan = started_story().see(*pair(phase="Pending", waiting_reason="InvalidImageName"))
     assert (plan.status.phase, plan.status.reason) == ("Failed", "Image")
 
 
 def test_ranks_that_never_join_are_a_failed_attempt() -> None:
-    story = begun(startDeadlineSeconds=60)
+    story = started_story(startDeadlineSeconds=60)
     plan = story.see(*pair(), after=61, report=make_report(joined=1))
     assert (plan.status.phase, plan.status.reason) == ("Restarting", "StartTimeout")
     assert "1 of 2 ranks have joined" in plan.status.message
 
 
-def test_suspend_stops_the_pods_and_resume_begins_the_next_attempt() -> None:
-    story = begun()
+def test_suspend_stops_the_pods_and_resume_starts_the_next_attempt() -> None:
+    story = started_story()
     story.see(*pair(), report=make_report())
     story.run.spec.suspend = True
     plan = story.see(*pair(), after=30)
@@ -272,8 +272,8 @@ def test_suspend_stops_the_pods_and_resume_begins_the_next_attempt() -> None:
     assert plan.status.restarts == 0
 
 
-def test_what_the_pods_save_while_they_are_suspended_is_known() -> None:
-    story = begun()
+def test_a_checkpoint_saved_while_pods_stop_is_recorded() -> None:
+    story = started_story()
     story.see(*pair(), report=make_report())
     story.run.spec.suspend = True
     story.see(*pair())
@@ -283,13 +283,13 @@ def test_what_the_pods_save_while_they_are_suspended_is_known() -> None:
     assert story.see().status.last_checkpoint == saved
 
 
-def test_a_run_made_suspended_creates_nothing() -> None:
+def test_a_run_created_suspended_creates_no_pods() -> None:
     plan = Story(make_run(suspend=True)).see()
     assert (plan.status.phase, plan.create) == ("Suspended", ())
 
 
 def test_suspended_time_does_not_count_towards_the_deadline() -> None:
-    story = begun(activeDeadlineSeconds=100)
+    story = started_story(activeDeadlineSeconds=100)
     story.run.spec.suspend = True
     story.see(*pair(), after=60)
     story.run.spec.suspend = False
@@ -300,7 +300,7 @@ def test_suspended_time_does_not_count_towards_the_deadline() -> None:
     assert plan.delete == ("r-2-0", "r-2-1")
 
 
-def test_it_wakes_up_for_the_deadline() -> None:
+def test_the_next_reconcile_is_at_the_deadline_at_the_latest() -> None:
     story = Story(make_run(activeDeadlineSeconds=2))
     assert story.see().requeue_after == pytest.approx(1.0)
     plan = story.see(*pair(), after=1.5, report=make_report())
@@ -308,7 +308,7 @@ def test_it_wakes_up_for_the_deadline() -> None:
 
 
 def test_ttl_deletes_the_finished_run() -> None:
-    story = begun(ttlSecondsAfterFinished=60, storage={"whenDeleted": "Retain"})
+    story = started_story(ttlSecondsAfterFinished=60, storage={"whenDeleted": "Retain"})
     done = pair(phase="Succeeded")
     assert story.see(*done).requeue_after == 60
     assert not story.see(*done, after=59).delete_run
@@ -316,7 +316,7 @@ def test_ttl_deletes_the_finished_run() -> None:
 
 
 def test_a_changed_number_of_nodes_resizes_without_counting_a_restart() -> None:
-    story = begun()
+    story = started_story()
     story.see(*pair(), report=make_report())
     story.run.spec.num_nodes = 3
     plan = story.see(*pair())
@@ -327,14 +327,14 @@ def test_a_changed_number_of_nodes_resizes_without_counting_a_restart() -> None:
 
 
 def test_a_run_being_deleted_is_left_alone() -> None:
-    story = begun()
+    story = started_story()
     story.run.metadata.deletion_timestamp = T0
     plan = story.see(*pair(phase="Failed", exit_code=137))
     assert (plan.create, plan.delete, plan.events, plan.requeue_after) == ((), (), (), None)
 
 
 def test_history_keeps_the_newest_ten_attempts() -> None:
-    story = begun(maxRestarts=20, backoff={"initialSeconds": 0, "maxSeconds": 0})
+    story = started_story(maxRestarts=20, backoff={"initialSeconds": 0, "maxSeconds": 0})
     for attempt in range(1, 15):
         story.see(*pair(attempt, phase="Failed", exit_code=137))
         story.see(after=1)
@@ -342,8 +342,8 @@ def test_history_keeps_the_newest_ten_attempts() -> None:
     assert numbers == list(range(6, 16))
 
 
-def test_conditions_move_only_when_their_status_does() -> None:
-    story = begun()
+def test_transition_times_change_only_with_the_status() -> None:
+    story = started_story()
     story.see(*pair(), report=make_report(), after=5)
     story.see(*pair(), report=make_report(), after=5)
     running = next(c for c in story.run.status.conditions if c.type == "Running")

@@ -85,7 +85,7 @@ async def test_a_leader_that_cant_renew_stops(monkeypatch: pytest.MonkeyPatch) -
         assert not first.held
 
 
-async def test_a_short_failure_doesnt_end_leading() -> None:
+async def test_a_short_failure_does_not_lose_the_lease() -> None:
     async with api_server() as (state, kube), asyncio.timeout(patience.SECONDS):
         first = candidate(kube, "a")
         await first.acquire()

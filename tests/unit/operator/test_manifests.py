@@ -44,7 +44,7 @@ def test_pod_is_named_after_attempt_and_node_and_findable_by_that_name() -> None
     assert env(built)["PET_LOCAL_ADDR"] == "r-3-1.r"
 
 
-def test_everything_goes_with_the_run() -> None:
+def test_everything_is_owned_by_the_run() -> None:
     claim = manifests.claim(make_run())
     assert claim
     for item in (pod(), manifests.service(make_run()), claim):
@@ -74,7 +74,7 @@ def test_pod_meets_the_restricted_standard() -> None:
     assert all(set(volume) & {"persistentVolumeClaim", "emptyDir"} for volume in spec["volumes"])
 
 
-def test_our_image_has_a_read_only_root_and_a_place_to_write() -> None:
+def test_our_image_has_a_read_only_root_and_a_writable_tmp() -> None:
     built = pod()
     assert trainer(built)["image"] == "ours:1"
     assert trainer(built)["securityContext"]["readOnlyRootFilesystem"] is True
@@ -91,7 +91,7 @@ def test_torchrun_has_time_to_end_its_workers() -> None:
     assert grace > int(env(built)["PET_SHUTDOWN_TIMEOUT"])
 
 
-def test_last_words_are_read_from_the_log_when_nothing_else_was_said() -> None:
+def test_the_termination_message_falls_back_to_the_log() -> None:
     container = trainer(pod())
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert container["terminationMessagePath"] == env(pod())["TRAINYARD_RESULT_FILE"]
@@ -99,7 +99,7 @@ def test_last_words_are_read_from_the_log_when_nothing_else_was_said() -> None:
     assert "TORCHELASTIC_ERROR_FILE" not in env(pod())
 
 
-def test_a_lost_node_is_noticed_soon() -> None:
+def test_pods_of_a_lost_node_are_evicted_soon() -> None:
     found = {item["key"]: item for item in pod()["spec"]["tolerations"]}
     for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
         assert found[key]["effect"] == "NoExecute"
@@ -148,7 +148,7 @@ def test_threads_follow_the_cpu_request_where_there_is_no_limit() -> None:
     assert env(pod(resourcesPerNode=resources))["OMP_NUM_THREADS"] == "4"
 
 
-def test_dollar_signs_mean_themselves() -> None:
+def test_dollar_signs_are_literal() -> None:
     built = pod(command=["sh", "-c", "echo $(date) $HOME"], image="mine:1")
     assert trainer(built)["command"][-1] == "echo $$(date) $HOME"
     built = pod(config={"prompt": "$(HOME)"})
@@ -180,7 +180,7 @@ def test_claim_access_mode(spec: dict[str, Any], mode: str) -> None:
     assert claim["spec"]["accessModes"] == [mode]
 
 
-def test_claim_as_asked() -> None:
+def test_claim_as_specified() -> None:
     storage = {"size": "1Ti", "storageClassName": "fast", "whenDeleted": "Retain"}
     claim = manifests.claim(make_run(storage=storage))
     assert claim
@@ -221,13 +221,13 @@ def test_template_overrides_but_a_worker_stays_a_worker() -> None:
     assert [container["name"] for container in spec["containers"]] == ["trainer", "sidecar"]
 
 
-def test_host_network_still_finds_its_peers() -> None:
+def test_host_network_uses_the_clusters_dns() -> None:
     assert pod(podTemplate={"spec": {"hostNetwork": True}})["spec"]["dnsPolicy"] == (
         "ClusterFirstWithHostNet"
     )
 
 
-def test_prometheus_finds_rank_0_unless_told_otherwise() -> None:
+def test_prometheus_annotations_are_on_rank_0_unless_overridden() -> None:
     assert pod(node=0)["metadata"]["annotations"]["prometheus.io/port"] == "9400"
     assert "prometheus.io/scrape" not in pod(node=1)["metadata"]["annotations"]
     own = pod(node=0, command=["train.py"])

@@ -139,6 +139,6 @@ def test_merge(
         ),
     ],
 )
-def test_lists_without_their_key_are_refused(over: dict[str, Any], words: str) -> None:
+def test_items_without_the_merge_key_are_rejected(over: dict[str, Any], words: str) -> None:
     with pytest.raises(RejectedError, match=words):
         merge({"containers": [{"name": "trainer"}]}, over, "podTemplate.spec")

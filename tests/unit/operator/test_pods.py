@@ -110,7 +110,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"phase": "Running"},
     ),
     (
-        "succeeded while a sidecar goes on",
+        "succeeded while a sidecar still runs",
         {
             "phase": "Running",
             "containerStatuses": [
@@ -145,7 +145,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"phase": "Failed", "exit_code": 137, "exit_reason": "OOMKilled"},
     ),
     (
-        "evicted, the container's own words besides",
+        "evicted, with a message of the container",
         {
             "phase": "Failed",
             "reason": "Evicted",

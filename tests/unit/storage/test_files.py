@@ -11,7 +11,7 @@ import pytest
 from trainyard_storage.files import open_atomic, write_text_atomic
 
 
-def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
+def test_a_text_replaces_another(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
     write_text_atomic(path, "old")
     write_text_atomic(path, "größer", durable=False)
@@ -19,7 +19,7 @@ def test_a_text_takes_the_place_of_another(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "epoch.pt"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="disk full"), open_atomic(path) as file:  # noqa: PT012
@@ -29,7 +29,7 @@ def test_an_error_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_kill_leaves_the_old_content_and_the_next_writer_clears_up(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_content_and_the_next_write_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_bytes(b"old")
     script = (
@@ -50,7 +50,7 @@ def test_a_kill_leaves_the_old_content_and_the_next_writer_clears_up(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_writers_of_one_file_that_are_named_do_not_meet(tmp_path: Path) -> None:
+def test_named_writers_of_one_file_do_not_collide(tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
     with open_atomic(path, writer="a") as one, open_atomic(path, writer="b") as other:
         one.write(b"a" * 9)
@@ -59,7 +59,7 @@ def test_writers_of_one_file_that_are_named_do_not_meet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_durable_is_on_the_disk_before_it_has_its_name(
+def test_a_durable_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.json"
