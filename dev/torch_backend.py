@@ -12,7 +12,7 @@ from pathlib import Path
 
 CPU_INDEX = ""
 PROBE_SECONDS = 2.0
-CUDA_SIZE = "about 3 GB to download, 5 GB on disk"
+CUDA_SIZE = "5 GB on disk"
 
 # In a process of its own, because a name lookup can't be given a time limit.
 _PROBE = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=60).close()"

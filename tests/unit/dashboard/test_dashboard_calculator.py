@@ -96,7 +96,7 @@ def test_without_a_law_only_measured_sizes_are_known() -> None:
     alone = Scaling({2: [10.0, 11.0]}, "samples")
     found = alone.project(4, BUDGET, None)
     assert found.chosen is None
-    assert found.why_no_law == "two or more numbers of processes are needed"
+    assert found.why_no_law == "at least two numbers of processes are required"
     assert alone.project(2, BUDGET, None).chosen is not None
     answer = costs(alone, 4, BUDGET, Prices(DEFAULT).read(), str(DEFAULT))
     assert answer.rows == []

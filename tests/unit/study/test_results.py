@@ -157,7 +157,7 @@ def test_a_single_size_has_no_law_and_says_why() -> None:
     cells = summarised(cell(2, 100, strategy="ddp"), cell(2, 120, strategy="fsdp"))
     found = curves(spec_of(*cells), cells, configurations(cells))
     assert [(c.label, c.law, len(c.points)) for c in found] == [("ddp", None, 1), ("fsdp", None, 1)]
-    assert found[0].why_no_law == "two or more numbers of processes are needed"
+    assert found[0].why_no_law == "at least two numbers of processes are required"
     assert headline(found) == "fsdp: 120 samples/s on 2"
 
 
