@@ -27,9 +27,7 @@ def write_example(name: str) -> str:
     if name not in names:
         raise UserError(f"no example named {name!r} (examples: {', '.join(names)})")
     path = Path(f"{name}.yaml")
-    text = (_directory() / path).read_text(encoding="utf-8")
-    # Comments name the repository's files: here the manifest has no directory.
-    text = re.sub(r"(?m)^(#.*?)\bexamples/(?=[\w-]+\.yaml)", r"\1", text)
+    text = _read(name)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -57,10 +55,17 @@ def _names() -> list[str]:
     return sorted(names, key=lambda name: (name != "quickstart", name.startswith("study-"), name))
 
 
+def _read(name: str) -> str:
+    """The manifest. Its comments name other examples; here they are not in a directory."""
+    text = (_directory() / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.replace("examples/", "")
+
+
 def _summary(name: str) -> str:
+    """The first sentence of the comment at the top."""
     comment = []
-    for line in (_directory() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in _read(name).splitlines():
         if not line.removeprefix("#").strip():
             break
         comment.append(line.removeprefix("#").strip())
-    return re.split(r"[.:] |\.$", " ".join(comment))[0]
+    return re.split(r"\. |\.$", " ".join(comment))[0]

@@ -174,11 +174,18 @@ def cluster(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
                 self._answer(404, status | {"reason": "NotFound", "message": message})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self._chunked_body())
             attributes = body["spec"]["resourceAttributes"]
             state.namespaces.add(attributes["namespace"])
             allowed = self.path.startswith(REVIEWS) and attributes["verb"] in state.verbs
             self._answer(201, body | {"status": {"allowed": allowed}})
+
+        def _chunked_body(self) -> bytes:
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            return body
 
         def _answer(self, code: int, body: dict[str, Any]) -> None:
             data = json.dumps(body).encode()

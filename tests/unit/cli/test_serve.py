@@ -34,7 +34,7 @@ def test_a_model_without_an_app_is_one_line(
     publish(tmp_path, "image-classification")
     assert cli.main(["serve", "done"]) == cli.EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
-    assert "done is of recipe image-classification, whose models no server answers from" in line
+    assert "done: models of recipe image-classification can't be served" in line
     assert "text-classification" in line
 
 
@@ -45,5 +45,5 @@ def test_an_engine_the_app_does_not_have_is_one_line(
     publish(tmp_path, "gpt")
     assert cli.main(["serve", "done", "--engine", "onnx"]) == cli.EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
-    assert "app generate has no engine onnx: give --engine torch or sglang" in line
+    assert "app generate has no engine onnx: use --engine torch or sglang" in line
     assert GENERATE.engines == ("torch", "sglang")
