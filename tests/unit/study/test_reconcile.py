@@ -158,8 +158,8 @@ def test_a_run_that_ends_as_it_is_suspended_counts() -> None:
     ("spec", "said"),
     [
         ({"matrix": {"numProcPerNode": [1, 99]}}, "cell numProcPerNode=99: spec.numProcPerNode"),
-        ({"matrix": {"seed": [*range(60)]}, "repeats": 100}, "are more than 1000 runs"),
-        ({"template": {"spec": {"command": ["a.py"]}}}, "a recipe is needed"),
+        ({"matrix": {"seed": [*range(60)]}, "repeats": 100}, "exceed the maximum of 1000 runs"),
+        ({"template": {"spec": {"command": ["a.py"]}}}, "a recipe is required"),
     ],
 )
 def test_what_makes_no_valid_runs_is_refused_and_nothing_runs(
