@@ -54,7 +54,7 @@ def test_every_pod_keeps_to_the_restricted_standard(render: Render, chart: str) 
         ("operator", ("dashboard.enabled=true", "dashboard.apiKey.value=secret")),
     ],
 )
-def test_probes_bear_a_busy_node(render: Render, chart: str, values: tuple[str, ...]) -> None:
+def test_probes_tolerate_a_busy_node(render: Render, chart: str, values: tuple[str, ...]) -> None:
     """Who answers late is not started over: that would cost the node still more."""
     for deployment in render(chart, *values).all("Deployment"):
         (container,) = deployment["spec"]["template"]["spec"]["containers"]

@@ -36,7 +36,7 @@ def test_nothing_of_it_is_there_unless_it_is_asked_for(render: Render) -> None:
     assert not [name for name in names if "dashboard" in name]
 
 
-def test_it_may_only_look(render: Render) -> None:
+def test_the_dashboard_has_read_only_rights(render: Render) -> None:
     rendered = render("operator", *ON)
     role = rendered.one("ClusterRole", "dashboard")
     assert rules(role) == {
@@ -58,7 +58,7 @@ def test_in_one_namespace_it_sees_no_other(render: Render) -> None:
     assert settings(rendered).namespace == "team"
 
 
-def test_the_program_takes_what_the_chart_says(render: Render) -> None:
+def test_the_program_accepts_the_charts_arguments(render: Render) -> None:
     rendered = render(
         "operator",
         *ON,

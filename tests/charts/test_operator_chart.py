@@ -109,7 +109,7 @@ def test_people_get_rights_through_the_usual_roles(render: Render) -> None:
     assert not render("operator", "rbac.aggregate=false").all("ClusterRole", "-view")
 
 
-def test_no_rights_are_made_when_told_so(render: Render) -> None:
+def test_rbac_create_false_makes_no_rights(render: Render) -> None:
     rendered = render(
         "operator", "rbac.create=false", "serviceAccount.create=false", "serviceAccount.name=mine"
     )
@@ -171,7 +171,7 @@ def test_a_disruption_budget_comes_with_replicas(
     assert len(found) == budgets
 
 
-def test_the_crds_are_in_the_chart_and_how_to_upgrade_them_is_said(render: Render) -> None:
+def test_the_crds_are_in_the_chart_and_the_notes_explain_upgrading_them(render: Render) -> None:
     crds = {path.name for path in (CHARTS / "operator" / "crds").iterdir()}
     assert crds == {"trainingruns.trainyard.dev.yaml", "scalingstudies.trainyard.dev.yaml"}
     told = (CHARTS / "operator" / "templates" / "NOTES.txt").read_text()

@@ -68,7 +68,7 @@ def test_one_model_on_a_claim_can_be_served(render: Render) -> None:
         (VISION, "vision", None, 8000),
     ],
 )
-def test_app_and_engine_are_the_programs_words(
+def test_app_and_engine_accept_the_programs_values(
     render: Render, values: tuple[str, ...], app: str, engine: str | None, port: int
 ) -> None:
     rendered = render("serving", *values)

@@ -200,7 +200,7 @@ def test_the_key_is_kept_in_a_secret_only(render: Render) -> None:
         assert reference == {"name": secret["metadata"]["name"], "key": "api-key"}
 
 
-def test_a_secret_of_yours_is_used_as_it_is(render: Render) -> None:
+def test_an_existing_secret_is_used_unchanged(render: Render) -> None:
     values = ("apiKey.existingSecret=mine", "apiKey.secretKey=token")
     rendered = render("serving", *GENERATE, *values)
     assert not rendered.all("Secret")
@@ -219,7 +219,7 @@ def test_a_new_key_makes_new_pods(render: Render) -> None:
     assert annotations("a" * 16) != annotations("b" * 16)
 
 
-def test_without_a_key_nothing_is_said_of_one(render: Render) -> None:
+def test_without_a_key_no_manifest_mentions_one(render: Render) -> None:
     rendered = render("serving", *S3)
     assert "API_KEY" not in str(rendered.pod())
     assert not rendered.all("Secret")

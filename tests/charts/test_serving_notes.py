@@ -51,7 +51,7 @@ def test_the_key_is_read_from_its_secret_and_sent(helm: Helm) -> None:
     assert "KEY" not in notes(helm, *GENERATE)
 
 
-def test_they_name_the_log_that_says_why_not(helm: Helm) -> None:
+def test_notes_name_the_log_that_explains_a_failure(helm: Helm) -> None:
     assert "-c verify" in notes(helm, *GENERATE)
     both = notes(helm, *SGLANG)
     assert "-c verify" in both
@@ -61,6 +61,6 @@ def test_they_name_the_log_that_says_why_not(helm: Helm) -> None:
     assert "Qwen/Qwen2-0.5B-Instruct: app generate, engine sglang" in hub
 
 
-def test_they_warn_of_an_open_door(helm: Helm) -> None:
+def test_notes_warn_of_an_ingress_without_a_key(helm: Helm) -> None:
     assert "WARNING" in notes(helm, *GENERATE, *INGRESS)
     assert "WARNING" not in notes(helm, *GENERATE, *INGRESS, *KEY)

@@ -73,7 +73,7 @@ def test_a_hub_id_is_fetched_by_sglang_alone(render: Render) -> None:
     assert "HF_TOKEN" not in str(rendered.container("serving"))
 
 
-def test_a_model_of_a_volume_is_never_looked_for_on_the_hub(render: Render) -> None:
+def test_a_model_on_a_volume_is_never_fetched_from_the_hub(render: Render) -> None:
     for name in ("sglang", "serving"):
         env = render("serving", *SGLANG).container(name)["env"]
         assert {"name": "HF_HUB_OFFLINE", "value": "1"} in env

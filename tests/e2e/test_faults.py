@@ -110,7 +110,7 @@ def test_a_pod_that_the_cluster_rejects_says_why(space: Namespace) -> None:
     assert "hostPath" in status["message"]
 
 
-def test_suspend_and_resume_goes_on_from_the_checkpoint(
+def test_a_suspended_run_resumes_from_its_checkpoint(
     space: Namespace, corpus: dict[str, Any]
 ) -> None:
     space.apply(char_gpt("nap", corpus, {"max_steps": 300}, numNodes=1))

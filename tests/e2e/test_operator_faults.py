@@ -27,7 +27,7 @@ def test_the_operator_killed_in_the_middle_changes_nothing(
     assert space.event_reasons("steady").count("AttemptStarted") == 1
 
 
-def test_a_run_that_ends_while_the_operator_is_away_is_told_right(
+def test_a_run_that_ends_without_an_operator_gets_the_right_status(
     space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
     space.apply(char_gpt("alone", corpus, {"max_steps": 250}))

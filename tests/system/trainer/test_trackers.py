@@ -144,7 +144,7 @@ def test_tensorboard_shows_what_the_history_holds(
     assert "_hparams_/session_end_info" in anew.summary_metadata
 
 
-def test_an_outage_is_said_once_and_ends_with_the_run(
+def test_an_outage_is_reported_once_and_does_not_outlive_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
@@ -170,7 +170,7 @@ def test_an_outage_is_said_once_and_ends_with_the_run(
     assert line.endswith("; training goes on, its metrics are sent later")
 
 
-def test_a_failed_run_says_so_at_its_end(make_job: MakeJob, launch: Any) -> None:
+def test_a_failed_run_ends_its_history_with_failed(make_job: MakeJob, launch: Any) -> None:
     run = launch(make_job(learning_rate=1e30, max_grad_norm=0))
     assert run.wait() == [1]
     end = run.history()[-1]
@@ -313,7 +313,7 @@ def test_rates_after_a_resume_are_those_of_its_steps(
     assert second.result["stepSeconds"]["p50"] >= seconds
 
 
-def test_a_run_begun_anew_is_another_mlflow_run(tmp_path: Path, mlflow_uri: str) -> None:
+def test_a_run_started_again_is_another_mlflow_run(tmp_path: Path, mlflow_uri: str) -> None:
     runs = []
     for attempt, losses, status in ((1, 0, "FAILED"), (2, 2, ""), (3, 1, "KILLED")):
         history = History(tmp_path, "r", None, attempt, {"config": {"lr": 1 / attempt}})

@@ -98,7 +98,7 @@ def test_the_panel_shows_what_is_known(running: View, capsys: pytest.CaptureFixt
     assert "│ def main():" in shown
 
 
-def test_plain_lines_tell_events_but_leave_the_end_to_the_summary(
+def test_plain_lines_show_events_and_the_summary_shows_the_end(
     running: View, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = [

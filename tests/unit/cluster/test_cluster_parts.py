@@ -61,7 +61,7 @@ def test_there_is_exactly_one_default_storage_class() -> None:
     assert [found["metadata"]["name"] for found in classes] == [addons.STORAGE_CLASS]
 
 
-def test_waiting_tells_the_problem_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_reports_the_problem_and_fails_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "QUIET", 0.0)
     told: list[str] = []
     with pytest.raises(UserError, match="it never came"):

@@ -45,7 +45,7 @@ def test_a_changed_command_or_configuration_restarts_it(
     assert processes.identity("sleeper") != first
 
 
-def test_another_process_with_the_same_pid_is_not_ours(processes: Processes) -> None:
+def test_another_process_with_the_same_pid_is_ignored(processes: Processes) -> None:
     processes.ensure("sleeper", ["sleep", "600"])
     (record,) = processes._records.glob("*.json")
     content = json.loads(record.read_text())
@@ -57,7 +57,7 @@ def test_another_process_with_the_same_pid_is_not_ours(processes: Processes) -> 
     record.write_text(json.dumps(content))  # for the clean-up
 
 
-def test_a_process_of_an_earlier_boot_is_not_ours(processes: Processes) -> None:
+def test_a_process_id_of_an_earlier_boot_is_ignored(processes: Processes) -> None:
     processes.ensure("sleeper", ["sleep", "600"])
     (record,) = processes._records.glob("*.json")
     content = json.loads(record.read_text())

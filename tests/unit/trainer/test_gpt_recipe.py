@@ -116,7 +116,7 @@ def test_two_ranks_make_a_model_that_transformers_reads(
     assert float(loss) <= evaluated[-1]
 
 
-def test_a_killed_run_goes_on_bitwise(
+def test_a_killed_run_resumes_bitwise(
     gpt_job: MakeJob, go: Any, launch: Any, tmp_path: Path
 ) -> None:
     settings = {"max_steps": 40, "eval_steps": 0, "dataloader_num_workers": 1}

@@ -73,7 +73,7 @@ def test_a_silent_process_that_is_seen_to_run_is_left_to_its_own_limit() -> None
     assert find(*ranks, states={1: "stopped"}) is not None
 
 
-def test_nobody_is_blamed_for_the_end_of_a_rank() -> None:
+def test_a_rank_that_ended_is_not_reported_as_a_hang() -> None:
     ended = seen(1, silent=60, stalled=60)
     assert find(seen(0), ended, states={1: "gone"}) is None
     assert find(seen(0), seen(1, silent=60, stalled=60, left="failed")) is None

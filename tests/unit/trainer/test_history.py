@@ -30,7 +30,7 @@ def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
     ]
 
 
-def test_a_fresh_start_begins_anew(tmp_path: Path) -> None:
+def test_a_run_that_does_not_resume_starts_a_new_history(tmp_path: Path) -> None:
     History(tmp_path, "r", None, 1).add(step=10, loss=1.0)
     History(tmp_path, "r", None, 2).add(step=1, loss=2.0)
     records = read_history(tmp_path / HISTORY_FILE)
@@ -51,7 +51,7 @@ def test_the_runtime_is_that_of_all_attempts(tmp_path: Path) -> None:
     assert 1000 <= end["train_runtime"] < 2000
 
 
-def test_a_full_disk_spoils_one_line_only(tmp_path: Path) -> None:
+def test_a_full_disk_damages_one_line_only(tmp_path: Path) -> None:
     history = History(tmp_path, "r", None, 1)
     history.add(step=5, text=1_000_000 * " ")  # beyond what anything else here writes
     size = history.path.stat().st_size
@@ -68,7 +68,7 @@ def test_a_full_disk_spoils_one_line_only(tmp_path: Path) -> None:
     assert [r["step"] for r in read_history(history.path)] == [0, 5, 30]
 
 
-def test_a_history_that_cannot_be_written_is_said_once(
+def test_a_history_that_cannot_be_written_is_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / HISTORY_FILE).mkdir()

@@ -35,7 +35,7 @@ def test_a_calm_stretch_doubles_it_and_its_count_survives_a_restart() -> None:
     assert resumed.scale == 2 * start
 
 
-def test_other_formats_never_look_at_the_norm() -> None:
+def test_without_fp16_the_norm_is_not_checked() -> None:
     scaler = LossScaler(enabled=False)
     assert scaler.update(torch.tensor(float("inf")))
     assert scaler.scale == 1

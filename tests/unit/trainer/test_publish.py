@@ -84,7 +84,7 @@ def test_the_same_attempt_started_twice(tmp_path: Path) -> None:
         put(tmp_path, first, 2)
 
 
-def test_an_attempt_file_that_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_attempt_file_is_replaced_and_a_damaged_one_refused(tmp_path: Path) -> None:
     file = tmp_path / "attempt"
     file.write_text("")  # a full disk
     prepare_run_dir(tmp_path, 1)

@@ -64,7 +64,7 @@ def test_the_last_and_the_best_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["deep/data", "trainer.json", MANIFEST])
-def test_a_damaged_one_takes_nobodys_place(tmp_path: Path, name: str) -> None:
+def test_a_damaged_checkpoint_does_not_count_as_one_to_keep(tmp_path: Path, name: str) -> None:
     fence = prepare_run_dir(tmp_path, 1)
     for step in range(1, 6):
         newest = put(tmp_path, fence, step, eval_loss=float(step))
@@ -213,7 +213,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nothing_spoils_what_was_good(
+def test_no_kill_or_damage_loses_a_valid_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill leaves the page cache as it is

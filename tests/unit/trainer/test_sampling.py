@@ -14,7 +14,7 @@ def test_a_shuffle_is_a_bijection(n: int, seed: int, epoch: int) -> None:
     assert sorted(shuffled) == list(range(n))
 
 
-def test_a_shuffle_looks_random() -> None:
+def test_shuffles_are_uncorrelated() -> None:
     n = 10_000
     first = permute(np.arange(n), n, 1, 0)
     for other in (permute(np.arange(n), n, 2, 0), permute(np.arange(n), n, 1, 1)):

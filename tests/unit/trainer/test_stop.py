@@ -32,7 +32,7 @@ def patient(seconds: float = patience.SECONDS) -> dict[str, str]:
     ("strategy", "told", "ranks"),
     [("ddp", [0], 1), ("ddp", [0, 1], 2), ("ddp", [1], 2), ("fsdp", [0], 2)],
 )
-def test_the_step_is_saved_by_all_though_not_all_are_told(
+def test_all_ranks_save_the_same_step_though_one_got_the_signal(
     make_job: MakeJob, launch: Any, train: Any, strategy: str, told: list[int], ranks: int
 ) -> None:
     job = make_job(NEVER | {"strategy": strategy}, **ENDLESS)

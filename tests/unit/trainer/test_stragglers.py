@@ -82,7 +82,7 @@ def test_the_slowest_is_measured_by_the_others() -> None:
     assert slowest([1.0, 9.0, 3.0, 2.0]) == Slowest(rank=1, seconds=9.0, others=2.0)
 
 
-def test_one_slow_line_is_no_straggler_and_nothing_is_said_twice(
+def test_one_slow_interval_is_not_a_straggler_and_a_straggler_is_reported_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stragglers = Stragglers(["a", "b"], Console(speaks=True))
@@ -103,7 +103,7 @@ def test_one_slow_line_is_no_straggler_and_nothing_is_said_twice(
     assert capsys.readouterr() == ("rank 1 is as fast as the others again\n", "")
 
 
-def test_what_costs_next_to_nothing_is_no_news(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_difference_of_no_consequence_is_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
     stragglers = Stragglers(["a", "b"], Console(speaks=True))
     for _ in range(100):
         stragglers.update(Slowest(1, 0.02, 0.01), steps=1)

@@ -124,7 +124,7 @@ def test_another_text_under_the_same_name_is_refused(
     assert "is not the text the checkpoint was trained on" in line
 
 
-def test_a_damaged_checkpoint_is_skipped_and_said(make_job: MakeJob, train: Any) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(make_job: MakeJob, train: Any) -> None:
     run = train(make_job(max_steps=8, lr_decay_steps=12))
     newest = run.run_dir / CHECKPOINTS / "step-00000008"
     data = newest / "state.safetensors"
@@ -165,7 +165,7 @@ def test_a_loss_that_explodes_stops_the_run(make_job: MakeJob, launch: Any) -> N
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_gradient_that_is_no_number_spoils_no_checkpoint(
+def test_a_gradient_that_is_nan_is_never_saved(
     make_job: MakeJob, launch: Any, train: Any, rank_server: Any, strategy: str
 ) -> None:
     """The loss of its step is fine, and the step is one that saves: only the gradient tells."""
@@ -251,7 +251,7 @@ def test_a_failing_rank_takes_the_others_along(make_job: MakeJob, launch: Any) -
     assert run.error_message().startswith("RankLostError: ")
 
 
-def test_an_interrupted_run_says_how_to_go_on(make_job: MakeJob, launch: Any) -> None:
+def test_an_interrupted_run_prints_how_to_resume(make_job: MakeJob, launch: Any) -> None:
     run = launch(make_job(max_steps=100_000))
     run.wait_for_step(2)
     os.kill(run.pids[0], signal.SIGINT)

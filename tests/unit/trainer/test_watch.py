@@ -94,7 +94,7 @@ def test_a_rank_that_waits_for_its_data_is_named(make_job: MakeJob, launch: Any)
     assert any("Loop._train_step" in line for line in stacks)
 
 
-def test_one_process_that_hangs_is_told_where(make_job: MakeJob, launch: Any) -> None:
+def test_a_single_process_that_hangs_prints_where(make_job: MakeJob, launch: Any) -> None:
     run = launch(forever(make_job), env={"FAULT": "0:waits for data"})
     assert run.wait() == [1]
     assert "hangs in step 10 at " in run.err
