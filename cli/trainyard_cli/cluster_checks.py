@@ -13,11 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 from trainyard_api import __version__
-from trainyard_api.run import GROUP, PLURAL, VERSION, TrainingRun
-from trainyard_api.study import STUDY_PLURAL, ScalingStudy
+from trainyard_api.run import GROUP, PLURAL, VERSION
+from trainyard_api.spec import TrainingRunSpec
+from trainyard_api.study import STUDY_PLURAL, ScalingStudySpec
 from trainyard_cli.machine_checks import Finding, error_text, run_program
 
-KINDS = {PLURAL: TrainingRun, STUDY_PLURAL: ScalingStudy}
+SPECS = {PLURAL: TrainingRunSpec, STUDY_PLURAL: ScalingStudySpec}
 OPERATOR_LABEL = "app.kubernetes.io/name=trainyard-operator"
 VERSION_LABEL = "app.kubernetes.io/version"
 VERBS = ("create", "list", "patch", "delete")
@@ -55,7 +56,7 @@ def check_cluster() -> list[Finding]:
         return [*findings, Finding("cluster", "warning", text, action)]
     findings.append(_check_versions(context, client, server))
     with ThreadPoolExecutor() as executor:
-        results = [executor.submit(_check_crd, plural) for plural in KINDS]
+        results = [executor.submit(_check_crd, plural) for plural in SPECS]
         results += [executor.submit(_check_operator)]
         results += [executor.submit(_check_permissions, namespace)]
         return [*findings, *(result.result() for result in results)]
@@ -83,7 +84,7 @@ def _check_crd(plural: str) -> Finding:
         if "NotFound" in _reason(error):
             return Finding("crd", "warning", f"{name} is not installed", INSTALL)
         return Finding("crd", "not checked", f"{name}: {_reason(error)}")
-    fields = KINDS[plural].model_fields["spec"].annotation.model_fields
+    fields = SPECS[plural].model_fields
     expected = {str(field.alias or key) for key, field in fields.items()}
     if missing := sorted(expected - spec.keys()):
         text = f"{name} is of an older version: it lacks spec.{', spec.'.join(missing)}"

@@ -64,7 +64,8 @@ def fetch(fetcher: _Fetcher, share: Share) -> Any:
 
 def exit_with(error: BaseException, rank: int) -> int:
     wait_for_turn()
-    return _exit_with(error, rank)
+    status: int = _exit_with(error, rank)
+    return status
 
 
 def leave() -> None:

@@ -75,12 +75,12 @@ class Group:
         except UserError as error:
             failure = error
         failures = self.gather(failure)
-        for rank, error in enumerate(failures):
-            if error is None:
+        for rank, failed in enumerate(failures):
+            if failed is None:
                 continue
             if rank > 0 and None in failures:  # a disk, say, that only some nodes have
-                error.args = (f"{error} (on rank {rank})",)
-            raise error
+                failed.args = (f"{failed} (on rank {rank})",)
+            raise failed
         return result
 
 
