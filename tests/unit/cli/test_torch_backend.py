@@ -1,64 +1,46 @@
 """`make` installs torch's CPU build where there is no GPU and its index answers in time."""
 
-import socket
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from dev.torch_backend import PROBE_SECONDS, choose
+from dev.torch_backend import CPU_OPTION, PROBE, PROBE_SECONDS, choose
 
-CPU = ["--torch-backend=cpu"]
-
-
-@pytest.fixture
-def index() -> Iterator[str]:
-    """An index that answers."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/cpu/torch/" else 404)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+ANSWERS = (sys.executable, "-c", "pass")
+REFUSES = (sys.executable, "-c", "raise SystemExit(2)")
+HANGS = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
-def test_a_request_decides(index: str) -> None:
-    assert choose("cpu", has_gpu=True)[0] == CPU
-    assert choose("pypi", has_gpu=False, index=f"{index}/cpu")[0] == []
+def test_a_request_decides() -> None:
+    assert choose("cpu", has_gpu=True, probe=REFUSES)[0] == [CPU_OPTION]
+    assert choose("pypi", has_gpu=False, probe=ANSWERS)[0] == []
     with pytest.raises(SystemExit, match="TORCH_INDEX=gpu: use cpu or pypi"):
         choose("gpu", has_gpu=False)
 
 
-def test_a_gpu_gets_the_cuda_build(index: str) -> None:
-    options, reason = choose("", has_gpu=True, index=f"{index}/cpu")
+def test_a_gpu_gets_the_cuda_build() -> None:
+    options, reason = choose("", has_gpu=True, probe=ANSWERS)
     assert (options, "has an NVIDIA GPU" in reason) == ([], True)
 
 
-def test_an_index_that_answers_gives_the_cpu_build(
-    index: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_answers_gives_the_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dev.torch_backend.PROBE_SECONDS", 60.0)  # the test's machine may be slow
-    assert choose("", has_gpu=False, index=f"{index}/cpu")[0] == CPU
-    options, reason = choose("", has_gpu=False, index=f"{index}/empty")
+    assert choose("", has_gpu=False, probe=ANSWERS)[0] == [CPU_OPTION]
+    options, reason = choose("", has_gpu=False, probe=REFUSES)
     assert (options, "WARNING: no NVIDIA GPU here" in reason) == ([], True)
 
 
 def test_an_index_that_does_not_answer_is_given_up_loudly() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        before = time.monotonic()
-        options, reason = choose(
-            "", has_gpu=False, index=f"http://127.0.0.1:{silent.getsockname()[1]}"
-        )
+    before = time.monotonic()
+    options, reason = choose("", has_gpu=False, probe=HANGS)
     assert options == []
-    assert "WARNING: no NVIDIA GPU here, but http://127.0.0.1" in reason
+    assert "PyTorch's CPU index does not answer within" in reason
     assert time.monotonic() - before < PROBE_SECONDS + 30
+
+
+def test_the_probe_is_a_command_that_this_uv_has() -> None:
+    """uv exits with 2 for an option that it doesn't know; --help is answered without a network."""
+    done = subprocess.run([*PROBE, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
