@@ -58,7 +58,7 @@ class Reconciler(ABC, Generic[R, S, P]):
     status_model: type[TrainingRunStatus] | type[ScalingStudyStatus]
 
     @abstractmethod
-    async def observe(self, resource: R) -> S:
+    async def observe(self, resource: R, /) -> S:
         """Everything the decision is made from. Raises ApiError."""
 
     @abstractmethod

@@ -54,8 +54,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         self._trainer_image = trainer_image
         self._metrics = metrics
 
-    async def observe(self, resource: TrainingRun) -> Observed:
-        run = resource
+    async def observe(self, run: TrainingRun) -> Observed:
         pods, lost = await asyncio.gather(self._pods(run), self._nodes.lost_hosts())
         attempt = run.status.attempt
         now = datetime.now(UTC)

@@ -35,8 +35,7 @@ class StudyReconciler(Reconciler[ScalingStudy, StudyObserved, StudyPlan]):
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
 
-    async def observe(self, resource: ScalingStudy) -> StudyObserved:
-        study = resource
+    async def observe(self, study: ScalingStudy) -> StudyObserved:
         path = path_of(API_VERSION, PLURAL, study.namespace)
         items = await self._kube.list_all(path, labelSelector=f"{labels.STUDY}={study.name}")
         runs = [parse(TrainingRun, item) for item in items if owned_by(item, study.metadata.uid)]
