@@ -91,14 +91,14 @@ class Queue(Generic[K]):
         except Exception as error:
             count = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (count - 1))
-            text = f"{type(error).__name__}: {error}".removesuffix(": ")
-            trace = None if isinstance(error, ExpectedError) else error
+            is_expected = isinstance(error, ExpectedError)
+            text = str(error) if is_expected else f"{type(error).__name__}: {error}"
             logger.warning(
                 "%s: %s; retrying in %.3g s",
                 key,
-                text,
+                text.removesuffix(": "),
                 delay,
-                exc_info=trace,
+                exc_info=None if is_expected else error,
                 extra={"run": str(key)},
             )
             self.add(key, delay)

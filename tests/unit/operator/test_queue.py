@@ -136,7 +136,7 @@ async def test_errors_are_retried_with_backoff_and_logged_in_one_line(
         queue.add("a")
         await handle.wait_for(3)
     first, second = caplog.records
-    assert first.getMessage() == "a: ApiError: etcd is away; retrying in 0.01 s"
+    assert first.getMessage() == "a: etcd is away; retrying in 0.01 s"
     assert first.exc_info is None, "an error of the cluster's needs no traceback"
     assert second.getMessage() == "a: ValueError: ours; retrying in 0.02 s"
     assert second.exc_info is not None, "an error of ours does"
