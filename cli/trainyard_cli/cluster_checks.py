@@ -12,14 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import BaseModel
+
 from trainyard_api import __version__
-from trainyard_api.base import SpecModel
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.spec import TrainingRunSpec
 from trainyard_api.study import STUDY_PLURAL, ScalingStudySpec
 from trainyard_cli.machine_checks import Finding, error_text, run_program
 
-SPECS: dict[str, type[SpecModel]] = {PLURAL: TrainingRunSpec, STUDY_PLURAL: ScalingStudySpec}
+SPECS: dict[str, type[BaseModel]] = {PLURAL: TrainingRunSpec, STUDY_PLURAL: ScalingStudySpec}
 OPERATOR_LABEL = "app.kubernetes.io/name=trainyard-operator"
 VERSION_LABEL = "app.kubernetes.io/version"
 VERBS = ("create", "list", "patch", "delete")

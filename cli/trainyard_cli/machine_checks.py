@@ -221,7 +221,8 @@ def _listener(port: int) -> str:
     """`, used by process 123 (python)` if this user may see it."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and (connection.laddr or ("", 0))[1] == port:
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
                 name = psutil.Process(connection.pid).name() if connection.pid else ""
                 return f", used by process {connection.pid} ({name})" if name else ""
     except psutil.Error:
