@@ -121,6 +121,13 @@ def _structural(node: Any, definitions: dict[str, Any], *, defaults: bool) -> An
                 }
             case _:
                 out[key] = value
+    default = out.get("default")
+    if isinstance(default, int | float | str) and "Default" not in out.get(
+        "description", "Default"
+    ):
+        # kubectl explain prints descriptions, not defaults.
+        shown = str(default).lower() if isinstance(default, bool) else default
+        out["description"] += f" Default: {shown}."
     return out
 
 

@@ -76,7 +76,7 @@ def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) 
     spec = schema["properties"]["spec"]["properties"]
     assert spec["numNodes"]["default"] == 1
     assert spec["precision"] == {
-        "description": "Number format of the forward and backward pass.",
+        "description": "Number format of the forward and backward pass. Default: fp32.",
         "type": "string",
         "enum": ["fp32", "bf16", "fp16"],
         "default": "fp32",

@@ -33,3 +33,17 @@ def test_every_field_is_described_in_sentences(kind: crd.Kind) -> None:
     }
     assert bad == {}
     assert schema["description"].endswith(".")
+
+
+@pytest.mark.parametrize("kind", crd.KINDS, ids=lambda kind: kind.kind)
+def test_explain_shows_defaults(kind: crd.Kind) -> None:
+    """It prints descriptions only, so a plain default stands there, too."""
+    with_default = {
+        path: each
+        for path, each in fields(crd.schema(kind.model))
+        if isinstance(each.get("default"), int | float | str)
+    }
+    assert len(with_default) > 4
+    assert [
+        path for path, each in with_default.items() if "Default" not in each["description"]
+    ] == []
