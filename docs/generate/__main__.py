@@ -17,13 +17,15 @@ def pages() -> dict[Path, str]:
         REFERENCE / "chart-operator.md": charts.reference("operator"),
         REFERENCE / "chart-serving.md": charts.reference("serving"),
         REFERENCE / "metrics.md": metrics.reference(),
-    } | architecture.files()
+        architecture.PAGE: architecture.page(),
+    }
 
 
 def pictures() -> dict[Path, str]:
     """Each drawing."""
     folder = REFERENCE.with_name("pictures")
-    return {folder / name: text for name, text in drawings.pictures().items()}
+    texts = drawings.pictures() | architecture.pictures()
+    return {folder / name: text for name, text in texts.items()}
 
 
 if __name__ == "__main__":

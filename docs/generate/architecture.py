@@ -9,7 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-PICTURES = ROOT / "docs" / "pictures"
 
 PACKAGES = (
     "api",
@@ -189,18 +188,19 @@ def first_line(package: Path) -> str:
     return text.splitlines()[0]
 
 
-def files() -> dict[Path, str]:
-    """The page with today's tree, and the drawings."""
-    page = re.sub(
+def page() -> str:
+    """The page with today's tree."""
+    return re.sub(
         r"(<!-- tree -->\n).*?(<!-- /tree -->)",
         lambda found: f"{found[1]}{tree()}\n{found[2]}",
         PAGE.read_text(),
         flags=re.DOTALL,
     )
+
+
+def pictures() -> dict[str, str]:
+    """The drawings, by file name."""
     return {
-        PAGE: page,
-        PICTURES / "packages.svg": drawing(package_graph(), "Which package imports which"),
-        PICTURES / "trainer.svg": drawing(
-            trainer_graph(), "Which part of the trainer imports which"
-        ),
+        "packages.svg": drawing(package_graph(), "Imports between the packages"),
+        "trainer.svg": drawing(trainer_graph(), "Imports inside the trainer"),
     }

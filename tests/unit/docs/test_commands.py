@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft7Validator, ValidationError
-from kubernetes_validate import validate
+from kubernetes_validate import validate  # type: ignore[import-untyped]
 
 from tests.unit.docs.test_links import ROOT, markdown_files
 from trainyard_api.run import KIND, TrainingRun

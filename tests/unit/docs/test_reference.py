@@ -23,7 +23,8 @@ def test_the_drawings_are_current() -> None:
 
 
 def test_no_page_of_the_reference_is_written_by_hand() -> None:
-    assert set(REFERENCE.glob("*.md")) == {*PAGES, REFERENCE / "README.md"}
+    generated = {path for path in PAGES if path.parent == REFERENCE}
+    assert set(REFERENCE.glob("*.md")) == {*generated, REFERENCE / "README.md"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
