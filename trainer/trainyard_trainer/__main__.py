@@ -3,7 +3,7 @@
 import os
 import sys
 
-from trainyard_trainer.errors import exit_with
+from trainyard_trainer.errors import exit_with, interrupt_once
 from trainyard_trainer.jobs import read_job
 from trainyard_trainer.recipes import check_recipe
 from trainyard_trainer.reporting.http_report import ReportServer
@@ -23,6 +23,7 @@ def prepare_torch() -> None:
 def main() -> int:
     """Train; the process's exit status (78 for a mistake in the manifest)."""
     prepare_torch()
+    interrupt_once()
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     server = None

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
 
@@ -19,6 +20,7 @@ ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
 # The file becomes the pod's termination message, of which Kubernetes keeps 4096 bytes.
 MAX_ERROR_BYTES = 3500
 MAX_MESSAGE = 1200  # characters of it
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
 # A rank that was stopped while it spoke must not keep the others from ending.
 SPEAKING_SECONDS = 20.0
 
@@ -238,12 +240,31 @@ def _error_json(error: BaseException) -> str:
     return text
 
 
+def interrupt_once() -> None:
+    """Let only the first SIGINT raise KeyboardInterrupt: a second one would hit its handling.
+
+    After Ctrl-C in a terminal torchrun, which got the signal too, repeats it to its ranks, and
+    kills what is left later. Without torchrun a second Ctrl-C ends the process at once.
+    """
+
+    def again(_signal: int, _frame: FrameType | None) -> None:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            os._exit(EXIT_INTERRUPTED)
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, again)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def exit_with(error: BaseException, rank: int) -> int:
     """Say what went wrong, once for all ranks, and give the exit status."""
     if isinstance(error, KeyboardInterrupt):
         if rank == 0:
             print("interrupted; start it again to go on from the newest checkpoint")
-        return 130  # as a shell reports SIGINT
+        return EXIT_INTERRUPTED
     if isinstance(error, StoppedError):
         if rank == 0:
             print(error, flush=True)

@@ -187,6 +187,25 @@ def test_a_stop_is_said_though_the_signal_is_repeated(
     assert run.out.splitlines()[-1].startswith("SIGTERM: stopped after step ")
 
 
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_ctrl_c_that_is_repeated(
+    make_job: MakeJob, launch: Any, tmp_path: Path, torchrun: bool
+) -> None:
+    """torchrun repeats it to ranks that have it from the terminal; a user insists."""
+    gone = tmp_path / "gone"
+    env = {"TORCHELASTIC_RUN_ID": "it"} if torchrun else {}
+    run = launch(make_job(**FOREVER), env={"LAST": f"0:{gone}"} | env)
+    run.wait_for_step(2)
+    os.kill(run.pids[0], signal.SIGINT)
+    run.wait_until(Path(f"{gone}.awaited").exists, "it is about to end")
+    os.kill(run.pids[0], signal.SIGINT)
+    if torchrun:
+        gone.touch()
+    assert run.wait() == [130]
+    assert run.err == ""
+    assert run.out.splitlines()[-1].startswith("interrupted; ") == torchrun
+
+
 def test_a_good_end_says_nothing(make_job: MakeJob, end_in_order: Any) -> None:
     run = end_in_order(make_job(max_steps=4))
     assert list(run.codes.values()) == [0, 0]
