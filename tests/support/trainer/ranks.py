@@ -97,9 +97,10 @@ class Run:
         value: dict[str, Any] = json.loads((self.folder / "result.json").read_bytes())
         return value
 
-    def error_message(self, rank: int = 0) -> str:
-        """The message in a rank's torchelastic error file."""
-        record = json.loads((self.folder / f"error-{rank}.json").read_bytes())
+    def error_message(self, rank: int | None = None) -> str:
+        """The message in the ranks' common last words, or in one rank's torchelastic error file."""
+        name = "result.json" if rank is None else f"error-{rank}.json"
+        record = json.loads((self.folder / name).read_bytes())
         return str(record["message"]["message"])
 
     def history(self) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests import patience
 from tests.patience import until
 from trainyard_api.checkpoint import CHECKPOINTS, MODELS
@@ -67,8 +69,21 @@ def test_a_worker_killed_under_torchrun(
     assert file_sha256(resumed.run_dir / weights) == file_sha256(whole.run_dir / weights)
 
 
-def test_a_user_mistake_under_torchrun(make_job: Callable[..., TrainerJob], tmp_path: Path) -> None:
-    job = make_job(n_layrs=1)
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ({"n_layrs": 1}, "ConfigError: config.n_layrs: unknown key; did you mean n_layer?"),
+        (
+            {"batch_size": 9},
+            "ConfigError: config.batch_size: 9 samples can't be shared evenly by 2 processes x 1"
+            " accumulation steps; use 8 or 10",
+        ),
+    ],
+)
+def test_a_user_mistake_under_torchrun(
+    make_job: Callable[..., TrainerJob], tmp_path: Path, mistake: dict[str, int], said: str
+) -> None:
+    job = make_job(**mistake)
     ended = subprocess.run(
         TORCHRUN,
         env=os.environ
@@ -81,8 +96,9 @@ def test_a_user_mistake_under_torchrun(make_job: Callable[..., TrainerJob], tmp_
         timeout=patience.SECONDS,
     )
     assert ended.returncode != 0
-    said = "ConfigError: config.n_layrs: unknown key; did you mean n_layer?"
     assert ended.stderr.splitlines().count(said) == 1
+    assert ended.stderr.count("Error: ") == 2  # and torchrun's own ChildFailedError
+    assert "[c10d]" not in ended.stderr
     record = json.loads((tmp_path / "error.json").read_text())
     assert record["message"]["message"] == said
     assert (tmp_path / "error.json").stat().st_size < 4096

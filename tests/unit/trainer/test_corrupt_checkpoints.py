@@ -75,7 +75,7 @@ def test_a_full_disk_keeps_what_was_saved(
     job = make_job(saves | {"run_dir": str(small_disk / "run")}, max_steps=8)
     run = launch(job, ranks=2)
     codes = run.wait()
-    assert codes[0] == 1
+    assert 1 in codes
     assert "Traceback" not in run.err
     warnings = [line for line in run.err.splitlines() if line.startswith("warning: checkpoint")]
     assert warnings
