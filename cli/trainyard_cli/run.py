@@ -15,8 +15,7 @@ from trainyard_cli.serve import APP_BY_RECIPE
 from trainyard_local import preflight
 from trainyard_local.backend import LocalBackend
 from trainyard_local.display import Display
-from trainyard_local.driver import Stop, apply_manifest, drive, end_driver
-from trainyard_local.driver import suspend as suspended
+from trainyard_local.driver import Stop, apply_manifest, drive, end_driver, set_suspend
 from trainyard_local.manifest import load_run
 from trainyard_local.store import MANIFEST, RunDir
 from trainyard_local.workers import Workers
@@ -57,7 +56,7 @@ def suspend(run_dir: RunDir) -> str:
         run = backend.load()
         if run.status.phase in FINISHED:
             return _already_finished(run)
-        run = drive(backend, suspended(run), Display(), Stop())
+        run = drive(backend, set_suspend(run), Display(), Stop())
         return summary(backend, run)
 
 

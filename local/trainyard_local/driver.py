@@ -33,7 +33,7 @@ def drive(backend: LocalBackend, run: TrainingRun, display: Display, stop: Stop)
     killed = False
     while True:
         if stop.requests and not run.spec.suspend:
-            run = suspend(run)
+            run = set_suspend(run)
         if stop.requests > 1 and not killed:
             backend.workers.kill_all()
             killed = True
@@ -47,7 +47,7 @@ def drive(backend: LocalBackend, run: TrainingRun, display: Display, stop: Stop)
         time.sleep(POLL_SECONDS)
 
 
-def suspend(run: TrainingRun) -> TrainingRun:
+def set_suspend(run: TrainingRun) -> TrainingRun:
     """The run with spec.suspend set and its generation increased, as after `kubectl patch`."""
     spec = run.spec.model_copy(update={"suspend": True})
     return _new_generation(run, spec=spec)

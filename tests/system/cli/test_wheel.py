@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ class Installation:
         self.home.mkdir(parents=True)
         self._bin = path / "venv" / "bin"
         uv("venv", "--python", sys.executable, str(path / "venv"))
-        uv("pip", "install", "--python", str(self._bin / "python"), f"{wheel}{extras}")
+        # The same build of torch as here, so that uv's cache has it.
+        backend = ["--torch-backend=cpu"] if version("torch").endswith("+cpu") else []
+        python = str(self._bin / "python")
+        uv("pip", "install", *backend, "--python", python, f"{wheel}{extras}")
 
     def run(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """A program of the environment, in the home, with nothing of this environment's."""
