@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.bench.versus import Contest, parser, run
 from trainyard_trainer.data.corpus import load_text
-from trainyard_trainer.data.tokenizers import BPETokenizer, CharTokenizer, pieces
+from trainyard_trainer.data.tokenizers import BPETokenizer, CharTokenizer, split_text
 
 SHAPE = {"block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 
@@ -28,7 +28,7 @@ def contest(options: argparse.Namespace, folder: Path) -> Contest:
     if options.tokenizer:
         bpe = BPETokenizer(options.tokenizer)
         vocab_size = bpe.vocab_size
-        np.save(tokens, bpe.encode_all(pieces(text), None))
+        np.save(tokens, bpe.encode_all(split_text(text), None))
     else:
         characters = CharTokenizer.of(text)
         vocab_size = characters.vocab_size

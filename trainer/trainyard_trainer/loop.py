@@ -14,7 +14,7 @@ from trainyard_trainer.checkpoint.checkpointer import Checkpointer, Saved
 from trainyard_trainer.checkpoint.epoch_file import write_epoch_file
 from trainyard_trainer.checkpoint.export import Exporter
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data.loader import Loader, Shares
+from trainyard_trainer.data.loader import Loader, MicroBatches
 from trainyard_trainer.data.sampling import Batch, epoch_ended
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group
@@ -68,7 +68,9 @@ class Loop:
         self.reporter = training.reporter
         self.start = self.step = start = training.start
         self.metrics = training.metrics
-        shares = Shares(config, job.seed, len(recipe.train), recipe.weights, self.group, start)
+        shares = MicroBatches(
+            config, job.seed, len(recipe.train), recipe.weights, self.group, start
+        )
         self.loader = Loader(recipe.train, shares)
         self.throughput = Throughput(
             config.batch_size, recipe.tokens_per_sample, config.timing_warmup_steps
@@ -98,7 +100,7 @@ class Loop:
         while self.step < last:
             norm = self._train_step()
             if self.step == self.start + 1:
-                self.reporter.console.say(f"first step done after {since_start():.1f} s")
+                self.reporter.console.info(f"first step done after {since_start():.1f} s")
                 self.checkpointer.preload()
             done = self.step == last
             epoch = None
@@ -135,7 +137,7 @@ class Loop:
                     loss = self.recipe.loss(parallel.model, batch)
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
-            self.reporter.alive()
+            self.reporter.tick()
         norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
         if parallel.scaler.update(norm):
@@ -234,16 +236,16 @@ class Loop:
     def _evaluate(self, prefix: str = "") -> None:
         """Measure the model on the held-out samples; `prefix` marks the untrained one's metrics."""
         self.reporter.update(phase="evaluating")
-        sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.alive)
+        sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.tick)
         results = self.recipe.summarise(sums)
         self.metrics |= {prefix + name: value for name, value in results.items()}
         line = f"step {self.step}: {_shown(results)}"
         base = {n: self.metrics[f"base_{n}"] for n in results if f"base_{n}" in self.metrics}
         if base and not prefix:
             line += f" (before training: {_shown(base)})"
-        self.reporter.console.say(line)
+        self.reporter.console.info(line)
         if table := self.recipe.table(sums):
-            self.reporter.console.say(table)
+            self.reporter.console.info(table)
         self.reporter.evaluated(self.step, results, self.recipe.details(sums))
 
     def _keep_epoch(self, epoch: int) -> None:
@@ -261,7 +263,7 @@ class Loop:
         except OSError as error:
             self.reporter.console.warn(f"{name} not written: {error.strerror}; training goes on")
             return
-        self.reporter.console.say(f"epoch {epoch} kept in {path}")
+        self.reporter.console.info(f"epoch {epoch} kept in {path}")
 
     @torch.no_grad()
     def _sample(self) -> None:
@@ -297,7 +299,7 @@ class Loop:
             self.reporter.console.warn(f"{error}; training goes on")
             return
         if model:
-            self.reporter.console.say(f"model of step {model.step} exported")
+            self.reporter.console.info(f"model of step {model.step} exported")
 
     def _wait_for_copy(self) -> None:
         """Let a save that has just begun finish copying what the optimizer is about to change."""
@@ -345,7 +347,7 @@ class Loop:
             if self.group.is_main and saved is not None and saved.error:
                 raise CheckpointError(f"the last checkpoint could not be saved: {saved.error}")
 
-        self.group.together(check)
+        self.group.run_or_fail_all(check)
         self._report_save(saved)
 
 

@@ -47,7 +47,7 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
 
     Raises UserError for what a user can change; on every rank where the others would else wait.
     """
-    reporter = RunReporter(job.attempt, Console(speaks=rank == 0), server)
+    reporter = RunReporter(job.attempt, Console(enabled=rank == 0), server)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
     if not config.compile:
         defer_dynamo()
@@ -69,15 +69,15 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
 def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunReporter) -> None:
     """Everything this rank does with the others."""
     fence, resume, recipe, config = _agree(job, config, group)
-    group.together(lambda: check_report_to(config) if group.is_main else None)
-    reporter.console.say(f"data: {recipe.describe()}")
+    group.run_or_fail_all(lambda: check_report_to(config) if group.is_main else None)
+    reporter.console.info(f"data: {recipe.describe()}")
 
     torch.manual_seed(job.seed)  # the same weights on every rank
-    module = group.together(recipe.build)
+    module = group.run_or_fail_all(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     some = f", {trained:,} of them trained" if trained < count else ""
-    reporter.console.say(f"model: {count / 1e6:,.2f} million parameters{some}")
+    reporter.console.info(f"model: {count / 1e6:,.2f} million parameters{some}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
     files = make_state_files(parallel, optimizer)
@@ -121,7 +121,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     model = exporter.export(loop.step, loop.metrics)
     if model:
         directory = Path(job.run_dir) / model.path
-        reporter.console.say(f"model exported to {directory}")
+        reporter.console.info(f"model exported to {directory}")
         with reporter.doing("uploading"):
             _upload(recipe, directory, reporter.console)
     reporter.finish_drawing()
@@ -130,7 +130,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     reporter.update(
         phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak
     )
-    group.together(lambda: None)  # nobody leaves while another still needs the group
+    group.run_or_fail_all(lambda: None)  # nobody leaves while another still needs the group
 
 
 def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
@@ -141,7 +141,7 @@ def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
         console.warn(f"upload failed: {one_line(error)[:300]}; the model stays in {directory}")
         return
     if said:
-        console.say(said)
+        console.info(said)
 
 
 def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int) -> Group:
@@ -153,7 +153,7 @@ def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int
 
     group = join(pick_device(job.require_gpu), waiting, Board.prepare)
     reporter.update(phase="loading", ranks_joined=group.world_size, message="")
-    reporter.console.say(
+    reporter.console.info(
         f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
         f" {job.strategy}, {job.precision}, {group.device.type}"
     )
@@ -168,13 +168,15 @@ def _agree(
     The settings come back with the lengths that follow from the data.
     """
     run_dir = Path(job.run_dir)
-    fence = group.together(lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None)
+    fence = group.run_or_fail_all(
+        lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None
+    )
     if job.strategy == "fsdp":
         writer = group.broadcast(fence.writer if fence else "")
-        group.together(lambda: check_shared(run_dir, writer))
-    found = group.together(lambda: find_resume(run_dir) if group.is_main else None)
+        group.run_or_fail_all(lambda: check_shared(run_dir, writer))
+    found = group.run_or_fail_all(lambda: find_resume(run_dir) if group.is_main else None)
     resume = group.broadcast(found)
-    recipe, config = group.together(lambda: _load_recipe(job, config, resume))
+    recipe, config = group.run_or_fail_all(lambda: _load_recipe(job, config, resume))
     return fence, resume, recipe, config
 
 
@@ -228,5 +230,5 @@ def _go_on(
     note = ""
     if resume.manifest.world_size != files.group.world_size:
         note = f"; saved by {processes(resume.manifest.world_size)}"
-    console.say(f"resuming from step {step} ({resume.directory.name}{note})")
+    console.info(f"resuming from step {step} ({resume.directory.name}{note})")
     return step

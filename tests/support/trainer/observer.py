@@ -24,7 +24,7 @@ import trainyard_trainer.worker as worker
 from tests.support.trainer.crash import die_before
 from trainyard_trainer.checkpoint.checkpointer import Checkpointer
 from trainyard_trainer.checkpoint.export import Exporter
-from trainyard_trainer.data.loader import Loader, Share, Shares, _Fetcher
+from trainyard_trainer.data.loader import Loader, MicroBatch, MicroBatches, _Fetcher
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.recipes.char_gpt import CharGPT
@@ -38,10 +38,10 @@ def observed() -> str | None:
 
 
 _fetch, _next = _Fetcher.__getitem__, Loader.__next__
-_init_loader, _init_shares, _run = Loader.__init__, Shares.__init__, Loop.run
+_init_loader, _init_shares, _run = Loader.__init__, MicroBatches.__init__, Loop.run
 
 
-def fetch(fetcher: _Fetcher, share: Share) -> Any:
+def fetch(fetcher: _Fetcher, share: MicroBatch) -> Any:
     found = _fetch(fetcher, share)
     if observed() and isinstance(found, tuple):
         seen = torch.stack([torch.from_numpy(share.ids), torch.from_numpy(share.noise.view("i8"))])
@@ -50,14 +50,14 @@ def fetch(fetcher: _Fetcher, share: Share) -> Any:
     return found
 
 
-def init_shares(shares: Shares, config: Any, *arguments: Any, **more: Any) -> None:
+def init_shares(shares: MicroBatches, config: Any, *arguments: Any, **more: Any) -> None:
     _init_shares(shares, config, *arguments, **more)
     if observed():
         steps = config.max_steps + LOOK_AHEAD_STEPS
         shares.config = config.model_copy(update={"max_steps": steps})
 
 
-def init_loader(loader: Any, samples: Any, shares: Shares) -> None:
+def init_loader(loader: Any, samples: Any, shares: MicroBatches) -> None:
     loader.delivered = shares.start * shares.config.gradient_accumulation_steps
     _init_loader(loader, samples, shares)
 
@@ -143,7 +143,7 @@ _work = worker.work
 _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = [
     (Loader, "__init__", init_loader),
     (Loader, "__next__", next_batch),
-    (Shares, "__init__", init_shares),
+    (MicroBatches, "__init__", init_shares),
     (_Fetcher, "__getitem__", fetch),
     (Loop, "run", run),
     (CharGPT, "loss", loss),

@@ -15,7 +15,7 @@ from tests.support.trainer.ranks import ROOT, RankServer, Run, tiny_job
 from trainyard_api.job import TrainerJob
 from trainyard_storage.checkpoints import file_sha256, verify
 from trainyard_trainer.config import parse_config
-from trainyard_trainer.data.sampling import global_batch, rank_share
+from trainyard_trainer.data.sampling import global_batch, rank_slice
 from trainyard_trainer.recipes.causal_lm_finetune import CausalLMFinetune
 
 DATA = ROOT.parent / "shared" / "data"
@@ -158,7 +158,7 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_whole_batch(
     recipe = CausalLMFinetune(config, None)
     ids, model = global_batch(7, 0, 8, 32), recipe.build().eval()
     with torch.no_grad():
-        shares = [rank_share(ids, 0, 1, micro, 4) for micro in range(4)]
+        shares = [rank_slice(ids, 0, 1, micro, 4) for micro in range(4)]
         means = [float(recipe.loss(model, recipe.train.fetch(share, NOISE))) for share in shares]
     counts = [int(recipe.weights(share).sum()) for share in shares]
     by_tokens = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)

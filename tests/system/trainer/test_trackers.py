@@ -167,7 +167,7 @@ def test_an_outage_is_reported_once_and_does_not_outlive_the_run(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: mlflow: ")
     assert "Connection refused" in line
-    assert line.endswith("; training goes on, its metrics are sent later")
+    assert line.endswith("; training continues, its metrics are sent later")
 
 
 def test_a_failed_run_ends_its_history_with_failed(make_job: MakeJob, launch: Any) -> None:
@@ -188,7 +188,7 @@ def test_a_dead_server_costs_a_warning(
     assert 1 <= len(run.err.splitlines()) <= 2  # an outage, if there was time to meet it
     command = f"python -m trainyard_trainer.reporting.trackers {run.run_dir} mlflow"
     assert run.err.splitlines()[-1] == (
-        f"warning: mlflow hasn't got all of the run; to send the rest: {command}"
+        f"warning: mlflow does not have the whole run; to send the rest: {command}"
     )
     assert send(run.run_dir, "mlflow") == 0  # the server is back
     _, metrics = in_mlflow(mlflow_uri, run.run_dir)
@@ -336,6 +336,6 @@ def test_only_one_sends_at_a_time(
     History(tmp_path, "r", None, 1)
     with forward.lock(tmp_path, "mlflow"):
         assert send(tmp_path, "mlflow") == 1
-    assert capsys.readouterr().out == f"{tmp_path} is being sent to mlflow already\n"
+    assert capsys.readouterr().out == f"{tmp_path} is already being sent to mlflow\n"
     assert send(tmp_path / "nowhere", "mlflow") == 1
     assert "nowhere" in capsys.readouterr().err

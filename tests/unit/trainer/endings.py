@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.patience import until
-from trainyard_trainer.data.loader import Share, _Fetcher
+from trainyard_trainer.data.loader import MicroBatch, _Fetcher
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.loop import Loop
 
@@ -55,7 +55,7 @@ def train_step(loop: Loop) -> Any:
     return _train_step(loop)
 
 
-def fetch(fetcher: _Fetcher, share: Share) -> Any:
+def fetch(fetcher: _Fetcher, share: MicroBatch) -> Any:
     found: Any = _fetch(fetcher, share)
     if fails("a sample"):
         return ConfigError("row 7 can't be decoded")

@@ -83,7 +83,9 @@ def test_padding_does_not_change_the_loss(rows: Path) -> None:
 def test_rows_without_a_text_are_left_out_and_counted(rows: Path) -> None:
     found = recipe(rows, slice={"start": 0, "end": 5})
     assert len(found.train) == 3
-    assert found.describe().endswith("2 texts held out; 2 left out, empty or all prompt")
+    assert found.describe().endswith(
+        "2 texts held out; 2 skipped (no text, or no room after the prompt)"
+    )
     with pytest.raises(ConfigError, match="every text in the slice is empty"):
         recipe(rows, slice={"start": 1, "end": 2})
 
@@ -109,12 +111,15 @@ def test_other_texts_are_not_the_checkpoints(rows: Path) -> None:
         ({"text_column": "n"}, "config.text_column: n holds int64, not text"),
         ({"prompt": "{titel}"}, "has no column titel"),
         ({"prompt": "{}"}, "config.prompt: write columns in braces, {title}"),
-        ({"prompt": "x" * 99 + "{title}"}, "config.max_length: 32 tokens leave nothing to learn"),
+        (
+            {"prompt": "x" * 99 + "{title}"},
+            "config.max_length: 32 tokens leave no room",
+        ),
         ({"max_length": 513}, "config.max_length: 513 tokens, but"),
-        ({"model": "./none"}, "config.model: ./none is no directory here"),
+        ({"model": "./none"}, "config.model: ./none is not a directory"),
         ({"model": "nobody/none"}, "nobody/none could not be loaded from the Hub (and is no"),
         ({"tokenizer": str(DATA / "tokenizers/qwen2")}, "has 151,646 tokens, but the model"),
-        ({"tokenizer": str(DATA / "configs/Qwen2-0.5B-Instruct")}, "holds no tokenizer"),
+        ({"tokenizer": str(DATA / "configs/Qwen2-0.5B-Instruct")}, "has no tokenizer"),
         ({"lora": {"target_modules": ["c_attn"]}}, "there is no c_attn; LlamaForCausalLM has down"),
         ({"lora": {"alpa": 8}}, "config.lora.alpa: unknown key; did you mean alpha?"),
     ],
@@ -137,7 +142,7 @@ def test_what_comes_with_a_model_is_never_run(rows: Path, tmp_path: Path) -> Non
     }
     (tmp_path / "config.json").write_text(json.dumps(settings | own))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
-    with pytest.raises(ConfigError, match="needs code of its own, which is never run"):
+    with pytest.raises(ConfigError, match="needs remote code, which is never run"):
         recipe(rows, model=str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
@@ -149,11 +154,11 @@ def test_weights_must_be_there_complete_and_not_pickled(rows: Path, tmp_path: Pa
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"holds no weights \(model.safetensors\)"):
+    with pytest.raises(ConfigError, match=r"has no weights \(model.safetensors\)"):
         recipe(rows, model=str(tmp_path)).build()
     del weights["model.norm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lack model.norm.weight: it is no pretrained Llama"):
+    with pytest.raises(ConfigError, match=r"lack model.norm.weight: it is not a pretrained Llama"):
         recipe(rows, model=str(tmp_path)).build()
     recipe(rows, model=str(tmp_path), from_scratch=True).build()
 

@@ -53,6 +53,6 @@ def test_labels_that_cannot_be_learnt_are_refused() -> None:
     assert refusal([0, -1, 2]) == f"X: row 1 has label -1; {three}"
     assert refusal([0, None]) == "X: row 1 has no label"
     assert refusal([0, 1, 0]) == f"X: no row of 3 has label 2 (Business); {three}"
-    assert refusal([0, 0], None) == "X: every row has label 0; two classes are the least"
+    assert refusal([0, 0], None) == "X: every row has label 0; at least two classes are required"
     found = read_labels("X", pa.chunked_array([[1, 0]]), None)
     assert class_names("X", found, None) == ["LABEL_0", "LABEL_1"]

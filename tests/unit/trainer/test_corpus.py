@@ -45,7 +45,7 @@ def test_line_ends_are_kept_alike_on_all_machines(tmp_path: Path) -> None:
     [
         ("missing.txt", None, "does not exist here; give a text file, a directory or glob"),
         ("empty.txt", b"", "is empty"),
-        ("binary.txt", b"abc\xff\xfe", r"is no UTF-8 text \(byte 3\)"),
+        ("binary.txt", b"abc\xff\xfe", r"is not UTF-8 text \(byte 3\)"),
         ("*.nothing", None, "does not exist here"),
     ],
 )
@@ -59,5 +59,5 @@ def test_text_that_cannot_be_read(
 
 
 def test_a_directory_without_text(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no text files"):
+    with pytest.raises(ConfigError, match="has no text files"):
         load_text(str(tmp_path))

@@ -15,7 +15,7 @@ from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_storage.checkpoints import file_sha256
 from trainyard_trainer.config import parse_config
 from trainyard_trainer.data.sampling import global_batch
-from trainyard_trainer.data.tokenizers import BPETokenizer, pieces
+from trainyard_trainer.data.tokenizers import BPETokenizer, split_text
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.gpt import BPEGPT, BPEGPTConfig
 
@@ -149,7 +149,7 @@ def test_fsdp_computes_what_ddp_does(gpt_job: MakeJob, go: Any, tmp_path: Path) 
 def test_the_real_gpt2_tokenizer(gpt_job: MakeJob, go: Any, make_job: MakeJob) -> None:
     job = make_job({"recipe": "gpt"}, tokenizer=str(GPT2), max_steps=8, eval_steps=0, n_embd=16)
     run = go(job)
-    assert "(50,257 different)" in run.out
+    assert "(vocabulary 50,257)" in run.out
     assert run.losses()[8] < run.losses()[1] - 0.3
     transformers = pytest.importorskip("transformers")
     directory = run.run_dir / "models/step-00000008"
@@ -205,7 +205,7 @@ def test_each_token_is_a_target_once_an_epoch(recipe: Callable[..., BPEGPT]) -> 
 def test_pieces_have_the_tokens_of_the_whole(tokenizer: Path, corpus: Path) -> None:
     bpe = BPETokenizer(str(tokenizer))
     text = corpus.read_text() + "a\n\n\nb \n c\n\td.\nE\r\nf\n" + "no end" * 20
-    cut = list(pieces(text, 40))
+    cut = list(split_text(text, 40))
     assert "".join(cut) == text
     assert len(cut) > 10
     assert bpe.encode_all(cut, None).tolist() == bpe.encode(text)
@@ -243,9 +243,9 @@ def _write(path: Path, content: bytes) -> str:
     [
         ("empty.txt", b"", "is empty"),
         ("short.txt", b"too short", "tokens, too few for block_size 16: give at least 341"),
-        ("empty.bin", b"", "is no token file"),
-        ("odd.bin", b"123", "is no token file"),
-        ("text.npy", b"once upon a time", "is no token file"),
+        ("empty.bin", b"", "is not a token file"),
+        ("odd.bin", b"123", "is not a token file"),
+        ("text.npy", b"once upon a time", "is not a token file"),
         ("large.bin", b"\xff\xff" * 999, "400 tokens, but .* holds the ids 65535 to 65535"),
     ],
 )
@@ -261,7 +261,7 @@ def test_arrays_that_are_no_tokens(recipe: Callable[..., BPEGPT], tmp_path: Path
     path = tmp_path / "tokens.npy"
     for array in (np.zeros((9, 9), np.int64), np.zeros(999)):
         np.save(path, array)
-        with pytest.raises(ConfigError, match="must hold one row of integers"):
+        with pytest.raises(ConfigError, match="must be a 1-d array of integers"):
             recipe(corpus=str(path))
     np.save(path, np.full(999, -1))
     with pytest.raises(ConfigError, match="holds the ids -1 to -1"):
@@ -271,12 +271,12 @@ def test_arrays_that_are_no_tokens(recipe: Callable[..., BPEGPT], tmp_path: Path
 
 
 def test_a_tokenizer_that_is_none(recipe: Callable[..., BPEGPT], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer.json"):
         recipe(tokenizer=str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"tokenizer.json is no tokenizer"):
+    with pytest.raises(ConfigError, match=r"tokenizer.json is not a tokenizer"):
         recipe(tokenizer=str(tmp_path))
-    with pytest.raises(ConfigError, match="is no directory here"):
+    with pytest.raises(ConfigError, match="is not a directory"):
         recipe(tokenizer="./nowhere")
 
 

@@ -77,7 +77,7 @@ def test_a_history_that_cannot_be_written_is_reported_once(
     history.add(step=2)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "training goes on without it" in lines[0]
+    assert "training continues without it" in lines[0]
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -182,8 +182,9 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(file, "PNG")
     other = tmp_path / "other.parquet"
     parquet.write_table(table(3, 0, img=[{"bytes": file.getvalue(), "path": None}] * 3), other)
-    assert "the images are 8x8 pixels, those to train on 16x16; bring all to one size" in refused(
-        dataset=train, eval_dataset=str(other)
+    assert (
+        "the images are 8x8 pixels, the training images 16x16; resize all to one size"
+        in refused(dataset=train, eval_dataset=str(other))
     )
 
 
@@ -191,7 +192,7 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"depths": [1, 1]}, "depths has 2 stages, hidden_sizes 3"),
-        ({"depths": [1, 0, 1]}, "a stage has 1 block at least"),
+        ({"depths": [1, 0, 1]}, "a stage needs at least 1 block"),
         ({"hidden_sizes": [16, 20, 32]}, "hidden_sizes: 20 is not a multiple of 16"),
         ({"embedding_size": 24}, "embedding_size: input should be a multiple of 16 (got 24)"),
     ],

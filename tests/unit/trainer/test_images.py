@@ -83,7 +83,7 @@ GOOD = encoded(Image.fromarray(PIXELS[0]))
         (None, "w: row 1 has no image"),
         ({"bytes": None, "path": None}, "w: row 1 has no image"),
         ({"bytes": None, "path": "gone.png"}, "w: row 1: gone.png: No such file or directory"),
-        (encoded(Image.new("RGB", (7, 5))), "w: row 1 is 7x5 pixels, row 0 is 10x6; bring all"),
+        (encoded(Image.new("RGB", (7, 5))), "w: row 1 is 7x5 pixels, row 0 is 10x6; resize all"),
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(bad: Any, message: str) -> None:

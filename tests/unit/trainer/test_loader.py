@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data.loader import Loader, Shares
+from trainyard_trainer.data.loader import Loader, MicroBatches
 from trainyard_trainer.data.sampling import Batch, Ids, Noise, Weights, epoch_ended
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import ConfigError
@@ -46,7 +46,7 @@ def pairs(
     """Every batch of a rank, with its loss's factor."""
     settings = TrainConfig(max_steps=12, batch_size=12, **config)
     group = Group(rank, world_size, torch.device("cpu"), None)
-    loader = Loader(samples or Numbers(), Shares(settings, 5, 100, weights, group, start))
+    loader = Loader(samples or Numbers(), MicroBatches(settings, 5, 100, weights, group, start))
     count = (12 - start) * settings.gradient_accumulation_steps
     return [next(loader) for _ in range(count)]
 

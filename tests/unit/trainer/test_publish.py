@@ -89,7 +89,7 @@ def test_an_empty_attempt_file_is_replaced_and_a_damaged_one_refused(tmp_path: P
     file.write_text("")  # a full disk
     prepare_run_dir(tmp_path, 1)
     file.write_text("x\n")
-    with pytest.raises(ConfigError, match="attempt: 'x' is no attempt number"):
+    with pytest.raises(ConfigError, match="attempt: 'x' is not an attempt number"):
         prepare_run_dir(tmp_path, 2)
 
 

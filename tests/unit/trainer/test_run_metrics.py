@@ -42,7 +42,7 @@ def reporter(server: ReportServer, tmp_path: Path) -> RunReporter:
     lines = [{"step": step, "loss": 1.0} for step in range(1, 7)]
     (tmp_path / HISTORY_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     job = TrainerJob(run="r", recipe="gpt", run_dir=str(tmp_path), report_port=0, attempt=2)
-    reporter = RunReporter(2, Console(speaks=False), server)
+    reporter = RunReporter(2, Console(enabled=False), server)
     reporter.open_history(job, TrainConfig(), ["host"], 4, {})
     return reporter
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_trainer.data.sampling import global_batch, permute, rank_share
+from trainyard_trainer.data.sampling import global_batch, permute, rank_slice
 
 
 @given(n=st.integers(1, 2000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))
@@ -50,7 +50,7 @@ def test_ranks_and_accumulation_share_the_same_global_batch(
     world_size, accumulation = shape
     ids = global_batch(seed=11, step=step, batch_size=48, num_samples=1000)
     shares = [
-        rank_share(ids, rank, world_size, micro, accumulation)
+        rank_slice(ids, rank, world_size, micro, accumulation)
         for micro in range(accumulation)
         for rank in range(world_size)
     ]

@@ -85,7 +85,7 @@ def test_the_slowest_is_measured_by_the_others() -> None:
 def test_one_slow_interval_is_not_a_straggler_and_a_straggler_is_reported_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stragglers = Stragglers(["a", "b"], Console(speaks=True))
+    stragglers = Stragglers(["a", "b"], Console(enabled=True))
     even, slow = Slowest(0, 1.1, 1.0), Slowest(1, 2.0, 1.0)
     for found in (slow, slow, even, slow, slow):
         stragglers.update(found, steps=10)
@@ -104,7 +104,7 @@ def test_one_slow_interval_is_not_a_straggler_and_a_straggler_is_reported_once(
 
 
 def test_a_difference_of_no_consequence_is_not_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    stragglers = Stragglers(["a", "b"], Console(speaks=True))
+    stragglers = Stragglers(["a", "b"], Console(enabled=True))
     for _ in range(100):
         stragglers.update(Slowest(1, 0.02, 0.01), steps=1)
     assert capsys.readouterr() == ("", "")

@@ -265,7 +265,7 @@ def test_a_pretrained_model_is_used_and_nothing_else(
     assert "max_length: 17 tokens" in refusal(**chosen, model=where, max_length=17)
     weights = directory / "model.safetensors"
     weights.rename(directory / "kept")
-    assert "holds no weights" in refusal(**chosen, model=where)
+    assert "has no weights" in refusal(**chosen, model=where)
     GPT2Config().save_pretrained(directory)
     assert "is a gpt2; give a DistilBERT" in refusal(**chosen, model=where)
     (directory / "kept").rename(weights)

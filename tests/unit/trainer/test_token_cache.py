@@ -10,13 +10,13 @@ import pytest
 
 from tests import patience
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_trainer.data.cache import cache_dir, keep
+from trainyard_trainer.data.cache import cache_dir, cached
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from trainyard_trainer.data.cache import keep
+from trainyard_trainer.data.cache import cached
 
 def make():
     with open(sys.argv[1], "a") as file:
@@ -26,7 +26,7 @@ def make():
         sys.stdin.read()
     return np.arange(200_000, dtype=np.uint16)
 
-print(keep("numbers", make)[-1])
+print(cached("numbers", make)[-1])
 """
 
 
@@ -61,20 +61,20 @@ def test_a_killed_maker_leaves_the_work_to_the_next(tmp_path: Path) -> None:
     assert killed.stdout.readline() == "making\n"
     killed.kill()
     killed.wait(timeout=patience.SECONDS)
-    made = keep("numbers", lambda: np.arange(5))
+    made = cached("numbers", lambda: np.arange(5))
     assert made.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_damaged_file_is_made_again() -> None:
-    keep("numbers", lambda: np.arange(1000))
+    cached("numbers", lambda: np.arange(1000))
     (path,) = cache_dir().glob("*.npy")
     for size in (0, 64, 500):
         os.truncate(path, size)
-        assert keep("numbers", lambda: np.arange(1000)).tolist() == list(range(1000))
-    assert isinstance(keep("numbers", lambda: pytest.fail("made again")), np.memmap)
+        assert cached("numbers", lambda: np.arange(1000)).tolist() == list(range(1000))
+    assert isinstance(cached("numbers", lambda: pytest.fail("made again")), np.memmap)
 
 
 def test_without_a_place_to_write_there_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where the directory should be")
     for _ in range(2):
-        assert keep("numbers", lambda: np.arange(3)).tolist() == [0, 1, 2]
+        assert cached("numbers", lambda: np.arange(3)).tolist() == [0, 1, 2]

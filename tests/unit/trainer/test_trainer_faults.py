@@ -220,7 +220,7 @@ def test_a_port_in_use_costs_a_warning(make_job: MakeJob, train: Any) -> None:
         port = server.getsockname()[1]
         run = train(make_job({"report_port": port}, max_steps=2))
     (line,) = run.err.splitlines()
-    assert line.startswith(f"warning: port {port}: Address already in use; training goes on")
+    assert line.startswith(f"warning: port {port}: Address already in use; training continues")
 
 
 def test_an_older_attempt_stops_when_a_newer_one_has_started(

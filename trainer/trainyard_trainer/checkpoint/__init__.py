@@ -1,1 +1,1 @@
-"""Checkpoints and exported models: saved, published, verified, pruned."""
+"""Checkpoints and exported models: saving, publishing, verification and retention."""

@@ -1,4 +1,4 @@
-"""Checkpoints: saved while training goes on, published by rank 0, found by the next attempt."""
+"""Checkpoints: saved in the background, published by rank 0, found by the next attempt."""
 
 import contextlib
 import errno
@@ -28,15 +28,15 @@ from trainyard_trainer.errors import CheckpointError, SupersededError, one_line
 
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
 
-# How torch's archive writer says that a file took fewer bytes than it was given, and how little
-# space makes a full disk the reason.
-_CUT_SHORT = re.compile(r"inline_container|PytorchStreamWriter")
+# torch's archive writer reports a short write by these names; with less free space than _FULL the
+# reason is a full disk.
+_SHORT_WRITE = re.compile(r"inline_container|PytorchStreamWriter")
 _FULL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Saved:
-    """How a save ended, as rank 0 knows it."""
+    """The result of a save, on rank 0."""
 
     step: int
     seconds: float
@@ -46,7 +46,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Resume:
-    """The checkpoint to go on from."""
+    """The checkpoint to resume from."""
 
     directory: Path
     manifest: Manifest
@@ -55,10 +55,10 @@ class Resume:
 
 
 def find_resume(run_dir: Path) -> Resume | None:
-    """The newest checkpoint that verifies; None in a fresh run.
+    """The newest valid checkpoint; None in a new run.
 
     Raises CheckpointError when there are checkpoints but none is valid: starting again from step 0
-    would throw the run's work away without a word.
+    would silently discard the run's work.
     """
     parent = run_dir / CHECKPOINTS
     directory, manifest, skipped = newest_valid(parent)
@@ -74,16 +74,16 @@ def find_resume(run_dir: Path) -> Resume | None:
 
 
 def restore(resume: Resume, files: StateFiles, seed: int) -> None:
-    """Put a checkpoint's state into the model, optimizer, loss scale and random generators.
+    """Load a checkpoint into the model, optimizer, loss scaler and random generators.
 
-    With as many ranks as before the next step is bitwise the one the saved run would have taken.
-    With another number every rank gets a new random state of its own, from the seed and the step.
+    With the same number of ranks the next step is bitwise the one the saved run would have taken.
+    With another number every rank gets a new random state, from the seed, the step and the rank.
     """
     group = files.group
     same_ranks = resume.manifest.world_size == group.world_size
     try:
         files.read(resume.directory, same_ranks)
-    except BaseException as error:  # torch's CheckpointException is no Exception
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         reason = _reason(error, resume.directory)
@@ -94,9 +94,9 @@ def restore(resume: Resume, files: StateFiles, seed: int) -> None:
 
 
 def seed_rank(seed: int, step: int, rank: int) -> None:
-    """A random state (dropout) that no other rank or starting step has."""
-    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]))
+    """Seed the generators (for dropout), differently for every rank and starting step."""
+    seeds = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(seeds[0]))
 
 
 class Checkpointer:
@@ -110,7 +110,7 @@ class Checkpointer:
         header: dict[str, Any],
         resume: Resume | None,
     ) -> None:
-        """`fence` on rank 0 only; `header`: what DESCRIPTION_FILE says of the run."""
+        """`fence` on rank 0 only; `header`: the run's part of DESCRIPTION_FILE."""
         self.job = job
         self.files = files
         self.fence = fence
@@ -127,11 +127,11 @@ class Checkpointer:
         self._pending: Future[Saved] | None = None
 
     def preload(self) -> None:
-        """Get ready for the first save while training goes on."""
+        """Prepare for the first save while training continues."""
         self.files.preload(self._background)
 
     def save(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        """Start copying and writing the state. The save before must have ended: see `wait`.
+        """Start copying and writing the state. The previous save must have ended: see `wait`.
 
         The optimizer must not take its next step before `wait_copied`.
         """
@@ -158,37 +158,37 @@ class Checkpointer:
             try:
                 ref, error = self._write(write, manifest, description)
             finally:
-                self.files.copied.set()  # whatever became of it: training waits for this
+                self.files.copied.set()  # also after a failure: training waits for this
             return Saved(step, time.perf_counter() - began, ref, error)
 
         self._pending = self._background.submit(finish)
 
     def wait_copied(self) -> None:
-        """Wait until the running save, if there is one, has its own copy of the state."""
+        """Wait until the running save, if any, has copied the state."""
         self.files.copied.wait()
 
     def poll(self) -> Saved | None:
-        """How the running save ended, once; None while it runs."""
+        """The result of the running save, once; None while it runs."""
         if self._pending is None or not self._pending.done():
             return None
         return self.wait()
 
     def wait(self) -> Saved | None:
-        """Wait for the running save, if there is one. Raises SupersededError on rank 0."""
+        """Wait for the running save, if any. Raises SupersededError on rank 0."""
         if self._pending is None:
             return None
         pending, self._pending = self._pending, None
         return pending.result()
 
     def close(self) -> None:
-        """Give up the thread."""
+        """Stop the background thread."""
         self._background.shutdown()
         self.files.close()
 
     def _write(
         self, write: Any, manifest: Manifest, description: dict[str, Any]
     ) -> tuple[CheckpointRef | None, str]:
-        """In the background: write this rank's files; on rank 0 publish everybody's."""
+        """In the background: write this rank's files; rank 0 publishes those of all ranks."""
         name = step_name(manifest.step)
         temporary = self.parent / f"{TEMPORARY}{name}-{self.writer}"
         final = self.parent / name
@@ -201,7 +201,7 @@ class Checkpointer:
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        except BaseException as error:  # torch's CheckpointException is no Exception
+        except BaseException as error:  # torch's CheckpointException is not an Exception
             message = f"{final}: {_reason(error, self.parent)}{_space(self.parent)}"
             if isinstance(error, CheckpointError):
                 message = f"{final}: {error}"
@@ -209,21 +209,21 @@ class Checkpointer:
                 shutil.rmtree(temporary, ignore_errors=True)
             return None, message
         self.retention.trust(final, manifest)
-        with contextlib.suppress(OSError):  # then it keeps more than it should
+        with contextlib.suppress(OSError):  # the surplus stays until the next save
             self.retention.prune(final)
         return CheckpointRef(step=manifest.step, digest=digest, time=manifest.created), ""
 
 
 def _reason(error: BaseException, directory: Path) -> str:
-    """The operating system's words for it, however deep they are wrapped; else the innermost's."""
+    """The operating system's message, from any wrapped cause; else the innermost error's."""
     pending = [error]
     while pending:
         cause = pending.pop()
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno)
-        if code := re.search(r"\(os error (\d+)\)", str(cause)):  # as safetensors words it
+        if code := re.search(r"\(os error (\d+)\)", str(cause)):  # safetensors' format
             return os.strerror(int(code[1]))
-        if _CUT_SHORT.search(str(cause)) and shutil.disk_usage(directory).free < _FULL:
+        if _SHORT_WRITE.search(str(cause)) and shutil.disk_usage(directory).free < _FULL:
             return os.strerror(errno.ENOSPC)
         failures = getattr(cause, "failures", {})  # of torch's CheckpointException, by rank
         error = error if failures else cause

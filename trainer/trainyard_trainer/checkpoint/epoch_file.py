@@ -1,6 +1,6 @@
-"""A whole epoch's state in one .pt file, for tools and people who want a single file.
+"""The state at the end of an epoch in one .pt file, for other tools.
 
-Resuming never needs it: checkpoints do that.
+It is not used to resume: checkpoints are.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ def write_epoch_file(
     metrics: dict[str, float],
     config: dict[str, Any],
 ) -> Path:
-    """Gather and write it; every rank calls this, rank 0 writes. Raises OSError there.
+    """Gather the state on every rank and write it on rank 0. Raises OSError on rank 0.
 
-    Keys: epoch, model_state_dict, optimizer_state_dict (both as torch's own load_state_dict wants
-    them), loss, accuracy (None where there is none), config.
+    Keys: epoch, model_state_dict, optimizer_state_dict (both for load_state_dict), loss, accuracy
+    (None if the recipe has none), config.
     """
     model = parallel.full_weights()
     state = _gathered(optimizer.state_dict())
@@ -50,7 +50,7 @@ def write_epoch_file(
 
 
 def _gathered(value: Any) -> Any:
-    """`value` with every tensor in it whole and on the CPU."""
+    """`value` with every tensor in it unsharded and on the CPU."""
     if isinstance(value, Tensor):
         return full_tensor(value).cpu()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The model, published in Hugging Face form under models/step-XXXXXXXX."""
+"""Export of the model in Hugging Face format to models/step-XXXXXXXX."""
 
 import shutil
 from datetime import UTC, datetime
@@ -16,12 +16,12 @@ from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.errors import CheckpointError
 from trainyard_trainer.recipes.base import Recipe
 
-# A server may still be reading the one before the newest, or the one before that.
+# Servers may still be reading the last two before the newest.
 KEEP_MODELS = 3
 
 
 class Exporter:
-    """Exports the model, once or on the way too; every rank makes the same calls."""
+    """Exports the model, during training and at its end; every rank makes the same calls."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Exporter:
         fence: Fence | None,
         config: dict[str, Any],
     ) -> None:
-        """`fence`: on rank 0 only, which writes."""
+        """`fence`: on rank 0 only, the rank that writes."""
         self._job = job
         self._recipe = recipe
         self._parallel = parallel
@@ -46,8 +46,8 @@ class Exporter:
     def export(self, step: int, metrics: dict[str, float]) -> ModelRef | None:
         """Gather the weights and publish them; rank 0 gets the reference.
 
-        Training goes on afterwards as if nothing had been: no random numbers are used up.
-        Raises CheckpointError, on every rank, if the model can't be written.
+        Training is not affected: the random state is restored. Raises CheckpointError, on every
+        rank, if the model can't be written.
         """
         weights = self._parallel.full_weights()
         group = self._parallel.group
@@ -58,7 +58,7 @@ class Exporter:
             with torch.random.fork_rng(devices=[]):
                 return self._write(self._fence, weights, step, metrics, group.world_size)
 
-        return group.together(write)
+        return group.run_or_fail_all(write)
 
     def _write(
         self,

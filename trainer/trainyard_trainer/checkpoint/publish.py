@@ -1,4 +1,4 @@
-"""Publishing a directory: complete and on disk, under its final name, or not there at all."""
+"""Atomic, durable publishing of directories, and the fence against older attempts."""
 
 import contextlib
 import fcntl
@@ -16,18 +16,18 @@ from trainyard_trainer.errors import ConfigError, SupersededError
 
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}replaced-"
-LOCK_TIMEOUT = 30.0  # seconds; nobody keeps the lock for more than some renames
+LOCK_TIMEOUT = 30.0  # seconds; the lock is held for a few renames only
 
 
 class Fence:
     """Keeps an older attempt, still alive on a lost node, from publishing beside a newer one.
 
-    The newest attempt's number and its writer's name stand in the run directory; they are read,
-    under the same lock that guards their writing, right before anything gets or loses its name.
+    A file in the run directory has the newest attempt's number and its writer's name. It is read
+    before every rename, under the lock that also guards its writing.
 
     Attributes:
-        writer: names what this process writes, so that no two, not even of the same attempt (run
-            twice by mistake), ever write into the same directory.
+        writer: a unique name of this process. Two processes never write into the same directory,
+            even if the same attempt is started twice by mistake.
     """
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
@@ -41,7 +41,7 @@ class Fence:
             newest, _ = self._read(file)
             if newest > self.attempt:
                 raise self._superseded(newest)
-            # One write, never shorter than what it replaces: no moment without a number.
+            # One write, never shorter than the old content: the file always has a number.
             os.pwrite(file, f"{self.attempt}\n{self.writer}\n".encode(), 0)
             os.fsync(file)
 
@@ -59,8 +59,8 @@ class Fence:
         """The lock; yields the file's descriptor."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # Some network file systems have no locks, and a stopped process may never give its
-            # lock back: the number still stands there.
+            # Some network file systems have no locks, and a stopped process may never release
+            # its lock: the attempt number alone must then do.
             deadline = time.monotonic() + LOCK_TIMEOUT
             while not _try_lock(file) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -75,8 +75,8 @@ class Fence:
             return 0, ""
         if not number.isdecimal():
             raise ConfigError(
-                f"{self.path}: {number[:40]!r} is no attempt number; if no other attempt of this"
-                " run is alive, remove the file"
+                f"{self.path}: {number[:40]!r} is not an attempt number; if no other attempt of"
+                " this run is alive, remove the file"
             )
         return int(number), rest.partition("\n")[0]
 
@@ -101,7 +101,7 @@ def _try_lock(file: int) -> bool:
 
 
 def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
-    """Make the run's directories, claim them for `attempt`, and clear what older ones left."""
+    """Create the run's directories, claim them for `attempt`, and remove older leftovers."""
     try:
         for name in (CHECKPOINTS, MODELS):
             (run_dir / name).mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
 
 
 def _clear(parent: Path) -> None:
-    """Remove what a kill left half-done; what it left half-replaced gets its name back."""
+    """Remove unfinished directories of a killed attempt; undo an unfinished replacement."""
     for leftover in parent.glob(f"{TEMPORARY}*"):
         final = parent / leftover.name.removeprefix(_REPLACED)
         if leftover.name.startswith(_REPLACED) and not final.exists():
@@ -130,21 +130,21 @@ def _clear(parent: Path) -> None:
 def check_shared(run_dir: Path, writer: str) -> None:
     """Raise ConfigError unless this rank sees the run directory that rank 0 claimed as `writer`."""
     try:
-        seen = (run_dir / ATTEMPT_FILE).read_text().splitlines()
+        lines = (run_dir / ATTEMPT_FILE).read_text().splitlines()
     except OSError:
-        seen = []
-    if writer not in seen:
+        lines = []
+    if writer not in lines:
         raise ConfigError(
             f"strategy fsdp: the node {socket.gethostname()} does not see rank 0's run directory"
-            f" {run_dir}; every rank writes its part there, so mount one volume on all nodes"
+            f" {run_dir}; every rank writes its shard there, so mount one volume on all nodes"
             " (storage.accessMode ReadWriteMany), or use strategy ddp"
         )
 
 
 def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> str:
-    """Turn a filled directory into `final`, durably and in one step; returns its digest.
+    """Rename `temporary` to `final`, durably and atomically; returns its digest.
 
-    `manifest` comes without its files: they are hashed here.
+    `manifest` has no `files` yet: they are hashed here.
     """
     manifest = manifest.model_copy(update={"files": describe_files(temporary)})
     (temporary / MANIFEST).write_bytes(manifest_bytes(manifest))
@@ -154,7 +154,7 @@ def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> s
         _sync(Path(folder))
     name = digest(temporary)
     with fence.held():
-        if final.exists():  # an invalid one, or the same step of an attempt that then died
+        if final.exists():  # invalid, or the same step of an earlier attempt
             replaced = final.with_name(_REPLACED + final.name)
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)

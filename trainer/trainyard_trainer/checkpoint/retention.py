@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last few and the best, of those that are known to be good."""
+"""Retention: keeps the last few valid checkpoints and the best, removes the others."""
 
 import contextlib
 import math
@@ -15,15 +15,15 @@ from trainyard_storage.checkpoints import (
 )
 from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence
 
-_Touched = frozenset[tuple[str, int, int]]
+_Fingerprint = frozenset[tuple[str, int, int]]
 
 
 class Retention:
-    """Removes checkpoints beyond the last `keep_last` good ones and the best.
+    """Removes checkpoints beyond the last `keep_last` valid ones and the best.
 
-    Good is what this process published, or has hashed, and what nobody has touched since: each
-    older checkpoint is read once, so that one with a damaged file never takes the place of one that
-    could be resumed from. What can't be read now may be good: it is neither counted nor removed.
+    A checkpoint is valid if this process published or verified it and its files have not changed
+    since. Each older checkpoint is verified once, so that a damaged one is never kept instead of
+    a usable one. One that can't be read now may be valid: it is neither counted nor removed.
     """
 
     def __init__(self, parent: Path, keep_last: int, keep_best: bool, fence: Fence) -> None:
@@ -31,43 +31,42 @@ class Retention:
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.fence = fence
-        self._known: dict[Path, tuple[_Touched, Manifest | None]] = {}  # None: damaged
+        self._verdicts: dict[Path, tuple[_Fingerprint, Manifest | None]] = {}  # None: damaged
 
     def trust(self, directory: Path, manifest: Manifest) -> None:
-        """Take note that this process published or verified `directory`."""
-        self._known[directory] = _touched(directory), manifest
+        """Record that this process published or verified `directory`."""
+        self._verdicts[directory] = _fingerprint(directory), manifest
 
     def prune(self, newest: Path) -> list[Path]:
-        """Remove what needn't stay beside `newest`, just published; what went.
+        """Remove all but `newest`, just published, and the ones to keep; returns the removed ones.
 
-        A disk that can't remove keeps more than it should. Raises SupersededError, having removed
-        nothing.
+        A directory that can't be removed is kept. Raises SupersededError before removing anything.
         """
         keep = self._kept() | {newest}
-        doomed = [directory for directory in steps(self.parent) if directory not in keep]
+        surplus = [directory for directory in steps(self.parent) if directory not in keep]
         renamed = {}
         with self.fence.held():
-            for directory in doomed:
-                # Renamed first: half a checkpoint must not be found under a checkpoint's name.
-                grave = directory.with_name(f"{TEMPORARY}pruned-{directory.name}")
-                shutil.rmtree(grave, ignore_errors=True)
+            for directory in surplus:
+                # Renamed first: a partly removed checkpoint must not have a checkpoint's name.
+                trash = directory.with_name(f"{TEMPORARY}pruned-{directory.name}")
+                shutil.rmtree(trash, ignore_errors=True)
                 with contextlib.suppress(OSError):
-                    renamed[directory] = directory.rename(grave)
-                    self._known.pop(directory, None)
-        for grave in renamed.values():
-            shutil.rmtree(grave, ignore_errors=True)
+                    renamed[directory] = directory.rename(trash)
+                    self._verdicts.pop(directory, None)
+        for trash in renamed.values():
+            shutil.rmtree(trash, ignore_errors=True)
         return list(renamed)
 
     def _kept(self) -> set[Path]:
         keep: set[Path] = set()
-        good = 0
-        rest: list[tuple[float, Path]] = []  # beyond the last ones, to be kept only as the best
+        num_valid = 0
+        rest: list[tuple[float, Path]] = []  # older ones, kept only if the best
         best = math.inf
         for directory in steps(self.parent):
             try:
-                if good < self.keep_last:
+                if num_valid < self.keep_last:
                     manifest = self._verified(directory)
-                    good += 1
+                    num_valid += 1
                     keep.add(directory)
                     best = min(best, _loss(manifest))
                 else:
@@ -87,33 +86,33 @@ class Retention:
         return keep
 
     def _verified(self, directory: Path) -> Manifest:
-        """Raises InvalidCheckpointError if `directory` isn't known to be good."""
-        touched = _touched(directory)
-        before, manifest = self._known.get(directory, (None, None))
-        if touched != before:
+        """The manifest of `directory`. Raises InvalidCheckpointError if it isn't valid."""
+        fingerprint = _fingerprint(directory)
+        verified, manifest = self._verdicts.get(directory, (None, None))
+        if fingerprint != verified:
             try:
                 manifest = verify(directory)
             except UnreadableCheckpointError:
                 raise
             except InvalidCheckpointError:
                 manifest = None
-            self._known[directory] = touched, manifest
+            self._verdicts[directory] = fingerprint, manifest
         if manifest is None:
             raise InvalidCheckpointError(f"{directory}: damaged")
         return manifest
 
 
 def _loss(manifest: Manifest) -> float:
-    """What ranks models; infinite where the model wasn't evaluated, or came to nothing."""
+    """The evaluation loss; infinite if the model wasn't evaluated or the loss isn't finite."""
     loss = manifest.metrics.get("eval_loss", math.inf)
     return loss if math.isfinite(loss) else math.inf
 
 
-def _touched(directory: Path) -> _Touched:
-    """Path, size and time of change of every file: what tells whether to read them again."""
-    found = set()
+def _fingerprint(directory: Path) -> _Fingerprint:
+    """Path, size and modification time of every file, which tell whether to verify it again."""
+    files = set()
     for path in directory.rglob("*"):
         with contextlib.suppress(OSError):
             status = path.stat()
-            found.add((str(path), status.st_size, status.st_mtime_ns))
-    return frozenset(found)
+            files.add((str(path), status.st_size, status.st_mtime_ns))
+    return frozenset(files)

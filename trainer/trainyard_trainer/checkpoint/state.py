@@ -1,9 +1,9 @@
-"""What a checkpoint holds, and its two forms on disk.
+"""A checkpoint's tensors, and its two formats on disk.
 
-DDP: every rank has the whole state, so rank 0 writes it into one safetensors file that any tool can
-read. FSDP: every rank has a part, so each writes its own, as torch.distributed.checkpoint does it,
-which also knows how to share the parts out again among another number of ranks. (It could write the
-first kind, too, but importing it takes as long as importing torch: a restarted run would wait.)
+DDP: every rank has the full state, so rank 0 writes it into one safetensors file that any tool can
+read. FSDP: every rank has a shard and writes it with torch.distributed.checkpoint, which can also
+reshard for another number of ranks. (It could write the full state too, but importing it takes as
+long as importing torch, and a restarted run would wait for that.)
 """
 
 import importlib
@@ -27,22 +27,22 @@ Write = Callable[[Path], None]
 
 
 def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state, by names that mean the same on any number of ranks.
+    """Parameters and optimizer state, by names that do not depend on the number of ranks.
 
-    Tied parameters are there once, under the first of their names.
+    Tied parameters appear once, under the first of their names.
     """
     state = parallel.module.state_dict()
     names = dict.fromkeys(canonical_names(parallel.module).values())
     tensors = {f"model.{name}": state[name] for name in names}
     for name, parameter in parallel.module.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
-            if isinstance(tensor, Tensor):  # SGD without momentum keeps a None
+            if isinstance(tensor, Tensor):  # SGD without momentum has None
                 tensors[f"optimizer.{name}.{key}"] = tensor
     return tensors
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The random generators dropout draws from."""
+    """The states of the random generators that dropout uses."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -63,36 +63,36 @@ class StateFiles(ABC):
         self.parallel = parallel
         self.optimizer = optimizer
         self.group = parallel.group
-        # Set when nothing that an optimizer step changes is still to be copied.
+        # Set once everything that an optimizer step changes has been copied.
         self.copied = threading.Event()
         self.copied.set()
 
     def preload(self, _background: ThreadPoolExecutor) -> None:
-        """Get ready for the first save while training goes on."""
+        """Prepare for the first save while training continues."""
         return
 
     @abstractmethod
     def stage(self) -> Write:
-        """Freeze the state; the function returned copies and writes it, in the background.
+        """Capture the state; the returned function copies and writes it, in the background.
 
         Both are called on every rank; the directory may not exist yet. The next step's forward and
-        backward passes leave parameters and optimizer state alone, so they hide the copying: only
-        the optimizer must wait until it has `copied`. What a forward pass may change (buffers,
-        random states) is copied at once.
+        backward passes do not change parameters and optimizer state, so they overlap with the copy:
+        only the optimizer must wait for `copied`. What a forward pass may change (buffers, random
+        states) is copied at once.
         """
 
     def _state(self) -> dict[str, Tensor]:
         """As `state_of`, with the buffers copied."""
         tensors = state_of(self.parallel, self.optimizer)
         for name, _ in self.parallel.module.named_buffers():
-            if (key := f"model.{name}") in tensors:  # buffers that aren't persistent are in no file
+            if (key := f"model.{name}") in tensors:  # non-persistent buffers are not saved
                 tensors[key] = tensors[key].clone()
         return tensors
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
-        """Raise CheckpointError, on every rank that writes, unless all weights are numbers.
+        """Raise CheckpointError, on every rank that writes, unless all weights are finite.
 
-        A run that went on from others would never come to a number again.
+        A run resumed from NaN or infinity could not recover.
         """
         finite = all(
             bool(torch.isfinite(torch.stack(torch.aminmax(local_tensor(tensor)))).all())
@@ -105,30 +105,30 @@ class StateFiles(ABC):
             raise CheckpointError("the weights are not finite")
 
     def _on_all_ranks(self, holds: bool) -> bool:
-        """Whether `holds` is true on every rank that writes; asked in the background."""
+        """Whether `holds` is true on every rank that writes; called in the background."""
         return holds
 
     @abstractmethod
     def read(self, directory: Path, same_ranks: bool) -> None:
-        """Put a saved state in place; random states only where the ranks are the same."""
+        """Load a saved state; random states only if `same_ranks`."""
 
     def close(self) -> None:
-        """Give up what writing needed."""
+        """Release what writing needed."""
         return
 
     def _allocate_optimizer_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
-        """Give a fresh optimizer the state tensor `optimizer.PARAMETER.KEY`, to be filled."""
+        """Allocate the state tensor `optimizer.PARAMETER.KEY` in a new optimizer."""
         path, _, key = name.removeprefix("optimizer.").rpartition(".")
         parameter = self.parallel.module.get_parameter(path)
         self.optimizer.state[parameter][key] = (
             torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
             if size == parameter.shape
-            else torch.zeros(size, dtype=dtype, device=parameter.device)  # as the fused ones do
+            else torch.zeros(size, dtype=dtype, device=parameter.device)  # as fused optimizers do
         )
 
 
 class FullState(StateFiles):
-    """One file, written and read by rank 0: the other nodes need no access to it."""
+    """One file, written and read by rank 0; the other nodes need no access to it."""
 
     def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
         super().__init__(parallel, optimizer)
@@ -158,8 +158,8 @@ class FullState(StateFiles):
 
     @torch.no_grad()
     def _copy(self, state: dict[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
-        """The state on the CPU, in memory kept from save to save: fresh memory costs more than the
-        copying. From a GPU beside the computing, once the work before `ready` is done."""
+        """The state on the CPU, in buffers reused for every save: allocation costs more than the
+        copy. From a GPU on a side stream, once the work before `ready` is done."""
         for name, tensor in state.items():
             if name not in self._copies:
                 self._copies[name] = torch.empty(
@@ -269,6 +269,6 @@ class ShardedState(StateFiles):
 
 
 def make_state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
-    """The form that fits the strategy."""
-    form = ShardedState if parallel.strategy == "fsdp" else FullState
-    return form(parallel, optimizer)
+    """The format for the strategy."""
+    cls = ShardedState if parallel.strategy == "fsdp" else FullState
+    return cls(parallel, optimizer)

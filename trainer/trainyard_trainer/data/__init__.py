@@ -1,1 +1,1 @@
-"""Samples: where they come from, which ones form a batch, and how they are loaded."""
+"""Training data: corpora, tables and images, sampling, and the loader."""

@@ -1,4 +1,4 @@
-"""Tokenised text, kept in a folder of this machine's runs so that it is made only once."""
+"""A cache of tokenised text and decoded images, shared by the runs of a machine."""
 
 import contextlib
 import fcntl
@@ -17,35 +17,35 @@ if TYPE_CHECKING:
 
 
 def cache_dir() -> Path:
-    """`.cache` beside the runs, where the pods of later attempts find it too; by hand ~/.cache."""
+    """`.cache` beside the run's directory, shared by all pods; without one ~/.cache/trainyard."""
     run_dir = os.environ.get(RUN_DIR_ENV)
     return Path(run_dir).parent / ".cache" if run_dir else Path.home() / ".cache" / "trainyard"
 
 
-def keep(name: str, make: Callable[[], "Tokens"]) -> "Tokens":
-    """What `make` returns, from a file once it has been made; `name` says all that it depends on.
+def cached(name: str, make: Callable[[], "Tokens"]) -> "Tokens":
+    """What `make` returns, from a file from the second call on; `name` is the cache key.
 
-    Of the processes that ask at the same time one makes it and the others wait. The file appears
-    whole or not at all. Where nothing can be written every process makes its own.
+    If several processes call this at once, one runs `make` and the others wait. The file is written
+    atomically. Where nothing can be written, every process runs `make`.
     """
     path = cache_dir() / f"{name}.npy"
-    kept = _read(path)
-    if kept is not None:
-        return kept
+    found = _read(path)
+    if found is not None:
+        return found
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(path.with_suffix(".lock")))
-            kept = _read(path)  # made while this process waited
-        if kept is not None:
-            return kept
+            found = _read(path)  # written while this process waited
+        if found is not None:
+            return found
         made = make()
-        # Two writers, where there are no locks, don't meet.
+        # On a file system without locks two processes may write: each has its own temporary file.
         writer = f"{os.uname().nodename}-{os.getpid()}."
         with contextlib.suppress(OSError), open_atomic(path, writer=writer) as file:
             np.save(file, made)
-    kept = _read(path)  # its pages are shared by all processes, and can be dropped
-    return made if kept is None else kept
+    mapped = _read(path)  # memory-mapped: its pages are shared by all processes
+    return made if mapped is None else mapped
 
 
 def _read(path: Path) -> "Tokens | None":

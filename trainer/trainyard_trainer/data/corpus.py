@@ -1,4 +1,4 @@
-"""Text and token ids to train on: the standard library's source, files, or the Hugging Face Hub.
+"""Text and token ids for training: the standard library's source, files, or the Hugging Face Hub.
 
 Token files are memory-mapped: `.npy`, a 1-d array of integers; `.bin`, little-endian ids without a
 header, uint16 where the tokenizer has at most 65,536 tokens and uint32 where it has more.
@@ -16,21 +16,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard_trainer.data.cache import keep
+from trainyard_trainer.data.cache import cached
 from trainyard_trainer.data.rows import HUB, load_rows
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
-from trainyard_trainer.data.tokenizers import BPETokenizer, pieces, token_dtype
+from trainyard_trainer.data.tokenizers import BPETokenizer, split_text, token_dtype
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
-STDLIB_BYTES = 4_000_000  # enough for a small model, and read in a moment
+STDLIB_BYTES = 4_000_000  # enough for a small model, and read quickly
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".text")
 
 
 def load_text(corpus: str) -> str:
-    """The text a recipe's `corpus` names. Raises ConfigError with what to change.
+    """The text of a recipe's `corpus` setting. Raises ConfigError that says what to change.
 
     `stdlib`: the source of the running Python's standard library; a path to a text file, to a
     directory of them, or a glob (sorted and joined); `hub:OWNER/NAME[:COLUMN]`: the train split of
@@ -52,12 +52,12 @@ def _files(corpus: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        # Every regular file, unless some are plainly text and some are not. Mounted ConfigMaps
+        # Text files by suffix; every regular file if there are none. Mounted ConfigMaps
         # show their files as links and their versions as directories that begin with `..`.
         files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
         files = [p for p in files if p.suffix in _TEXT_SUFFIXES] or files
         if not files:
-            raise ConfigError(f"config.corpus: the directory {corpus} holds no text files")
+            raise ConfigError(f"config.corpus: the directory {corpus} has no text files")
         return files
     files = sorted(Path(name) for name in glob.glob(corpus, recursive=True))
     files = [path for path in files if path.is_file()]
@@ -75,7 +75,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"config.corpus: {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config.corpus: {path} is no UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"config.corpus: {path} is not UTF-8 text (byte {error.start})") from None
 
 
 def _stdlib() -> str:
@@ -93,7 +93,7 @@ def _stdlib() -> str:
             try:
                 source = Path(folder, name).read_text(encoding="ascii")
             except (OSError, UnicodeDecodeError):
-                continue  # a few modules hold other scripts' letters: not worth a vocabulary
+                continue  # a few modules have non-ASCII letters: not worth a larger vocabulary
             parts.append(source)
             size += len(source)
             if size >= STDLIB_BYTES:
@@ -127,7 +127,7 @@ Tokens = npt.NDArray[np.integer]
 
 
 class Windows:
-    """Stretches of block_size + 1 tokens, the i-th from token i * stride on.
+    """Windows of block_size + 1 tokens; the i-th starts at token i * stride.
 
     With a stride of block_size every token but the first is a target exactly once.
     """
@@ -150,10 +150,10 @@ class Windows:
 def split(
     tokens: Tokens, block_size: int, eval_fraction: float, stride: int, where: str, unit: str
 ) -> tuple[Windows, Windows]:
-    """Windows to train on, and windows of the sequence's end that are held out.
+    """Training windows, and held-out windows from the end of the sequence.
 
-    Raises ConfigError if there is no room for one of each: `where` names the data, `unit` the
-    tokens.
+    Raises ConfigError if there are too few tokens for one of each. `where` starts the message;
+    `unit` is what it calls the tokens.
     """
     num_held_out = int(len(tokens) * eval_fraction)
     if min(num_held_out, len(tokens) - num_held_out) <= block_size:
@@ -169,42 +169,42 @@ def split(
 
 
 _TABLES = (".parquet", ".csv", ".jsonl")
-_LOOK_AT = 2**25  # tokens of a corpus that are read at the start; more are looked at in samples
+_CHECKED_TOKENS = 2**25  # a corpus with more is checked in evenly spaced blocks
 _BLOCK = 2**15
 
 
 def load_tokens(corpus: str, text_column: str, tokenizer: BPETokenizer) -> Tokens:
-    """The ids that a recipe's `corpus` names, 1-d. Raises ConfigError with what to change.
+    """The token ids of a recipe's `corpus` setting, 1-d. Raises ConfigError with what to change.
 
     A `.npy` or `.bin` token file; the column `text_column` of a parquet, csv or jsonl file or of
     hub:OWNER/NAME[:CONFIG], each row a document that ends with the tokenizer's end-of-text token;
-    or any text that `load_text` knows.
+    or anything that `load_text` reads.
     """
     suffix = Path(corpus).suffix
     if suffix in (".npy", ".bin"):
         return _token_file(Path(corpus), tokenizer)
     if suffix in _TABLES or corpus.startswith(HUB):
         column = load_rows("corpus", corpus, "train", [text_column]).column(text_column)
-        return _tokenised(_Documents(column, corpus, text_column), tokenizer, tokenizer.eos_id)
-    return _tokenised(list(pieces(load_text(corpus))), tokenizer, None)
+        return _tokenize(_Documents(column, corpus, text_column), tokenizer, tokenizer.eos_id)
+    return _tokenize(list(split_text(load_text(corpus))), tokenizer, None)
 
 
-def inspect(tokens: Tokens, tokenizer: BPETokenizer, corpus: str) -> str:
-    """A sha256 that names the tokens. Raises ConfigError if the tokenizer can't have made them.
+def check_tokens(tokens: Tokens, tokenizer: BPETokenizer, corpus: str) -> str:
+    """A sha256 of the tokens. Raises ConfigError for ids outside the tokenizer's vocabulary.
 
-    Both from every token of a corpus of up to 33 million, and from evenly spread ones of a larger.
+    Reads every token of a corpus of up to 33 million, and evenly spaced blocks of a larger one.
     """
     digest = hashlib.sha256(f"{len(tokens)}".encode())
     starts = range(0, len(tokens), _BLOCK)
-    if len(tokens) > _LOOK_AT:
-        starts = range(0, len(tokens) - _BLOCK, len(tokens) // (_LOOK_AT // _BLOCK))
+    if len(tokens) > _CHECKED_TOKENS:
+        starts = range(0, len(tokens) - _BLOCK, len(tokens) // (_CHECKED_TOKENS // _BLOCK))
     for start in starts:
         block = np.ascontiguousarray(tokens[start : start + _BLOCK])
         if int(block.max()) >= tokenizer.vocab_size or int(block.min()) < 0:
             raise ConfigError(
                 f"config.tokenizer: {tokenizer.source} has {tokenizer.vocab_size:,} tokens, but"
-                f" {corpus} holds the ids {block.min()} to {block.max()}: use the tokenizer it was"
-                " made with"
+                f" {corpus} has ids from {block.min()} to {block.max()}: use the"
+                " tokenizer that made it"
             )
         digest.update(block.astype("<u4").tobytes())
     return digest.hexdigest()
@@ -222,16 +222,16 @@ def _token_file(path: Path, tokenizer: BPETokenizer) -> Tokens:
         raise ConfigError(f"{where} does not exist here; give a .npy or .bin token file") from None
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
-    except ValueError as error:  # empty, cut off, of pickled objects, not a whole number of ids
-        raise ConfigError(f"{where} is no token file: {error}") from None
+    except ValueError as error:  # empty, truncated, pickled, or not a multiple of the id size
+        raise ConfigError(f"{where} is not a token file: {error}") from None
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
-        shown = f"{tokens.dtype} of shape {tokens.shape}"
-        raise ConfigError(f"{where} must hold one row of integers, but holds {shown}")
+        found = f"{tokens.dtype} of shape {tokens.shape}"
+        raise ConfigError(f"{where} must be a 1-d array of integers, but is {found}")
     return tokens
 
 
 class _Documents:
-    """The strings of a column, as often as asked for."""
+    """The non-empty strings of a column; can be iterated more than once."""
 
     def __init__(self, column: "pa.ChunkedArray", corpus: str, name: str) -> None:
         import pyarrow.types as types  # type: ignore[import-untyped]
@@ -247,9 +247,9 @@ class _Documents:
             yield from (text for text in chunk.to_pylist() if text)
 
 
-def _tokenised(texts: Iterable[str], tokenizer: BPETokenizer, end: int | None) -> Tokens:
+def _tokenize(texts: Iterable[str], tokenizer: BPETokenizer, end: int | None) -> Tokens:
     digest = hashlib.sha256(f"{tokenizer.fingerprint} {end}".encode())
     for text in texts:
         encoded = text.encode(errors="replace")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return keep(f"tokens-{digest.hexdigest()}", lambda: tokenizer.encode_all(texts, end))
+    return cached(f"tokens-{digest.hexdigest()}", lambda: tokenizer.encode_all(texts, end))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,41 +11,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard_trainer.data.cache import keep
+from trainyard_trainer.data.cache import cached
 from trainyard_trainer.data.rows import Labels
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
-from dataclasses import dataclass
+
 
 Pixels = npt.NDArray[np.uint8]  # (images, height, width, 3), RGB
-
-
-_CHUNK = 100  # images at a time, where a wider type is needed
-
-
 Indices = npt.NDArray[np.int64]
 
-
-# The bits of a sample's noise: fields of 12 for whole numbers, the last one for a coin.
+# A sample's noise: four fields of 12 bits for numbers, and the last bit for the flip.
 _FIELD_BITS = 12
-
-
 _ROW, _COLUMN, _CUT_ROW, _CUT_COLUMN = range(4)
-
-
-_COIN = np.uint64(63)
+_FLIP_BIT = np.uint64(63)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How each training image is changed, anew in every epoch.
+    """Random augmentation of training images, different in every epoch.
 
     Attributes:
-        crop_padding: shift by up to so many pixels in each direction; what comes in is mirrored.
-        horizontal_flip: mirror every other image.
+        crop_padding: shift by up to this many pixels in each direction, padded by reflection.
+        horizontal_flip: mirror half of the images.
         cutout_size: blank a square of this many pixels (DeVries and Taylor, 2017); 0 for none.
         fill: colour of that square, (3,), uint8.
     """
@@ -62,8 +53,8 @@ class Augmentation:
         rows = _mirrored(np.arange(height) + down[:, None], height)
         columns = _mirrored(np.arange(width) + right[:, None], width)
         if self.horizontal_flip:
-            heads = (noise >> _COIN).astype(bool)
-            columns[heads] = columns[heads, ::-1]
+            flipped = (noise >> _FLIP_BIT).astype(bool)
+            columns[flipped] = columns[flipped, ::-1]
         return rows, columns
 
     def cut_out(self, pixels: npt.NDArray[np.uint8], noise: Noise) -> None:
@@ -83,15 +74,15 @@ def decode_images(where: str, column: "pa.ChunkedArray") -> Pixels:
     """All images of a table's column, (rows, height, width, 3), read-only.
 
     The column holds encoded images: what Hugging Face's Image feature stores (a struct of `bytes`
-    and `path`), or just the bytes. They are decoded once on a machine, and then shared by its
-    processes. Raises ConfigError, beginning with `where`, naming the row.
+    and `path`), or just the bytes. They are decoded once per machine and shared by its
+    processes. Raises ConfigError, which starts with `where` and names the row.
     """
     files = list(_encoded(where, column))
     digest = hashlib.sha256()
     for file in files:
         digest.update(len(file).to_bytes(8, "little") + file)
-    kept = keep(f"images-{digest.hexdigest()}", lambda: _decode_all(where, files))
-    return np.asarray(kept, np.uint8)
+    pixels = cached(f"images-{digest.hexdigest()}", lambda: _decode_all(where, files))
+    return np.asarray(pixels, np.uint8)
 
 
 def _decode_all(where: str, files: list[bytes]) -> Pixels:
@@ -103,7 +94,7 @@ def _decode_all(where: str, files: list[bytes]) -> Pixels:
         elif image.shape != pixels.shape[1:]:
             raise ConfigError(
                 f"{where}: row {row} is {_size(image)} pixels, row 0 is {_size(pixels[0])};"
-                " bring all images to one size first"
+                " resize all images to one size"
             )
         pixels[row] = image
     return pixels
@@ -119,7 +110,7 @@ def _encoded(where: str, column: "pa.ChunkedArray") -> Iterator[bytes]:
         raise ConfigError(f"{where} holds {kind}, not images; set config.image_column")
     row = 0
     for chunk in column.chunks:
-        for value in chunk.to_pylist():  # a chunk at a time: its copy lives no longer
+        for value in chunk.to_pylist():  # a chunk at a time, to bound the memory of the copies
             encoded = value
             if isinstance(value, dict):
                 encoded = value["bytes"]
@@ -148,7 +139,7 @@ def _decode(where: str, row: int, encoded: bytes) -> Pixels:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, UnidentifiedImageError):
-            reason = f"{len(encoded)} bytes that are no image Pillow knows"
+            reason = f"{len(encoded)} bytes in no image format that Pillow knows"
         raise ConfigError(f"{where}: row {row} can't be decoded: {reason}") from None
 
 
@@ -157,7 +148,7 @@ def _size(image: Pixels) -> str:
 
 
 class Images:
-    """Samples of images and their labels; `augmentation` for those to train on."""
+    """Samples of images and their labels; `augmentation` for training samples."""
 
     def __init__(
         self, pixels: Pixels, labels: Labels, augmentation: Augmentation | None = None
@@ -165,7 +156,7 @@ class Images:
         self.pixels = pixels
         self.labels = labels
         self.augmentation = augmentation
-        # One row per pixel: cutting and flipping are then a single look-up.
+        # One row per pixel: cropping and flipping are then one gather.
         self._rows = pixels.reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -178,7 +169,7 @@ class Images:
 
     @property
     def size_text(self) -> str:
-        """Width x height, as people say it."""
+        """Width x height."""
         return _size(self.pixels[0])
 
     def fetch(self, ids: Ids, noise: Noise) -> Batch:
@@ -199,9 +190,9 @@ class Images:
 
 
 def flat_index(height: int, width: int, ids: Ids, rows: Indices, columns: Indices) -> Indices:
-    """Where pixels stand in the list of all images' pixels: (B, height, width)."""
-    lines = ids[:, None] * height + rows
-    index: Indices = lines[:, :, None] * width + columns[:, None, :]
+    """Indices of pixels into the flat list of all images' pixels: (B, height, width)."""
+    flat_rows = ids[:, None] * height + rows
+    index: Indices = flat_rows[:, :, None] * width + columns[:, None, :]
     return index
 
 
@@ -215,6 +206,6 @@ def _draw(noise: Noise, field: int, n: int) -> Indices:
 
 
 def _mirrored(index: Indices, size: int) -> Indices:
-    """Indices beyond an edge, reflected at the pixel that is the edge."""
+    """Indices beyond an edge, reflected at the edge pixel."""
     index = np.abs(index)
     return np.minimum(index, 2 * (size - 1) - index)

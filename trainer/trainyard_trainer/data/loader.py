@@ -1,7 +1,7 @@
-"""Batches in the order of the steps, prepared when needed or ahead by worker processes.
+"""Loads each rank's batches in step order, on demand or ahead in worker processes.
 
-What a batch holds depends on the seed, the step and the sample ids alone, so neither the number of
-workers nor a restart changes it.
+A batch depends on the seed, the step and the sample ids alone, so neither the number of workers nor
+a restart changes it.
 """
 
 import os
@@ -20,7 +20,7 @@ from trainyard_trainer.data.sampling import (
     Samples,
     Weights,
     global_batch,
-    rank_share,
+    rank_slice,
     sample_noise,
 )
 from trainyard_trainer.distributed.process_group import Group
@@ -28,12 +28,12 @@ from trainyard_trainer.errors import UserError
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one rank trains on in one micro-batch.
+class MicroBatch:
+    """The samples of one rank in one micro-batch.
 
     Attributes:
-        factor: what the micro-batch's mean loss counts in the step's. The mean over the ranks of
-            the sum of loss x factor is the mean over the global batch.
+        factor: weight of the micro-batch's mean loss in the step's loss. The mean over the ranks
+            of the sum of loss x factor is the mean over the global batch.
     """
 
     ids: Ids
@@ -41,8 +41,8 @@ class Share:
     factor: float
 
 
-class Shares:
-    """Every share of one rank from step `start` (from 0) to the last, in order."""
+class MicroBatches:
+    """The micro-batches of one rank from step `start` (from 0) to the last, in order."""
 
     def __init__(
         self,
@@ -61,94 +61,94 @@ class Shares:
         self.group = group
         self.start = start
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         config, group = self.config, self.group
         accumulation = config.gradient_accumulation_steps
         for step in range(self.start, config.max_steps):
             batch = global_batch(self.seed, step, config.batch_size, self.num_samples)
             weights = self.weights(batch)
             for micro in range(accumulation):
-                place = group.rank, group.world_size, micro, accumulation
-                ids = rank_share(batch, *place)
+                position = group.rank, group.world_size, micro, accumulation
+                ids = rank_slice(batch, *position)
                 factor = 1 / accumulation
                 if weights is not None:
                     per_weight = group.world_size / weights.sum()
-                    factor = float(per_weight * rank_share(weights, *place).sum())
-                yield Share(ids, sample_noise(self.seed, step, ids), factor)
+                    factor = float(per_weight * rank_slice(weights, *position).sum())
+                yield MicroBatch(ids, sample_noise(self.seed, step, ids), factor)
 
 
 class _Fetcher:
-    """The data set as torch's DataLoader wants it: indexed by shares.
+    """The samples as a map-style data set for DataLoader, indexed by micro-batches.
 
-    A UserError travels back as a value; the loader would wrap it in a worker's traceback.
+    A UserError is returned, not raised: DataLoader would wrap it in a worker's traceback.
     """
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, share: Share) -> tuple[Batch, float] | UserError:
+    def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, float] | UserError:
         try:
-            return self.samples.fetch(share.ids, share.noise), share.factor
+            return self.samples.fetch(micro_batch.ids, micro_batch.noise), micro_batch.factor
         except UserError as error:
             return error
 
 
-class _EndWithParent:
-    """Has a worker die at once with its rank, however that dies (Linux).
+class _KillWithParent:
+    """Worker initialisation: the kernel kills the worker when its rank dies (Linux).
 
-    By itself it would notice only some seconds later; until then it holds what it has inherited:
-    the connections by whose end the other ranks know of the death, and the report's port, which
-    the next attempt needs.
+    DataLoader's own check takes some seconds; until then the worker holds the sockets it inherited:
+    the connections whose end shows the other ranks the death, and the report's port, which the next
+    attempt needs.
     """
 
     def __init__(self) -> None:
-        self.rank = os.getpid()
+        self.parent = os.getpid()
 
     def __call__(self, _worker: int) -> None:
         from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
         _prctl_pr_set_pdeathsig(signal.SIGKILL)
-        if os.getppid() != self.rank:  # it died before that
+        if os.getppid() != self.parent:  # it died before the prctl
             os._exit(1)
 
 
 class Loader:
-    """An iterator over this rank's batches, on its device, each with its loss's factor."""
+    """An iterator over this rank's batches, on its device, each with its loss factor."""
 
-    def __init__(self, samples: Samples, shares: Shares) -> None:
-        self.device = shares.group.device
+    def __init__(self, samples: Samples, micro_batches: MicroBatches) -> None:
+        self.device = micro_batches.group.device
         fetcher = _Fetcher(samples)
         self._batches: Iterator[Any]
-        if workers := shares.config.dataloader_num_workers:
+        if workers := micro_batches.config.dataloader_num_workers:
             loader: Any = torch.utils.data.DataLoader(
                 fetcher,  # type: ignore[arg-type]
-                sampler=shares,
+                sampler=micro_batches,
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context="fork",
                 pin_memory=self.device.type == "cuda",
-                # Its own generator: the loader must not draw from the one dropout uses.
+                # Its own generator: the loader must not draw from the one that dropout uses.
                 generator=torch.Generator(),
-                worker_init_fn=_EndWithParent(),
+                worker_init_fn=_KillWithParent(),
             )
             self._batches = iter(loader)
         else:
-            self._batches = map(fetcher.__getitem__, shares)
+            self._batches = map(fetcher.__getitem__, micro_batches)
 
     def __next__(self) -> tuple[Batch, float]:
-        found = next(self._batches)
-        if isinstance(found, UserError):
-            found.on_every_rank = False  # the others read other samples, perhaps on other disks
-            raise found
-        batch, factor = found
+        fetched = next(self._batches)
+        if isinstance(fetched, UserError):
+            fetched.on_every_rank = False  # other ranks read other samples
+            raise fetched
+        batch, factor = fetched
         return on_device(batch, self.device), factor
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch's tensors, moved while the device goes on computing."""
+    """The batch on `device`, copied asynchronously."""
     if device.type == "cpu":
         return batch
-    # From pinned memory, else the copy waits for all that the device still has to do.
+    # Only a copy from pinned memory is asynchronous.
     return {
         name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()
     }

@@ -1,29 +1,31 @@
-"""Rows to train on: a table of named columns, and the labels in one of them."""
+"""Tables of samples from files or the Hub, and their labels."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
-import numpy as np
-import numpy.typing as npt
+
 
 HUB = "hub:"
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.Table":
-    """The split's `columns`, in file order. Raises ConfigError with what to change.
+    """The split's `columns`, in file order. Raises ConfigError that says what to change.
 
-    `source`: a parquet, csv or jsonl file (then it is its only split); a directory with files named
+    `source`: a parquet, csv or jsonl file (its only split); a directory with files named
     SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME or
-    hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name. Images stay
-    what the file holds, a struct of `bytes` and `path`. What `datasets` notes about the columns
-    stays in the table's schema: see label_names.
+    hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name. Images are
+    not decoded: a struct of `bytes` and `path`. The metadata that `datasets` wrote stays in the
+    table's schema: see label_names.
     """
     where = f"config.{key}: {source}"
     table = (
@@ -41,13 +43,13 @@ def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.
 
 
 def label_names(table: "pa.Table", column: str) -> list[str] | None:
-    """The names of the classes 0, 1, ... of `column`, where the data says them.
+    """The names of the classes 0, 1, ... of `column`; None if the data has none.
 
-    They stand where `datasets` puts a column's ClassLabel: in the schema's `huggingface` metadata.
+    They are in the schema's `huggingface` metadata, where `datasets` writes a column's ClassLabel.
     """
-    note = (table.schema.metadata or {}).get(b"huggingface")
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
     try:
-        names = json.loads(note or b"{}")["info"]["features"][column]["names"]
+        names = json.loads(metadata or b"{}")["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError):
         return None
     return [str(name) for name in names]
@@ -73,8 +75,8 @@ def _from_files(where: str, path: Path, split: str) -> "pa.Table":
         )
     try:
         tables = [_read(file) for file in files]
-        bare = [table.replace_schema_metadata(None) for table in tables]
-        return pa.concat_tables(bare).replace_schema_metadata(tables[0].schema.metadata)
+        plain = [table.replace_schema_metadata(None) for table in tables]
+        return pa.concat_tables(plain).replace_schema_metadata(tables[0].schema.metadata)
     except OSError as error:
         raise ConfigError(f"{where}: {error.strerror or error}") from None
     except pa.ArrowInvalid as error:
@@ -103,7 +105,7 @@ def _from_hub(where: str, source: str, split: str) -> "pa.Table":
     name, _, config = source.removeprefix(HUB).partition(":")
     try:
         rows = datasets.load_dataset(name, config or None, split=split)
-        # Plain arrow, with pictures as the bytes they are stored as.
+        # Arrow format: images stay encoded.
         return rows.with_format("arrow")[:]
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -114,9 +116,9 @@ Labels = npt.NDArray[np.int64]
 
 
 def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | None) -> Labels:
-    """The class of every row, from 0. Raises ConfigError, beginning with `where`, naming the row.
+    """The class of every row, from 0. Raises ConfigError: `where` and the row.
 
-    `names`: of the classes, if known; then no label may lie beyond them.
+    `names`: of the classes, if known; then a label must be below their number.
     """
     import pyarrow as pa
 
@@ -139,14 +141,16 @@ def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | No
 def class_names(where: str, labels: Labels, names: Sequence[str] | None) -> list[str]:
     """`names`, or LABEL_0, LABEL_1, ... as Hugging Face calls the classes of these labels.
 
-    Raises ConfigError, beginning with `where`, if there is nothing to tell apart, or if a class
-    never occurs: a model can't learn it.
+    Raises ConfigError, which starts with `where`, if there is only one class, or if a class never
+    occurs: a model can't learn it.
     """
     found = set(np.unique(labels).tolist())
     if names is None:
         names = [f"LABEL_{label}" for label in range(max(found) + 1)]
     if len(names) < 2:
-        raise ConfigError(f"{where}: every row has label {max(found)}; two classes are the least")
+        raise ConfigError(
+            f"{where}: every row has label {max(found)}; at least two classes are required"
+        )
     if missing := [label for label in range(len(names)) if label not in found]:
         label = missing[0]
         raise ConfigError(
@@ -157,6 +161,6 @@ def class_names(where: str, labels: Labels, names: Sequence[str] | None) -> list
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few."""
+    """The first five names, separated by commas."""
     shown = ", ".join(names[:5])
     return f"{shown}, ..." if len(names) > 5 else shown

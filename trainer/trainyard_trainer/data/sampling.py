@@ -1,8 +1,8 @@
 """Sampling: which samples make up global batch k, a pure function of the seed and k.
 
-Nothing about the number of ranks enters, so a run that resumes with more or fewer of them goes on
-with exactly the samples it would have had: none lost, none repeated. There is no iterator to
-restore either: the step is the position.
+It does not depend on the number of ranks, so a run that resumes with more or fewer of them sees
+exactly the samples it would have seen: none lost, none repeated. There is no iterator state to
+restore: the step is the position.
 """
 
 from typing import Any, Protocol, TypeVar
@@ -28,7 +28,7 @@ class Samples(Protocol):
     def fetch(self, ids: Ids, noise: Noise) -> Batch:
         """The samples with these ids, stacked along dimension 0, on the CPU.
 
-        `noise` holds 64 random bits per sample, all that augmentation may draw from.
+        `noise`: 64 random bits per sample, the only source of randomness for augmentation.
         """
         ...
 
@@ -36,33 +36,33 @@ class Samples(Protocol):
 def global_batch(seed: int, step: int, batch_size: int, num_samples: int) -> Ids:
     """Sample ids of the batch that optimizer step `step` (from 0) uses, shape (batch_size,).
 
-    Every epoch visits every sample once, each in an order of its own; a batch may span two epochs.
+    Every epoch visits every sample once, in its own order; a batch may span two epochs.
     """
     position = step * batch_size + np.arange(batch_size, dtype=np.int64)
     epochs, offsets = np.divmod(position, num_samples)
     ids: Ids = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        ids[here] = permute(offsets[here], num_samples, seed, int(epoch))
+        in_epoch = epochs == epoch
+        ids[in_epoch] = permute(offsets[in_epoch], num_samples, seed, int(epoch))
     return ids
 
 
-def rank_share(
+def rank_slice(
     ids: npt.NDArray[Number], rank: int, world_size: int, micro: int, accumulation: int
 ) -> npt.NDArray[Number]:
-    """The part of a global batch (ids, or one number for each) that `rank` uses in `micro`."""
-    share: npt.NDArray[Number] = ids.reshape(accumulation, world_size, -1)[micro, rank]
-    return share
+    """The part of a global batch (ids, or a number per id) for `rank` in micro-batch `micro`."""
+    part: npt.NDArray[Number] = ids.reshape(accumulation, world_size, -1)[micro, rank]
+    return part
 
 
 def sample_noise(seed: int, step: int, ids: Ids) -> Noise:
-    """64 random bits for each sample of a step, whichever rank or process prepares it."""
+    """64 random bits for each sample of a step, the same in every process."""
     key = _mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(step)
     return _mix(_mix(ids.astype(np.uint64)) ^ _mix(key))
 
 
 def epoch_ended(step: int, batch_size: int, num_samples: int) -> int | None:
-    """The number of epochs done, if optimizer step `step` (from 1) was the last of one."""
+    """The number of completed epochs, if optimizer step `step` (from 1) completed one."""
     done = step * batch_size // num_samples
     return done if done > (step - 1) * batch_size // num_samples else None
 

@@ -1,43 +1,44 @@
-"""Texts as token ids, tokenised once and padded no further than a batch needs."""
+"""Texts as token ids: tokenised once, padded per batch."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainyard_trainer.data.rows import Labels
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-import os
-from typing import TYPE_CHECKING, Self
 
-from trainyard_trainer.data.rows import Labels
 
-IGNORED = -100  # the target of a position that doesn't count; cross_entropy's own default
-_AT_ONCE = 1000  # texts in one call of the tokenizer: bounds what its answer takes
+IGNORED = -100  # target of positions without loss; the default ignore_index of cross_entropy
+_TOKENIZER_BATCH = 1000  # texts in one call of the tokenizer, to bound its memory
 
 Tokens = npt.NDArray[np.int32]
 
 
 class TokenSamples:
-    """Numbered token sequences; the first `num_prompt` tokens of each are given, not learnt.
+    """Numbered token sequences; the first `num_prompt` tokens of each have no loss.
 
     Attributes:
-        num_targets: how many tokens of each are to be predicted, shape (len,).
+        num_targets: tokens with loss in each, shape (len,).
     """
 
     def __init__(self, sequences: Sequence[tuple[Tokens, int]], pad_to: int | None = None) -> None:
-        """`sequences`: ids and num_prompt of each; `pad_to`: make all batches this long."""
+        """`sequences`: ids and num_prompt of each; `pad_to`: pad all batches to this length."""
         lengths = np.array([len(tokens) for tokens, _ in sequences], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         self.tokens = np.concatenate([tokens for tokens, _ in sequences])
-        # Nothing predicts the first token.
-        self.num_given = np.maximum(1, np.array([given for _, given in sequences], dtype=np.int64))
-        self.num_targets = lengths - self.num_given
+        # The first token has no prediction.
+        self.num_prompt = np.maximum(
+            1, np.array([prompt for _, prompt in sequences], dtype=np.int64)
+        )
+        self.num_targets = lengths - self.num_prompt
         self.pad_to = pad_to
 
     def __len__(self) -> int:
@@ -49,20 +50,20 @@ class TokenSamples:
     def fetch(self, ids: Ids, _noise: Noise) -> Batch:
         """Inputs and targets, each (len(ids), T), T that of the longest sample or `pad_to`.
 
-        Padding comes last: a causal model's real tokens don't see it, so no mask is needed.
+        Padding is on the right: with causal attention no mask is needed.
         """
         rows = [self[index] for index in ids]
         length = (self.pad_to or max(len(row) for row in rows)) - 1
         inputs = np.zeros((len(rows), length), dtype=np.int64)
         targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
-        for i, (row, given) in enumerate(zip(rows, self.num_given[ids], strict=True)):
+        for i, (row, prompt) in enumerate(zip(rows, self.num_prompt[ids], strict=True)):
             inputs[i, : len(row) - 1] = row[:-1]
-            targets[i, given - 1 : len(row) - 1] = row[given:]
+            targets[i, prompt - 1 : len(row) - 1] = row[prompt:]
         return {"ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Add everything that defines the samples to a digest."""
-        for array in (self.tokens, self.starts, self.num_given):
+        for array in (self.tokens, self.starts, self.num_prompt):
             digest.update(array.tobytes())
 
 
@@ -74,20 +75,20 @@ def encode(
 ) -> Iterable[tuple[Tokens, int]]:
     """Token ids of each text, and how many of them are its prompt; at most `max_length`.
 
-    A text that isn't cut off ends with the tokenizer's end token. Prompts are put into its chat
-    template as a user's message, the text being the answer; without a template a blank line parts
-    them.
+    A text that isn't truncated ends with the tokenizer's end-of-text token. A prompt becomes the
+    user's message in the tokenizer's chat template, and the text the answer; without a template a
+    blank line separates them.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for start in range(0, len(texts), _AT_ONCE):
-        chunk = slice(start, start + _AT_ONCE)
+    for start in range(0, len(texts), _TOKENIZER_BATCH):
+        chunk = slice(start, start + _TOKENIZER_BATCH)
         heads: list[list[int]] = [[]] * len(texts[chunk])
         if prompts is not None:
             heads = _encode_prompts(tokenizer, prompts[chunk])
         bodies = _ids(tokenizer, texts[chunk], special=prompts is None)
         for head, body in zip(heads, bodies, strict=True):
-            whole = head + body + (end if body[-1:] != end else [])
-            yield np.array(whole[:max_length], dtype=np.int32), len(head)
+            ids = head + body + (end if body[-1:] != end else [])
+            yield np.array(ids[:max_length], dtype=np.int32), len(head)
 
 
 def _encode_prompts(
@@ -97,7 +98,7 @@ def _encode_prompts(
         return _ids(tokenizer, [f"{prompt}\n\n" for prompt in prompts], special=True)
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     rendered: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return _ids(tokenizer, rendered, special=False)  # the template has written them
+    return _ids(tokenizer, rendered, special=False)  # the template contains the special tokens
 
 
 def _ids(
@@ -108,7 +109,7 @@ def _ids(
         add_special_tokens=special,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # texts longer than the model's context are cut later
+        verbose=False,  # no warning: longer texts are truncated later
     )
     ids: list[list[int]] = encoded["input_ids"]
     return ids
@@ -121,9 +122,9 @@ class Texts:
         tokens: the ids of all texts.
         starts: where each text starts, and where the last one ends, shape (len + 1,).
         labels: the class of each, shape (len,).
-        max_length: tokens that a text can have.
-        multiple: lengths are rounded up to it. A GPU's matrix units want 8, and its allocator few
-            different shapes; on a CPU every token of padding just costs time.
+        max_length: maximum tokens of a text.
+        multiple: batch lengths are rounded up to it: 8 on GPUs, for fast matrix products and few
+            different shapes; 1 on a CPU, where padding only costs time.
     """
 
     def __init__(
@@ -145,8 +146,8 @@ class Texts:
         tokenizer: "PreTrainedTokenizerBase",
         max_length: int,
     ) -> Self:
-        """Tokenise, in all threads there are; texts are cut to `max_length` tokens."""
-        # Said here, else the tokenizer warns when loader workers are forked later.
+        """Tokenise in parallel; texts are truncated to `max_length` tokens."""
+        # Set, or the tokenizer warns when loader workers are forked later.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         encoded = tokenizer(
             list(texts), truncation=True, max_length=max_length, return_attention_mask=False
@@ -169,7 +170,7 @@ class Texts:
         rounded = -(-lengths.max() // self.multiple) * self.multiple
         columns = np.arange(min(rounded, self.max_length))
         mask = columns < lengths[:, None]
-        # Beyond a text's end lie other texts' tokens, or nothing.
+        # Positions beyond a text's end index other texts' tokens; the mask replaces them.
         index = np.minimum(self.starts[ids][:, None] + columns, len(self.tokens) - 1)
         input_ids = np.where(mask, self.tokens[index], self.pad_id).astype(np.int64)
         return {

@@ -25,7 +25,7 @@ UNKNOWN = "<unk>"  # id 0
 
 
 class CharTokenizer:
-    """Maps characters to ids 1..N in code-point order; a character it has never seen to id 0."""
+    """Maps characters to ids 1..N in code-point order; an unknown character to id 0."""
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -98,14 +98,14 @@ TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _OTHERS = ("special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")
 _LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
-_BATCH = 64  # texts encoded at once, in all threads there are
+_BATCH = 64  # texts encoded in parallel
 
 
 class BPETokenizer:
     """Text to token ids and back.
 
     Attributes:
-        vocab_size: ids are below it.
+        vocab_size: all ids are below it.
         eos_id: the token that ends a text; None if there is none.
         fingerprint: sha256 of what defines the ids.
     """
@@ -119,7 +119,7 @@ class BPETokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
             raise ConfigError(
-                f"config.tokenizer: {self.directory / TOKENIZER} is no tokenizer: {error}"
+                f"config.tokenizer: {self.directory / TOKENIZER} is not a tokenizer: {error}"
             ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -131,18 +131,18 @@ class BPETokenizer:
         self.eos_id: int | None = self._tokenizer.token_to_id(eos) if eos else None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
+        """Ids of a text, without special tokens."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; what ends in the middle of a character shows as U+FFFD."""
+        """Text of ids; an incomplete character at the end becomes U+FFFD."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def encode_all(self, texts: Iterable[str], end: int | None) -> npt.NDArray[np.integer]:
         """Ids of all texts one after another, `end` after each; of type `token_dtype`."""
-        # Said here, else the library warns when loader workers are forked later.
+        # Set, or the library warns when loader workers are forked later.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         dtype = token_dtype(self.vocab_size)
         parts = [np.empty(0, dtype)]
@@ -177,16 +177,16 @@ def token_dtype(vocab_size: int) -> type[np.integer]:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def pieces(text: str, size: int = 1 << 16) -> Iterator[str]:
-    """`text` in pieces of about `size` characters that have the same tokens as the whole.
+def split_text(text: str, size: int = 1 << 16) -> Iterator[str]:
+    """`text` in pieces of about `size` characters, tokenised like the whole text.
 
-    They end after a line break that has no other white space beside it: byte-level BPE merges
-    nothing across that.
+    Pieces end after a line break with no other white space beside it: byte-level BPE never merges
+    across one.
     """
     start = 0
     while start < len(text):
-        found = _LINE_END.search(text, start + size)
-        end = found.end() if found else len(text)
+        match = _LINE_END.search(text, start + size)
+        end = match.end() if match else len(text)
         yield text[start:end]
         start = end
 
@@ -199,7 +199,7 @@ def _definition(directory: Path, source: str) -> str:
         pass
     if not (directory / "vocab.json").is_file():
         raise ConfigError(
-            f"config.tokenizer: {source} holds no {TOKENIZER}; give a directory that does, or the"
+            f"config.tokenizer: {source} has no {TOKENIZER}; give a directory that has one, or the"
             " Hub id of a model with a fast tokenizer, such as openai-community/gpt2"
         )
     from transformers import AutoTokenizer
@@ -209,10 +209,10 @@ def _definition(directory: Path, source: str) -> str:
 
 def _download(source: str) -> Path:
     """The tokenizer's files from the Hub, or from its cache on this machine."""
-    where = f"config.tokenizer: {source}"
+    setting = f"config.tokenizer: {source}"
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ConfigError(
-            f"{where} is no directory here; give one with a {TOKENIZER}, or a Hub id such as"
+            f"{setting} is not a directory; give one with a {TOKENIZER}, or a Hub id such as"
             " openai-community/gpt2"
         )
     from huggingface_hub import snapshot_download
@@ -222,12 +222,12 @@ def _download(source: str) -> Path:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{where} is no directory here and could not be loaded from the Hub: {reason}"
+            f"{setting} is not a local directory and could not be loaded from the Hub: {reason}"
         ) from None
 
 
 def _fingerprint(definition: dict[str, Any]) -> str:
-    """The same for every way to write the same tokenizer.json."""
+    """A sha256 that is the same for every JSON form of the same tokenizer."""
     merges = definition.get("model", {}).get("merges", [])
     if merges and not isinstance(merges[0], str):  # newer versions write pairs
         definition["model"]["merges"] = [" ".join(pair) for pair in merges]

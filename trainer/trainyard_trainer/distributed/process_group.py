@@ -64,7 +64,7 @@ class Group:
         """`values` averaged over the ranks, in place."""
         return self.sum(values).div_(self.world_size)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def run_or_fail_all(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; if it fails for the user on one, it fails so on all.
 
         Otherwise the others would wait in the next collective for a rank that has gone.

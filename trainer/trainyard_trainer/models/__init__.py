@@ -1,1 +1,1 @@
-"""Models, one file each: plain torch modules without a word about how they are trained."""
+"""Models, one file each: plain torch modules, independent of how they are trained."""

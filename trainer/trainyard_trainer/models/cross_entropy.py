@@ -1,7 +1,7 @@
 """Cross-entropy for large vocabularies, in the memory of the logits themselves.
 
 With GPT-2's 50,257 tokens the logits are by far the largest tensor of a step: PyTorch's own
-function takes two more of their size, and reads them more often.
+function allocates two more of that size and makes more passes over them.
 """
 
 from typing import Any, cast
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps exp(logits - max) where the logits were, and turns it into their gradient there."""
+    """Overwrites the logits with exp(logits - max), and that with their gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from trainyard_storage.files import write_json
 
 @dataclass(frozen=True)
 class GPTShape:
-    """The sizes that define the model."""
+    """Sizes of the model."""
 
     vocab_size: int
     block_size: int
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Position-wise feed-forward network, four times as wide inside."""
+    """Position-wise feed-forward network with a hidden layer of 4 C."""
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class GPT(nn.Module):
     def generate(
         self, ids: Tensor, num_tokens: int, generator: torch.Generator, temperature: float = 0.8
     ) -> Tensor:
-        """`ids` (B, T) continued by `num_tokens` sampled ones; the generator is on the CPU."""
+        """`ids` (B, T) and `num_tokens` sampled after them; the generator is on the CPU."""
         for _ in range(num_tokens):
             logits = self(ids[:, -self.shape.block_size :], logits_to_keep=1)[:, 0]
             probabilities = F.softmax(logits.float().cpu() / temperature, dim=-1)
@@ -125,7 +125,7 @@ class GPT(nn.Module):
         return ids
 
 
-# transformers keeps these as Conv1D: the same matrix, transposed.
+# transformers stores these as Conv1D, transposed.
 _CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
@@ -134,7 +134,7 @@ def write_gpt2(
 ) -> None:
     """Write model.safetensors, config.json and generation_config.json into `directory`.
 
-    `eos_id`: the token between texts, which both begins and ends one.
+    `eos_id`: the token between texts; both bos_token_id and eos_token_id.
     """
     from safetensors.torch import save_file
 

@@ -1,7 +1,7 @@
-"""A residual network for small images; its sizes have the names of Hugging Face's ResNetConfig.
+"""A residual network for small images, with the size names of Hugging Face's ResNetConfig.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016, with basic blocks: two 3x3
-convolutions each. Needs torch alone: an exported model carries this very file, see resnet_hf.py.
+convolutions each. Imports torch alone: this file is copied into exported models, see resnet_hf.py.
 Shapes in comments: B images, C channels, H x W pixels.
 """
 
@@ -11,14 +11,13 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Channels that are normalised together (Wu and He, 2018, found 16 to be best); widths are
-# multiples of it.
+# Channels per normalisation group (16 is best in Wu and He, 2018); widths are multiples of it.
 GROUP_CHANNELS = 16
 
 
 @dataclass(frozen=True)
 class ResNetShape:
-    """The sizes that define the model."""
+    """Sizes of the model."""
 
     num_labels: int
     embedding_size: int  # channels of the first convolution, at full resolution
@@ -27,7 +26,7 @@ class ResNetShape:
     downsample_in_first_stage: bool  # every later stage halves height and width
 
     def __post_init__(self) -> None:
-        # From a config.json they come as lists.
+        # A config.json has lists.
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         object.__setattr__(self, "depths", tuple(self.depths))
 
@@ -51,9 +50,8 @@ class StandardizedConv2d(nn.Conv2d):
 class ConvNorm(nn.Sequential):
     """A convolution and GroupNorm.
 
-    Not BatchNorm: that would normalise by the part of the batch a rank happens to have, so a
-    step's numbers would depend on how many ranks and micro-batches share it, and evaluation would
-    use averages of the past instead of what training computes.
+    Not BatchNorm: it normalises over one rank's micro-batch, so the results of a step would depend
+    on the number of ranks and micro-batches, and evaluation would use running averages.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
@@ -77,8 +75,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(F.relu(self.conv1(x)))
-        # Averaging loses nothing of the input; a strided 1x1 convolution would ignore 3 pixels
-        # of 4 (He et al., "Bag of Tricks for Image Classification", 2019).
+        # Average pooling uses all pixels; a strided 1x1 convolution would ignore 3 of 4
+        # (He et al., "Bag of Tricks for Image Classification", 2019).
         x = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
         return F.relu(y + self.shortcut(x))
 

@@ -1,4 +1,4 @@
-"""A residual network as AutoModelForImageClassification reads it, with the code it needs."""
+"""Export of a residual network for AutoModelForImageClassification, with its code."""
 
 import dataclasses
 import shutil
@@ -15,7 +15,7 @@ from torch import Tensor
 from trainyard_storage.files import write_json
 from trainyard_trainer.models.resnet import ResNetShape
 
-_CHUNK = 100  # images at a time, where a wider type is needed
+_CHUNK = 100  # images at a time, to bound memory
 
 
 @dataclass
@@ -35,24 +35,20 @@ class Normalisation:
         share, levels = counts / counts[0].sum(), np.arange(256)
         mean = share @ levels
         variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-        std = np.sqrt(np.maximum(variance, 1))  # of a channel without contrast: 1 of 255
+        std = np.sqrt(np.maximum(variance, 1))  # a constant channel: 1 of 255
         return cls(torch.from_numpy(mean / 255).float(), torch.from_numpy(std / 255).float())
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (batch, height, width, 3) -> float (batch, 3, height, width), channels last in
-        memory, as convolutions like it best."""
+        """uint8 (batch, height, width, 3) -> float (batch, 3, height, width), in
+        channels-last memory format, the fastest for convolutions."""
         self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         return ((pixels.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-# Copied into the model: transformers imports them from there, given trust_remote_code=True.
+# Copied into the model, where transformers imports them with trust_remote_code=True.
 _CODE = ("resnet.py", "resnet_hf.py")
-
-
 _CONFIG, _MODEL = "TrainyardResNetConfig", "TrainyardResNetForImageClassification"
-
-
-_BILINEAR = 2  # Pillow's number for it
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 
 
 def write_resnet(
@@ -87,7 +83,7 @@ def write_resnet(
         "dtype": "float32",
     }
     write_json(directory / "config.json", config)
-    # ViT's processor does just this: resize, scale to 0..1, normalise.
+    # ViT's processor: resize, scale to 0..1, normalise.
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,

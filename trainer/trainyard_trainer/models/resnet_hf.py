@@ -1,7 +1,7 @@
-"""The residual network as transformers loads it: with trust_remote_code, from an exported model.
+"""The residual network for transformers, loaded with trust_remote_code from an exported model.
 
-This file and resnet.py are copied into every exported model, so what answers there is the very
-code that was trained. It needs torch and transformers alone.
+This file and resnet.py are copied into every exported model, which thus runs the code that was
+trained. It imports torch and transformers alone.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ class TrainyardResNetForImageClassification(PreTrainedModel):  # type: ignore[no
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: Any) -> None:
-        """ResNet has initialised itself."""
+        """ResNet initialises itself."""
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any

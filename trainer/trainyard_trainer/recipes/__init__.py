@@ -16,7 +16,7 @@ RECIPES = {
 
 
 def check_recipe(name: str) -> None:
-    """Raise ConfigError, naming the known recipes, if there is none of that name."""
+    """Raise ConfigError, naming the known recipes, if no recipe has that name."""
     if name not in RECIPES:
         raise ConfigError(f"recipe: {name}: unknown; known recipes: {', '.join(sorted(RECIPES))}")
 

@@ -1,4 +1,4 @@
-"""What a recipe tells the trainer: its settings, data, model, loss and exported form."""
+"""The interface of a recipe: its settings, data, model, loss and exported form."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -19,8 +19,7 @@ class Recipe(ABC):
     Attributes:
         train: the samples to train on.
         held_out: the samples to evaluate on.
-        tokens_per_sample: what tokens per second are counted from (an average will do); 0 if
-            tokens make no sense.
+        tokens_per_sample: mean tokens of a sample, for tokens per second; 0 without tokens.
     """
 
     Config: ClassVar[type[TrainConfig]]
@@ -38,26 +37,26 @@ class Recipe(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What later attempts must share (JSON): the vocabulary, the data's fingerprint."""
+        """What later attempts must reuse (JSON): the vocabulary, the data's fingerprint."""
 
     @abstractmethod
     def describe(self) -> str:
-        """The data in a few words, for the console."""
+        """One line about the data, for the console."""
 
     @abstractmethod
     def build(self) -> "nn.Module":
         """A freshly initialised model, or a pretrained one; the same on every rank."""
 
     def blocks(self, model: "nn.Module") -> Iterable["nn.Module"]:
-        """The parts that FSDP gathers, torch.compile compiles, and activation checkpointing
-        computes again, one at a time."""
+        """The submodules that FSDP shards, torch.compile compiles and activation checkpointing
+        recomputes, one at a time."""
         return ()
 
     def weights(self, ids: "Ids") -> "Weights | None":
-        """How much each of these training samples counts in the mean loss; None: all alike.
+        """The weight of each of these training samples in the mean loss; None: equal weights.
 
-        Samples of different lengths count by their target tokens: the mean is then one over all
-        tokens of the global batch, however it is split into ranks and micro-batches.
+        Samples of different lengths are weighted by their target tokens: the loss is then the mean
+        over all tokens of the global batch, for any number of ranks and micro-batches.
         """
         return None
 
@@ -66,7 +65,7 @@ class Recipe(ABC):
         """Mean loss of a batch (by the samples' weights), a 0-d tensor."""
 
     def evaluate(self, model: "nn.Module", batch: "Batch") -> "Tensor":
-        """Sums over a held-out batch, 1-d, which add up over batches and ranks."""
+        """Sums over a held-out batch, 1-d; they are added up over batches and ranks."""
         import torch
 
         loss = self.loss(model, batch).float()
@@ -78,25 +77,25 @@ class Recipe(ABC):
         return {"eval_loss": sums[0] / sums[1]}
 
     def table(self, sums: list[float]) -> str | None:
-        """More of an evaluation for people to read, such as a confusion matrix."""
+        """A table of the evaluation for the console, such as a confusion matrix."""
         return None
 
     def details(self, sums: list[float]) -> dict[str, Any] | None:
-        """The same for programs (JSON): evaluation.json in the run's directory has it."""
+        """Further results (JSON), written to evaluation.json in the run's directory."""
         return None
 
     def sample(self, model: "nn.Module", step: int) -> str | None:
-        """Something a person can judge the model by; same on every rank, no global RNG used."""
+        """Model output to inspect, such as text; the same on every rank, without the global RNG."""
         return None
 
     def epoch_file(self, epoch: int) -> str | None:
-        """The name of a single .pt file to keep of each epoch, for tools that want one."""
+        """The name of the .pt file to write after this epoch; None: no file."""
         return None
 
     @abstractmethod
     def export(self, weights: dict[str, "Tensor"], directory: Path) -> None:
-        """Write the model as Hugging Face users expect it."""
+        """Write the model to `directory` in Hugging Face format."""
 
     def upload(self, directory: Path) -> str | None:
-        """Send the exported model somewhere; what to say about it. May fail: the run goes on."""
+        """Upload the exported model; a line for the console. Its failure does not fail the run."""
         return None

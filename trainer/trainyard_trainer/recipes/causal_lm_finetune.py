@@ -1,4 +1,4 @@
-"""causal-lm-finetune: any causal language model of the Hub, or of a directory, on your texts."""
+"""causal-lm-finetune: fine-tune a causal language model of the Hub, or of a directory."""
 
 import hashlib
 import math
@@ -21,15 +21,15 @@ from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
 from trainyard_trainer.recipes.hugging_face import (
+    assign_weights,
     blocks_of,
     check_tokenizer,
-    continued,
     empty_model,
-    fill,
     load_config,
     load_pretrained,
     load_tokenizer,
     random_model,
+    sample_continuation,
     upload_model,
 )
 from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged
@@ -37,7 +37,7 @@ from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
-OPENING_TOKENS = 16  # of a held-out text, for the model to go on from in samples
+SAMPLE_PROMPT_TOKENS = 16  # of a held-out text, which samples continue
 
 
 class Slice(BaseModel):
@@ -61,7 +61,7 @@ class Slice(BaseModel):
 class CausalLMFinetuneConfig(TrainConfig):
     """Settings of causal-lm-finetune."""
 
-    # The texts themselves are compared, wherever they come from.
+    # Not the names: the texts themselves are compared.
     changeable_on_resume = TrainConfig.changeable_on_resume | {
         "dataset",
         "sample_tokens",
@@ -77,7 +77,7 @@ class CausalLMFinetuneConfig(TrainConfig):
     """Start from random weights: of `model` only config.json (and the tokenizer) is used."""
 
     tokenizer: str | None = Field(default=None, min_length=1)
-    """Where the tokenizer is, if not with the model."""
+    """Hub id or directory of the tokenizer. Default: the one of `model`."""
 
     dataset: str = Field(default="hub:CShorten/ML-ArXiv-Papers", min_length=1)
     """hub:OWNER/NAME, a parquet, csv or jsonl file, or a directory with SPLIT.parquet."""
@@ -86,38 +86,38 @@ class CausalLMFinetuneConfig(TrainConfig):
     """Which split of the data set."""
 
     text_column: str = Field(default="abstract", min_length=1)
-    """The column with the texts to learn."""
+    """The text column."""
 
     prompt: str | None = None
-    """What the model is asked for each text, with columns in braces: for example "Write the
-    abstract of a paper titled {title}." Its tokens are given, not learnt; the tokenizer's chat
-    template, if there is one, makes a conversation of both. Default: just the texts."""
+    """A prompt before each text, with columns in braces: for example "Write the abstract of a paper
+    titled {title}." Its tokens are not in the loss. If the tokenizer has a chat template, the
+    prompt is the user's message and the text the answer. Default: the texts alone."""
 
     slice: Slice | None = None
     """Rows to train on, {start, end}. Default: all but the held-out ones."""
 
     eval_samples: int = Field(default=500, ge=1)
-    """Rows held out: the data set's last ones, whatever the slice, so that runs on different
-    slices can be compared."""
+    """Rows held out: always the last of the data set, so that runs on different slices can be
+    compared."""
 
     max_length: int = Field(default=512, ge=2)
-    """Tokens of one sample; longer ones are cut off there."""
+    """Longer samples are truncated to this many tokens."""
 
     lora: LoraSettings | None = None
-    """Train small matrices beside the model's own: {r, alpha, dropout, target_modules}, or {}."""
+    """Train a low-rank adapter only: {r, alpha, dropout, target_modules}, or {}."""
 
     sample_tokens: int = Field(default=48, ge=1)
-    """Tokens of each sample the model writes on the way."""
+    """Tokens to generate for each sample."""
 
     checkpoint_prefix: str | None = Field(default=None, pattern=r"^[\w.-]+$")
-    """Each epoch is kept as epochs/PREFIX_{start}-{end}-epoch-{n}.pt as well. Default: the model's
-    name, qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct."""
+    """PREFIX of the file written after each epoch, epochs/PREFIX_{start}-{end}-epoch-{n}.pt.
+    Default: the model's name, qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct."""
 
     hub_model_id: str | None = Field(default=None, min_length=1)
-    """OWNER/NAME on the Hub that the finished model is sent to, with the token in HF_TOKEN."""
+    """Upload the finished model to OWNER/NAME on the Hub, with the token in HF_TOKEN."""
 
     hub_private_repo: bool = True
-    """Whether a repository made for it is private."""
+    """Whether a repository created for it is private."""
 
     num_epochs: float | None = Field(default=3, gt=0)
     batch_size: int = Field(default=16, ge=1)
@@ -130,9 +130,9 @@ class CausalLMFinetuneConfig(TrainConfig):
 
     @field_validator("prompt")
     @classmethod
-    def _names_columns(cls, prompt: str | None) -> str | None:
+    def _check_placeholders(cls, prompt: str | None) -> str | None:
         if prompt is not None and not all(name.isidentifier() for name in columns_in(prompt)):
-            raise ValueError("write columns in braces, {title}, and a brace itself twice")
+            raise ValueError("write columns in braces, {title}, and double a literal brace")
         return prompt
 
 
@@ -154,7 +154,7 @@ class CausalLMFinetune(Recipe):
         rows = load_rows("dataset", config.dataset, config.split, columns)
         self.slice = self._check_slice(rows.num_rows)
         start, end = self.slice.start, self.slice.end
-        self.left_out = 0
+        self.num_skipped = 0
         self.train = self._samples(rows.slice(start, end - start), "in the slice")
         self.held_out = self._samples(rows.slice(rows.num_rows - config.eval_samples), "held out")
         self.tokens_per_sample = len(self.train.tokens) / len(self.train)
@@ -162,7 +162,7 @@ class CausalLMFinetune(Recipe):
         if saved and saved["texts_sha256"] != self.fingerprint:
             raise ConfigError(
                 f"config.dataset: the texts of {config.dataset} are not those the checkpoint was"
-                " trained on; bring them back, or start a run under another name"
+                " trained on; restore them, or start a run under another name"
             )
 
     def _check_slice(self, num_rows: int) -> Slice:
@@ -182,24 +182,28 @@ class CausalLMFinetune(Recipe):
         return chosen
 
     def _samples(self, rows: "pa.Table", which: str) -> TokenSamples:
-        """Tokens of the rows; those without a text, or without room for one, are left out."""
+        """Tokens of the rows; those without a text, or without room for one, are skipped."""
         config, column = self.config, self.config.text_column
         kind = rows.schema.field(column).type
         if str(kind) not in ("string", "large_string"):
             raise ConfigError(f"config.text_column: {column} holds {kind}, not text")
-        found = [row for row in rows.to_pylist() if (row[column] or "").strip()]
-        texts = [row[column] for row in found]
-        prompts = [config.prompt.format(**row) for row in found] if config.prompt else None
+        nonempty = [row for row in rows.to_pylist() if (row[column] or "").strip()]
+        texts = [row[column] for row in nonempty]
+        prompts = [config.prompt.format(**row) for row in nonempty] if config.prompt else None
         encoded = encode(self.tokenizer, texts, prompts, config.max_length)
-        kept = [(tokens, given) for tokens, given in encoded if len(tokens) > max(1, given)]
-        if not found:
+        kept = [
+            (tokens, num_prompt)
+            for tokens, num_prompt in encoded
+            if len(tokens) > max(1, num_prompt)
+        ]
+        if not nonempty:
             raise ConfigError(f"config.text_column: every {column} {which} is empty")
         if not kept:
             raise ConfigError(
-                f"config.max_length: {config.max_length} tokens leave nothing to learn of any text"
+                f"config.max_length: {config.max_length} tokens leave no room for any text"
                 f" {which} after its prompt; raise it, or shorten the prompt"
             )
-        self.left_out += rows.num_rows - len(kept)
+        self.num_skipped += rows.num_rows - len(kept)
         # torch.compile specialises on lengths: one for all batches.
         return TokenSamples(kept, pad_to=config.max_length if config.compile else None)
 
@@ -218,8 +222,8 @@ class CausalLMFinetune(Recipe):
             f"{self.config.dataset}, rows {start} to {end}: {len(self.train):,} texts,"
             f" {len(self.train.tokens):,} tokens; {len(self.held_out):,} texts held out"
         )
-        if self.left_out:
-            text += f"; {self.left_out:,} left out, empty or all prompt"
+        if self.num_skipped:
+            text += f"; {self.num_skipped:,} skipped (no text, or no room after the prompt)"
         return text
 
     def build(self) -> nn.Module:
@@ -238,7 +242,7 @@ class CausalLMFinetune(Recipe):
         return blocks_of(model)
 
     def weights(self, ids: Ids) -> Weights:
-        """Target tokens: the loss is a mean over all of a step's, however they are shared out."""
+        """Target tokens: the loss is the mean over all of them in the global batch."""
         counts: Weights = self.train.num_targets[ids]
         return counts
 
@@ -263,14 +267,14 @@ class CausalLMFinetune(Recipe):
         return {"eval_loss": loss, "perplexity": math.exp(min(loss, 700))}  # e^710 overflows
 
     def sample(self, model: nn.Module, step: int) -> str:
-        """How the model goes on from the first held-out text's opening, or its prompt."""
-        ids, given = self.held_out[0], int(self.held_out.num_given[0])
-        opening = ids[: given if self.config.prompt else OPENING_TOKENS].tolist()
+        """The model's continuation of the first held-out text's prompt, or of its first tokens."""
+        ids, num_prompt = self.held_out[0], int(self.held_out.num_prompt[0])
+        prompt = ids[: num_prompt if self.config.prompt else SAMPLE_PROMPT_TOKENS].tolist()
         generator = torch.Generator().manual_seed(step)
-        written = continued(model, opening, self.config.sample_tokens, generator)
+        sampled = sample_continuation(model, prompt, self.config.sample_tokens, generator)
         end = self.tokenizer.eos_token_id
-        written = written[: written.index(end)] if end in written else written
-        text = self.tokenizer.decode(opening + written, skip_special_tokens=True)
+        sampled = sampled[: sampled.index(end)] if end in sampled else sampled
+        text = self.tokenizer.decode(prompt + sampled, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
 
@@ -286,26 +290,26 @@ class CausalLMFinetune(Recipe):
         if lora:
             model = merged(model, lora, weights, self.config.model, directory / "adapter")
         else:
-            fill(model, weights)
+            assign_weights(model, weights)
         model.generation_config = self.generation_config
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         self._write_golden(directory)
 
     def _write_golden(self, directory: Path) -> None:
-        """What the model that was written makes of the first held-out text's opening."""
+        """Write the exported model's continuation of the first held-out text to golden.json."""
         from transformers import AutoModelForCausalLM as Auto
 
         model = load_pretrained("model", str(directory), Auto)
         model.train(False)
         context = getattr(self.model_config, "max_position_embeddings", None) or sys.maxsize
-        opening = self.held_out[0][: prompt_tokens(context)].tolist()
-        prompt = str(self.tokenizer.decode(opening, skip_special_tokens=True))
+        prompt_ids = self.held_out[0][: prompt_tokens(context)].tolist()
+        prompt = str(self.tokenizer.decode(prompt_ids, skip_special_tokens=True))
         ids = list(self.tokenizer(prompt)["input_ids"])
 
         def logits(ids: Tensor) -> Tensor:
-            found: Tensor = model(ids, use_cache=False).logits
-            return found
+            result: Tensor = model(ids, use_cache=False).logits
+            return result
 
         write_golden_text(directory, prompt, ids, context, logits)
 
@@ -313,7 +317,7 @@ class CausalLMFinetune(Recipe):
         if self.config.hub_model_id is None:
             return None
         url = upload_model(directory, self.config.hub_model_id, self.config.hub_private_repo)
-        return f"model sent to {url}"
+        return f"model uploaded to {url}"
 
 
 def columns_in(prompt: str) -> list[str]:
@@ -322,7 +326,7 @@ def columns_in(prompt: str) -> list[str]:
 
 
 def short_name(model: str) -> str:
-    """qwen2_0.5B of Qwen/Qwen2-0.5B-Instruct: family, then what tells its members apart."""
+    """qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct: the family in lower case, then the size."""
     family, *rest = Path(model).name.removesuffix("-Instruct").split("-")
     return "_".join([family.lower(), *rest])
 

@@ -1,4 +1,4 @@
-"""char-gpt: a GPT that reads and writes characters, from any text."""
+"""char-gpt: a character-level GPT, trained on any text."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 
 class CharGPT(GPTRecipe):
-    """A small GPT over characters."""
+    """A small GPT whose tokens are characters."""
 
     Config = GPTConfig
 
@@ -25,14 +25,14 @@ class CharGPT(GPTRecipe):
         if saved and saved["corpus_sha256"] != self.fingerprint:
             raise ConfigError(
                 f"config.corpus: {config.corpus} is not the text the checkpoint was trained on"
-                f" (sha256 {self.fingerprint[:12]}, then {saved['corpus_sha256'][:12]});"
-                " bring that text back, or start a run under another name"
+                f" (sha256 {self.fingerprint[:12]}, was {saved['corpus_sha256'][:12]});"
+                " restore that text, or start a run under another name"
             )
         self.tokenizer = CharTokenizer(saved["characters"]) if saved else CharTokenizer.of(text)
         tokens = self.tokenizer.encode(text)
         self.num_characters = len(tokens)
         where = f"config.corpus: {config.corpus}"
-        # Every stretch of text is a sample: a small corpus then lasts for many steps.
+        # Every position starts a sample: even a small corpus has enough of them.
         self.train, self.held_out = split(
             tokens, config.block_size, config.eval_fraction, 1, where, "characters"
         )
@@ -43,8 +43,8 @@ class CharGPT(GPTRecipe):
         return {"characters": self.tokenizer.characters, "corpus_sha256": self.fingerprint}
 
     def describe(self) -> str:
-        different = len(self.tokenizer.characters)
-        return f"{self.config.corpus}: {self.num_characters:,} characters, {different} different"
+        distinct = len(self.tokenizer.characters)
+        return f"{self.config.corpus}: {self.num_characters:,} characters, {distinct} distinct"
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text).tolist()

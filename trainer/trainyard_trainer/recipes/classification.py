@@ -1,10 +1,15 @@
-"""What the classification recipes share: labelled rows, classes, and scores."""
+"""Base of the classification recipes: labelled rows, classes and scores."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,19 +21,12 @@ from trainyard_trainer.recipes.base import Recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
-from collections.abc import Sequence
-from typing import Self
-
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 
 class ClassificationConfig(TrainConfig):
-    """Settings of a classifier: its labelled data."""
+    """Settings of a classifier's labelled data."""
 
-    # The samples and their labels are compared themselves.
+    # Not the names: the samples and labels themselves are compared.
     changeable_on_resume = TrainConfig.changeable_on_resume | {
         "dataset",
         "eval_dataset",
@@ -39,16 +37,16 @@ class ClassificationConfig(TrainConfig):
     eval_batches: int | None = Field(default=None, ge=1)
 
     dataset: str = Field(min_length=1)
-    """What to train on."""
+    """Training data."""
 
     eval_dataset: str | None = Field(default=None, min_length=1)
-    """What to evaluate on. Default: the test split of `dataset`."""
+    """Evaluation data. Default: the test split of `dataset`."""
 
     label_column: str = Field(default="label", min_length=1)
-    """Name of the column with the classes, numbers from 0."""
+    """The column of class numbers, from 0."""
 
     labels: list[str] | None = Field(default=None, min_length=2)
-    """Names of the classes 0, 1, ... Default: those the data set has."""
+    """Names of the classes 0, 1, ... Default: those of the data set."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Split:
     """The rows of one split.
 
     Attributes:
-        where: how errors begin that are about them.
+        where: the start of error messages about them.
     """
 
     where: str
@@ -68,12 +66,12 @@ class Split:
         return cls(f"config.{key}: {source}", name, load_rows(key, source, name, columns))
 
     def column(self, name: str) -> tuple[str, "pa.ChunkedArray"]:
-        """A column, after how errors begin that are about it."""
+        """The start of error messages about a column, and the column."""
         return f"{self.where}: {name} of {self.name}", self.table[name]
 
 
 class Classification(Recipe):
-    """A classifier; what it looks at, and with what model, is up to the subclass.
+    """Base of the classifiers; a subclass defines the inputs and the model.
 
     Attributes:
         classes: their names.
@@ -87,12 +85,12 @@ class Classification(Recipe):
     def load(self, column: str) -> tuple[tuple[Split, Labels], tuple[Split, Labels]]:
         """The rows to train on and the held-out ones, each with their labels; sets `classes`.
 
-        Of the table there are `column` and the labels.
+        The tables have `column` and the labels alone.
         """
         config = self.config
         if config.eval_dataset is None and Path(config.dataset).is_file():
             raise ConfigError(
-                f"config.eval_dataset: set it; {config.dataset} is one file, with nothing held out"
+                f"config.eval_dataset: set it; {config.dataset} is one file, without a test split"
             )
         columns = [column, config.label_column]
         train = Split.load("dataset", config.dataset, "train", columns)
@@ -104,8 +102,8 @@ class Classification(Recipe):
         held_out_labels = read_labels(*held_out.column(config.label_column), self.classes)
         return (train, labels), (held_out, held_out_labels)
 
-    def check_same(self, saved: dict[str, Any] | None, samples: str) -> None:
-        """Raises ConfigError if a checkpoint was not trained on these samples."""
+    def check_samples_unchanged(self, saved: dict[str, Any] | None, samples: str) -> None:
+        """Raise ConfigError if a checkpoint was not trained on these samples."""
         if saved and saved["samples_sha256"] != self.fingerprint:
             raise ConfigError(
                 f"{samples} is not what the checkpoint was trained on; undo the change, or start"
@@ -132,13 +130,13 @@ class Classification(Recipe):
         return Scores.of(sums, self.classes).details()
 
 
-_WIDEST = 20  # classes of which the console shows the whole matrix
+_WIDEST = 20  # most classes whose confusion matrix is printed
 
 
 def class_sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """The summed cross-entropy and the confusion matrix of a batch, as one line of numbers.
+    """The summed cross-entropy and the confusion matrix of a batch, as one vector.
 
-    They add up over batches and ranks: a recipe's `evaluate`.
+    A recipe's `evaluate`: it is added up over batches and ranks.
 
     Args:
         logits: (batch, classes)
@@ -159,7 +157,7 @@ class Scores:
     Attributes:
         names: of the classes.
         loss: mean cross-entropy in nats.
-        matrix: how many samples of the class of the row were taken for that of the column.
+        matrix: samples by true class (row) and predicted class (column).
     """
 
     names: Sequence[str]
@@ -177,12 +175,12 @@ class Scores:
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
-        """Share of each true class that was found; 0 for one that doesn't occur."""
+        """Fraction of each true class that was predicted; 0 for one that doesn't occur."""
         return self._share_of(self.matrix.sum(axis=1))
 
     @property
     def precision(self) -> npt.NDArray[np.float64]:
-        """Share of what was taken for each class that is it; 0 for one never given."""
+        """Fraction of each class's predictions that are right; 0 for one never predicted."""
         return self._share_of(self.matrix.sum(axis=0))
 
     def metrics(self) -> dict[str, float]:
@@ -199,7 +197,7 @@ class Scores:
         }
 
     def table(self) -> str:
-        """A recipe's `table`: the confusion matrix, or, of many classes, those worst recognised."""
+        """A recipe's `table`: the confusion matrix; of many classes those with lowest recall."""
         if len(self.names) > _WIDEST:
             worst = np.argsort(self.recall, kind="stable")[:5]
             listed = ", ".join(f"{self.names[i]} {self.recall[i]:.1%}" for i in worst)

@@ -23,7 +23,7 @@ TOP = 5
 
 
 def prompt_tokens(context: int) -> int:
-    """How many tokens of prompt leave a model of that context room to go on."""
+    """Prompt length that leaves room for NEXT_TOKENS in a context of this many tokens."""
     return min(PROMPT_TOKENS, max(1, context - NEXT_TOKENS))
 
 
@@ -35,10 +35,10 @@ def write_golden_text(
     context: int,
     logits: Callable[[Tensor], Tensor],
 ) -> None:
-    """Write what the model makes of `prompt`.
+    """Write `prompt` and the model's greedy continuation of it to golden.json.
 
     Args:
-        context: tokens the model reads at most.
+        context: maximum sequence length of the model.
         logits: token ids (1, T) to logits (1, T, V), on the CPU.
     """
     next_tokens = min(NEXT_TOKENS, context - len(prompt_ids))
@@ -66,12 +66,12 @@ GOLDEN_TEXTS = 8
 
 
 def choose_texts(texts: list[str], labels: Labels) -> list[EvaluationText]:
-    """At most MAX_EVALUATION_TEXTS of the texts, as many of each class as there are."""
-    places = np.zeros(len(labels), dtype=np.int64)  # of each text among those of its class
+    """At most MAX_EVALUATION_TEXTS of the texts, balanced over the classes."""
+    positions = np.zeros(len(labels), dtype=np.int64)  # of each text within its class
     for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        places[mine] = np.arange(len(mine))
-    chosen = np.argsort(places, kind="stable")[:MAX_EVALUATION_TEXTS]
+        members = np.flatnonzero(labels == label)
+        positions[members] = np.arange(len(members))
+    chosen = np.argsort(positions, kind="stable")[:MAX_EVALUATION_TEXTS]
     return [EvaluationText(text=texts[i], label=int(labels[i])) for i in chosen.tolist()]
 
 
@@ -81,7 +81,7 @@ def write_golden_classes(
 ) -> None:
     """Write evaluation.jsonl and golden.json beside an exported DistilBERT and its tokenizer.
 
-    The probabilities are those of the files, loaded again: what the server will load.
+    The probabilities are computed from the written files, as the server will load them.
     """
     from transformers import AutoTokenizer, DistilBertForSequenceClassification
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from trainyard_trainer.data.corpus import inspect, load_tokens, split
+from trainyard_trainer.data.corpus import check_tokens, load_tokens, split
 from trainyard_trainer.data.tokenizers import BPETokenizer
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.models.gpt import write_gpt2
@@ -15,13 +15,13 @@ from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 
 class BPEGPTConfig(GPTConfig):
-    """Settings of gpt. Their defaults make GPT-2's smallest model, of 124 million parameters, with
-    the optimizer's settings of GPT-3's (Brown et al., 2020, table 2.1)."""
+    """Settings of gpt. The defaults are GPT-2 small, of 124 million parameters, with the optimizer
+    settings of GPT-3 (Brown et al., 2020, table 2.1)."""
 
     changeable_on_resume = GPTConfig.changeable_on_resume | {
         "tokenizer",
         "text_column",
-    }  # what they name is compared
+    }  # the tokenizer and the tokens themselves are compared
 
     corpus: str = Field(default="stdlib", min_length=1)
     """A parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts in text_column; a text
@@ -30,16 +30,17 @@ class BPEGPTConfig(GPTConfig):
     in .cache beside the run's directory."""
 
     text_column: str = Field(default="text", min_length=1)
-    """The column of texts in a table."""
+    """The text column of a table."""
 
     tokenizer: str = Field(default="openai-community/gpt2", min_length=1)
     """A Hub id, or a directory with tokenizer.json."""
 
     pad_vocab_to_multiple_of: int = Field(default=64, ge=1)
-    """Rows added to the embedding in training, as GPUs like it; the exported model has none."""
+    """Pad the vocabulary to a multiple of this in training, for fast matrix products on GPUs; the
+    exported model is not padded."""
 
     block_size: int = Field(default=1024, ge=2)
-    """Tokens the model sees at once."""
+    """Context length in tokens."""
 
     n_layer: int = Field(default=12, ge=1)
     """Transformer layers."""
@@ -54,13 +55,13 @@ class BPEGPTConfig(GPTConfig):
     """Optimizer steps of the whole run."""
 
     learning_rate: float = Field(default=6e-4, ge=0)
-    """Highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
 
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay of AdamW's mean of the squared gradient."""
 
     sample_tokens: int = Field(default=100, ge=1)
-    """Tokens of each sample."""
+    """Tokens to generate for each sample."""
 
 
 class BPEGPT(GPTRecipe):
@@ -87,12 +88,12 @@ class BPEGPT(GPTRecipe):
             f"config.corpus: {config.corpus}",
             "tokens",
         )
-        self.fingerprint = inspect(tokens, self.tokenizer, config.corpus)
+        self.fingerprint = check_tokens(tokens, self.tokenizer, config.corpus)
         if saved and saved["tokens_sha256"] != self.fingerprint:
             raise ConfigError(
                 f"config.corpus: {config.corpus} does not hold the tokens the checkpoint was"
-                f" trained on (sha256 {self.fingerprint[:12]}, then {saved['tokens_sha256'][:12]});"
-                " bring them back, or start a run under another name"
+                f" trained on (sha256 {self.fingerprint[:12]}, was {saved['tokens_sha256'][:12]});"
+                " restore them, or start a run under another name"
             )
         self.tokens_per_sample = config.block_size
         multiple = config.pad_vocab_to_multiple_of
@@ -107,7 +108,7 @@ class BPEGPT(GPTRecipe):
     def describe(self) -> str:
         return (
             f"{self.config.corpus}: {self.num_tokens:,} tokens of {self.tokenizer.source}"
-            f" ({self.tokenizer.vocab_size:,} different)"
+            f" (vocabulary {self.tokenizer.vocab_size:,})"
         )
 
     def encode(self, text: str) -> list[int]:

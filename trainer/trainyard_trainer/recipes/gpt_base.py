@@ -21,7 +21,7 @@ from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
 
 
 class GPTConfig(TrainConfig):
-    """Settings of a GPT and of the text it learns from."""
+    """Settings of a GPT and of its training text."""
 
     changeable_on_resume = TrainConfig.changeable_on_resume | {
         "corpus",
@@ -33,10 +33,10 @@ class GPTConfig(TrainConfig):
     """stdlib, a text file, a directory or glob of text files, or hub:OWNER/NAME[:COLUMN]."""
 
     eval_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the text, at its end, that is held out for evaluation."""
+    """Fraction of the text, at its end, that is held out for evaluation."""
 
     block_size: int = Field(default=128, ge=2)
-    """Tokens the model sees at once."""
+    """Context length in tokens."""
 
     n_layer: int = Field(default=4, ge=1)
     """Transformer layers."""
@@ -48,13 +48,13 @@ class GPTConfig(TrainConfig):
     """Channels of the residual stream."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of activations dropped in training."""
+    """Dropout probability in training."""
 
     sample_tokens: int = Field(default=240, ge=1)
-    """Tokens of each sample."""
+    """Tokens to generate for each sample."""
 
     prompt: str = Field(default="\n", min_length=1)
-    """What samples begin with."""
+    """Prompt of the samples."""
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> Self:
@@ -75,12 +75,12 @@ class GPTConfig(TrainConfig):
 
 
 def plain_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same by PyTorch's own function, which torch.compile fuses."""
+    """PyTorch's own cross-entropy, which torch.compile fuses."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
 class GPTRecipe(Recipe):
-    """A GPT; what its tokens are is up to the subclass, which sets these."""
+    """Base of the GPT recipes; a subclass defines the tokens and sets these attributes."""
 
     config: GPTConfig
     shape: GPTShape
@@ -110,14 +110,14 @@ class GPTRecipe(Recipe):
         return torch.compile(plain_cross_entropy) if self.config.compile else cross_entropy
 
     def write_golden(self, weights: dict[str, Tensor], shape: GPTShape, directory: Path) -> None:
-        """What this very model makes of the held-out text's beginning, beside the exported one."""
+        """Write the model's continuation of the held-out text's start to golden.json."""
         with torch.device("meta"):
             model = GPT(shape)
         model.load_state_dict(weights, assign=True)
         model.train(False)
-        opening = self.held_out.tokens[: prompt_tokens(self.config.block_size)]
-        prompt = self.decode(opening.tolist())
-        # Cut anywhere, a text may have other tokens than it had as part of a longer one.
+        prompt_ids = self.held_out.tokens[: prompt_tokens(self.config.block_size)]
+        prompt = self.decode(prompt_ids.tolist())
+        # A text that is cut may have other tokens than as part of the longer one.
         ids = self.encode(prompt)
         write_golden_text(directory, prompt, ids, self.config.block_size, model)
 

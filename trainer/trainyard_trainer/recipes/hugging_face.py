@@ -1,23 +1,22 @@
-"""Models and tokenizers in Hugging Face form: loaded from the Hub or a directory, and uploaded.
+"""Models and tokenizers in Hugging Face format: loaded from the Hub or a directory, and uploaded.
 
 Code that comes with a model is never run, and pickled weights are never opened.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from trainyard_trainer.errors import ConfigError
+from trainyard_api.checkpoint import MANIFEST
+from trainyard_api.golden import EVALUATION, GOLDEN
+from trainyard_trainer.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-import os
 
-from trainyard_api.checkpoint import MANIFEST
-from trainyard_api.golden import EVALUATION, GOLDEN
-from trainyard_trainer.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -30,8 +29,8 @@ def load_tokenizer(key: str, name: str) -> "PreTrainedTokenizerBase":
     if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
         # A config.json alone is enough for transformers to make a tokenizer without a vocabulary.
         raise ConfigError(
-            f"config.{key}: {name} holds no tokenizer (tokenizer.json, or vocab.json and"
-            " merges.txt); set config.tokenizer to one that the model was trained with"
+            f"config.{key}: {name} has no tokenizer (tokenizer.json, or vocab.json and"
+            " merges.txt); set config.tokenizer to the one the model was trained with"
         )
     return tokenizer
 
@@ -47,14 +46,14 @@ def load_config(key: str, name: str) -> "PreTrainedConfig":
 def check_tokenizer(
     tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig", max_length: int
 ) -> None:
-    """Raise ConfigError unless the model knows every token and `max_length` positions."""
+    """Raise ConfigError unless the model has every token and `max_length` positions."""
     shape = config.get_text_config()
     embeddings = shape.vocab_size
     if len(tokenizer) > embeddings:
         raise ConfigError(
             f"config.tokenizer: {tokenizer.name_or_path} has {len(tokenizer):,} tokens, but the"
-            f" model {config.name_or_path} has embeddings for {embeddings:,}: use the tokenizer"
-            " that belongs to it"
+            f" model {config.name_or_path} has embeddings for {embeddings:,}: use the model's"
+            " own tokenizer"
         )
     context = getattr(shape, "max_position_embeddings", None)
     if context is not None and max_length > context:
@@ -69,25 +68,25 @@ def load_pretrained(
 ) -> "PreTrainedModel":
     """A pretrained model in fp32; `auto` is the transformers class for its task.
 
-    `fresh`: how the names of weights begin that may start from random ones, a head's for example.
-    Raises ConfigError where transformers would fill other weights so as well.
+    `fresh`: name prefixes of weights that may be initialised randomly, such as those of a new head.
+    Raises ConfigError if other weights are missing, which transformers would initialise too.
     """
     if Path(name).is_dir() and not any((Path(name) / file).exists() for file in WEIGHTS):
         raise ConfigError(
-            f"config.{key}: {name} holds no weights ({WEIGHTS[0]}); config.from_scratch starts from"
+            f"config.{key}: {name} has no weights ({WEIGHTS[0]}); config.from_scratch starts from"
             " random ones"
         )
     model: PreTrainedModel
     options |= {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
     model, info = _load(key, name, auto, output_loading_info=True, **options)
-    for weight, found, wanted in sorted(info["mismatched_keys"]):
+    for weight, actual, expected in sorted(info["mismatched_keys"]):
         raise ConfigError(
-            f"config.{key}: {weight} of {name} has the shape {tuple(found)}, not {tuple(wanted)}"
+            f"config.{key}: {weight} of {name} has the shape {tuple(actual)}, not {tuple(expected)}"
         )
     if missing := sorted(each for each in info["missing_keys"] if not each.startswith(fresh)):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ConfigError(
-            f"config.{key}: the weights of {name} lack {missing[0]}{more}: it is no pretrained"
+            f"config.{key}: the weights of {name} lack {missing[0]}{more}: it is not a pretrained"
             f" {type(model).__name__}"
         )
     return model
@@ -100,12 +99,12 @@ def random_model(config: "PreTrainedConfig", auto: Any) -> "PreTrainedModel":
 
 
 def empty_model(config: "PreTrainedConfig", auto: Any) -> "PreTrainedModel":
-    """The model without memory for its weights, to be filled by `fill`."""
+    """The model on the meta device, without memory for its weights; see `assign_weights`."""
     with torch.device("meta"):
         return random_model(config, auto)
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def assign_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Give an empty model its weights, without copying them."""
     model.load_state_dict(weights, assign=True)
 
@@ -117,13 +116,13 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
-def continued(
+def sample_continuation(
     model: nn.Module, ids: list[int], num_tokens: int, generator: torch.Generator
 ) -> list[int]:
-    """`num_tokens` sampled after `ids` with the CPU `generator`; temperature 0.8.
+    """Sample `num_tokens` that continue `ids`, with the CPU `generator` and temperature 0.8.
 
-    Without a cache, which not every model keeps in the same form, and without stopping early: under
-    FSDP all ranks must make the same number of forward passes.
+    Without a KV cache, whose format differs between models, and without early stopping: under FSDP
+    all ranks must make the same number of forward passes.
     """
     device = next(model.parameters()).device
     sequence = torch.tensor([ids], device=device)
@@ -131,12 +130,12 @@ def continued(
         logits = model(sequence, use_cache=False).logits[:, -1].float().cpu()
         chosen = torch.multinomial(torch.softmax(logits / 0.8, -1), 1, generator=generator)
         sequence = torch.cat([sequence, chosen.to(device)], dim=1)
-    written: list[int] = sequence[0, len(ids) :].tolist()
-    return written
+    sampled: list[int] = sequence[0, len(ids) :].tolist()
+    return sampled
 
 
 def _load(key: str, name: str, auto: Any, **options: Any) -> Any:
-    """`auto.from_pretrained`, with what goes wrong in one line."""
+    """`auto.from_pretrained`; a failure raises ConfigError with the reason on one line."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -144,39 +143,38 @@ def _load(key: str, name: str, auto: Any, **options: Any) -> Any:
     where = f"config.{key}: {name}"
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise ConfigError(
-            f"{where} is no directory here; give one, or a Hub id such as Qwen/Qwen2-0.5B-Instruct"
+            f"{where} is not a directory; give one, or a Hub id such as Qwen/Qwen2-0.5B-Instruct"
         )
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error):
-            reason = "it needs code of its own, which is never run; choose a model without"
-        place = "" if Path(name).is_dir() else " from the Hub (and is no directory here)"
-        raise ConfigError(f"{where} could not be loaded{place}: {reason}") from None
+            reason = "it needs remote code, which is never run; choose a model that does not"
+        source = "" if Path(name).is_dir() else " from the Hub (and is not a local directory)"
+        raise ConfigError(f"{where} could not be loaded{source}: {reason}") from None
 
 
-OURS = (MANIFEST, GOLDEN, EVALUATION)
+# For this run's own servers; the golden and evaluation files contain held-out texts.
+_NOT_UPLOADED = (MANIFEST, GOLDEN, EVALUATION)
 
 
 class UploadError(UserError):
-    """The model could not be sent; the run keeps it."""
+    """The upload failed; the model stays in the run's directory."""
 
 
 def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
-    """Send the files of `directory` in one commit; the URL of the repository.
+    """Upload the files of `directory` in one commit; the URL of the repository.
 
-    What is for this run's own servers stays here: the manifest, and held-out texts in particular.
-
-    The repository is made if need be. The token is that of the environment variable HF_TOKEN.
-    Raises UploadError.
+    The repository is created if it does not exist. The token is that of the environment variable
+    HF_TOKEN. Raises UploadError.
     """
     from huggingface_hub import HfApi
 
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise UploadError(
-            f"config.hub_model_id: set HF_TOKEN to a token that may write to {hub_model_id}"
+            f"config.hub_model_id: set HF_TOKEN to a token with write access to {hub_model_id}"
         )
     try:
         api = HfApi(token=token)
@@ -184,8 +182,8 @@ def upload_model(directory: Path, hub_model_id: str, private: bool) -> str:
         api.upload_folder(
             repo_id=url.repo_id,
             folder_path=directory,
-            commit_message=f"Trained: {directory.name}",
-            ignore_patterns=list(OURS),
+            commit_message=f"Upload {directory.name}",
+            ignore_patterns=list(_NOT_UPLOADED),
         )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

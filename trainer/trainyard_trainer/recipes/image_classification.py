@@ -1,4 +1,4 @@
-"""image-classification: a small ResNet learns to tell classes of small images apart."""
+"""image-classification: a small ResNet that classifies small images."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,16 +27,16 @@ class ImageClassificationConfig(ClassificationConfig):
     optimizer: Literal["adamw", "sgd"] = "sgd"
     learning_rate: float = Field(default=0.2, ge=0)
     min_learning_rate: float | None = Field(default=0, ge=0)
-    """Where the schedule ends."""
+    """Learning rate at the end of the schedule."""
 
     weight_decay: float = Field(default=5e-4, ge=0)
 
     dataset: str = Field(default="hub:uoft-cs/cifar10", min_length=1)
-    """Images to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet, or such
-    a file. They are kept decoded in memory."""
+    """Training images: hub:OWNER/NAME, a directory with train.parquet and test.parquet, or a
+    parquet file. They are decoded once and kept in memory."""
 
     image_column: str = Field(default="img", min_length=1)
-    """Name of the column with the images, all of one size."""
+    """The image column; all images have one size."""
 
     embedding_size: int = Field(default=64, ge=1, multiple_of=GROUP_CHANNELS)
     """Channels of the first convolution, at full resolution."""
@@ -52,16 +52,16 @@ class ImageClassificationConfig(ClassificationConfig):
     somewhat less accurate."""
 
     crop_padding: int = Field(default=4, ge=0)
-    """Shift each training image at random, by up to so many pixels in each direction."""
+    """Shift each training image at random, by up to this many pixels in each direction."""
 
     horizontal_flip: bool = True
-    """Mirror every other training image; not for digits or letters."""
+    """Mirror training images at random, half of them; not for digits or letters."""
 
     cutout_size: int = Field(default=0, ge=0)
-    """Blank a random square of this many pixels in each training image; 0 for none."""
+    """Blank a random square of this side length, in pixels, in each training image; 0 for none."""
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Share of each target that is spread over all classes (Szegedy et al., 2016)."""
+    """Fraction of each target that is spread over all classes (Szegedy et al., 2016)."""
 
     @model_validator(mode="after")
     def _stages_match(self) -> Self:
@@ -70,14 +70,14 @@ class ImageClassificationConfig(ClassificationConfig):
                 f"depths has {len(self.depths)} stages, hidden_sizes {len(self.hidden_sizes)}"
             )
         if min(self.depths) < 1:
-            raise ValueError(f"depths {self.depths}: a stage has 1 block at least")
+            raise ValueError(f"depths {self.depths}: a stage needs at least 1 block")
         if wrong := [size for size in self.hidden_sizes if size < 1 or size % GROUP_CHANNELS]:
             raise ValueError(f"hidden_sizes: {wrong[0]} is not a multiple of {GROUP_CHANNELS}")
         return self
 
 
 class ImageClassification(Classification):
-    """A residual network from scratch, on images that fit into memory."""
+    """A residual network, trained from scratch on images that fit into memory."""
 
     Config = ImageClassificationConfig
     config: ImageClassificationConfig
@@ -95,11 +95,11 @@ class ImageClassification(Classification):
         )
         if self.held_out.size != self.train.size:
             raise ConfigError(
-                f"{held_out.where}: the images are {self.held_out.size_text} pixels, those to"
-                f" train on {self.train.size_text}; bring all to one size first"
+                f"{held_out.where}: the images are {self.held_out.size_text} pixels, the"
+                f" training images {self.train.size_text}; resize all to one size"
             )
         self.fingerprint = [self.train.sha256(), self.held_out.sha256()]
-        self.check_same(saved, train.where)
+        self.check_samples_unchanged(saved, train.where)
         self.shape = ResNetShape(
             num_labels=len(self.classes),
             embedding_size=config.embedding_size,

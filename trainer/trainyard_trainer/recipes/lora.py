@@ -1,5 +1,5 @@
-"""Low-rank adaptation (Hu et al., 2021) through peft: a few small matrices are trained instead of
-the model's own."""
+"""Low-rank adaptation (Hu et al., 2021) through peft: small matrices are trained instead of the
+model's own weights."""
 
 import warnings
 from pathlib import Path
@@ -25,14 +25,14 @@ class LoraSettings(BaseModel):
     """Rank of the added matrices."""
 
     alpha: int = Field(default=16, ge=1)
-    """What they add is scaled by alpha / r."""
+    """Their output is scaled by alpha / r."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of their inputs dropped in training."""
+    """Dropout probability of their inputs in training."""
 
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
-    """Names of the layers that get them, such as [q_proj, v_proj], or all-linear. Default: what
-    peft uses for the architecture."""
+    """Names of the layers to adapt, such as [q_proj, v_proj], or all-linear. Default: those
+    of peft for the architecture."""
 
 
 def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> None:
@@ -46,7 +46,7 @@ def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> None:
         if absent := [name for name in settings.target_modules if name not in names]:
             raise ConfigError(f"config.lora.target_modules: there is no {absent[0]}; {known}")
     try:
-        with warnings.catch_warnings():  # peft asks for things transformers has renamed
+        with warnings.catch_warnings():  # peft uses names that transformers has deprecated
             warnings.simplefilter("ignore", FutureWarning)
             inject_adapter_in_model(_peft_config(settings, ""), model)
     except ValueError as error:
@@ -61,9 +61,9 @@ def merged(
     base: str,
     adapter_directory: Path,
 ) -> "PreTrainedModel":
-    """`model` (empty) with `weights`, the added matrices multiplied into its own.
+    """`model` (empty) with `weights`, the added matrices merged into its own.
 
-    They are written to `adapter_directory` as well, as an adapter of the model named `base`.
+    They are also written to `adapter_directory`, as an adapter of the model named `base`.
     """
     from peft import get_peft_model
 
@@ -73,7 +73,7 @@ def merged(
     prefixed = {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()}
     wrapped.load_state_dict(prefixed, assign=True)
     wrapped.save_pretrained(adapter_directory)
-    (adapter_directory / "README.md").unlink(missing_ok=True)  # a form nobody has filled in
+    (adapter_directory / "README.md").unlink(missing_ok=True)  # an empty model card template
     result: PreTrainedModel = wrapped.merge_and_unload()
     return result
 

@@ -1,4 +1,4 @@
-"""text-classification: DistilBERT (Sanh et al., 2019) learns to tell classes of texts apart."""
+"""text-classification: DistilBERT (Sanh et al., 2019) that classifies texts."""
 
 import hashlib
 from collections.abc import Iterable
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from transformers import DistilBertConfig
 
 DISTILBERT = "distilbert/distilbert-base-uncased"
-HEAD = ("pre_classifier.", "classifier.")  # what a pretrained DistilBERT has yet to learn
+HEAD = ("pre_classifier.", "classifier.")  # weights that a pretrained DistilBERT lacks
 
 
 class DistilBertShape(BaseModel):
-    """The shape of a DistilBERT that starts from random weights; names are transformers' own."""
+    """The sizes of a DistilBERT with random initial weights, by the names of transformers."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
@@ -61,32 +61,32 @@ class TextClassificationConfig(ClassificationConfig):
     changeable_on_resume = ClassificationConfig.changeable_on_resume | {"text_column", "tokenizer"}
 
     dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
-    """Texts to train on: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
+    """Training texts: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
     jsonl), or such a file."""
 
     text_column: str = Field(default="text", min_length=1)
-    """Name of the column with the texts."""
+    """The text column."""
 
     model: str = Field(default=DISTILBERT, min_length=1)
     """The pretrained DistilBERT to start from: a Hub id or a directory."""
 
     from_scratch: DistilBertShape | None = None
-    """Start from random weights in this shape instead."""
+    """Start from random weights instead, with these sizes."""
 
     tokenizer: str | None = Field(default=None, min_length=1)
     """Hub id or directory of the tokenizer. Default: the one of `model`."""
 
     max_length: int = Field(default=128, ge=4)
-    """Longer texts are cut to this many tokens."""
+    """Longer texts are truncated to this many tokens."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of activations dropped in training."""
+    """Dropout probability in training."""
 
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of attention weights dropped in training."""
+    """Dropout probability of attention weights in training."""
 
     seq_classif_dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of what the classifier sees dropped in training."""
+    """Dropout probability of the classifier's input in training."""
 
     num_epochs: float | None = Field(default=3, gt=0)
     learning_rate: float = Field(default=2e-5, ge=0)
@@ -124,30 +124,32 @@ class TextClassification(Classification):
         key, name = ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
         self.tokenizer = load_tokenizer(key, name)
         if self.tokenizer.pad_token_id is None:
-            raise ConfigError(f"config.{key}: {name} has no token for padding; DistilBERT's has")
+            raise ConfigError(
+                f"config.{key}: {name} has no padding token; use DistilBERT's tokenizer"
+            )
         self.model_config = self._model_config()
-        self.tokenizer.model_max_length = config.max_length  # whoever loads it cuts as we did
+        self.tokenizer.model_max_length = config.max_length  # inference truncates as training did
 
-        def tokenised(texts: list[str], labels: Labels) -> Texts:
+        def tokenize(texts: list[str], labels: Labels) -> Texts:
             return Texts.of(texts, labels, self.tokenizer, config.max_length)
 
         self.evaluation_texts = choose_texts(held_out_texts, held_out_labels)
-        self.train = tokenised(texts, labels)
-        self.held_out = tokenised(held_out_texts, held_out_labels).by_length()
+        self.train = tokenize(texts, labels)
+        self.held_out = tokenize(held_out_texts, held_out_labels).by_length()
         digest = hashlib.sha256()
         self.train.update(digest)
         self.held_out.update(digest)
         self.fingerprint = digest.hexdigest()
-        self.check_same(saved, f"{train.where} with this tokenizer")
+        self.check_samples_unchanged(saved, f"{train.where} with this tokenizer")
 
     def _model_config(self) -> "DistilBertConfig":
-        """The model's config.json, of the pretrained model or of the shape asked for."""
+        """The config.json of the pretrained model, or of the sizes in from_scratch."""
         from transformers import DistilBertConfig
 
         config = self.config
         if config.from_scratch:
             shape = config.from_scratch.model_dump()
-            found = DistilBertConfig(
+            model_config = DistilBertConfig(
                 **shape,
                 vocab_size=len(self.tokenizer),
                 max_position_embeddings=config.max_length,
@@ -159,13 +161,13 @@ class TextClassification(Classification):
                 raise ConfigError(
                     f"config.model: {config.model} is a {loaded.model_type}; give a DistilBERT"
                 )
-            found = loaded
-        check_tokenizer(self.tokenizer, found, config.max_length)
+            model_config = loaded
+        check_tokenizer(self.tokenizer, model_config, config.max_length)
         for name in ("dropout", "attention_dropout", "seq_classif_dropout"):
-            setattr(found, name, getattr(config, name))
-        found.id2label = dict(enumerate(self.classes))
-        found.label2id = {name: number for number, name in enumerate(self.classes)}
-        return found
+            setattr(model_config, name, getattr(config, name))
+        model_config.id2label = dict(enumerate(self.classes))
+        model_config.label2id = {name: number for number, name in enumerate(self.classes)}
+        return model_config
 
     def describe(self) -> str:
         return (
@@ -223,7 +225,7 @@ def texts_of(where: str, column: "pa.ChunkedArray") -> list[str]:
     empty = compute.equal(compute.utf8_trim_whitespace(column.fill_null("")), "")
     if compute.any(empty).as_py():
         row = compute.index(empty, True).as_py()
-        raise ConfigError(f"{where}: row {row} is empty; take such rows out")
+        raise ConfigError(f"{where}: row {row} is empty; remove such rows")
     texts: list[str] = column.to_pylist()
     return texts
 

@@ -1,1 +1,1 @@
-"""Progress of a run: console, HTTP, metrics, history, trackers."""
+"""Reporting of a run's progress: console, HTTP, metrics, history, trackers."""

@@ -1,23 +1,23 @@
-"""Lines for people, printed by rank 0: plain text, dimmed and bold only on a terminal."""
+"""Console output of rank 0: plain text, styled only on a terminal."""
 
 import sys
 
 
 class Console:
-    """Prints on rank 0, is silent on the others."""
+    """Prints on rank 0 only."""
 
-    def __init__(self, speaks: bool) -> None:
-        self._speaks = speaks
-        self._styled = speaks and sys.stdout.isatty()
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._styled = enabled and sys.stdout.isatty()
 
-    def say(self, text: str) -> None:
-        """One line of news."""
-        if self._speaks:
+    def info(self, text: str) -> None:
+        """Print a line."""
+        if self._enabled:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
-        """One line about something that went wrong but doesn't stop the run."""
-        if self._speaks:
+        """Print a warning on stderr: something failed, but the run continues."""
+        if self._enabled:
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def step(
@@ -26,12 +26,12 @@ class Console:
         """`step  120/600  loss 2.1034  lr 1.0e-03  21,034 tokens/s  ETA 0:42`"""
         head = f"step {step:>{len(str(total))}}/{total}"
         tail = f"lr {lr:.1e}  {rate:,.0f} {unit}/s  ETA {clock(eta)}"
-        self.say(f"{head}  {self._bold(f'loss {loss:.4f}')}  {self._dim(tail)}")
+        self.info(f"{head}  {self._bold(f'loss {loss:.4f}')}  {self._dim(tail)}")
 
     def sample(self, step: int, text: str) -> None:
-        """A sample of generated text, indented so that it can't be taken for our own lines."""
+        """Print a sample of generated text, marked so that it differs from the trainer's lines."""
         body = "\n".join(f"  | {line}" for line in text.strip("\n").splitlines())
-        self.say(f"sample at step {step}:\n{self._dim(body)}")
+        self.info(f"sample at step {step}:\n{self._dim(body)}")
 
     def _bold(self, text: str) -> str:
         return f"\033[1m{text}\033[0m" if self._styled else text

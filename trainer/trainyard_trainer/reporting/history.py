@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run logged, one JSON object a line, consistent across restarts."""
+"""metrics.jsonl: a run's log, one JSON object per line, consistent across restarts."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ DRAWING_TIMEOUT = 60.0  # seconds
 
 
 class History:
-    """Rank 0's log of a run and its picture. A full disk costs a warning, never a step."""
+    """Rank 0's log of a run and its loss curve. A full disk causes a warning, not a failure."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class History:
         attempt: int,
         about: dict[str, Any] | None = None,
     ) -> None:
-        """`about`: the attempt's settings, to be kept with its first record."""
+        """`about`: the attempt's settings, for its first record."""
         self.run_dir = run_dir
         self.run = run
         self.path = run_dir / HISTORY_FILE
@@ -38,13 +38,12 @@ class History:
         self._drawn = time.monotonic()
         self._began = time.time() - since_start()
         self._seconds_before = 0.0
-        self.furthest = 0  # the newest step that an earlier attempt has logged
-        self._torn = False
+        self.last_logged_step = 0  # of earlier attempts
+        self._last_incomplete = False
         self._file: BinaryIO | None = None
         try:
-            self._cut(resumed_from or 0)
-            # Kept open: should an earlier attempt still write, it writes into the file that it
-            # has, which is no longer this one.
+            self._truncate(resumed_from or 0)
+            # A new file, kept open: an earlier attempt that is still alive writes to the old one.
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             self._warn(error)
@@ -53,28 +52,28 @@ class History:
         self.add(step=resumed_from or 0, event=event, attempt=attempt, **about)
 
     def add(self, **record: Any) -> None:
-        """Append one record; every record has a step, and gets a time."""
+        """Append a record, which must have a step; the time is added."""
         if self._file is None:
             return
         line = json.dumps({"time": time.time()} | record) + "\n"
-        data = ("\n" + line if self._torn else line).encode()
+        data = ("\n" + line if self._last_incomplete else line).encode()
         try:
-            # Less is written when the disk fills up just then: the next record finds it full.
-            self._torn = self._file.write(data) < len(data)
+            # A short write means that the disk is full: the next write raises.
+            self._last_incomplete = self._file.write(data) < len(data)
         except OSError as error:
-            self._torn = True
+            self._last_incomplete = True
             self._warn(error)
 
     def end(self, step: int, status: str) -> None:
-        """The last record of an attempt; `status` in MLflow's words.
+        """The last record of an attempt; `status` is one of MLflow's.
 
-        The runtime is that of all attempts: what was lost between them is not in it.
+        The runtime is the sum over all attempts, without the time between them.
         """
         seconds = self._seconds_before + time.time() - self._began
         self.add(step=step, event="ended", status=status, train_runtime=round(seconds, 3))
 
-    def keep_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Write all that is known of the newest evaluation to a file of its own."""
+    def write_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Write the results of the newest evaluation to evaluation.json."""
         text = json.dumps(evaluation, indent=2) + "\n"
         try:
             write_text_atomic(self.run_dir / EVALUATION_FILE, text, durable=False)
@@ -82,9 +81,9 @@ class History:
             self._warn(error)
 
     def draw(self, last: bool = False) -> None:
-        """Redraw the picture in another process of lowest priority: the steps don't notice.
+        """Redraw the loss curve in a process of lowest priority, so that steps are not slowed.
 
-        Skipped when the last one is recent or still being drawn, unless it is the `last` one.
+        Skipped if the previous one is recent or still being drawn, unless this is the `last` one.
         """
         drawing = self._drawing is not None and self._drawing.poll() is None
         recent = time.monotonic() - self._drawn < PICTURE_EVERY
@@ -105,7 +104,7 @@ class History:
             self._drawing = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def finish_drawing(self) -> None:
-        """Wait for the picture; a picture that takes too long is given up."""
+        """Wait for the loss curve, at most DRAWING_TIMEOUT."""
         if self._drawing is not None:
             try:
                 self._drawing.wait(timeout=DRAWING_TIMEOUT)
@@ -114,12 +113,12 @@ class History:
                 self._drawing.wait()
             self._drawing = None
 
-    def _cut(self, step: int) -> None:
-        """Forget what an earlier attempt logged beyond the step this one goes on from."""
+    def _truncate(self, step: int) -> None:
+        """Remove what earlier attempts logged after the step this one resumes from."""
         if not self.path.exists():
             return
         lines = list(read_history(self.path))
-        self.furthest = max((line["step"] for line in lines), default=0)
+        self.last_logged_step = max((line["step"] for line in lines), default=0)
         kept = [line for line in lines if line["step"] <= step and step]
         self._seconds_before = _seconds(kept)
         write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -127,12 +126,12 @@ class History:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            message = f"warning: {self.path}: {error.strerror}; training goes on without it"
+            message = f"warning: {self.path}: {error.strerror}; training continues without it"
             print(message, file=sys.stderr, flush=True)
 
 
 def _seconds(records: list[dict[str, Any]]) -> float:
-    """How long the attempts of these records took, each to the last record that was kept."""
+    """Total duration of the attempts of these records, each up to its last record."""
     seconds, began, last = 0.0, 0.0, 0.0
     for record in records:
         now = record.get("time", last)
@@ -144,13 +143,13 @@ def _seconds(records: list[dict[str, Any]]) -> float:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The records of a metrics.jsonl; incomplete lines are skipped."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [record for line in lines if (record := parse_record(line))]
 
 
 def parse_record(line: str | bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that a kill or a full disk has spoilt."""
+    """A line of metrics.jsonl; None if a kill or a full disk has left it incomplete."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rank 0's report: /progress and /metrics over HTTP, from a thread that no step waits for."""
+"""Rank 0's report: /progress and /metrics over HTTP, in a background thread."""
 
 import os
 import sys
@@ -12,13 +12,13 @@ from trainyard_api.job import RESULT_FILE_ENV, TrainerJob
 from trainyard_api.progress import ProgressReport
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
-MAX_RESULT_BYTES = 4096  # what Kubernetes keeps of a termination message
+MAX_RESULT_BYTES = 4096  # Kubernetes' limit of a termination message
 
 
 class ReportServer:
-    """Holds the newest state of the run and serves it.
+    """Holds and serves the newest state of the run.
 
-    The state is replaced as a whole, so a reader sees one moment of it and no lock is needed.
+    An update replaces the whole state, so readers see a consistent one without a lock.
     """
 
     def __init__(self, job: TrainerJob, world_size: int) -> None:
@@ -37,18 +37,18 @@ class ReportServer:
         self._state = self._state | values
 
     def report(self) -> ProgressReport:
-        """The state as of now."""
+        """The current state."""
         return ProgressReport(**self._state, time=datetime.now(UTC))
 
     def serve(self, port: int) -> None:
-        """Answer /progress and /metrics from now on; a busy port costs a warning, not the run."""
-        # In a pod the operator and Prometheus ask from outside; elsewhere only this machine may.
+        """Start to serve /progress and /metrics; a port in use causes a warning, not a failure."""
+        # In a pod the operator and Prometheus connect from outside; elsewhere loopback only.
         host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
         try:
             http_server = ThreadingHTTPServer((host, port), _handler(self))
         except OSError as error:
             print(
-                f"warning: port {port}: {error.strerror}; training goes on without /progress and"
+                f"warning: port {port}: {error.strerror}; training continues without /progress and"
                 " /metrics",
                 file=sys.stderr,
                 flush=True,
@@ -59,13 +59,13 @@ class ReportServer:
         threading.Thread(target=http_server.serve_forever, name="report", daemon=True).start()
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop serving."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
 
     def write_result(self) -> None:
-        """Leave the final report where the job's starter looks for it."""
+        """Write the final report to the file that the launcher reads."""
         path = os.environ.get(RESULT_FILE_ENV)
         if not path:
             return
@@ -77,7 +77,7 @@ class ReportServer:
 
 
 def result_bytes(report: ProgressReport) -> bytes:
-    """The report as JSON of at most MAX_RESULT_BYTES; free text is what gives way."""
+    """The report as JSON of at most MAX_RESULT_BYTES; free text is truncated to fit."""
     for length in (2000, 500, 0):
         shorter = report.model_copy(
             update={
@@ -93,7 +93,7 @@ def result_bytes(report: ProgressReport) -> bytes:
 
 def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # a client that says nothing must not hold its thread for ever
+        timeout = 10  # an idle client must not hold its thread for ever
 
         def do_GET(self) -> None:
             if self.path == "/progress":
@@ -113,6 +113,6 @@ def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Scrapes are no news."""
+            """Requests are not logged."""
 
     return Handler

@@ -1,11 +1,11 @@
-"""What this rank is doing, its step, and how long it may go on without progress."""
+"""This rank's activity, its step, and how long it may take without progress."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
-# Long without a sign of progress, and rightly so: reading data, writing to a slow disk. The process
-# group itself gives up after as long. Sending a model out has time-outs of its own.
+# Activities that may take long without progress: reading data, writing to a slow disk. The process
+# group has the same timeout. Uploads have timeouts of their own.
 LONG_SECONDS = 1800.0
 LIMITS = {
     "loading": LONG_SECONDS,
@@ -13,21 +13,21 @@ LIMITS = {
     "exporting": LONG_SECONDS,
     "uploading": float("inf"),
 }
-# The first time something is done kernels are chosen, memory is reserved, connections are made.
+# The first time, kernels are selected, memory is allocated and connections are made.
 FIRST_SECONDS = 600.0
-# An ordinary wait may be this many times as long as the longest of the latest ones.
+# The limit of other activities, as a multiple of the longest recent interval between ticks.
 SLACK = 5.0
-_FORGET = 0.05  # of the longest wait, with each shorter one
+_DECAY = 0.05  # of the longest interval, towards each shorter one
 
 
 class Liveness:
     """Written by the training thread, read by the watchdog.
 
     Attributes:
-        phase: what the rank does, in the words of the progress report and some more.
+        phase: the activity: a phase of the progress report, or a more detailed one.
         step: optimizer steps done.
-        ticks: grows with all progress: an optimizer step, a micro-batch, a part of an evaluation, a
-            new phase.
+        ticks: incremented on any progress: an optimizer step, a micro-batch, a batch of an
+            evaluation, a new phase.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,12 @@ class Liveness:
         self.step = 0
         self.ticks = 0
         self._ticked = time.monotonic()
-        self._waits: dict[str, list[float]] = {}  # phase -> the first wait, then the longest
+        self._intervals: dict[
+            str, list[float]
+        ] = {}  # phase -> the first one, the longest later one
 
     def enter(self, phase: str) -> None:
-        """Begin something else."""
+        """Start another phase."""
         if phase != self.phase:
             self.phase = phase
             self.ticks += 1
@@ -46,7 +48,7 @@ class Liveness:
 
     @contextlib.contextmanager
     def doing(self, phase: str) -> Iterator[None]:
-        """Do something else for a while."""
+        """Be in another phase for a `with` block."""
         before = self.phase
         self.enter(phase)
         try:
@@ -56,22 +58,23 @@ class Liveness:
             self.enter(before)
 
     def tick(self) -> None:
-        """Some more of the same is done."""
+        """Record progress within the phase."""
         now = time.monotonic()
-        wait, self._ticked = now - self._ticked, now
+        interval, self._ticked = now - self._ticked, now
         self.ticks += 1
-        waits = self._waits.setdefault(self.phase, [])
-        if len(waits) < 2:  # the first one was a special case, and is only the best guess so far
-            waits.append(wait)
+        intervals = self._intervals.setdefault(self.phase, [])
+        if len(intervals) < 2:  # the first is slow, and used only until there is a second
+            intervals.append(interval)
         else:
-            waits[1] = max(wait, waits[1] + (wait - waits[1]) * _FORGET)
+            longest = intervals[1]
+            intervals[1] = max(interval, longest + (interval - longest) * _DECAY)
 
     def limit(self, timeout: float, compiling: bool) -> float:
-        """Seconds without progress after which something is wrong; never below `timeout`."""
+        """Seconds without progress after which this rank hangs; at least `timeout`."""
         if compiling:
             return max(timeout, LONG_SECONDS)
-        waits = self._waits.get(self.phase)
-        usual = SLACK * waits[-1] if waits else FIRST_SECONDS
+        intervals = self._intervals.get(self.phase)
+        usual = SLACK * intervals[-1] if intervals else FIRST_SECONDS
         return max(timeout, LIMITS.get(self.phase, usual))
 
     def __str__(self) -> str:

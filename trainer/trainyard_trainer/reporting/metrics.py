@@ -20,7 +20,7 @@ from trainyard_api.metrics import Metric
 if TYPE_CHECKING:
     from trainyard_trainer.reporting.reporter import Progress
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the counters' series
 
 _STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -37,7 +37,7 @@ class OptionalGauge:
 
 
 class TrainerMetrics:
-    """The metrics rank 0 serves; plain attributes, one per metric."""
+    """The metrics that rank 0 serves, one attribute per metric."""
 
     def __init__(self, job: TrainerJob) -> None:
         self._registry = CollectorRegistry()
@@ -73,7 +73,7 @@ class TrainerMetrics:
         self.stalled_seconds = self._optional(names.STALLED_SECONDS)
 
     def set_evaluation(self, results: dict[str, float]) -> None:
-        """Set the metrics of an evaluation; a recipe has a handful of them."""
+        """Set the metrics of an evaluation, up to the bound on their number."""
         if "eval_loss" in results:
             self.eval_loss.set(results["eval_loss"])
         for name, value in results.items():
@@ -82,11 +82,11 @@ class TrainerMetrics:
                 self._evaluation.labels(self._run, name).set(value)
 
     def set_rank_seconds(self, seconds: Sequence[float]) -> None:
-        """Set each rank's own seconds in a step; of a large group only the slowest ranks'."""
-        most = names.RANK_STEP_SECONDS.labels[1].at_most
+        """Set each rank's own seconds per step; in a large group only the slowest ranks'."""
+        max_ranks = names.RANK_STEP_SECONDS.labels[1].at_most
         ranks = range(len(seconds))
-        if len(seconds) > most:
-            ranks_kept = sorted(ranks, key=lambda rank: -seconds[rank])[:most]
+        if len(seconds) > max_ranks:
+            ranks_kept = sorted(ranks, key=lambda rank: -seconds[rank])[:max_ranks]
             self._rank_step_seconds.clear()
         else:
             ranks_kept = list(ranks)
@@ -94,7 +94,7 @@ class TrainerMetrics:
             self._rank_step_seconds.labels(self._run, str(rank)).set(seconds[rank])
 
     def progress(self, now: "Progress") -> None:
-        """Set what a line of progress says."""
+        """Set the metrics of a progress line."""
         self.loss.set(now.loss)
         self.learning_rate.set(now.learning_rate)
         self.grad_norm.set(now.grad_norm)
@@ -108,7 +108,7 @@ class TrainerMetrics:
             self.gpu_memory.set(now.gpu_memory_bytes)
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
     def _gauge(self, metric: Metric) -> Gauge:

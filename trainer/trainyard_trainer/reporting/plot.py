@@ -10,7 +10,7 @@ from trainyard_trainer.reporting.history import HISTORY_FILE, PICTURE_FILE, read
 
 
 def draw(run_dir: Path, name: str) -> Path:
-    """Draw RUN_DIR/metrics.jsonl into RUN_DIR/loss.png; the picture appears as a whole."""
+    """Draw RUN_DIR/metrics.jsonl into RUN_DIR/loss.png; written atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,9 +53,9 @@ def draw(run_dir: Path, name: str) -> Path:
 
 
 def main() -> None:
-    """Draw, or say in one line why not: a picture is never worth a run."""
+    """Draw; a failure is one warning, never a failed run."""
     if "MPLCONFIGDIR" not in os.environ and not os.access(Path.home(), os.W_OK):
-        os.environ["MPLCONFIGDIR"] = tempfile.gettempdir()  # else matplotlib says that it does so
+        os.environ["MPLCONFIGDIR"] = tempfile.gettempdir()  # matplotlib would warn that it does so
     if "--nice" in sys.argv:
         os.nice(19)
     try:

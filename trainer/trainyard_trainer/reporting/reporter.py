@@ -1,4 +1,4 @@
-"""RunReporter: everything this rank says about its training, to whom and where."""
+"""RunReporter: sends a rank's progress to the console, HTTP report, metrics, history, trackers."""
 
 import time
 from contextlib import AbstractContextManager
@@ -18,22 +18,22 @@ from trainyard_trainer.reporting.liveness import Liveness
 from trainyard_trainer.reporting.timing import Stragglers, slowest
 from trainyard_trainer.reporting.trackers.launcher import TrackerProcesses
 
-RANKS_KEPT = 64  # of a larger run the metrics hold each rank's time, the history does not
+MAX_RANKS_IN_HISTORY = 64  # a larger run has its ranks' times in the metrics only
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a line of progress says about the steps since the previous one.
+    """A progress line: the steps since the previous one.
 
     Attributes:
         step: optimizer steps done; `total_steps` of the whole run.
         steps: steps since the previous line.
         loss: mean over these steps and all ranks.
-        samples, tokens: trained on in these steps, all ranks.
-        samples_per_second, tokens_per_second: all ranks; tokens None where there are none.
+        samples, tokens: trained in these steps, all ranks.
+        samples_per_second, tokens_per_second: all ranks; tokens None if the recipe has none.
         data_seconds: how long this rank's steps waited for data.
         step_seconds: statistics over this attempt's steps.
-        rank_seconds: each rank's own work per step; empty where it can't be measured.
+        rank_seconds: each rank's own work per step; empty if it can't be measured.
         gpu_memory_bytes: peak allocated on this rank's GPU.
     """
 
@@ -56,12 +56,12 @@ class Progress:
 
 
 class RunReporter:
-    """Tells the console, the HTTP report, the metrics, the history and the trackers.
+    """Reports to the console, the HTTP report, the metrics, the history and the trackers.
 
-    Which of them exist depends on the rank and on how far it has come; callers need not know.
+    Which of them exist depends on the rank and the phase; callers need not know.
 
     Attributes:
-        liveness: what this rank is doing; read by the watchdog.
+        liveness: this rank's activity, read by the watchdog.
     """
 
     def __init__(self, attempt: int, console: Console, server: ReportServer | None) -> None:
@@ -85,7 +85,7 @@ class RunReporter:
     ) -> None:
         """Start metrics.jsonl, its trackers and the comparison of the ranks (rank 0).
 
-        `hosts`: each rank's; `settings`: kept with the attempt's first record.
+        `hosts`: each rank's host name; `settings`: for the attempt's first record.
         """
         run_dir = Path(job.run_dir)
         self._history = History(run_dir, job.run, resumed_from, job.attempt, settings)
@@ -108,12 +108,12 @@ class RunReporter:
             if "ranks_joined" in values:
                 metrics.world_size.set(values["ranks_joined"])
 
-    def alive(self) -> None:
-        """Part of a step or of an evaluation is done: the rank doesn't hang."""
+    def tick(self) -> None:
+        """Part of a step or of an evaluation is done, so this rank does not hang."""
         self.liveness.tick()
 
     def doing(self, activity: str) -> AbstractContextManager[None]:
-        """What this rank does for a while, in more detail than the report's phases."""
+        """For a `with` block: an activity in more detail than the report's phases."""
         return self.liveness.doing(activity)
 
     def step_done(self, step: int) -> None:
@@ -125,20 +125,20 @@ class RunReporter:
             self._server.metrics.step.set(step)
 
     def step_timed(self, step: int, seconds: float) -> None:
-        """How long an optimizer step took; known some steps later."""
+        """The duration of an optimizer step, known some steps later."""
         if self._server:
             self._server.metrics.step_seconds.observe(seconds)
-            # Repeating a step that an earlier attempt has done is not progress.
-            if self._history is None or step > self._history.furthest:
+            # Repeating a step of an earlier attempt is not productive.
+            if self._history is None or step > self._history.last_logged_step:
                 self._server.metrics.productive_seconds.inc(seconds)
 
     def stalled(self, seconds: float) -> None:
-        """The longest time that any rank has made no progress."""
+        """The longest time without progress of any rank."""
         if self._server:
             self._server.metrics.stalled_seconds.set(seconds)
 
     def progress(self, now: Progress) -> None:
-        """One line of progress: report, history, console and metrics."""
+        """Report a progress line."""
         self.update(
             loss=now.loss,
             samples_per_second=now.samples_per_second,
@@ -147,7 +147,7 @@ class RunReporter:
             step_seconds=now.step_seconds,
             peak_memory_bytes=now.peak_memory_bytes,
         )
-        few_ranks = 0 < len(now.rank_seconds) <= RANKS_KEPT
+        few_ranks = 0 < len(now.rank_seconds) <= MAX_RANKS_IN_HISTORY
         self._record(
             step=now.step,
             loss=now.loss,
@@ -184,30 +184,30 @@ class RunReporter:
     def evaluated(
         self, step: int, results: dict[str, float], details: dict[str, Any] | None
     ) -> None:
-        """The model was evaluated; `details` go to a file of their own."""
+        """The model was evaluated; `details` are written to evaluation.json."""
         self.update(phase="training", eval_loss=results.get("eval_loss"), evaluation=results)
         self._record(step=step, **results)
         if self._history and details is not None:
-            self._history.keep_evaluation({"step": step} | results | details)
+            self._history.write_evaluation({"step": step} | results | details)
         if self._server:
             self._server.metrics.set_evaluation(results)
             seconds = time.perf_counter() - self._evaluating_since
             self._server.metrics.evaluation_seconds.inc(seconds)
 
     def sampled(self, step: int, text: str) -> None:
-        """The model has generated something to look at."""
+        """The model has generated a sample."""
         self.console.sample(step, text)
         self.update(sample=text)
         self._record(step=step, sample=text)
 
     def checkpoint_blocked(self, seconds: float) -> None:
-        """How long saving a checkpoint has kept training waiting."""
+        """How long training has waited for a checkpoint."""
         if self._server:
             self._server.metrics.checkpoint_block.observe(seconds)
 
     def checkpoint_saved(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint is complete; writing it took `seconds`."""
-        self.console.say(f"checkpoint of step {ref.step} saved in {seconds:.1f} s")
+        self.console.info(f"checkpoint of step {ref.step} saved in {seconds:.1f} s")
         self.update(last_checkpoint=ref)
         if self._server:
             self._server.metrics.checkpoint_write.observe(seconds)
@@ -221,7 +221,7 @@ class RunReporter:
             self._server.metrics.checkpoint_time.set(created.timestamp())
 
     def draw(self, last: bool = False) -> None:
-        """Redraw the loss curve, unless that was done a moment ago; `last` always does."""
+        """Redraw the loss curve if the previous one is not recent, or if this is the `last`."""
         if self._history:
             self._history.draw(last)
 
@@ -231,7 +231,7 @@ class RunReporter:
             self._history.finish_drawing()
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """This attempt is over. If it succeeded, leave the result and let the trackers finish."""
+        """The attempt has ended. If it succeeded, write the result and wait for the trackers."""
         if self._history:
             self._history.end(self.liveness.step, status)
         if self._server and status == "FINISHED":

@@ -1,4 +1,4 @@
-"""Step times, rates, peak memory, and which rank is slower than the others."""
+"""Step times, rates, peak memory, and stragglers."""
 
 import os
 import resource
@@ -29,30 +29,30 @@ def since_start() -> float:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Of its GPU (what PyTorch allocated); without one, of the process (resident)."""
+    """Peak memory allocated by PyTorch on a GPU; on a CPU, peak resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
 
 
-_REMEMBERED = 10_000  # steps
+_MAX_TIMES = 10_000  # steps in the statistics
 
 
 class Throughput:
-    """Times the optimizer steps themselves: evaluation and checkpoints are not in them."""
+    """Rates and statistics of optimizer steps, without evaluation and checkpoints."""
 
     def __init__(self, batch_size: int, tokens_per_sample: float, warmup_steps: int = 1) -> None:
-        """`warmup_steps`: this attempt's first steps warm up kernels and allocators, or compile:
-        no measure of the rest, so that `step_seconds` leaves them out."""
+        """`warmup_steps`: first steps of the attempt, excluded from `step_seconds` because they
+        select kernels, allocate memory or compile."""
         self.batch_size = batch_size
         self.tokens_per_sample = tokens_per_sample
         self._window = 0.0
         self._steps = 0
-        self._times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._times: deque[float] = deque(maxlen=_MAX_TIMES)
         self._warmup_left = warmup_steps
 
     def add(self, seconds: float) -> None:
-        """Another step is done."""
+        """Add the time of a step."""
         self._window += seconds
         self._steps += 1
         if self._warmup_left > 0:
@@ -75,14 +75,16 @@ class Throughput:
         return StepSeconds(mean=float(times.mean()), p50=float(p50), p99=float(p99))
 
 
-CLEAR_FACTOR = 1.3  # of the others' median: less is no news on a machine that does other things
-LINES_IN_A_ROW = 3  # lines of progress in which it must be the same rank,
-LOST_SECONDS = 2.0  # and what it must have cost the others in them
+# A straggler takes this many times the others' median (less is noise on a busy machine), in this
+# many progress lines in a row, and has cost the others this long.
+CLEAR_FACTOR = 1.3
+LINES_IN_A_ROW = 3
+LOST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Slowest:
-    """The rank with most work per step, beside the others."""
+    """The rank with the most work per step, compared with the others."""
 
     rank: int
     seconds: float
@@ -90,7 +92,7 @@ class Slowest:
 
     @property
     def factor(self) -> float:
-        """How many times as long as the others' it takes."""
+        """Its work as a multiple of the others' median."""
         return self.seconds / max(self.others, 1e-9)
 
 
@@ -104,31 +106,31 @@ def slowest(seconds: Sequence[float]) -> Slowest | None:
 
 
 class Stragglers:
-    """Names a rank that is clearly slower than the others again and again."""
+    """Warns of a rank that is persistently slower than the others."""
 
     def __init__(self, hosts: Sequence[str], console: Console) -> None:
         self.hosts = hosts
         self._console = console
         self._suspect: int | None = None
-        self._times = 0
+        self._lines = 0
         self._lost = 0.0
-        self._named: int | None = None
+        self._reported: int | None = None
 
     def update(self, rank: Slowest, steps: int) -> None:
-        """Add another `steps`; say which rank has been a straggler for long, or no longer is."""
+        """Add a progress line of `steps`; report a new straggler, or the end of one."""
         suspect = rank.rank if rank.factor >= CLEAR_FACTOR else None
         if suspect != self._suspect:
-            self._suspect, self._times, self._lost = suspect, 0, 0.0
-        self._times += 1
+            self._suspect, self._lines, self._lost = suspect, 0, 0.0
+        self._lines += 1
         self._lost += steps * (rank.seconds - rank.others)
         enough = suspect is None or self._lost >= LOST_SECONDS
-        if self._times < LINES_IN_A_ROW or not enough or suspect == self._named:
+        if self._lines < LINES_IN_A_ROW or not enough or suspect == self._reported:
             return
         if suspect is None:
-            self._console.say(f"rank {self._named} is as fast as the others again")
+            self._console.info(f"rank {self._reported} is as fast as the others again")
         else:
             self._console.warn(
                 f"rank {suspect} ({self.hosts[suspect]}) is the straggler: its own work takes"
                 f" {rank.seconds:.3g} s of a step, {rank.factor:.1f}x the others' median"
             )
-        self._named = suspect
+        self._reported = suspect

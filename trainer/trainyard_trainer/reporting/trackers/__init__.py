@@ -1,1 +1,1 @@
-"""MLflow and TensorBoard, fed by a process of their own."""
+"""Trackers: MLflow and TensorBoard, each written by a separate process."""

@@ -2,8 +2,8 @@
 
     python -m trainyard_trainer.reporting.trackers RUN_DIR mlflow|tensorboard
 
-Sends what the tracker hasn't got yet. A run that reports to a tracker has this beside it all the
-time (--follow); by hand it sends what an outage has left, as often as you like.
+Sends the records that the tracker does not have yet. A run with report_to starts it with --follow;
+run it yourself to send what was not sent during an outage. It may be repeated.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from typing import Any
 from trainyard_trainer.reporting.history import HISTORY_FILE, parse_record
 from trainyard_trainer.reporting.trackers.sink import Record, Sink, Unreachable
 
-POLL = 0.5  # seconds between looks at the file
-RETRY = 5.0  # seconds between tries to reach a tracker that doesn't answer
-BATCH = 200  # lines at a time
+POLL = 0.5  # seconds between reads of the file
+RETRY = 5.0  # seconds between attempts to reach a tracker
+BATCH = 200  # lines per request
 
 
 class Lines:
-    """metrics.jsonl from its first line on, in pieces; a piece stays until it is taken."""
+    """Reads metrics.jsonl from the start in batches; a batch is repeated until it is committed."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._size = 0
 
-    def look(self) -> list[Record]:
-        """The next complete lines, BATCH at most."""
+    def read(self) -> list[Record]:
+        """The next complete lines, at most BATCH."""
         start, records, self._size = self._file.tell(), [], 0
         for _ in range(BATCH):
             line = self._file.readline()
@@ -44,32 +44,32 @@ class Lines:
         self._file.seek(start)
         return records
 
-    def take(self) -> bool:
-        """Done with these lines; False if there were none."""
+    def commit(self) -> bool:
+        """Move past the lines last read; False if there were none."""
         self._file.seek(self._size, os.SEEK_CUR)
         return self._size > 0
 
     def status(self) -> str | None:
-        """How the newest attempt ended, which is its last line; None as long as it hasn't."""
-        here = self._file.tell()
+        """How the newest attempt ended, from the last line; None while it runs."""
+        position = self._file.tell()
         self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - 1000))
         last = self._file.read().splitlines()[-1:]
-        self._file.seek(here)
+        self._file.seek(position)
         record = parse_record(last[0]) if last else None
         return record.get("status") if record else None
 
 
 def forward(lines: Lines, sink: Sink, trainer: int | None) -> int:
-    """Send everything, and with `trainer` (a process id) what it writes until it ends."""
+    """Send all records; with `trainer` (a process id) follow until that process ends."""
     warned = False
     while True:
-        # Looked at before the lines are, so that its last words are not missed.
-        gone = trainer is not None and os.getppid() != trainer
-        status = lines.status() or ("KILLED" if gone else None)
+        # Checked before the lines are read, so that the last ones are not missed.
+        exited = trainer is not None and os.getppid() != trainer
+        status = lines.status() or ("KILLED" if exited else None)
         over = status is not None or trainer is None
         try:
-            sink.send(lines.look())
-            if lines.take():
+            sink.send(lines.read())
+            if lines.commit():
                 continue
             if status:
                 sink.finish(status)
@@ -83,7 +83,8 @@ def forward(lines: Lines, sink: Sink, trainer: int | None) -> int:
             if not warned:
                 warned = True
                 print(
-                    f"warning: {sink.name}: {error}; training goes on, its metrics are sent later",
+                    f"warning: {sink.name}: {error}; training continues, its metrics are sent"
+                    " later",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -93,7 +94,7 @@ def forward(lines: Lines, sink: Sink, trainer: int | None) -> int:
 
 
 def _pause(seconds: float, trainer: int | None) -> None:
-    """Wait, but not for longer than the trainer lives."""
+    """Sleep, but no longer than the trainer runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and os.getppid() == trainer:
         time.sleep(POLL)
@@ -110,7 +111,7 @@ def _open(name: str, run_dir: Path) -> Sink:
 
 
 def lock(run_dir: Path, name: str) -> Any:
-    """Keep a second one off this run: together they would send things twice. None: there is one."""
+    """Lock the tracker for this run, so that nothing is sent twice; None if it is locked."""
     import fcntl
 
     file = (run_dir / f".{name}.lock").open("a")
@@ -119,12 +120,12 @@ def lock(run_dir: Path, name: str) -> Any:
     except BlockingIOError:
         return None
     except OSError:
-        pass  # a file system without locks
+        pass  # the file system has no locks
     return file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all is sent."""
+    """The exit status: 0 if everything was sent."""
     parser = argparse.ArgumentParser(
         prog="python -m trainyard_trainer.reporting.trackers", description=__doc__
     )
@@ -133,19 +134,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--follow", type=int, metavar="PID", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.follow:
-        # The end of the trainer is what ends this; torchrun and Ctrl-C signal the whole group.
+        # It ends after the trainer; torchrun and Ctrl-C signal the whole process group.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with contextlib.suppress(OSError):
             os.nice(19)
     try:
         lines = Lines(options.run_dir / HISTORY_FILE)
-        while (mine := lock(options.run_dir, options.tracker)) is None:
+        while (locked := lock(options.run_dir, options.tracker)) is None:
             if options.follow is None or os.getppid() != options.follow:
-                print(f"{options.run_dir} is being sent to {options.tracker} already")
+                print(f"{options.run_dir} is already being sent to {options.tracker}")
                 return 1
             time.sleep(POLL)
-        with mine:
+        with locked:
             return forward(lines, _open(options.tracker, options.run_dir), options.follow)
     except OSError as error:
         print(f"warning: {options.tracker}: {error}", file=sys.stderr)

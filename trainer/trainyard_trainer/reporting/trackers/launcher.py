@@ -1,6 +1,6 @@
-"""Starts the processes that send metrics.jsonl to MLflow and TensorBoard, and ends them.
+"""Starts and ends the processes that send metrics.jsonl to MLflow and TensorBoard.
 
-Each is a process of its own, so that no step ever waits for a server, a socket or the GIL.
+They are separate processes, so that no step waits for a server, a socket or the GIL.
 """
 
 import importlib.util
@@ -14,22 +14,22 @@ from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.reporting.console import Console
 
-DRAIN_TIMEOUT = 10.0  # seconds a finished run waits for what hasn't been sent yet
+DRAIN_TIMEOUT = 10.0  # seconds a finished run waits for unsent records
 PACKAGES = {"mlflow": "mlflow-skinny", "tensorboard": "tensorboard"}
 
 
 def check_report_to(config: TrainConfig) -> None:
-    """ConfigError for a tracker that can't be reached from here, whatever time passes."""
+    """Raise ConfigError for a tracker that is not installed or has no server."""
     for name in config.report_to:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"config.report_to: {name} isn't installed here: pip install {PACKAGES[name]},"
-                f" or take {name} out"
+                f"config.report_to: {name} is not installed: pip install {PACKAGES[name]},"
+                f" or remove {name}"
             )
     if "mlflow" in config.report_to and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
             "config.report_to: mlflow needs the address of its server: set MLFLOW_TRACKING_URI (in"
-            " the shell, or in podTemplate's env), or take mlflow out"
+            " the shell, or in podTemplate's env), or remove mlflow"
         )
 
 
@@ -45,10 +45,10 @@ class TrackerProcesses:
             try:
                 self._processes[name] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             except OSError as error:
-                console.warn(f"nothing is sent to {name}: {error.strerror}; training goes on")
+                console.warn(f"nothing is sent to {name}: {error.strerror}; training continues")
 
     def finish(self) -> None:
-        """Wait a few seconds until all is sent; say how to send what then is not."""
+        """Wait up to DRAIN_TIMEOUT until everything is sent; else print how to send the rest."""
         deadline = time.monotonic() + DRAIN_TIMEOUT
         for name, process in self._processes.items():
             try:
@@ -59,7 +59,9 @@ class TrackerProcesses:
                 unsent = True
             if unsent:
                 command = " ".join(["python", *_command(self.run_dir, name)[1:]])
-                self._console.warn(f"{name} hasn't got all of the run; to send the rest: {command}")
+                self._console.warn(
+                    f"{name} does not have the whole run; to send the rest: {command}"
+                )
         self._processes = {}
 
 

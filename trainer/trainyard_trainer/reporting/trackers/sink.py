@@ -1,4 +1,4 @@
-"""Where a run's records go: what the trackers have in common."""
+"""The interface of a tracker."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,16 +9,16 @@ Record = dict[str, Any]
 
 
 class Unreachable(Exception):
-    """The tracker can't be written to now; later it may."""
+    """The tracker can't be written to now; a retry may succeed."""
 
 
 class Sink(Protocol):
-    """Where records go. All of a run's are sent anew to a new Sink: it knows what it has."""
+    """A tracker. Every new Sink is sent all records of a run; it skips the ones it has."""
 
     name: str
 
     def send(self, records: Sequence[Record]) -> None:
-        """Take the next records; Unreachable if not all could be taken: they come again."""
+        """Send the next records; raises Unreachable to be called again with the same ones."""
 
     def finish(self, status: str) -> None:
         """The attempt has ended: FINISHED, FAILED or KILLED."""
@@ -36,7 +36,7 @@ def metrics_of(record: Record) -> dict[str, float]:
 def settings_of(record: Record) -> dict[str, str | int | float | bool]:
     """The hyperparameters in an attempt's first record, nested ones by dotted names."""
     names = ("recipe", "strategy", "precision", "seed", "world_size", "device")
-    found = {name: record[name] for name in names if name in record}
+    settings = {name: record[name] for name in names if name in record}
 
     def add(prefix: str, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -44,7 +44,7 @@ def settings_of(record: Record) -> dict[str, str | int | float | bool]:
                 add(f"{prefix}{name}.", value)
             else:
                 plain = isinstance(value, str | int | float | bool)
-                found[prefix + name] = value if plain else str(value)
+                settings[prefix + name] = value if plain else str(value)
 
     add("", record.get("config", {}))
-    return found
+    return settings

@@ -1,4 +1,4 @@
-"""A run's metrics in MLflow, one MLflow run for all attempts that go on from one another."""
+"""A run's metrics in MLflow, one MLflow run for all attempts that resume from one another."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from trainyard_trainer.errors import one_line
 from trainyard_trainer.reporting.trackers.sink import Record, Unreachable, metrics_of, settings_of
 
 STATE_FILE = "mlflow.json"
-# MLflow's limits of one request.
+# MLflow's limits per request.
 MAX_METRICS = 1000
 MAX_PARAMS = 100
-# Here a server that doesn't answer is asked again later, not for minutes.
+# Fail fast: the caller retries, instead of the client for minutes.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -28,9 +28,9 @@ QUOTES = "\"')>"
 class MLflowSink:
     """Sends to the server of MLFLOW_TRACKING_URI.
 
-    MLflow keeps every value it ever gets, so a metric's steps only go up: what a resumed attempt
-    computes again, it has already, and resume is exact. RUN_DIR/mlflow.json remembers the MLflow
-    run and each metric's last step.
+    MLflow keeps every value it receives, so only steps beyond a metric's last are sent: what a
+    resumed attempt repeats is there already, with the same values. RUN_DIR/mlflow.json has the
+    MLflow run and each metric's last step.
     """
 
     name = "mlflow"
@@ -43,11 +43,11 @@ class MLflowSink:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would report every retry
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would log every retry
         self._path = run_dir / STATE_FILE
         self._client = MlflowClient()
         self._error = MlflowException
-        self._known = False  # whether the server has been asked for the run
+        self._checked = False  # that the server has the MLflow run
         self._state: dict[str, Any] = {}
         if self._path.exists():
             self._state = json.loads(self._path.read_text())
@@ -70,24 +70,24 @@ class MLflowSink:
             self._client.set_terminated(self._state["run_id"], status)
         except self._error as error:
             raise Unreachable(_short(error)) from None
-        self._keep(status=status)
+        self._update_state(status=status)
 
     def _begin(self, record: Record) -> None:
-        """An attempt begins: with a new MLflow run, or with the one it goes on with."""
-        if not self._known and self._state:
-            self._forget_if_gone()
-        self._known = True
+        """An attempt begins: create an MLflow run, or continue the existing one."""
+        if not self._checked and self._state:
+            self._reset_if_missing()
+        self._checked = True
         if record["attempt"] <= self._state.get("attempt", 0):
             return
         settings = {name: str(value) for name, value in settings_of(record).items()}
-        anew = record["event"] == "started" and "loss" in self._state.get("last_steps", {})
-        if not self._state or anew:
+        restarted = record["event"] == "started" and "loss" in self._state.get("last_steps", {})
+        if not self._state or restarted:
             self._create(record)
         elif self._state["status"] != "RUNNING":
             self._client.update_run(self._state["run_id"], "RUNNING")
-            self._keep(status="RUNNING")
-        self._set(settings, record["attempt"])
-        self._keep(attempt=record["attempt"])
+            self._update_state(status="RUNNING")
+        self._log_settings(settings, record["attempt"])
+        self._update_state(attempt=record["attempt"])
 
     def _create(self, record: Record) -> None:
         if self._state and self._state["status"] == "RUNNING":
@@ -102,18 +102,18 @@ class MLflowSink:
             tags={"trainyard.run": record["run"], "trainyard.world_size": str(count)},
         )
         self._state = {}
-        self._keep(run_id=run.info.run_id, status="RUNNING", params={}, last_steps={})
+        self._update_state(run_id=run.info.run_id, status="RUNNING", params={}, last_steps={})
 
     def _experiment(self) -> str:
-        if found := os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            return found
+        if experiment_id := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return experiment_id
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
         if (experiment := self._client.get_experiment_by_name(name)) is not None:
             return str(experiment.experiment_id)
         return str(self._client.create_experiment(name))
 
-    def _set(self, settings: dict[str, str], attempt: int) -> None:
-        """Log the hyperparameters. MLflow's can't be changed: a change becomes a tag."""
+    def _log_settings(self, settings: dict[str, str], attempt: int) -> None:
+        """Log the hyperparameters. MLflow params are immutable: a changed one becomes a tag."""
         from mlflow.entities import Param, RunTag
 
         run_id, known = self._state["run_id"], self._state["params"]
@@ -127,7 +127,7 @@ class MLflowSink:
         ]
         if changed:
             self._client.log_batch(run_id, tags=changed[:MAX_PARAMS])
-        self._keep(params=settings | known)
+        self._update_state(params=settings | known)
 
     def _log(self, records: Sequence[Record]) -> None:
         batch = []
@@ -138,10 +138,10 @@ class MLflowSink:
                 batch = []
         if batch:
             self._client.log_batch(self._state["run_id"], batch)
-        self._keep()
+        self._update_state()
 
     def _unsent(self, records: Sequence[Record]) -> Iterator[Any]:
-        """Metrics of steps beyond each one's last."""
+        """Metrics whose step is beyond the last one sent."""
         from mlflow.entities import Metric
 
         last: dict[str, int] = self._state["last_steps"]
@@ -151,8 +151,8 @@ class MLflowSink:
                     last[name] = record["step"]
                     yield Metric(name, value, round(record["time"] * 1000), record["step"])
 
-    def _forget_if_gone(self) -> None:
-        """A server without the run is another one, or was emptied: it gets everything anew."""
+    def _reset_if_missing(self) -> None:
+        """Send everything again if the server does not have the MLflow run."""
         from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
         try:
@@ -162,13 +162,13 @@ class MLflowSink:
                 raise
             self._state = {}
 
-    def _keep(self, **changes: Any) -> None:
+    def _update_state(self, **changes: Any) -> None:
         self._state |= changes
         write_text_atomic(self._path, json.dumps(self._state), durable=False)
 
 
 def _short(error: Exception) -> str:
-    """The cause in a few words: MLflow wraps that of a failed connection in several others."""
+    """The cause of a failed connection, which MLflow wraps in several other errors."""
     text = one_line(error).removeprefix("MlflowException: ")
     _, wrapped, cause = text.partition(" failed with exception ")
     if not wrapped:

@@ -13,10 +13,10 @@ DIRECTORY = "tensorboard"
 
 
 class TensorBoardSink:
-    """Writes all of the history into a new event file, which begins with a restart at step 0.
+    """Writes the whole history to a new event file, which begins with a session start at step 0.
 
-    TensorBoard drops what it has read of files before that, so nothing that a killed attempt lost
-    is shown, and no step twice: always what metrics.jsonl holds.
+    On a session start TensorBoard discards what it read from earlier files, so it always shows the
+    content of metrics.jsonl: no steps that a killed attempt lost, and no step twice.
     """
 
     name = "tensorboard"
@@ -30,7 +30,7 @@ class TensorBoardSink:
         self._summary: Any = Summary
         directory = run_dir / DIRECTORY
         directory.mkdir(exist_ok=True)
-        # An open TensorBoard goes on from the newest file to the next, by the order of names.
+        # A running TensorBoard continues from the newest file to the next, in the order of names.
         for path in sorted(directory.glob("events.out.tfevents.*"))[:-1]:
             path.unlink(missing_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -38,18 +38,18 @@ class TensorBoardSink:
         self._records: Any = RecordWriter(self._file)
         self._write(file_version="brain.Event:2")
         self._write(step=0, session_log=SessionLog(status=SessionLog.START))
-        self._taken = 0
-        self._settings_shown = False
+        self._num_written = 0
+        self._settings_written = False
 
     def send(self, records: Sequence[Record]) -> None:
         try:
-            for record in records[self._taken :]:
+            for record in records[self._num_written :]:
                 self._add(record)
-                self._taken += 1
+                self._num_written += 1
             self._file.flush()
         except OSError as error:
             raise self._unreachable(error) from None
-        self._taken = 0
+        self._num_written = 0
 
     def finish(self, status: str) -> None:
         from tensorboard.plugins.hparams import (  # type: ignore[import-untyped]
@@ -74,10 +74,10 @@ class TensorBoardSink:
 
     def _add(self, record: Record) -> None:
         wall_time, step = record["time"], record["step"]
-        if "config" in record and not self._settings_shown:
+        if "config" in record and not self._settings_written:
             from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 
-            self._settings_shown = True
+            self._settings_written = True
             summary = hparams_pb(settings_of(record), trial_id=record["run"])
             self._write(wall_time=wall_time, summary=summary)
         values = [
