@@ -1,6 +1,7 @@
 # Every target is one line that names the real tool.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 # A tag names one state of the code: nodes keep images by tag and never ask again.
 ifndef TAG
 TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S) 2>/dev/null || echo dev)
@@ -21,51 +22,51 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 # TORCH_INDEX=cpu or pypi chooses torch's build; by default dev/torch_backend.py does.
-.venv/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet uv
 	options=$$($(BIN)/python -m dev.torch_backend $(TORCH_INDEX)) && $(BIN)/uv pip install --quiet --python $(BIN)/python $$options -e '.[operator,trainer,serving,docs,dev]'
 	@touch $@
 
-setup: .venv/ready ## everything needed to work on the code, in .venv, and git hooks
+setup: $(VENV)/ready ## everything needed to work on the code, in .venv, and git hooks
 	$(BIN)/pre-commit install
 
-demo: .venv/ready ## train on this machine, serve the model, request a completion
+demo: $(VENV)/ready ## train on this machine, serve the model, request a completion
 	@$(BIN)/python -m dev.demo $(STARTED)
 
-test: .venv/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
+test: $(VENV)/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/unit
 
-system: .venv/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
+system: $(VENV)/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system
 
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m dev.images build --tag $(TAG) --load
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
 
-kill-soak: .venv/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
+kill-soak: $(VENV)/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
 	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)
 
 bench: ## list the benchmarks: one command each, for an idle machine
 	@for file in tests/bench/*.py; do grep -q "^    python -m" $$file && head -1 $$file && grep -m1 "^    python -m" $$file; done | tr -d '"'
 
-lint: .venv/ready ## ruff and mypy
+lint: $(VENV)/ready ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: .venv/ready ## let ruff rewrite what it can
+format: $(VENV)/ready ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-cluster: can-cluster .venv/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
+cluster: can-cluster $(VENV)/ready ## a real Kubernetes on this machine (CONTEXT=name: use that one)
 	$(BIN)/python -m dev.cluster up
 
-cluster-down: .venv/ready ## remove every trace of it
+cluster-down: $(VENV)/ready ## remove every trace of it
 	$(BIN)/python -m dev.cluster down
 
-cluster-status: .venv/ready ## what of it runs
+cluster-status: $(VENV)/ready ## what of it runs
 	@$(BIN)/python -m dev.cluster status
 
-images: can-images .venv/ready ## build the images (LOAD=1: load them into the cluster, PUSH=1: push them, IMAGES_TOOL=docker|podman|buildah)
+images: can-images $(VENV)/ready ## build the images (LOAD=1: load them into the cluster, PUSH=1: push them, IMAGES_TOOL=docker|podman|buildah)
 	$(BIN)/python -m dev.images build --tag $(TAG) $(IMAGES_TOOL:%=--tool %) $(if $(PUSH),--push) $(if $(LOAD),--load)
 
 # What can't work on this machine is said before anything is set up.
@@ -75,26 +76,26 @@ can-cluster:
 can-images:
 	@$(PYTHON) -m dev.cluster.preflight images $(IMAGES_TOOL:%=--tool %)
 
-dist: .venv/ready ## build the wheel and the sdist into dist/
+dist: $(VENV)/ready ## build the wheel and the sdist into dist/
 	$(BIN)/uv build --quiet --out-dir dist
 
-lock: .venv/ready ## write the images' locked requirements anew
+lock: $(VENV)/ready ## write the images' locked requirements anew
 	$(BIN)/python -m dev.images lock
 
-crd: .venv/ready ## write the CRDs from the models
+crd: $(VENV)/ready ## write the CRDs from the models
 	$(BIN)/python -m dev.crd charts/operator/crds
 
-reference: .venv/ready ## generate docs/reference from the code
+reference: $(VENV)/ready ## generate docs/reference from the code
 	$(BIN)/python -m docs.generate
 
-docs: .venv/ready ## build the documentation into site/; a broken link ends the build
+docs: $(VENV)/ready ## build the documentation into site/; a broken link ends the build
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-docs-serve: .venv/ready ## the documentation at http://127.0.0.1:8001, rebuilt when a page changes
+docs-serve: $(VENV)/ready ## the documentation at http://127.0.0.1:8001, rebuilt when a page changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --strict --dev-addr 127.0.0.1:8001
 
-monitoring: .venv/ready reference ## generate the rules and dashboards from the metrics' names
+monitoring: $(VENV)/ready reference ## generate the rules and dashboards from the metrics' names
 	$(BIN)/python -m monitoring
 
 clean: ## remove the virtual environment and dist/
-	rm -rf .venv dist
+	rm -rf $(VENV) dist
