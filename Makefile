@@ -63,7 +63,7 @@ cluster: can-cluster $(VENV)/ready ## a real Kubernetes on this machine (CONTEXT
 cluster-down: $(VENV)/ready ## remove every trace of it
 	$(BIN)/python -m dev.cluster down
 
-cluster-status: $(VENV)/ready ## what of it runs
+cluster-status: $(VENV)/ready ## print which of its parts run
 	@$(BIN)/python -m dev.cluster status
 
 images: can-images $(VENV)/ready ## build the images (LOAD=1: load them into the cluster, PUSH=1: push them, IMAGES_TOOL=docker|podman|buildah)
@@ -76,10 +76,7 @@ can-cluster:
 can-images:
 	@$(PYTHON) -m dev.cluster.preflight images $(IMAGES_TOOL:%=--tool %)
 
-dist: $(VENV)/ready ## build the wheel and the sdist into dist/
-	$(BIN)/uv build --quiet --out-dir dist
-
-lock: $(VENV)/ready ## write the images' locked requirements anew
+lock: $(VENV)/ready ## update the images' locked requirements
 	$(BIN)/python -m dev.images lock
 
 crd: $(VENV)/ready ## write the CRDs from the models

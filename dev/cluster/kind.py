@@ -17,6 +17,12 @@ from .ui import Steps
 CLUSTER = "trainyard"
 VERSION = "v0.33.0"
 _VOLUMES = "/var/trainyard-volumes"
+# From 1.35 on the kubelet refuses to start on a machine with control groups of version 1.
+_KUBELET = """\
+kind: KubeletConfiguration
+apiVersion: kubelet.config.k8s.io/v1beta1
+failCgroupV1: false
+"""
 
 
 class Kind:
@@ -131,18 +137,28 @@ class Kind:
                 {"role": role, "extraMounts": [mount]}
                 for role in ("control-plane", "worker", "worker")
             ],
+            "kubeadmConfigPatches": [_KUBELET],
         }
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "kind.json"
             path.write_text(json.dumps(config))
             command = [program, "create", "cluster", "--name", CLUSTER]
             command.append(f"--wait={PATIENCE:.0f}s")
+            if self.settings.kind_image:
+                command += ["--image", self.settings.kind_image]
             kubeconfig = ["--kubeconfig", str(Path(folder) / "kubeconfig")]
-            run([*command, *kubeconfig, "--config", path], timeout=TRANSFER)
+            done = run([*command, *kubeconfig, "--config", path], check=False, timeout=TRANSFER)
+        if done.returncode != 0:
+            log = self._shared.with_name("kind-create.log")
+            log.write_text(done.stdout + done.stderr)
+            # kind prints the error first, then a command's output and a stack.
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = errors[0].removeprefix("ERROR: ") if errors else "no reason given"
+            raise UserError(f"kind: {reason[:300]} (its output is in {log})")
 
     @staticmethod
     def _share_volumes(kubectl: Kubectl) -> None:
-        """Point kind's own provisioner at the folder that all nodes mount: ReadWriteMany holds."""
+        """Point kind's provisioner at the folder that all nodes mount, so ReadWriteMany works."""
         place = ("-n", "local-path-storage")
         patch = {"data": {"config.json": json.dumps({"sharedFileSystemPath": _VOLUMES})}}
         kubectl("patch", "configmap", "local-path-config", *place, "-p", json.dumps(patch))

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     registry_port: Annotated[
         int, Field(ge=1, le=65535, validation_alias="TRAINYARD_REGISTRY_PORT")
     ] = 5051
+    kind_image: Annotated[str, Field(validation_alias="TRAINYARD_KIND_IMAGE")] = ""
     image_registry: Annotated[str, Field(validation_alias="TRAINYARD_REGISTRY")] = ""
     checkout: Path = REPO / ".cluster"
 
