@@ -62,7 +62,7 @@ def marked() -> None:
         setattr(owner, name, noted)
 
     note(worker, "_join", "joined")
-    note(worker, "_agree", "data")
+    note(worker, "_load", "data")
     note(worker, "make_state_files", "model")
     note(Loop, "_train_step", "step")
     sys.argv[1:] = []

@@ -1,1 +1,1 @@
-"""Trainyard's trainer: what runs inside a run's processes, under torchrun or alone."""
+"""Trainyard's trainer: the program of a run's processes, started by torchrun or alone."""

@@ -10,18 +10,18 @@ from trainyard_trainer.reporting.http_report import ReportServer
 
 
 def prepare_torch() -> None:
-    """Set what torch reads from the environment when it is imported."""
-    # Large tensors of a CPU in 2 MiB pages: most of the time their memory costs is in page faults.
+    """Set environment variables that torch reads when it is imported."""
+    # 2 MiB pages for large CPU tensors: their allocation time is mostly page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Without its C++ warnings. When the rank that serves the store has ended, torch's client of it
-    # warns with thirty lines of C++ frames, and raises an exception besides, from which we make one
-    # line; while ranks wait to join it warns every five seconds, and we say which ones are missing.
-    # Errors (NCCL's watchdog, a store that can't be reached) and Python's warnings are still shown.
+    # No C++ warnings. When the store's server has exited, torch's client warns with thirty lines of
+    # C++ frames, besides an exception that is reported in one line; while ranks wait to join, it
+    # warns every five seconds, besides our message about missing ranks. Errors (NCCL's watchdog, an
+    # unreachable store) and Python's warnings are still shown.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def main() -> int:
-    """Train; the process's exit status (78 for a mistake in the manifest)."""
+    """Train; returns the exit status (78 for an error in the manifest)."""
     prepare_torch()
     interrupt_once()
     rank = int(os.environ.get("RANK", "0"))
@@ -31,7 +31,7 @@ def main() -> int:
         job = read_job(sys.argv[1:])
         check_recipe(job.recipe)
         if rank == 0:
-            # Before torch is even imported: whoever asks, hears that the run is joining.
+            # Before torch is imported, so that /progress is served while the ranks join.
             server = ReportServer(job, world_size)
             server.serve(job.report_port)
         from trainyard_trainer.worker import work
@@ -41,7 +41,7 @@ def main() -> int:
         if server:
             server.update(phase="failed", message=str(error))
         status = exit_with(error, rank)
-        # Not sys.exit: a checkpoint thread may be waiting for ranks that will never answer.
+        # Not sys.exit: a checkpoint thread may be waiting for lost ranks.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: torch now and then aborts a process that is taken down with its threads, and a
-    # run that has left its model must not count as failed.
+    # Not sys.exit: torch sometimes aborts a process at exit because of its threads, and a run that
+    # has exported its model must not count as failed.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""TrainConfig: the settings every recipe has, and how a manifest's `config` becomes one."""
+"""TrainConfig: the settings of every recipe, and their validation."""
 
 import difflib
 import math
@@ -14,10 +14,10 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
-    # Settings that may change between attempts: they don't touch the numbers of a step.
+    # Settings that may change between attempts: they don't change the results of a step.
     changeable_on_resume: ClassVar[frozenset[str]] = frozenset(
         {
-            "max_steps",  # lr_decay_steps is what shapes the schedule
+            "max_steps",  # the schedule depends on lr_decay_steps
             "num_epochs",
             "gradient_accumulation_steps",  # the same samples, summed in another order
             "activation_checkpointing",  # the same numbers, computed twice
@@ -42,19 +42,19 @@ class TrainConfig(BaseModel):
     a checkpoint."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Samples of one optimizer step, all ranks and accumulation steps together."""
+    """Samples per optimizer step, over all ranks and accumulation steps."""
 
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Micro-batches each rank runs, one after another, for one optimizer step."""
+    """Micro-batches per rank and optimizer step."""
 
     learning_rate: float = Field(default=1e-3, ge=0)
-    """Highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Shape of the learning rate's decay after the warm-up."""
 
     min_learning_rate: float | None = Field(default=None, ge=0)
-    """Where the schedule ends. Default: a tenth of learning_rate."""
+    """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
@@ -78,62 +78,62 @@ class TrainConfig(BaseModel):
     """Decay of AdamW's mean of the squared gradient."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 switches clipping off."""
+    """Clip gradients to this norm; 0 disables clipping."""
 
     compile: bool = False
     """torch.compile the model's blocks: faster steps after a slow first one."""
 
     activation_checkpointing: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
+    """Recompute each block's activations in the backward pass instead of keeping them."""
 
     sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD"
     """With strategy fsdp: free a block's gathered parameters after its forward pass, or keep them
     until its backward pass (more memory, less traffic)."""
 
     dataloader_num_workers: int = Field(default=0, ge=0, le=64)
-    """Processes per rank that prepare batches ahead; 0 prepares each when it is needed."""
+    """Worker processes per rank that load batches ahead; 0 loads them in the training process."""
 
     eval_steps: int = Field(default=100, ge=0)
     """Steps between evaluations; 0 evaluates only at the end (and after each epoch)."""
 
     eval_batches: int | None = Field(default=16, ge=1)
-    """Global batches of held-out data in one evaluation, always the same ones; null for all."""
+    """Global batches of held-out data in one evaluation, always the same; null for all."""
 
     eval_on_start: bool = False
-    """Evaluate the model before the first step too, for comparison."""
+    """Also evaluate the model before the first step, for comparison."""
 
     export_steps: int = Field(default=0, ge=0)
-    """Steps between exports of the model, for servers that follow the run; the last three stay. 0
-    exports only the finished one."""
+    """Steps between exports of the model, for servers that follow the run; the last three are kept.
+    0 exports only the finished one."""
 
     log_steps: int = Field(default=10, ge=1)
-    """Steps between two lines of progress (and reads from the device)."""
+    """Steps between progress lines (and device synchronisations)."""
 
     report_to: list[Literal["mlflow", "tensorboard"]] = []
-    """Trackers that get the run's metrics beside metrics.jsonl: mlflow (at MLFLOW_TRACKING_URI),
+    """Trackers for the run's metrics, besides metrics.jsonl: mlflow (at MLFLOW_TRACKING_URI),
     tensorboard (in the run's directory)."""
 
     sample_steps: int = Field(default=0, ge=0)
-    """Steps between samples of what the model makes; 0 for only one, at the end."""
+    """Steps between samples of generated output; 0 for a single one at the end."""
 
     timing_warmup_steps: int = Field(default=1, ge=0)
-    """Steps at the start of an attempt that the statistics of step times leave out."""
+    """First steps of an attempt, which are excluded from the statistics of step times."""
 
     hang_timeout_seconds: float = Field(default=20, ge=0)
-    """A rank that is stopped, or doesn't come to where the others wait for it, is named after this
-    long, and the attempt ends; slow steps get five times as long as they last took. 0 switches
-    this off, as a debugger needs it."""
+    """When a rank is stopped, or does not reach a collective that the others wait in, the attempt
+    fails after this time with an error that names the rank. Slow steps are allowed five times their
+    recent duration. 0 disables the watchdog, for debuggers."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """A recipe may give a setting another default; its description stays."""
+        """A recipe that only changes a setting's default inherits its description."""
         for name, field in TrainConfig.model_fields.items():
             own = cls.model_fields[name]
             own.description = own.description or field.description
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:
-        # Resolved once, so that the checkpoint records the values that were used.
+        # Resolved here, so that the checkpoint records the values used.
         if self.min_learning_rate is None:
             object.__setattr__(self, "min_learning_rate", self.learning_rate / 10)
         if self.num_epochs is not None and "max_steps" in self.model_fields_set:
@@ -164,14 +164,14 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def parse_config(cls: type[C], raw: dict[str, Any]) -> C:
-    """`raw` as a `cls`; ConfigError names every wrong key in one line."""
+    """Validate `raw`; raises ConfigError, which names every wrong key in one line."""
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+        raise ConfigError("; ".join(_error_message(cls, item) for item in error.errors())) from None
 
 
-def _explain(cls: type[TrainConfig], item: Any) -> str:
+def _error_message(cls: type[TrainConfig], item: Any) -> str:
     where = ".".join(["config", *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
         key, known = str(item["loc"][-1]), _fields_at(cls, item["loc"][:-1])
@@ -186,7 +186,7 @@ def _explain(cls: type[TrainConfig], item: Any) -> str:
 
 
 def _fields_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys of the settings at `path` below `cls`, each step of it being an optional model."""
+    """The keys of the settings at `path` in `cls`; each part of the path is an optional model."""
     for part in path:
         annotation = cls.model_fields[str(part)].annotation
         choices = (annotation, *get_args(annotation))
@@ -195,12 +195,12 @@ def _fields_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
 
 
 def check_batch_size(config: TrainConfig, world_size: int) -> None:
-    """Every rank must get the same number of samples in every micro-batch."""
+    """Raise ConfigError unless every rank gets the same number of samples in each micro-batch."""
     accumulation = config.gradient_accumulation_steps
-    shares = world_size * accumulation
-    if config.batch_size % shares:
-        below = config.batch_size // shares * shares
-        use = f"{below} or {below + shares}" if below else str(shares)
+    divisor = world_size * accumulation
+    if config.batch_size % divisor:
+        below = config.batch_size // divisor * divisor
+        use = f"{below} or {below + divisor}" if below else str(divisor)
         raise ConfigError(
             f"config.batch_size: {config.batch_size} samples can't be shared evenly by"
             f" {processes(world_size)} x {accumulation} accumulation steps; use {use}"
@@ -210,7 +210,7 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
 def check_unchanged(
     old: dict[str, Any], new: dict[str, Any], changeable: frozenset[str], where: str, step: int
 ) -> None:
-    """Refuse to resume with settings that would make the run another run."""
+    """Raise ConfigError if settings that define the run differ from the checkpoint's."""
     for key in sorted(old.keys() & new.keys() - changeable):
         if old[key] != new[key]:
             hint = ""

@@ -1,9 +1,9 @@
-"""Start without torch.compile's machinery, which eager training never uses.
+"""Delays the import of torch._dynamo, which eager training never uses.
 
 torch's optimizers and DistributedDataParallel import torch._dynamo (and with it sympy and
 inductor: about as long as importing torch itself) only to mark their functions as not to be
-compiled. Until something really compiles, a stand-in answers those marks; any other use of the
-module loads the real one in its place. Start to first step is what a restarted run waits for.
+compiled. A stand-in provides those markers; any other use of the module imports the real one in its
+place. This shortens the time to the first step of a restarted run.
 """
 
 import importlib
@@ -22,7 +22,7 @@ def _disable(fn: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
 
 
 class _Deferred(ModuleType):
-    """What eager code asks of torch._dynamo; everything else is the real module's."""
+    """The attributes of torch._dynamo that eager code uses; any other loads the real module."""
 
     disable = staticmethod(_disable)
     graph_break = staticmethod(lambda *_, **__: None)
@@ -41,7 +41,7 @@ class _Deferred(ModuleType):
 
 
 def defer_dynamo() -> None:
-    """Put the stand-in where torch's eager code looks; does nothing once the real one is there."""
+    """Install the stand-in; no effect once the real module is imported."""
     if _NAME not in sys.modules:
         stand_in = _Deferred(_NAME)
         sys.modules[_NAME] = stand_in

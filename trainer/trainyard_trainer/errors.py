@@ -1,4 +1,4 @@
-"""Errors a user can cause: one line that says what to change; and how a rank ends with one."""
+"""Errors with a one-line message that says what to change, and how a rank reports them."""
 
 import contextlib
 import fcntl
@@ -15,26 +15,26 @@ from types import FrameType
 
 from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
 
-# torchrun tells each worker where to leave its last words.
+# torchrun sets each worker's error file (torchelastic's error handling).
 ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
 # The file becomes the pod's termination message, of which Kubernetes keeps 4096 bytes.
 MAX_ERROR_BYTES = 3500
 MAX_MESSAGE = 1200  # characters of it
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
-# A rank that was stopped while it spoke must not keep the others from ending.
-SPEAKING_SECONDS = 20.0
+# A rank that is stopped while it holds the lock must not keep the others from exiting.
+LOCK_TIMEOUT = 20.0
 
 
 class UserError(Exception):
-    """Base: the message is one line, shown without a traceback."""
+    """Base class: the message is one line, printed without a traceback."""
 
     exit_code = 1
-    # Usually every rank raises it: then one speaks for all, and doesn't name itself.
+    # Whether usually every rank raises it: then one prints it, without its rank number.
     on_every_rank = False
 
 
 class ConfigError(UserError):
-    """The manifest or its surroundings must change; retrying cannot help."""
+    """The manifest or the environment must change; a retry does not help."""
 
     exit_code = EXIT_CONFIG
     on_every_rank = True
@@ -53,59 +53,59 @@ class NonFiniteLossError(UserError):
 
 
 class SupersededError(UserError):
-    """A newer attempt of this run exists: this one must not write any more."""
+    """A newer attempt of this run exists: this one must not write."""
 
     on_every_rank = True
 
 
 class StoppedError(UserError):
-    """SIGTERM ended the run before its last step; in good order, unless another rank was gone."""
+    """SIGTERM stopped the run before its last step."""
 
     on_every_rank = True
 
 
 class RankLostError(UserError):
-    """Another rank went away: a consequence, whose cause that rank (or its node) knows."""
+    """Another rank is lost; the cause is reported by that rank or its node."""
 
 
 class HangError(UserError):
-    """A rank is stopped, or keeps the others waiting: the newest checkpoint is where to go on."""
+    """A rank is stopped or blocks the others; the run resumes from its newest checkpoint."""
 
     def __init__(self, message: str, stacks: str = "") -> None:
         super().__init__(message)
-        self.stacks = stacks  # of the ranks the message names, over several lines
+        self.stacks = stacks  # of the ranks that the message names, several lines
 
 
 class OutOfMemoryError(UserError):
-    """A step's activations don't fit."""
+    """A step does not fit into memory."""
 
 
-_LOST = re.compile(
+_PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
 )
-# torch's own classes for a store or a peer that doesn't answer; torch isn't imported here.
-_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
+# torch's errors for a store or a peer that doesn't respond; torch isn't imported here.
+_PEER_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
-def lost(error: BaseException, where: str, stopping: bool = False) -> BaseException:
-    """`error` as a UserError where it is torch's way to say that a peer is gone.
+def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> BaseException:
+    """A RankLostError in place of torch's errors for a lost peer; else `error`.
 
-    `where`: `in step 137` or `while loading`. `stopping`: after SIGTERM a lost peer is no news,
-    torchrun ends them all.
+    `where`: `in step 137` or `while loading`. `stopping`: after SIGTERM a lost peer is
+    expected, since torchrun stops all ranks: StoppedError.
     """
     if not isinstance(error, RuntimeError):
         return error
     text = " ".join(str(error).partition("Exception raised from")[0].split())
-    if type(error).__name__ not in _LOST_CLASSES and not _LOST.search(text):
+    if type(error).__name__ not in _PEER_LOST_CLASSES and not _PEER_LOST.search(text):
         return error
     if stopping:
-        return StoppedError(f"SIGTERM: stopped {where}, unsaved: another rank is gone")
+        return StoppedError(f"SIGTERM: stopped {where} without saving: another rank has exited")
     return RankLostError(f"lost another rank {where}: {text[:300]}")
 
 
-def out_of_memory(error: Exception, step: int) -> Exception:
-    """`error` as a UserError where it says that the batch of `step` doesn't fit."""
+def as_out_of_memory(error: Exception, step: int) -> Exception:
+    """An OutOfMemoryError in place of torch's errors for too little memory; else `error`."""
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or not _NO_MEMORY.search(text):
         return error
@@ -122,53 +122,53 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def speak(error: BaseException, rank: int) -> None:
-    """Print what went wrong, once for all ranks of this pod, and leave last words.
+def report_error(error: BaseException, rank: int) -> None:
+    """Print an error, once for all ranks of this pod, and write the error file.
 
-    The ranks fail in any order, and their launcher ends all of them once one has ended. So none
-    ends before one has spoken, and the first one to come here speaks: the others wait for it, and
-    print only what they have to add. No rank has to be alive for that, and no connection.
+    The ranks fail in any order, and their launcher ends all of them once one has exited. So the
+    first one to take the error file's lock prints its error before it exits; the others wait for
+    the lock, and print only an error that is different. This needs no connection between ranks.
     """
-    with _words() as words:
-        if not _is_said(error, words):
-            who = "" if rank == 0 or getattr(error, "on_every_rank", False) else f"rank {rank}: "
+    with _locked_error_file() as file:
+        if not _is_reported(error, file):
+            prefix = "" if rank == 0 or getattr(error, "on_every_rank", False) else f"rank {rank}: "
             if not isinstance(error, UserError):
                 text = "".join(traceback.format_exception(error))
             elif isinstance(error, HangError):
-                text = f"{who}{one_line(error)}\n{error.stacks}\n"
+                text = f"{prefix}{one_line(error)}\n{error.stacks}\n"
             else:
-                text = f"{who}{one_line(error)}\n"
+                text = f"{prefix}{one_line(error)}\n"
             print(text, end="", file=sys.stderr, flush=True)
-        _leave_words(error, words)
+        _write_error_files(error, file)
 
 
-def write_last_words(error: BaseException) -> None:
-    """Leave last words only: another rank prints them."""
-    with _words() as words:
-        _leave_words(error, words)
+def write_error_file(error: BaseException) -> None:
+    """Write the error file only: another rank prints the error."""
+    with _locked_error_file() as file:
+        _write_error_files(error, file)
 
 
-def _is_said(error: BaseException, words: int | None) -> bool:
-    """Whether what another rank of this pod has printed covers `error`."""
-    said = _message(_read(words))
-    if not said:
+def _is_reported(error: BaseException, file: int | None) -> bool:
+    """Whether the error that another rank of this pod has reported covers `error`."""
+    reported = _message(_read(file))
+    if not reported:
         return False
     if isinstance(error, RankLostError):
         return True
-    if said.startswith(RankLostError.__name__):
-        return False  # a cause is news after its consequence
-    return getattr(error, "on_every_rank", False) or said == one_line(error)[:MAX_MESSAGE]
+    if reported.startswith(RankLostError.__name__):
+        return False  # a cause is printed even after its consequence
+    return getattr(error, "on_every_rank", False) or reported == one_line(error)[:MAX_MESSAGE]
 
 
 @contextlib.contextmanager
-def _words() -> Iterator[int | None]:
-    """The file that holds this pod's last words, locked; None if it can't be had."""
+def _locked_error_file() -> Iterator[int | None]:
+    """This pod's error file, locked; None if there is none or it can't be opened."""
     file = None
     try:
-        if path := _words_path():
+        if path := _pod_error_path():
             path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            deadline = time.monotonic() + SPEAKING_SECONDS
+            deadline = time.monotonic() + LOCK_TIMEOUT
             while not _try_lock(file) and time.monotonic() < deadline:
                 time.sleep(0.01)
     except OSError as problem:
@@ -180,8 +180,8 @@ def _words() -> Iterator[int | None]:
             os.close(file)
 
 
-def _words_path() -> Path | None:
-    """Shared by the ranks of a pod in one attempt: the starter's file, else one of torchrun's."""
+def _pod_error_path() -> Path | None:
+    """Shared by the ranks of a pod in one attempt: the launcher's result file, else torchrun's."""
     if name := os.environ.get(RESULT_FILE_ENV):
         return Path(name)
     if "TORCHELASTIC_RUN_ID" in os.environ and (name := os.environ.get(ERROR_FILE_ENV)):
@@ -200,34 +200,34 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def _read(words: int | None) -> str:
-    return "" if words is None else os.pread(words, 1 << 16, 0).decode(errors="replace")
+def _read(file: int | None) -> str:
+    return "" if file is None else os.pread(file, 1 << 16, 0).decode(errors="replace")
 
 
 def _message(text: str) -> str:
-    """The message in an error JSON; "" in anything else, such as the report of a good end."""
+    """The message in an error JSON; "" for anything else, such as the report of a success."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(json.loads(text)["message"]["message"])
     return ""
 
 
-def _leave_words(error: BaseException, words: int | None) -> None:
-    """Leave torchelastic's error JSON for torchrun, and for the pod unless a rank has before."""
-    text, said = _error_json(error), _read(words)
-    if isinstance(error, RankLostError) and _message(said):
-        text = said  # the cause, whichever rank's file torchrun reads
+def _write_error_files(error: BaseException, file: int | None) -> None:
+    """Write torchelastic's error JSON for torchrun, and for the pod if no rank has before."""
+    text, reported = _error_json(error), _read(file)
+    if isinstance(error, RankLostError) and _message(reported):
+        text = reported  # torchrun may read any rank's file: all have the cause
     try:
-        if words is not None and not said:
-            os.pwrite(words, text.encode(), 0)
+        if file is not None and not reported:
+            os.pwrite(file, text.encode(), 0)
         if name := os.environ.get(ERROR_FILE_ENV):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text(text)
     except OSError as problem:
-        print(f"warning: last words not written: {problem}", file=sys.stderr)
+        print(f"warning: error file not written: {problem}", file=sys.stderr)
 
 
 def _error_json(error: BaseException) -> str:
-    """What torchelastic's own handler writes; small enough for a pod's termination message."""
+    """torchelastic's error format, small enough for a pod's termination message."""
     stack = error.stacks[:2000] if isinstance(error, HangError) else ""
     if not isinstance(error, UserError):
         stack = "".join(traceback.format_exception(error))[-2000:]
@@ -260,16 +260,16 @@ def interrupt_once() -> None:
 
 
 def exit_with(error: BaseException, rank: int) -> int:
-    """Say what went wrong, once for all ranks, and give the exit status."""
+    """Report an error, once for all ranks; returns the exit status."""
     if isinstance(error, KeyboardInterrupt):
         if rank == 0:
-            print("interrupted; start it again to go on from the newest checkpoint")
+            print("interrupted; start it again to resume from the newest checkpoint")
         return EXIT_INTERRUPTED
     if isinstance(error, StoppedError):
         if rank == 0:
             print(error, flush=True)
-        # As without our handling it: torchrun and whoever watches it know what that means.
+        # Die by SIGTERM, as without a handler: torchrun and its caller expect that.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-    speak(error, rank)
+    report_error(error, rank)
     return error.exit_code if isinstance(error, UserError) else 1

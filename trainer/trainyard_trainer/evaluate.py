@@ -1,4 +1,4 @@
-"""Evaluation: the same held-out samples every time, shared by the ranks, none counted twice."""
+"""Evaluation on held-out samples, the same every time, distributed over the ranks."""
 
 import math
 from collections.abc import Callable
@@ -15,11 +15,12 @@ from trainyard_trainer.recipes.base import Recipe
 
 @torch.no_grad()
 def evaluate(
-    recipe: Recipe, parallel: Parallel, config: TrainConfig, beat: Callable[[], None]
+    recipe: Recipe, parallel: Parallel, config: TrainConfig, on_batch: Callable[[], None]
 ) -> list[float]:
-    """What `recipe.evaluate` sums up, over all held-out samples of this evaluation and all ranks.
+    """The sums of `recipe.evaluate` over all held-out samples of this evaluation and all ranks.
 
-    Every rank makes the same number of forward passes, as FSDP needs; `beat` is called after each.
+    Every rank makes the same number of forward passes, as FSDP requires; `on_batch` is called after
+    each.
     """
     group, samples = parallel.group, recipe.held_out
     ids = held_out_ids(len(samples), config)
@@ -34,15 +35,15 @@ def evaluate(
         batch = on_device(samples.fetch(chunk, noise), group.device)
         with parallel.autocast():
             sums = recipe.evaluate(parallel.module, batch).double()
-        counts = 1.0 if index < len(chunks) else 0.0  # beyond the last chunk: only for company
+        counts = 1.0 if index < len(chunks) else 0.0  # beyond the last chunk: not counted
         totals = sums * counts if turn == 0 else totals + sums * counts
-        beat()
+        on_batch()
     parallel.module.train()
     return [float(value) for value in group.sum(totals).tolist()]
 
 
 def held_out_ids(num_samples: int, config: TrainConfig) -> Ids:
-    """All samples, or as many as eval_batches asks for, spread evenly."""
+    """All samples, or eval_batches of them, evenly spaced."""
     if config.eval_batches is None or config.eval_batches * config.batch_size >= num_samples:
         return np.arange(num_samples, dtype=np.int64)
     count = config.eval_batches * config.batch_size

@@ -1,4 +1,4 @@
-"""Where a job comes from: the operator's TRAINYARD_JOB, or a TrainingRun manifest given by hand."""
+"""Reads the job: from the operator's TRAINYARD_JOB, or from a TrainingRun manifest."""
 
 import argparse
 import os
@@ -13,12 +13,12 @@ from trainyard_api.progress import REPORT_PORT
 from trainyard_trainer.errors import ConfigError
 
 USAGE = """\
-Under torchrun or alone:  python -m trainyard_trainer MANIFEST.yaml [--run-dir DIR]
+With torchrun or as one process:  python -m trainyard_trainer MANIFEST.yaml [--run-dir DIR]
 The operator passes the job in the environment variable TRAINYARD_JOB instead."""
 
 
 def read_job(arguments: list[str]) -> TrainerJob:
-    """The job of this process; every rank of a run reads the same one."""
+    """The job of this process, the same on every rank. Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="python -m trainyard_trainer",
         description="Train a TrainingRun's recipe in this process group.",
@@ -26,14 +26,19 @@ def read_job(arguments: list[str]) -> TrainerJob:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("manifest", nargs="?", type=Path, help="a TrainingRun with a recipe")
-    parser.add_argument("--run-dir", type=Path, help="where the run lives (runs/NAME)")
-    parser.add_argument("--report-port", type=int, default=REPORT_PORT, help="%(default)s")
+    parser.add_argument("--run-dir", type=Path, help="the run's directory (default: runs/NAME)")
+    parser.add_argument(
+        "--report-port",
+        type=int,
+        default=REPORT_PORT,
+        help="port of /progress and /metrics (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.manifest:
         return from_manifest(options.manifest, options.run_dir, options.report_port)
     text = os.environ.get(JOB_ENV)
     if not text:
-        raise ConfigError(f"neither a manifest nor {JOB_ENV} was given; see --help")
+        raise ConfigError(f"give a manifest, or set {JOB_ENV}; see --help")
     try:
         return TrainerJob.model_validate_json(text)
     except ValidationError as error:
@@ -55,12 +60,12 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
     except ValidationError as error:
         raise ConfigError(f"{path}: {validation_message(error)}") from None
     if not run.spec.recipe:
-        raise ConfigError(f"{path}: spec.command runs your own script; run that with torchrun")
+        raise ConfigError(f"{path}: spec.command is your own script: start it with torchrun")
     directory = run_dir or Path("runs") / run.name
     return TrainerJob(
         run=run.name,
         namespace=run.namespace,
-        # Every rank reads this before rank 0, once all have joined, writes it.
+        # Every rank reads it before all have joined, and rank 0 writes it after that.
         attempt=last_attempt(directory) + 1,
         recipe=run.spec.recipe,
         config=run.spec.config or {},
@@ -75,12 +80,12 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
 
 
 def last_attempt(run_dir: Path) -> int:
-    """The newest attempt's number, 0 before the first."""
+    """The newest attempt's number; 0 in a new run."""
     try:
-        # The number's line is the first; a full disk may have left none.
+        # The number is the first line; a full disk may have left the file empty.
         number, _, _ = (run_dir / ATTEMPT_FILE).read_text().partition("\n")
         return int(number or 0)
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{run_dir / ATTEMPT_FILE}: no attempt number: {error}") from None
+        raise ConfigError(f"{run_dir / ATTEMPT_FILE}: not an attempt number: {error}") from None

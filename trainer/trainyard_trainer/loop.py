@@ -29,10 +29,10 @@ from trainyard_trainer.reporting.timing import Throughput, peak_memory_bytes, si
 
 @dataclass(frozen=True)
 class Training:
-    """All that the loop trains with.
+    """The state and settings of a training loop.
 
     Attributes:
-        start: the optimizer step to begin after; 0 in a fresh run.
+        start: completed optimizer steps; 0 in a new run.
         metrics: those of the checkpoint of step `start`.
     """
 
@@ -52,8 +52,8 @@ class Loop:
     """Trains from the first step to the last; every rank makes the same calls in the same order.
 
     Attributes:
-        step: optimizer steps done; also the position in the data.
-        metrics: the newest logged and evaluated ones.
+        step: completed optimizer steps; also the position in the data.
+        metrics: the newest training and evaluation metrics.
     """
 
     def __init__(self, training: Training) -> None:
@@ -68,27 +68,27 @@ class Loop:
         self.reporter = training.reporter
         self.start = self.step = start = training.start
         self.metrics = training.metrics
-        shares = MicroBatches(
+        micro_batches = MicroBatches(
             config, job.seed, len(recipe.train), recipe.weights, self.group, start
         )
-        self.loader = Loader(recipe.train, shares)
+        self.loader = Loader(recipe.train, micro_batches)
         self.throughput = Throughput(
             config.batch_size, recipe.tokens_per_sample, config.timing_warmup_steps
         )
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
         self._norms = torch.zeros_like(self._losses)  # of the gradients, the same on every rank
         self._unread = 0  # losses still on the device
-        self._window: list[float] = []  # losses read since the last line of progress
+        self._window: list[float] = []  # losses read since the last progress line
         self._work = torch.zeros(self.group.world_size)  # each rank's own seconds since then
         self._data_seconds = 0.0
-        self._saving: int | None = None  # step of the newest save that was begun
-        self._saved: int | None = None  # and of the newest that came to a good end (rank 0)
-        self._blocked: float | None = None  # seconds that the newest save has cost training
+        self._saving: int | None = None  # step of the newest save that was started
+        self._saved: int | None = None  # and of the newest that succeeded (rank 0)
+        self._blocked: float | None = None  # seconds that training has waited for the newest save
 
     def run(self, stop: Stop) -> None:
-        """Train to max_steps, evaluating, logging and saving on the way.
+        """Train to max_steps, with logging, evaluation and checkpoints.
 
-        Raises StoppedError when the ranks agreed to `stop`, the step saved.
+        Raises StoppedError after the ranks agreed to `stop` and saved the step.
         """
         config, last = self.config, self.config.max_steps
         self.reporter.update(
@@ -114,14 +114,14 @@ class Loop:
             if done or _due(self.step, config.sample_steps):
                 self._sample()
             if epoch:
-                self._keep_epoch(epoch)
+                self._write_epoch_file(epoch)
             if not done and _due(self.step, config.export_steps):
                 self._export()
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
             self._report_save(self.checkpointer.poll())
             if not done and stop.agreed(self.step):
-                self._stop_here()
+                self._save_and_stop()
         self._finish_saving()
 
     def _train_step(self) -> torch.Tensor:
@@ -150,24 +150,24 @@ class Loop:
         return norm
 
     def _next_batch(self) -> tuple[Batch, float]:
-        """This rank's next micro-batch, and what its loss counts in the step's."""
+        """This rank's next micro-batch, and the weight of its loss in the step's loss."""
         began = time.perf_counter()
-        found = next(self.loader)
+        batch_and_factor = next(self.loader)
         self._data_seconds += time.perf_counter() - began
-        return found
+        return batch_and_factor
 
     def _read_losses(self) -> None:
         """Read the losses since the last time, averaged over the ranks, and the step times.
 
-        Raises NonFiniteLossError on every rank alike, each has the average; for a gradient, too,
-        since it has spoilt the weights, though only the next loss would show it.
+        Raises NonFiniteLossError on every rank, since all have the average; also for a non-finite
+        gradient, which has corrupted the weights although only the next loss would show it.
         """
         if self._unread == 0:
             return
         times = self.parallel.timer.read()
         work = torch.zeros(self.group.world_size)
         work[self.group.rank] = sum(step.work for step in times)
-        # One exchange for all: what each rank worked stands in its own place.
+        # One all-reduce for all values: each rank's work has its own element.
         unread = [self._losses[: self._unread], self._norms[: self._unread]]
         read = self.group.sum(torch.cat([*unread, work.to(self._losses.device)])).cpu()
         losses, norms = (read[: 2 * self._unread] / self.group.world_size).view(2, -1).tolist()
@@ -190,7 +190,7 @@ class Loop:
             )
 
     def _stop_non_finite(self, what: str) -> NoReturn:
-        """End the run, because no later step can be right; let a save that is under way finish."""
+        """Fail the run, because all later steps would be wrong; first wait for a running save."""
         self._report_save(self.checkpointer.wait())
         raise NonFiniteLossError(
             f"the {what}; lower config.learning_rate ({self.config.learning_rate:g}) or lengthen"
@@ -198,14 +198,14 @@ class Loop:
         )
 
     def _log(self, norm: torch.Tensor, eta: float) -> None:
-        """Report the steps since the last line of progress; `eta` in seconds."""
+        """Report the steps since the last progress line; `eta` in seconds."""
         self._read_losses()
         steps = len(self._window)
         loss = sum(self._window) / steps
         samples_per_second, tokens_per_second = self.throughput.rates()
         samples = steps * self.config.batch_size
         on_gpu = self.group.device.type == "cuda"
-        # An evaluation says nothing of later steps; the untrained model's stays for comparison.
+        # Evaluation metrics do not apply to later steps; those of the untrained model are kept.
         base = {name: value for name, value in self.metrics.items() if name.startswith("base_")}
         self.metrics = {"loss": loss} | base
         self.reporter.progress(
@@ -234,22 +234,22 @@ class Loop:
         self._work.zero_()
 
     def _evaluate(self, prefix: str = "") -> None:
-        """Measure the model on the held-out samples; `prefix` marks the untrained one's metrics."""
+        """Evaluate the model on held-out samples; `prefix` of the metrics' names."""
         self.reporter.update(phase="evaluating")
         sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.tick)
         results = self.recipe.summarise(sums)
         self.metrics |= {prefix + name: value for name, value in results.items()}
-        line = f"step {self.step}: {_shown(results)}"
+        line = f"step {self.step}: {_format_metrics(results)}"
         base = {n: self.metrics[f"base_{n}"] for n in results if f"base_{n}" in self.metrics}
         if base and not prefix:
-            line += f" (before training: {_shown(base)})"
+            line += f" (before training: {_format_metrics(base)})"
         self.reporter.console.info(line)
         if table := self.recipe.table(sums):
             self.reporter.console.info(table)
         self.reporter.evaluated(self.step, results, self.recipe.details(sums))
 
-    def _keep_epoch(self, epoch: int) -> None:
-        """Write the epoch's own file; before its checkpoint, from which it is never made again."""
+    def _write_epoch_file(self, epoch: int) -> None:
+        """Write the epoch's .pt file, before its checkpoint: a resumed run does not write it."""
         name = self.recipe.epoch_file(epoch)
         if name is None:
             return
@@ -261,13 +261,13 @@ class Loop:
                     run_dir, name, epoch, self.parallel, self.optimizer, self.metrics, settings
                 )
         except OSError as error:
-            self.reporter.console.warn(f"{name} not written: {error.strerror}; training goes on")
+            self.reporter.console.warn(f"{name} not written: {error.strerror}; training continues")
             return
-        self.reporter.console.info(f"epoch {epoch} kept in {path}")
+        self.reporter.console.info(f"epoch {epoch} written to {path}")
 
     @torch.no_grad()
     def _sample(self) -> None:
-        """Something the model makes; every rank computes it, for FSDP needs them all."""
+        """Generate a sample, on every rank, as FSDP requires."""
         self.parallel.module.eval()
         with self.reporter.doing("sampling"):
             text = self.recipe.sample(self.parallel.module, self.step)
@@ -276,10 +276,10 @@ class Loop:
             self.reporter.sampled(self.step, text)
 
     def _save(self) -> None:
-        """Start a checkpoint of this step; training goes on while it is written."""
+        """Start a checkpoint of this step, which is written in the background."""
         self._read_losses()
         began = time.perf_counter()
-        with self.reporter.doing("saving"):  # the one before, perhaps to a slow disk
+        with self.reporter.doing("saving"):  # the previous one may still be running
             self._report_save(self.checkpointer.wait())
         with self.reporter.doing("checkpointing"):
             self.checkpointer.save(self.step, self.config.max_steps, self.metrics)
@@ -287,22 +287,22 @@ class Loop:
         self._blocked = time.perf_counter() - began
 
     def _export(self) -> None:
-        """Publish the model of this step; a disk that is full costs a warning, not the run."""
+        """Export the model of this step; a full disk causes a warning, not a failure."""
         self._read_losses()
-        # Both talk to the other ranks outside training, where only one of them can at a time.
+        # Saving and exporting use the same process group, so they must not overlap.
         with self.reporter.doing("saving"):
             self._report_save(self.checkpointer.wait())
         try:
             with self.reporter.doing("exporting"):
                 model = self.exporter.export(self.step, self.metrics)
         except CheckpointError as error:
-            self.reporter.console.warn(f"{error}; training goes on")
+            self.reporter.console.warn(f"{error}; training continues")
             return
         if model:
             self.reporter.console.info(f"model of step {model.step} exported")
 
     def _wait_for_copy(self) -> None:
-        """Let a save that has just begun finish copying what the optimizer is about to change."""
+        """Wait until a save that has just started has copied what the optimizer will change."""
         if self._blocked is None:
             return
         began = time.perf_counter()
@@ -313,31 +313,31 @@ class Loop:
         self._blocked = None
 
     def _report_save(self, saved: Saved | None) -> None:
-        """Report how a save ended (rank 0)."""
+        """Report the result of a save (rank 0)."""
         if saved is None or not self.group.is_main:
             return
         if saved.ref is None:
-            self.reporter.console.warn(f"checkpoint not saved: {saved.error}; training goes on")
+            self.reporter.console.warn(f"checkpoint not saved: {saved.error}; training continues")
             return
         self._saved = saved.step
         self.reporter.checkpoint_saved(saved.ref, saved.seconds)
 
-    def _stop_here(self) -> NoReturn:
-        """Save this step, unless it has just been saved, and end on every rank."""
+    def _save_and_stop(self) -> NoReturn:
+        """Save this step, unless it has just been saved, and stop on every rank."""
         self.reporter.update(phase="saving")
         if self._saving != self.step:
             self._save()
         self._wait_for_copy()
         self._report_save(self.checkpointer.wait())
-        self.group.gather(None)  # no rank goes before rank 0 has published
-        kept = "which is saved" if self._saved == self.step else "which could not be saved"
+        self.group.gather(None)  # no rank exits before rank 0 has published
+        outcome = "which is saved" if self._saved == self.step else "which could not be saved"
         raise StoppedError(
-            f"SIGTERM: stopped after step {self.step} of {self.config.max_steps}, {kept}; start it"
-            " again to go on from the newest checkpoint"
+            f"SIGTERM: stopped after step {self.step} of {self.config.max_steps}, {outcome}; start"
+            " it again to resume from the newest checkpoint"
         )
 
     def _finish_saving(self) -> None:
-        """Wait for the last checkpoint; unlike earlier ones it must succeed."""
+        """Wait for the last checkpoint, which must succeed."""
         self.reporter.update(phase="saving")
         self.reporter.draw(last=True)
         self._wait_for_copy()
@@ -355,6 +355,6 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _shown(results: dict[str, float]) -> str:
+def _format_metrics(results: dict[str, float]) -> str:
     text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in results.items())
     return text.replace("eval loss", "held-out loss")

@@ -9,14 +9,14 @@ from trainyard_trainer.config import TrainConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of `config`; biases, norms and other vectors don't decay."""
+    """The optimizer of `config`; no weight decay for biases, norms and other vectors."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
-        # torch has no fused SGD for the parts that FSDP keeps.
+        # torch has no fused SGD for sharded parameters.
         sharded = any(hasattr(parameter, "full_tensor") for parameter in parameters)
         return torch.optim.SGD(
             groups,
@@ -34,7 +34,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of optimizer step `step` (from 0): linear warm-up, the schedule, then constant."""
+    """Learning rate of step `step` (from 0): linear warm-up, the schedule, then constant."""
     assert config.min_learning_rate is not None
     assert config.lr_decay_steps is not None
     if step < config.warmup_steps:
@@ -43,10 +43,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate
     span = max(1, config.lr_decay_steps - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)
-    left = 1 - progress
+    decay = 1 - progress
     if config.lr_scheduler_type == "cosine":
-        left = (1 + math.cos(math.pi * progress)) / 2
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * left
+        decay = (1 + math.cos(math.pi * progress)) / 2
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * decay
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""One rank's life: join the others, agree on where to go on, train, export, leave."""
+"""One rank of a run: join the process group, find the checkpoint, train, export."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
 from trainyard_trainer.distributed.stop import Stop
-from trainyard_trainer.errors import StoppedError, lost, one_line, out_of_memory
+from trainyard_trainer.errors import StoppedError, as_out_of_memory, as_rank_lost, one_line
 from trainyard_trainer.loop import Loop, Training
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.recipes import find_recipe
@@ -45,13 +45,13 @@ from trainyard_trainer.watchdog.watch import watching
 def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
     """Run this process's part of the job; `server` on rank 0 only.
 
-    Raises UserError for what a user can change; on every rank where the others would else wait.
+    Raises UserError for what a user can change; on every rank if the others would wait.
     """
     reporter = RunReporter(job.attempt, Console(enabled=rank == 0), server)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
     if not config.compile:
         defer_dynamo()
-    # Before the ranks wait for each other: each finds out by itself.
+    # Before the ranks wait for each other: each can check it alone.
     check_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
         group = _join(job, config, reporter, rank)
@@ -59,16 +59,17 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
             _train(job, config, group, reporter)
     except BaseException as error:
         reporter.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
-        if (loss := lost(error, f"while {reporter.liveness}")) is not error:
-            raise loss from error
+        lost = as_rank_lost(error, f"while {reporter.liveness}")
+        if lost is not error:
+            raise lost from error
         raise
     leave()
     reporter.end("FINISHED")
 
 
 def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunReporter) -> None:
-    """Everything this rank does with the others."""
-    fence, resume, recipe, config = _agree(job, config, group)
+    """Load, train and export, in the process group."""
+    fence, resume, recipe, config = _load(job, config, group)
     group.run_or_fail_all(lambda: check_report_to(config) if group.is_main else None)
     reporter.console.info(f"data: {recipe.describe()}")
 
@@ -76,13 +77,13 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     module = group.run_or_fail_all(recipe.build)
     count = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    some = f", {trained:,} of them trained" if trained < count else ""
-    reporter.console.info(f"model: {count / 1e6:,.2f} million parameters{some}")
+    trainable = f", {trained:,} of them trainable" if trained < count else ""
+    reporter.console.info(f"model: {count / 1e6:,.2f} million parameters{trainable}")
     parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
     optimizer = build_optimizer(parallel.module, config)
     files = make_state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
-    start = _go_on(resume, files, job, reporter.console) if resume else 0
+    start = _restore(resume, files, job, reporter.console) if resume else 0
     settings = config.model_dump(mode="json")
     hosts = group.gather(socket.gethostname())
     if group.is_main:
@@ -115,7 +116,8 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             loop.run(stop)
         except Exception as error:
             step = loop.step + 1
-            raise lost(out_of_memory(error, step), f"in step {step}", stop.asked) from error
+            reason = as_out_of_memory(error, step)
+            raise as_rank_lost(reason, f"in step {step}", stop.requested) from error
 
     reporter.update(phase="exporting")
     model = exporter.export(loop.step, loop.metrics)
@@ -130,28 +132,28 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     reporter.update(
         phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak
     )
-    group.run_or_fail_all(lambda: None)  # nobody leaves while another still needs the group
+    group.run_or_fail_all(lambda: None)  # no rank exits while another still needs the group
 
 
 def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
-    """Let the recipe send the model out; the run keeps it whatever becomes of that."""
+    """Let the recipe upload the model; a failure is a warning."""
     try:
-        said = recipe.upload(directory)
+        message = recipe.upload(directory)
     except Exception as error:
         console.warn(f"upload failed: {one_line(error)[:300]}; the model stays in {directory}")
         return
-    if said:
-        console.info(said)
+    if message:
+        console.info(message)
 
 
 def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int) -> Group:
-    """Meet the other ranks, saying whom this one waits for."""
+    """Join the process group, with messages about missing ranks."""
 
-    def waiting(text: str) -> None:
+    def report_wait(text: str) -> None:
         print(f"rank {rank}: {text}", flush=True)
         reporter.update(message=text)
 
-    group = join(pick_device(job.require_gpu), waiting, Board.prepare)
+    group = join(pick_device(job.require_gpu), report_wait, Board.initialise)
     reporter.update(phase="loading", ranks_joined=group.world_size, message="")
     reporter.console.info(
         f"{job.run}, attempt {job.attempt}: {job.recipe} on {processes(group.world_size)},"
@@ -160,12 +162,12 @@ def _join(job: TrainerJob, config: TrainConfig, reporter: RunReporter, rank: int
     return group
 
 
-def _agree(
+def _load(
     job: TrainerJob, config: TrainConfig, group: Group
 ) -> tuple[Fence | None, Resume | None, Recipe, TrainConfig]:
-    """Claim the run's directory, find the checkpoint to go on from, and load the data for it.
+    """Claim the run's directory, find the checkpoint to resume from, and load the recipe's data.
 
-    The settings come back with the lengths that follow from the data.
+    The returned settings include the lengths that depend on the data.
     """
     run_dir = Path(job.run_dir)
     fence = group.run_or_fail_all(
@@ -187,7 +189,7 @@ def _load_recipe(
     if resume is not None:
         step, saved = resume.manifest.step, resume.description["recipe"]
         check_unchanged(resume.description["spec"], _spec(job), frozenset(), "spec", step)
-        # First what doesn't depend on the data: a changed path is told as one.
+        # First what doesn't depend on the data, so that a changed path is reported as such.
         lengths = frozenset({"lr_decay_steps"})
         settings = config.model_dump(mode="json")
         check_unchanged(
@@ -208,7 +210,7 @@ def _load_recipe(
 
 
 def _spec(job: TrainerJob) -> dict[str, object]:
-    """The part of the manifest's spec that must stay: it defines the numbers of a step."""
+    """The part of the manifest's spec that must not change, because it determines the results."""
     return {
         "recipe": job.recipe,
         "seed": job.seed,
@@ -217,7 +219,7 @@ def _spec(job: TrainerJob) -> dict[str, object]:
     }
 
 
-def _go_on(
+def _restore(
     resume: Resume,
     files: StateFiles,
     job: TrainerJob,

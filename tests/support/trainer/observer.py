@@ -3,7 +3,7 @@ its environment variables.
 
 OBSERVE=FOLDER: write the sample ids and the noise of every micro-batch that the loader delivers to
 FOLDER/rank-N.jsonl; after the last step, those of LOOK_AHEAD_STEPS more.
-PATIENCE=SECONDS: in place of stop.PATIENCE_SECONDS.
+PATIENCE=SECONDS: in place of stop.STUCK_SECONDS.
 POISON=RANK:COUNT: that rank's gradient is nan at its COUNT-th micro-batch, its loss is not.
 KILL=RANK:PLACE:COUNT: that rank dies by SIGKILL when it comes to PLACE for the COUNT-th time (from
 0): one of the names in `PLACES`, or `files`, any file operation in the run's directory.
@@ -118,7 +118,7 @@ def write(checkpointer: Checkpointer, *arguments: Any) -> Any:
 
 
 def train(job: Any, *arguments: Any) -> Any:
-    stop.PATIENCE_SECONDS = float(os.environ.get("PATIENCE", stop.PATIENCE_SECONDS))
+    stop.STUCK_SECONDS = float(os.environ.get("PATIENCE", stop.STUCK_SECONDS))
     target, place, count = (os.environ.get("KILL") or "::").split(":")
     if (target, place) == (rank(), "files"):
         die_before(int(count), job.run_dir)

@@ -79,7 +79,7 @@ def test_troubleshooting_quotes_messages() -> None:
 def test_a_message_that_nothing_prints_is_found(texts: set[str]) -> None:
     assert not is_printed("port in use by somebody", texts)
     assert is_printed(
-        "... is stopped: nothing heard for ... s",
-        {f"{FIELD} is stopped: nothing heard for {FIELD} s"},
+        "... is stopped: no heartbeat for ... s",
+        {f"{FIELD} is stopped: no heartbeat for {FIELD} s"},
     )
     assert is_printed("the 3 ranks have left", {f"the {FIELD} ranks have left"})

@@ -115,7 +115,7 @@ def test_a_rank_that_lost_its_peer_does_not_hide_the_signal_beside_it() -> None:
     assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
 
 
-HANG = "HangError: rank 1 (host1, pid 7) is stopped: nothing heard for 20 s; last seen in step 9"
+HANG = "HangError: rank 1 (host1, pid 7) is stopped: no heartbeat for 20 s; last seen in step 9"
 
 
 @pytest.mark.parametrize("line", [HANG, f"rank 1: {HANG}"])

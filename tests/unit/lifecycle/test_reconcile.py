@@ -148,7 +148,7 @@ def test_a_lost_peer_waits_for_the_real_cause() -> None:
 
 def test_a_hang_is_reported_while_its_node_may_turn_out_to_be_lost() -> None:
     story = started_story()
-    said = "rank 1 (host1, pid 7) gives no sign of life: nothing heard for 20 s"
+    said = "rank 1 (host1, pid 7) does not respond: no heartbeat for 20 s"
     words = f'{{"message": {{"message": "HangError: {said}"}}}}'
     first = make_worker(0, phase="Failed", exit_code=1, termination_message=words, finished_at=T0)
     plan = story.see(first, make_worker(1), after=1)

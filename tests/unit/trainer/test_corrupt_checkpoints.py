@@ -81,7 +81,7 @@ def test_a_full_disk_keeps_what_was_saved(
     assert warnings
     assert "No space left on device (" in warnings[0]
     for line in warnings:
-        assert line.endswith(" MiB free); training goes on")
+        assert line.endswith(" MiB free); training continues")
     assert "step 8/8" in run.out
     assert "CheckpointError: the last checkpoint could not be saved: " in run.err
     kept = list(steps(run.run_dir / CHECKPOINTS))

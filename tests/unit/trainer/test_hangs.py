@@ -4,30 +4,36 @@ from typing import Any
 
 import pytest
 
-from trainyard_trainer.watchdog.hangs import Beat, Hang, Seen, find_hang
+from trainyard_trainer.watchdog.hangs import Hang, Heartbeat, ObservedRank, find_hang
 from trainyard_trainer.watchdog.processes import State
 
 TIMEOUT, PAUSE = 20.0, 6.0
 BACKWARD = ("trainyard_trainer/loop.py:108 Loop._train_step", "torch/autograd/graph.py:1 backward")
-GATHER = ("trainyard_trainer/group.py:55 Group.gather", "torch/distributed/x.py:1 all_gather")
-LOADER = ("trainyard_trainer/loader.py:90 Loader.__next__", "python3.11/queue.py:171 Queue.get")
+GATHER = (
+    "trainyard_trainer/distributed/process_group.py:55 Group.gather",
+    "torch/distributed/x.py:1 all_gather",
+)
+LOADER = (
+    "trainyard_trainer/data/loader.py:90 Loader.__next__",
+    "python3.11/queue.py:171 Queue.get",
+)
 OWN = ("my/recipe.py:7 loss", "python3.11/socket.py:1 recv")
 
 
-def seen(rank: int, silent: float = 1, stalled: float = 25, **beat: Any) -> Seen:
+def seen(rank: int, silent: float = 1, stalled: float = 25, **beat: Any) -> ObservedRank:
     defaults: dict[str, Any] = {
         "count": 9, "host": f"host{rank}", "pid": rank, "phase": "training", "step": 4,
-        "doing": "step 5", "limit": TIMEOUT, "stack": BACKWARD,
+        "activity": "step 5", "limit": TIMEOUT, "stack": BACKWARD,
     }  # fmt: skip
-    return Seen(Beat(rank, **(defaults | beat)), silent, stalled)
+    return ObservedRank(Heartbeat(rank, **(defaults | beat)), silent, stalled)
 
 
-def find(*ranks: Seen, states: dict[int, State] | None = None) -> Hang | None:
+def find(*ranks: ObservedRank, states: dict[int, State] | None = None) -> Hang | None:
     """By default no process can be seen: each rank is on a machine of its own."""
     return find_hang(ranks, TIMEOUT, PAUSE, lambda beat: (states or {}).get(beat.rank, "unknown"))
 
 
-def named(*ranks: Seen, states: dict[int, State] | None = None) -> str:
+def named(*ranks: ObservedRank, states: dict[int, State] | None = None) -> str:
     hang = find(*ranks, states=states)
     assert hang is not None
     assert "\n" not in hang.message
@@ -36,23 +42,25 @@ def named(*ranks: Seen, states: dict[int, State] | None = None) -> str:
 
 def test_a_silent_rank_is_named() -> None:
     message = named(seen(0), seen(1, silent=21), seen(2))
-    assert message.startswith("rank 1 (host1, pid 1) gives no sign of life: nothing heard for 21 s")
+    assert message.startswith("rank 1 (host1, pid 1) does not respond: no heartbeat for 21 s")
     assert "; rank 0 is in step 5; last seen in step 5 at trainyard_trainer/loop.py:108" in message
     stopped = named(seen(0), seen(1, silent=21), states={0: "alive", 1: "stopped"})
-    assert stopped.startswith("rank 1 (host1, pid 1) is stopped: nothing heard for 21 s")
+    assert stopped.startswith("rank 1 (host1, pid 1) is stopped: no heartbeat for 21 s")
 
 
 def test_all_silent_ranks_are_named() -> None:
-    assert "nothing heard for 21 s, nor of rank 1" in named(
+    assert "no heartbeat for 21 s, nor from rank 1" in named(
         seen(0), seen(1, silent=19), seen(2, silent=21)
     )
     ranks = [seen(0)] + [seen(rank, silent=21) for rank in range(1, 12)]
-    assert "nothing heard for 21 s, nor of ranks 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in named(*ranks)
+    assert "no heartbeat for 21 s, nor from ranks 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in named(
+        *ranks
+    )
 
 
 def test_a_rank_that_falls_silent_before_the_time_is_up_is_still_the_cause() -> None:
     """Its last step was before its last word, so the stall is noticed first."""
-    assert named(seen(0), seen(1, silent=19)).startswith("rank 1 (host1, pid 1) gives no sign")
+    assert named(seen(0), seen(1, silent=19)).startswith("rank 1 (host1, pid 1) does not respond")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +71,7 @@ def test_a_rank_that_falls_silent_before_the_time_is_up_is_still_the_cause() -> 
         seen(1, silent=60, step=2, limit=1800),  # the others are two steps further: it takes part
     ],
 )
-def test_a_silence_that_proves_nothing(silent: Seen) -> None:
+def test_a_silence_that_proves_nothing(silent: ObservedRank) -> None:
     assert find(seen(0, stalled=1), silent) is None
 
 
@@ -76,7 +84,7 @@ def test_a_silent_process_that_is_seen_to_run_is_left_to_its_own_limit() -> None
 def test_a_rank_that_ended_is_not_reported_as_a_hang() -> None:
     ended = seen(1, silent=60, stalled=60)
     assert find(seen(0), ended, states={1: "gone"}) is None
-    assert find(seen(0), seen(1, silent=60, stalled=60, left="failed")) is None
+    assert find(seen(0), seen(1, silent=60, stalled=60, outcome="failed")) is None
 
 
 def test_one_rank_that_may_take_its_time_excuses_all() -> None:
@@ -87,18 +95,18 @@ def test_one_rank_that_may_take_its_time_excuses_all() -> None:
 @pytest.mark.parametrize("stack", [LOADER, OWN])
 def test_the_rank_that_is_not_in_the_collective_is_named(stack: tuple[str, ...]) -> None:
     message = named(seen(0), seen(1), seen(2, stack=stack), seen(3, stack=stack))
-    assert message.endswith("; the same of rank 3")
+    assert message.endswith("; also rank 3")
     assert "rank 2 (host2, pid 2) holds up the others: it is in step 5 at " in message
     assert "; rank 0 waits in step 5 at trainyard_trainer/loop.py:108" in message
     assert f"{stack[0]} (in {stack[1]})" in message
 
 
 def test_the_rank_that_is_elsewhere_is_named() -> None:
-    ahead = seen(1, step=5, doing="step 6")
+    ahead = seen(1, step=5, activity="step 6")
     assert "rank 1 (host1, pid 1) is not where the others are: it is in step 6" in named(
         seen(0), ahead, seen(2)
     )
-    behind = seen(2, stack=GATHER, phase="evaluating", doing="evaluating after step 4")
+    behind = seen(2, stack=GATHER, phase="evaluating", activity="evaluating after step 4")
     assert "rank 2 (host2, pid 2) is not where" in named(seen(0), seen(1), behind)
     place = seen(1, stack=GATHER)
     assert "rank 1 (host1, pid 1) is not where the others are" in named(seen(0), place, seen(2))
@@ -107,7 +115,7 @@ def test_the_rank_that_is_elsewhere_is_named() -> None:
 @pytest.mark.parametrize("skips", [0, 1])
 def test_of_two_ranks_the_one_that_went_on_has_skipped_something(skips: int) -> None:
     doing = "checkpointing after step 4"
-    waits: dict[str, Any] = {"stack": GATHER, "phase": "checkpointing", "doing": doing}
+    waits: dict[str, Any] = {"stack": GATHER, "phase": "checkpointing", "activity": doing}
     ranks = [seen(rank, **({} if rank == skips else waits)) for rank in range(2)]
     assert f"rank {skips} (host{skips}, pid {skips}) is not where the others are" in named(*ranks)
 
@@ -122,15 +130,15 @@ def test_all_ranks_at_the_same_place() -> None:
 
 
 def test_time_without_news_adds_up() -> None:
-    rank = Seen(Beat(1, count=1, ticks=5))
-    rank.hear(Beat(1, count=2, ticks=5), 2)
+    rank = ObservedRank(Heartbeat(1, count=1, ticks=5))
+    rank.update(Heartbeat(1, count=2, ticks=5), 2)
     assert (rank.silent, rank.stalled) == (0, 2)
-    rank.hear(Beat(1, count=2, ticks=5), 2)
+    rank.update(Heartbeat(1, count=2, ticks=5), 2)
     assert (rank.silent, rank.stalled) == (2, 4)
-    rank.hear(Beat(1, count=3, ticks=6), 2)
+    rank.update(Heartbeat(1, count=3, ticks=6), 2)
     assert (rank.silent, rank.stalled) == (0, 0)
 
 
 def test_a_beat_survives_the_board() -> None:
     beat = seen(3).beat
-    assert Beat.from_json(beat.to_json()) == beat
+    assert Heartbeat.from_json(beat.to_json()) == beat

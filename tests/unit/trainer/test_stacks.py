@@ -58,7 +58,7 @@ def test_the_compiler_is_seen_in_any_thread() -> None:
         ("torch/distributed/distributed_c10d.py:4181 all_reduce", 0),
         ("torch/autograd/graph.py:1113 _engine_run_backward", 0),
         ("trainyard_trainer/recipes/mine.py:7 loss", 1),
-        ("trainyard_trainer/loader.py:83 Loader.__next__", 2),
+        ("trainyard_trainer/data/loader.py:83 Loader.__next__", 2),
     ],
 )
 def test_who_waits_for_the_others(innermost_frame: str, expected: int) -> None:

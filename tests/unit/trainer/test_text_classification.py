@@ -304,7 +304,7 @@ def test_wrong_input_is_one_clear_line(
     assert refusal(text_column="body").endswith("has no column body; it has text, label")
     assert "label_column and text_column are both label" in refusal(text_column="label")
     assert "no row of 480 has label 3 (q)" in refusal(labels=["x", "y", "z", "q"])
-    assert "nothing held out" in refusal(dataset=str(dataset / "train.parquet"))
+    assert "without a test split" in refusal(dataset=str(dataset / "train.parquet"))
     assert "set model (pretrained) or from_scratch, not both" in refusal(model="x")
     assert "from_scratch needs a tokenizer" in refusal(tokenizer=None)
     assert "n_heads (3) must divide dim (32)" in refusal(from_scratch=SHAPE | {"n_heads": 3})

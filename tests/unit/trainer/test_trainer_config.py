@@ -130,7 +130,7 @@ def test_a_manifest_counts_its_attempts(tmp_path: Path) -> None:
     job = read_job([path, "--run-dir", str(tmp_path)])
     assert job.attempt == 5
     (tmp_path / "attempt").write_text("four")
-    with pytest.raises(ConfigError, match="no attempt number"):
+    with pytest.raises(ConfigError, match="not an attempt number"):
         read_job([path, "--run-dir", str(tmp_path)])
 
 

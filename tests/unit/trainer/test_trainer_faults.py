@@ -195,7 +195,7 @@ def test_weights_beyond_all_numbers_are_not_saved(
     )
     run = launch(job, ranks=2)
     run.wait()
-    assert "step-00000001: the weights are not finite; training goes on" in run.err
+    assert "step-00000001: the weights are not finite; training continues" in run.err
     assert "NonFiniteLossError: the loss of step 2 is " in run.err
     assert steps_in(run.run_dir) == []
 
@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up_costs_a_warning(make_job: MakeJob, launch: Any) ->
     codes = run.wait()
     assert "warning: checkpoint not saved: " in run.err
     assert "step-00000004: File too large (" in run.err
-    assert " MiB free); training goes on" in run.err
+    assert " MiB free); training continues" in run.err
     assert "step 6/6" in run.out
     assert "CheckpointError: the last checkpoint could not be saved: " in run.err
     assert 1 in codes
@@ -259,7 +259,7 @@ def test_an_interrupted_run_prints_how_to_resume(make_job: MakeJob, launch: Any)
     os.kill(run.pids[0], signal.SIGINT)
     assert run.wait() == [130]
     assert run.err == ""
-    assert run.out.splitlines()[-1].startswith("interrupted; start it again to go on from")
+    assert run.out.splitlines()[-1].startswith("interrupted; start it again to resume from")
 
 
 def test_the_report_is_there_before_the_others_are(make_job: MakeJob, launch: Any) -> None:

@@ -54,7 +54,7 @@ def test_a_stopped_rank_is_named(
     first, *stacks = run.err.splitlines()
     says = "rank 1: " if other else ""
     assert first.startswith(f"{says}HangError: rank {stopped} (")
-    assert f"pid {run.pids[stopped]}) is stopped: nothing heard for " in first
+    assert f"pid {run.pids[stopped]}) is stopped: no heartbeat for " in first
     assert f"; rank {other} is in step " in first
     assert "; last seen in step " in first
     assert stacks[0].startswith(f"  rank {stopped} (")
@@ -68,7 +68,7 @@ def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch
     os.kill(run.pids[0], signal.SIGSTOP)
     assert run.wait(terminate=False) == [-signal.SIGKILL, 1]
     assert run.err.startswith("rank 1: HangError: rank 0 (")
-    assert "is stopped: nothing heard for " in run.err
+    assert "is stopped: no heartbeat for " in run.err
 
 
 def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any) -> None:

@@ -1,1 +1,1 @@
-"""The process group, DDP and FSDP, stopping together, and step times."""
+"""The process group, DDP and FSDP, stopping on SIGTERM, and step times."""

@@ -1,4 +1,4 @@
-"""DDP and FSDP2, number formats, and the operations that depend on them.
+"""DDP and FSDP2, mixed precision, and the operations that depend on them.
 
 DDP keeps the whole model on every rank and averages gradients while the backward pass runs.
 FSDP2 (fully_shard) keeps a slice of every parameter, gradient and optimizer state per rank and
@@ -25,14 +25,14 @@ COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 class LossScaler:
-    """Keeps fp16 gradients out of the underflow; in other formats it does nothing.
+    """Loss scaling, which keeps fp16 gradients from underflow; no effect in other precisions.
 
-    The usual dynamic scale (Micikevicius et al., 2018), decided on the global gradient norm, which
-    every rank knows alike: so that one rank's overflow skips the step on all, under FSDP as well.
+    A dynamic scale (Micikevicius et al., 2018), adapted by the global gradient norm, which is the
+    same on every rank: one rank's overflow skips the step on all, under FSDP too.
     """
 
     GROWTH_STEPS = 2000
-    MIN_SCALE = 2.0**-10  # what overflows even so is no large number but not a number
+    MIN_SCALE = 2.0**-10  # an overflow at this scale means that the gradient is NaN or infinite
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -53,7 +53,7 @@ class LossScaler:
 
     @property
     def exhausted(self) -> bool:
-        """Whether step after step was skipped, and no scale will help."""
+        """Whether steps overflow at every scale."""
         return self.scale < self.MIN_SCALE
 
     def state_dict(self) -> dict[str, float]:
@@ -64,13 +64,13 @@ class LossScaler:
 
 
 class Parallel:
-    """One model, spread over the ranks of `group`.
+    """A model, replicated or sharded over the ranks of `group`.
 
     Attributes:
-        module: the bare model, for evaluation, checkpoints and export.
+        module: the unwrapped model, for evaluation, checkpoints and export.
         model: what training calls; the same module, or DDP around it.
-        timer: times the steps; the waiting for other ranks is told to it here.
-        measures_waiting: whether that waiting can be told from the rank's own work.
+        timer: times the steps, and the waits for other ranks in them.
+        measures_waiting: whether those waits can be measured.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Parallel:
         self.scaler = LossScaler(enabled=precision == "fp16")
         self.timer = StepTimer(group.device)
         self.measures_waiting = True
-        # Training mode: transformers hands pretrained models out without their dropout.
+        # Training mode: transformers loads pretrained models in evaluation mode.
         self.module = module.to(group.device).train()
         self.model: nn.Module = self.module
         blocks = list(blocks)
@@ -96,9 +96,9 @@ class Parallel:
             check_compiler(group.device)
         for block in blocks:
             if config.activation_checkpointing:
-                _checkpoint_activations(block)
+                _add_activation_checkpointing(block)
             if config.compile:
-                block.compile()  # in place: parameter names stay what they are
+                block.compile()  # in place: parameter names do not change
         if config.compile and not blocks:
             self.module.compile()
         if strategy == "fsdp":
@@ -117,8 +117,8 @@ class Parallel:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         mesh = init_device_mesh(self.group.device.type, (self.group.world_size,))
-        # Gradients are summed in fp32 whatever the compute format: rounding must not grow with
-        # the number of ranks.
+        # Gradients are reduced in fp32 in every precision: rounding must not grow with the number
+        # of ranks.
         policy = MixedPrecisionPolicy(
             param_dtype=None if self.dtype == torch.float32 else self.dtype,
             reduce_dtype=torch.float32,
@@ -132,14 +132,14 @@ class Parallel:
         )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute in the run's format; FSDP casts parameters itself."""
+        """Autocast to the run's precision; FSDP casts parameters itself."""
         if self.dtype == torch.float32 or self.strategy == "fsdp":
             return contextlib.nullcontext()
         return torch.autocast(self.group.device.type, dtype=self.dtype)
 
     @contextlib.contextmanager
     def accumulate(self, last: bool) -> Any:
-        """Exchange gradients only in the last micro-batch of a step."""
+        """Reduce gradients only in the last micro-batch of a step."""
         if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
             with self.model.no_sync():
                 yield
@@ -147,10 +147,10 @@ class Parallel:
             if self.strategy == "fsdp":
                 cast(Any, self.model).set_requires_gradient_sync(last)
             yield
-        self.timer.wait_ends()  # DDP has exchanged the gradients
+        self.timer.wait_ends()  # DDP has reduced the gradients
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Undo the loss scale and clip; the global gradient norm before clipping, a 0-d tensor."""
+        """Unscale and clip the gradients; their global norm before clipping, a 0-d tensor."""
         from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
         parameters = [p for p in self.module.parameters() if p.grad is not None]
@@ -167,7 +167,7 @@ class Parallel:
         return norm
 
     def full_weights(self) -> dict[str, torch.Tensor]:
-        """The whole model on the CPU, gathered from all ranks; empty on every rank but 0."""
+        """The full weights on the CPU, gathered from all ranks; empty on every rank but 0."""
         state, weights = self.module.state_dict(), {}
         for name, first in canonical_names(self.module).items():
             if name == first:
@@ -189,33 +189,33 @@ def canonical_names(module: nn.Module) -> dict[str, str]:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that FSDP may have sharded; every rank must ask."""
+    """The full tensor of one that FSDP may have sharded; a collective call."""
     full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank has of a tensor that FSDP may have sharded."""
+    """This rank's shard of a tensor that FSDP may have sharded."""
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError where torch.compile has no compiler to build its kernels with."""
+    """Raise ConfigError if torch.compile has no compiler for its kernels."""
     variable, names = ("CC", ("gcc", "clang"))
     if device.type == "cpu":
         variable, names = ("CXX", ("g++", "clang++"))
     if not os.environ.get(variable) and not any(map(shutil.which, names)):
         raise ConfigError(
-            f"config.compile: torch.compile needs {' or '.join(names)}, and there is none here;"
-            " install one (in the pods' image), or set compile to false"
+            f"config.compile: torch.compile needs {' or '.join(names)}, which is not installed;"
+            " install it (in the pods' image), or set compile to false"
         )
 
 
-def _checkpoint_activations(block: nn.Module) -> None:
-    """Let a block keep only its inputs for the backward pass (Chen et al., 2016).
+def _add_activation_checkpointing(block: nn.Module) -> None:
+    """Keep only a block's inputs for the backward pass (Chen et al., 2016).
 
-    The random state is restored for the second forward pass, so dropout drops the same values.
+    The random state is restored for the second forward pass, so dropout is the same.
     """
     from torch.utils.checkpoint import checkpoint
 

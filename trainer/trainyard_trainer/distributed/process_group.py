@@ -1,4 +1,4 @@
-"""The process group: joining it, and the few things ranks say to each other through it."""
+"""The process group: joining it, and the collectives on objects and small tensors."""
 
 import os
 import time
@@ -14,32 +14,32 @@ from trainyard_trainer.errors import ConfigError, RankLostError, UserError
 
 T = TypeVar("T")
 
-SAY_WAITING_AFTER = 5.0  # seconds without the other ranks before a rank says so
+WAIT_LOG_INTERVAL = 5.0  # seconds between messages about missing ranks
 JOIN_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among the ranks of the run."""
+    """The process group, as seen by this rank."""
 
     rank: int
     world_size: int
     device: torch.device
-    # CPU collectives of background checkpoint writers: must not mix with the training's.
+    # For CPU collectives of background threads, separate from those of training.
     background: dist.ProcessGroup | None
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 speaks, reports, and publishes for all."""
+        """Whether this is rank 0, which prints, reports and publishes for all."""
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.background)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.background)
+        return values[0]
 
     def broadcast_tensor(self, tensor: torch.Tensor) -> None:
         """Fill a CPU tensor with rank 0's values."""
@@ -55,19 +55,19 @@ class Group:
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` added up over the ranks, in place."""
+        """Sum `values` over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` averaged over the ranks, in place."""
+        """Average `values` over the ranks, in place."""
         return self.sum(values).div_(self.world_size)
 
     def run_or_fail_all(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank; if it fails for the user on one, it fails so on all.
+        """Run `action` on every rank; if it raises a UserError on one rank, raise it on all.
 
-        Otherwise the others would wait in the next collective for a rank that has gone.
+        Otherwise the others would wait for that rank in the next collective.
         """
         failure: UserError | None = None
         try:
@@ -78,21 +78,21 @@ class Group:
         for rank, failed in enumerate(failures):
             if failed is None:
                 continue
-            if rank > 0 and None in failures:  # a disk, say, that only some nodes have
+            if rank > 0 and None in failures:  # for example, a disk that only some nodes have
                 failed.args = (f"{failed} (on rank {rank})",)
             raise failed
         return result
 
 
 def pick_device(require_gpu: bool) -> torch.device:
-    """This rank's GPU, or the CPU where there is none and none was asked for."""
+    """This rank's GPU, or the CPU if there is none and none is required."""
     if torch.cuda.is_available():
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         count = torch.cuda.device_count()
         if local_rank >= count:
             raise ConfigError(
                 f"numProcPerNode: process {local_rank} has no GPU of its own: this node has"
-                f" {count}; ask for as many GPUs as processes"
+                f" {count}; request as many GPUs as processes"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
@@ -110,10 +110,10 @@ def join(
     on_wait: Callable[[str], None],
     on_store: Callable[[Any, int], None],
 ) -> Group:
-    """Meet the other ranks; `on_wait` hears which ones are missing while it waits.
+    """Join the process group; `on_wait` is called with a message about missing ranks.
 
-    `on_store(store, rank)` may write to the ranks' store before any other rank has joined.
-    Without torchrun's environment this is a group of one.
+    `on_store(store, rank)` may write to the ranks' store before the other ranks have joined.
+    Without torchrun's environment this is a group of one rank.
     """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "RANK" not in os.environ:
@@ -128,19 +128,19 @@ def join(
     deadline = time.monotonic() + JOIN_TIMEOUT.total_seconds()
     while True:
         try:
-            store.wait(keys, timedelta(seconds=SAY_WAITING_AFTER))
+            store.wait(keys, timedelta(seconds=WAIT_LOG_INTERVAL))
             break
         except dist.DistStoreError:
             missing = [i for i, key in enumerate(keys) if not store.check([key])]
-            named = ", ".join(str(i) for i in missing[:8]) + ("…" if missing[8:] else "")
+            missing_text = ", ".join(str(i) for i in missing[:8]) + ("…" if missing[8:] else "")
             if time.monotonic() > deadline:
                 minutes = JOIN_TIMEOUT.total_seconds() / 60
                 raise RankLostError(
                     f"{len(missing)} of {world_size} ranks have not joined within {minutes:.0f}"
-                    f" minutes: {named}"
+                    f" minutes: {missing_text}"
                 ) from None
             if missing:
-                on_wait(f"waiting for {len(missing)} of {world_size} ranks to join: {named}")
+                on_wait(f"waiting for {len(missing)} of {world_size} ranks to join: {missing_text}")
     dist.init_process_group(
         backend,
         store=store,
@@ -159,10 +159,9 @@ def store_is_served_by_agent() -> bool:
 
 
 def connect_store(rank: int, world_size: int, serve: bool) -> Any:
-    """The key-value store the ranks meet in; `serve`: it isn't there yet.
+    """Connect to the ranks' key-value store; `serve`: start it on rank 0, without an agent.
 
-    torch's own env:// rendezvous makes the same one, but blocks in it without a word until all
-    are there.
+    torch's own env:// rendezvous makes the same one, but waits for all ranks without a message.
     """
     store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
@@ -172,12 +171,12 @@ def connect_store(rank: int, world_size: int, serve: bool) -> Any:
         timeout=JOIN_TIMEOUT,
         wait_for_workers=False,
     )
-    # Workers that torchrun restarts meet anew.
+    # Each restart by torchrun has its own keys.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"trainyard/{attempt}", store)  # type: ignore[attr-defined]
 
 
 def leave() -> None:
-    """End the process group."""
+    """Destroy the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""How long a rank's optimizer steps take, and how much of that time it waits for other ranks.
+"""Times a rank's optimizer steps, and its waits for other ranks in them.
 
-In synchronous training all ranks take equally long, because the fast ones wait in the collectives
-for the slow one. What differs is the work: the step without the waiting.
+In synchronous training steps take equally long on all ranks, because the fast ranks wait in the
+collectives for the slow one. What differs is the work: the step without the waits.
 """
 
 import time
@@ -15,22 +15,22 @@ from torch import nn
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, and of this rank's own part in it."""
+    """Seconds of one optimizer step, and of this rank's own work in it."""
 
     seconds: float
     work: float
 
 
 class StepTimer:
-    """Marks moments of each step: on the host's clock, or on a GPU's stream by CUDA events.
+    """Records timestamps in each step: of the host's clock, or CUDA events on a GPU's stream.
 
-    A GPU runs behind the host that feeds it, so only its own clock knows when a step is over. A
-    mark costs microseconds and waits for nothing; `read` waits for the GPU.
+    A GPU runs asynchronously to the host, so only events show when a step ends. Recording one takes
+    microseconds and does not synchronise; `read` waits for the GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        # Of one step: begin, then the begin and end of every wait, then the end.
+        # Of the current step: its begin, then the begin and end of every wait.
         self._marks: list[Any] = []
         self._steps: list[list[Any]] = []
 
@@ -39,17 +39,17 @@ class StepTimer:
         self._marks = [self._now()]
 
     def wait_begins(self) -> None:
-        """What follows in this stream needs the other ranks; without effect outside a step."""
+        """A wait for other ranks begins; no effect outside a step."""
         if len(self._marks) % 2 == 1:
             self._marks.append(self._now())
 
     def wait_ends(self) -> None:
-        """The other ranks have answered; without effect if nothing waits."""
+        """A wait has ended; no effect if none has begun."""
         if self._marks and len(self._marks) % 2 == 0:
             self._marks.append(self._now())
 
     def end(self) -> None:
-        """The step is done, on the GPU as soon as it gets there."""
+        """A step ends, on a GPU when its stream reaches this point."""
         self.wait_ends()
         self._steps.append([*self._marks, self._now()])
         self._marks = []
@@ -79,30 +79,30 @@ class StepTimer:
 
 
 def watch_ddp(model: nn.parallel.DistributedDataParallel, timer: StepTimer) -> None:
-    """DDP waits at the end of the backward pass, and for rank 0's buffers before the forward pass.
+    """Time DDP's waits: after the backward pass, and for rank 0's buffers before the forward pass.
 
-    The caller says when the backward pass has returned.
+    The caller must call `wait_ends` when the backward pass has returned.
     """
 
-    def gradient_is_there(_: torch.Tensor) -> None:
-        # Runs when the whole backward pass is computed. DDP queues its own callback, in which it
-        # waits for the exchange, with the last gradient: behind this one.
+    def on_last_gradient(_: torch.Tensor) -> None:
+        # The callback runs at the end of the backward pass. DDP queues its own, in which it waits
+        # for the all-reduce, with the last gradient: after this one.
         torch.autograd.Variable._execution_engine.queue_callback(timer.wait_begins)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     last: Any = trained[-1]
-    last.register_post_accumulate_grad_hook(gradient_is_there)
-    compiled = cast(Any, model.module)._compiled_call_impl is not None  # and its hooks with it
+    last.register_post_accumulate_grad_hook(on_last_gradient)
+    compiled = cast(Any, model.module)._compiled_call_impl is not None  # with its hooks
     if not compiled and any(True for _ in model.module.buffers()):
         model.register_forward_pre_hook(lambda *_: timer.wait_begins())
         model.module.register_forward_pre_hook(lambda *_: timer.wait_ends())
 
 
 def watch_fsdp(module: nn.Module, timer: StepTimer) -> bool:
-    """FSDP on CPUs waits in the collectives themselves: for parameters and for gradients.
+    """Time FSDP's waits on CPUs, in its collectives for parameters and gradients.
 
-    False on GPUs, where they run beside the computation: which rank waited can't be told from the
-    times of its streams.
+    False on GPUs, where they overlap with the computation and waits can't be measured from the
+    streams.
     """
     if next(module.parameters()).device.type != "cpu":
         return False
@@ -115,7 +115,7 @@ def watch_fsdp(module: nn.Module, timer: StepTimer) -> bool:
 
 
 class _Timed:
-    """The collective FSDP would call, with the time a rank spends in it as waiting."""
+    """A collective of FSDP, whose duration counts as waiting."""
 
     def __init__(self, collective: Any, timer: StepTimer) -> None:
         self.collective = collective

@@ -1,1 +1,1 @@
-"""Finds the rank that hangs."""
+"""The watchdog: detects a hang and names the rank that causes it."""

@@ -1,7 +1,7 @@
-"""Which rank holds up the others, told from what every rank says of itself. Pure: no clock, no I/O.
+"""Finds the rank that blocks the others from the ranks' heartbeats. Pure: no clock, no I/O.
 
-Two signs: a rank is silent (its process is stopped, or its node unreachable), or all ranks speak
-and none makes progress (one isn't in the collective the others wait in).
+Two symptoms: a rank is silent (its process is stopped, or its node unreachable), or all ranks send
+heartbeats and none makes progress (one isn't in the collective the others wait in).
 """
 
 import json
@@ -13,39 +13,38 @@ from typing import Self
 from trainyard_trainer.watchdog.processes import State
 from trainyard_trainer.watchdog.stacks import innermost, suspicion
 
-# One call into a library that keeps Python's lock silences a rank: while data is loaded that may
-# be a long one.
+# A library call that holds the GIL stops a rank's heartbeats; while data is loaded it may be long.
 SILENT_LOADING = 300.0
-# Ranks that wait for each other in every step can't be further apart than this.
+# Ranks synchronise in every step, so they can't be further apart.
 STEPS_APART = 1
 
 
 @dataclass(frozen=True)
-class Beat:
-    """What a rank says of itself, every few seconds.
+class Heartbeat:
+    """A rank's state, sent every few seconds.
 
     Attributes:
-        count: how often it has; 0 before the first time.
-        host, place, pid: its process; `place` as in processes.py.
-        phase, step, ticks: as in position.py.
-        doing: phase and step in words.
-        limit: seconds without progress that are all right in what it does.
-        stack: its main thread's, outermost frame first.
-        left: done or failed, when it goes.
+        count: number of this heartbeat; 0 before the first.
+        host, pid_namespace, pid: its process; `pid_namespace` as in processes.py.
+        phase, step, ticks: as in liveness.py.
+        activity: phase and step as text.
+        limit: seconds without progress allowed in this phase.
+        stack: of the main thread, outermost frame first.
+        outcome: done or failed, in the last heartbeat.
     """
 
     rank: int
     count: int = 0
     host: str = "?"
-    place: str = ""
+    pid_namespace: str = ""
     pid: int = 0
     phase: str = "loading"
     step: int = 0
     ticks: int = 0
-    doing: str = "loading"
+    activity: str = "loading"
     limit: float = float("inf")
     stack: tuple[str, ...] = ()
-    left: str = ""
+    outcome: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -60,20 +59,20 @@ class Beat:
 
 
 @dataclass
-class Seen:
-    """A rank as the one that judges has seen it.
+class ObservedRank:
+    """A rank as observed by the rank that checks it.
 
     Attributes:
-        silent: seconds since it last said something.
-        stalled: seconds since it last made progress.
+        silent: seconds since its last heartbeat.
+        stalled: seconds since its last progress.
     """
 
-    beat: Beat
+    beat: Heartbeat
     silent: float = 0.0
     stalled: float = 0.0
 
-    def hear(self, beat: Beat, seconds: float) -> None:
-        """Take in its newest beat, `seconds` after the last look."""
+    def update(self, beat: Heartbeat, seconds: float) -> None:
+        """Set its newest heartbeat, `seconds` after the previous update."""
         self.silent = 0.0 if beat.count != self.beat.count else self.silent + seconds
         self.stalled = 0.0 if beat.ticks != self.beat.ticks else self.stalled + seconds
         self.beat = beat
@@ -81,33 +80,39 @@ class Seen:
 
 @dataclass(frozen=True)
 class Hang:
-    """What is wrong: in one line, with the stacks, and the silent processes (pid, place)."""
+    """A hang: message, stacks, and the silent processes (pid, PID namespace)."""
 
     message: str
     stacks: str
     silent: list[tuple[int, str]] = field(default_factory=list)
 
 
-Look = Callable[[Beat], State]
+StateOf = Callable[[Heartbeat], State]  # of a rank's process
 
 
-def find_hang(seen: Sequence[Seen], timeout: float, pause: float, look: Look) -> Hang | None:
-    """The hang there is, if there is one; `pause`: seconds within which a living rank speaks."""
-    lost = any(is_lost(rank, timeout, look, seen) for rank in seen)
+def find_hang(
+    seen: Sequence[ObservedRank], timeout: float, max_interval: float, state_of: StateOf
+) -> Hang | None:
+    """The hang, if there is one. `max_interval`: seconds between heartbeats of a live rank."""
+    lost = any(is_lost(rank, timeout, state_of, seen) for rank in seen)
     if not lost and any(rank.stalled <= rank.beat.limit for rank in seen):
         return None  # the others may be waiting for this one
-    if any(rank.beat.left or look(rank.beat) == "gone" for rank in seen):
-        return None  # the end of a rank has its own reason, which that rank or its launcher tells
-    silent = [r for r in seen if r.silent > pause and look(r.beat) in ("stopped", "unknown")]
+    if any(rank.beat.outcome or state_of(rank.beat) == "gone" for rank in seen):
+        return None  # a rank has ended, and it or its launcher reports the reason
+    silent = [
+        r for r in seen if r.silent > max_interval and state_of(r.beat) in ("stopped", "unknown")
+    ]
     silent.sort(key=lambda rank: -rank.silent)
-    return silence(silent, seen, look) if silent else _stall(seen)
+    return report_silence(silent, seen, state_of) if silent else _report_stall(seen)
 
 
-def is_lost(rank: Seen, timeout: float, look: Look, others: Sequence[Seen]) -> bool:
-    """Whether the silence of `rank` means that it will not go on."""
+def is_lost(
+    rank: ObservedRank, timeout: float, state_of: StateOf, others: Sequence[ObservedRank]
+) -> bool:
+    """Whether `rank` is silent and will not continue."""
     if rank.silent <= timeout:
         return False
-    state = look(rank.beat)
+    state = state_of(rank.beat)
     if state != "unknown":
         return state == "stopped"
     if rank.beat.phase == "loading" and rank.silent <= SILENT_LOADING:
@@ -115,88 +120,90 @@ def is_lost(rank: Seen, timeout: float, look: Look, others: Sequence[Seen]) -> b
     return all(other.beat.step <= rank.beat.step + STEPS_APART for other in others)
 
 
-def silence(silent: Sequence[Seen], seen: Sequence[Seen], look: Look) -> Hang:
-    """Name ranks that say nothing any more."""
+def report_silence(
+    silent: Sequence[ObservedRank], seen: Sequence[ObservedRank], state_of: StateOf
+) -> Hang:
+    """The hang of ranks without heartbeats."""
     first = silent[0]
-    stopped = look(first.beat) == "stopped"
-    what = "is stopped" if stopped else "gives no sign of life"
+    stopped = state_of(first.beat) == "stopped"
+    symptom = "is stopped" if stopped else "does not respond"
     others = [rank for rank in seen if rank not in silent]
-    message = f"{first.beat} {what}: nothing heard for {first.silent:.0f} s"
+    message = f"{first.beat} {symptom}: no heartbeat for {first.silent:.0f} s"
     if silent[1:]:
-        message += f", nor of {_numbers([rank.beat for rank in silent[1:]])}"
+        message += f", nor from {_numbers([rank.beat for rank in silent[1:]])}"
     if others:
-        message += f"; rank {others[0].beat.rank} is in {others[0].beat.doing}"
-    message += f"; last seen in {first.beat.doing} at {innermost(first.beat.stack)}"
+        message += f"; rank {others[0].beat.rank} is in {others[0].beat.activity}"
+    message += f"; last seen in {first.beat.activity} at {innermost(first.beat.stack)}"
     if not stopped:
-        message += "; its process hangs, or its node can't be reached"
-    processes = [(rank.beat.pid, rank.beat.place) for rank in silent]
+        message += "; its process hangs, or its node is unreachable"
+    processes = [(rank.beat.pid, rank.beat.pid_namespace) for rank in silent]
     return Hang(message, _stacks([*silent, *others[:1]]), processes)
 
 
-def _stall(seen: Sequence[Seen]) -> Hang:
-    """Name the ranks that aren't where the others wait."""
+def _report_stall(seen: Sequence[ObservedRank]) -> Hang:
+    """The hang of ranks that are not where the others wait."""
     seconds = min(rank.stalled for rank in seen)
-    odd, why = _odd_ones([rank.beat for rank in seen])
-    first = odd[0] if odd else seen[0].beat
-    others = [rank for rank in seen if rank.beat not in odd]
+    outliers, difference = _find_outliers([rank.beat for rank in seen])
+    first = outliers[0] if outliers else seen[0].beat
+    others = [rank for rank in seen if rank.beat not in outliers]
     head = f"no progress for {seconds:.0f} s"
-    place = f"{first.doing} at {innermost(first.stack)}"
+    position = f"{first.activity} at {innermost(first.stack)}"
     if len(seen) == 1:
-        return Hang(f"{head}: {first} hangs in {place}", _stacks(seen))
-    if not odd:
+        return Hang(f"{head}: {first} hangs in {position}", _stacks(seen))
+    if not outliers:
         message = (
-            f"{head}: all {len(seen)} ranks wait in {place}: a process outside the run, a disk or"
-            " the network between them doesn't answer"
+            f"{head}: all {len(seen)} ranks wait in {position}: a process outside the run, a disk"
+            " or the network between them does not respond"
         )
         return Hang(message, _stacks(seen[:2]))
     other = others[0].beat
     message = (
-        f"{head}: {first} {why}: it is in {place}; rank {other.rank} waits in {other.doing}"
-        f" at {innermost(other.stack)}"
+        f"{head}: {first} {difference}: it is in {position}; rank {other.rank} waits in"
+        f" {other.activity} at {innermost(other.stack)}"
     )
-    if odd[1:]:
-        message += f"; the same of {_numbers(odd[1:])}"
-    culprits = [rank for rank in seen if rank.beat in odd]
-    return Hang(message, _stacks([*culprits, *others[:1]]))
+    if outliers[1:]:
+        message += f"; also {_numbers(outliers[1:])}"
+    causes = [rank for rank in seen if rank.beat in outliers]
+    return Hang(message, _stacks([*causes, *others[:1]]))
 
 
-def _odd_ones(beats: Sequence[Beat]) -> tuple[list[Beat], str]:
-    """The ranks that differ from the rest, and how; none if all are at the same place."""
-    doubts = {beat.rank: suspicion(beat.stack) for beat in beats}
-    worst = max(doubts.values())
-    if worst != min(doubts.values()):
-        odd = [beat for beat in beats if doubts[beat.rank] == worst]
-        return odd, "holds up the others"
-    # The rarest place; of two the later, for that rank has left out what the other waits in.
-    places = Counter(_place(beat) for beat in beats)
-    if len(places) > 1:
-        rare = max(places, key=lambda place: (-places[place], *place))
-        return [b for b in beats if _place(b) == rare], "is not where the others are"
+def _find_outliers(beats: Sequence[Heartbeat]) -> tuple[list[Heartbeat], str]:
+    """The ranks that differ from the rest, and how; none if all are at the same position."""
+    suspicions = {beat.rank: suspicion(beat.stack) for beat in beats}
+    worst = max(suspicions.values())
+    if worst != min(suspicions.values()):
+        outliers = [beat for beat in beats if suspicions[beat.rank] == worst]
+        return outliers, "holds up the others"
+    # The rarest position; of two the later: that rank has skipped the collective the other is in.
+    positions = Counter(_position(beat) for beat in beats)
+    if len(positions) > 1:
+        rare = max(positions, key=lambda position: (-positions[position], *position))
+        return [b for b in beats if _position(b) == rare], "is not where the others are"
     stacks = Counter(beat.stack for beat in beats)
     if len(stacks) > 1:
-        odd = [b for b in beats if stacks[b.stack] == min(stacks.values())]
-        if len(odd) < len(beats):
-            return odd, "is not where the others are"
-        return odd[:1], "is not where another one is"
+        outliers = [b for b in beats if stacks[b.stack] == min(stacks.values())]
+        if len(outliers) < len(beats):
+            return outliers, "is not where the others are"
+        return outliers[:1], "is not where another one is"
     return [], ""
 
 
-def _place(beat: Beat) -> tuple[int, bool, str]:
-    """In the order in which places come: what follows a step is done before the next one."""
+def _position(beat: Heartbeat) -> tuple[int, bool, str]:
+    """Ordered by time: what follows a step comes before the next step."""
     return beat.step, beat.phase == "training", beat.phase
 
 
-def _numbers(beats: Sequence[Beat]) -> str:
+def _numbers(beats: Sequence[Heartbeat]) -> str:
     """`rank 3`, `ranks 1, 2, 5` or, of many, `ranks 1, 2, 3, 4, 5, 6, 7, 8 and 12 more`."""
     numbers = [str(beat.rank) for beat in beats]
     more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
     return f"rank{'s' if numbers[1:] else ''} {', '.join(numbers[:8])}{more}"
 
 
-def _stacks(ranks: Sequence[Seen]) -> str:
+def _stacks(ranks: Sequence[ObservedRank]) -> str:
     """The stacks of some ranks, one below the other."""
     parts = []
     for rank in ranks[:4]:
         lines = "".join(f"\n    {frame}" for frame in rank.beat.stack)
-        parts.append(f"  {rank.beat}, {rank.beat.doing}:{lines}")
+        parts.append(f"  {rank.beat}, {rank.beat.activity}:{lines}")
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""What this machine tells about another process on it (Linux; elsewhere nothing)."""
+"""The state of other processes on this machine, from /proc (Linux only)."""
 
 import contextlib
 import functools
@@ -11,8 +11,8 @@ State = Literal["stopped", "alive", "gone", "unknown"]
 
 
 @functools.cache
-def place() -> str:
-    """Names the set of process ids this process sees: equal only within one container or host."""
+def pid_namespace() -> str:
+    """An id of this process's PID namespace; a pid is valid only in the same one. "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -20,20 +20,20 @@ def place() -> str:
         return ""
 
 
-def state_of(pid: int, where: str) -> State:
-    """What the process `pid` of `place()` `where` does; unknown where that can't be seen."""
-    if not where or where != place():
+def state_of(pid: int, namespace: str) -> State:
+    """The state of process `pid` in a PID namespace; unknown in another one than this process's."""
+    if not namespace or namespace != pid_namespace():
         return "unknown"
     state, _ = _stat(pid)
     return {"": "gone", "Z": "gone", "X": "gone", "T": "stopped"}.get(state, "alive")  # type: ignore[return-value]
 
 
-def kill_stopped_sibling(pid: int, where: str) -> None:
-    """SIGKILL a stopped process of this one's launcher.
+def kill_stopped_sibling(pid: int, namespace: str) -> None:
+    """SIGKILL a stopped process of the same launcher.
 
-    It can't act on SIGTERM any more: torchrun would wait half a minute before it insists.
+    It can't act on SIGTERM, and torchrun would wait half a minute before SIGKILL.
     """
-    if where and where == place() and _stat(pid) == ("T", os.getppid()):
+    if namespace and namespace == pid_namespace() and _stat(pid) == ("T", os.getppid()):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
@@ -41,7 +41,7 @@ def kill_stopped_sibling(pid: int, where: str) -> None:
 def _stat(pid: int) -> tuple[str, int]:
     """A process's state and its parent's id; ("", 0) if there is none."""
     try:
-        # pid (name) state ppid ...: the name may hold spaces and parentheses itself.
+        # pid (name) state ppid ...: the name may contain spaces and parentheses.
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
         return "", 0

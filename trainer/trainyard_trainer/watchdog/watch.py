@@ -1,7 +1,7 @@
-"""Names the rank that hangs: a thread per rank tells the others where it is; rank 0's judges.
+"""Detects hangs: a thread per rank sends heartbeats and checks those of others.
 
-Rank 0 reads what all ranks say; the others watch that rank 0 speaks. Whoever finds a hang says so
-and leaves last words, and all ranks end, so that the run goes on from its newest checkpoint.
+Rank 0 checks all ranks; the others check rank 0. The rank that detects a hang reports it and writes
+the error file, and all ranks exit, so that the run resumes from its newest checkpoint.
 """
 
 import contextlib
@@ -14,32 +14,44 @@ from typing import Any
 
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
-from trainyard_trainer.errors import HangError, speak, write_last_words
+from trainyard_trainer.errors import HangError, report_error, write_error_file
 from trainyard_trainer.reporting.reporter import RunReporter
 from trainyard_trainer.watchdog.board import Board, open_board
-from trainyard_trainer.watchdog.hangs import Beat, Hang, Seen, find_hang, is_lost, silence
-from trainyard_trainer.watchdog.processes import State, kill_stopped_sibling, place, state_of
+from trainyard_trainer.watchdog.hangs import (
+    Hang,
+    Heartbeat,
+    ObservedRank,
+    find_hang,
+    is_lost,
+    report_silence,
+)
+from trainyard_trainer.watchdog.processes import (
+    State,
+    kill_stopped_sibling,
+    pid_namespace,
+    state_of,
+)
 from trainyard_trainer.watchdog.stacks import is_compiling, main_stack
 
-MAX_INTERVAL = 2.0  # seconds between two beats
+MAX_INTERVAL = 2.0  # seconds between two heartbeats
 BEATS_PER_TIMEOUT = 10
-LEAVE_SECONDS = 5.0
+EXIT_TIMEOUT = 5.0
 
 
 def watching(
     group: Group, config: TrainConfig, reporter: RunReporter
 ) -> contextlib.AbstractContextManager[Any]:
-    """Watch this rank and the others, until it ends."""
+    """Watch this rank and the others for a `with` block."""
     if config.hang_timeout_seconds == 0:
         return contextlib.nullcontext()
-    return Watch(open_board(group), group, config, reporter)
+    return Watchdog(open_board(group), group, config, reporter)
 
 
-class Watch:
-    """The threads of one rank.
+class Watchdog:
+    """The watchdog threads of one rank.
 
-    Time is counted in looks: one that comes late counts as two intervals, no more. So a pause of
-    the whole machine, or of this process, isn't held against the others.
+    A late check counts as at most two intervals, so that a pause of the whole machine, or of this
+    process, does not look like a hang of the others.
     """
 
     def __init__(
@@ -50,16 +62,21 @@ class Watch:
         self.timeout = config.hang_timeout_seconds
         self.reporter = reporter
         self.interval = min(MAX_INTERVAL, self.timeout / BEATS_PER_TIMEOUT)
-        self._seen = [Seen(Beat(rank)) for rank in range(group.world_size if group.is_main else 1)]
-        self._own = Seen(Beat(group.rank))
-        self._looks = 0
-        self._leaving = threading.Event()
-        self._left = ""
-        self._ending = threading.Lock()
+        self._observed = [
+            ObservedRank(Heartbeat(rank))
+            for rank in range(group.world_size if group.is_main else 1)
+        ]
+        self._own = ObservedRank(Heartbeat(group.rank))
+        self._count = 0
+        self._exiting = threading.Event()
+        self._outcome = ""
+        self._exit_lock = threading.Lock()
         self._threads = [threading.Thread(target=self._watch, name="watch", daemon=True)]
         if not group.is_main:
-            guard = threading.Thread(target=self._guard, name="watch-store", daemon=True)
-            self._threads.append(guard)
+            store_thread = threading.Thread(
+                target=self._watch_store, name="watch-store", daemon=True
+            )
+            self._threads.append(store_thread)
 
     def __enter__(self) -> None:
         for thread in self._threads:
@@ -68,115 +85,117 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        self._left = "failed" if kind else "done"
-        self._leaving.set()
-        self._threads[0].join(LEAVE_SECONDS)
-        self._ending.acquire()  # for ever: from here on nobody else ends this process
+        self._outcome = "failed" if kind else "done"
+        self._exiting.set()
+        self._threads[0].join(EXIT_TIMEOUT)
+        self._exit_lock.acquire()  # never released: no thread may exit the process from here on
 
-    def _beat(self, count: int) -> Beat:
+    def _beat(self, count: int) -> Heartbeat:
         liveness = self.reporter.liveness
-        return Beat(
+        return Heartbeat(
             rank=self.rank,
             count=count,
             host=socket.gethostname(),
-            place=place(),
+            pid_namespace=pid_namespace(),
             pid=os.getpid(),
             phase=liveness.phase,
             step=liveness.step,
             ticks=liveness.ticks,
-            doing=str(liveness),
+            activity=str(liveness),
             limit=liveness.limit(self.timeout, is_compiling()),
             stack=main_stack(),
-            left=self._left,
+            outcome=self._outcome,
         )
 
     def _watch(self) -> None:
-        """Leave beats and look at the others'."""
+        """Send heartbeats and check those of others."""
         clock = _Clock(self.interval)
-        wait = 0.0  # at once, so that the others know whom they wait for
+        wait = 0.0  # the first heartbeat at once, so that the others know this process
         try:
-            while not self._leaving.wait(wait):
+            while not self._exiting.wait(wait):
                 wait = self.interval
-                self._looks += 1
-                own = self._beat(self._looks)
+                self._count += 1
+                own = self._beat(self._count)
                 beats, verdict = self.board.exchange(own)
                 if verdict:
-                    self._end(verdict, speaks=False)
-                seconds = clock.passed()
-                self._own.hear(own, seconds)
-                for seen, beat in zip(self._seen, beats, strict=True):
-                    seen.hear(beat, seconds)
-                hang = self._judge()
+                    self._exit(verdict, reports=False)
+                seconds = clock.elapsed()
+                self._own.update(own, seconds)
+                for rank, beat in zip(self._observed, beats, strict=True):
+                    rank.update(beat, seconds)
+                hang = self._check()
                 if hang and self.board.claim():
-                    self._end(hang, speaks=True)
-            self.board.leave(self._beat(self._looks + 1))
+                    self._exit(hang, reports=True)
+            self.board.publish(self._beat(self._count + 1))
         except RuntimeError:
-            pass  # the store has gone: so has rank 0 or torchrun's agent, which is told elsewhere
+            pass  # the store is gone, with rank 0 or torchrun's agent: others report that
         finally:
-            self._leaving.set()
+            self._exiting.set()
 
-    def _judge(self) -> Hang | None:
+    def _check(self) -> Hang | None:
         if self.rank == 0:
-            self.reporter.stalled(max(seen.stalled for seen in self._seen))
-            return find_hang(self._seen, self.timeout, 3 * self.interval, _look)
-        main = self._seen[0]
-        if main.beat.left or not is_lost(main, self.timeout, _look, [main, self._own]):
+            self.reporter.stalled(max(rank.stalled for rank in self._observed))
+            return find_hang(self._observed, self.timeout, 3 * self.interval, _process_state)
+        main = self._observed[0]
+        if main.beat.outcome or not is_lost(main, self.timeout, _process_state, [main, self._own]):
             return None
-        return silence([main], [main, self._own], _look)
+        return report_silence([main], [main, self._own], _process_state)
 
-    def _guard(self) -> None:
-        """Find out that the store doesn't answer: it may be rank 0's process that serves it."""
+    def _watch_store(self) -> None:
+        """Detect that the store, which rank 0's process may serve, does not respond."""
         clock = _Clock(self.interval)
-        main, liveness = self._seen[0], self.reporter.liveness
-        looks, silent = 0, 0.0
+        main, liveness = self._observed[0], self.reporter.liveness
+        count, silent = 0, 0.0
         ticks, stalled = 0, 0.0
-        while not self._leaving.wait(self.interval):
-            seconds = clock.passed()
-            silent = silent + seconds if self._looks == looks else 0.0
+        while not self._exiting.wait(self.interval):
+            seconds = clock.elapsed()
+            silent = silent + seconds if self._count == count else 0.0
             stalled = stalled + seconds if liveness.ticks == ticks else 0.0
-            looks, ticks = self._looks, liveness.ticks
+            count, ticks = self._count, liveness.ticks
             if silent <= self.timeout or stalled <= liveness.limit(self.timeout, is_compiling()):
                 continue
-            if _look(main.beat) not in ("stopped", "unknown"):
+            if _process_state(main.beat) not in ("stopped", "unknown"):
                 continue
             main.silent = silent
-            own = Seen(self._beat(looks))
-            # Nobody can be asked who speaks: one rank of every node does.
-            speaks = os.environ.get("LOCAL_RANK", "0") == "0" or self.rank == 1
-            if not speaks:
+            own = ObservedRank(self._beat(count))
+            # Without the store the ranks can't elect one to report: one rank per node does.
+            reports = os.environ.get("LOCAL_RANK", "0") == "0" or self.rank == 1
+            if not reports:
                 time.sleep(2 * self.interval)
-            self._end(silence([main], [main, own], _look), speaks)
+            self._exit(report_silence([main], [main, own], _process_state), reports)
 
-    def _end(self, hang: Hang, speaks: bool) -> None:
-        """End this process, and with it the run's attempt."""
-        with self._ending:
+    def _exit(self, hang: Hang, reports: bool) -> None:
+        """Exit this process, and with it the run's attempt."""
+        with self._exit_lock:
             error = HangError(hang.message, hang.stacks)
-            if speaks:
-                speak(error, self.rank)
+            if reports:
+                report_error(error, self.rank)
                 self.reporter.update(phase="failed", message=str(error))
                 with contextlib.suppress(RuntimeError):
-                    threading.Thread(target=self.board.pronounce, args=(hang,), daemon=True).start()
-                time.sleep(2 * self.interval)  # the others leave without a word of their own
+                    publish = self.board.publish_verdict
+                    threading.Thread(target=publish, args=(hang,), daemon=True).start()
+                # Time for the others to read it, so that they exit without a report of their own.
+                time.sleep(2 * self.interval)
             else:
-                write_last_words(error)
+                write_error_file(error)
             self.reporter.end("FAILED")
-            for pid, where in hang.silent:
-                kill_stopped_sibling(pid, where)
+            for pid, namespace in hang.silent:
+                kill_stopped_sibling(pid, namespace)
             os._exit(error.exit_code)
 
 
 class _Clock:
-    """Time between looks, of which no more than two intervals count."""
+    """Time between calls, at most two intervals."""
 
     def __init__(self, interval: float) -> None:
-        self._most = 2 * interval
-        self._looked = time.monotonic()
+        self._limit = 2 * interval
+        self._last = time.monotonic()
 
-    def passed(self) -> float:
+    def elapsed(self) -> float:
         """Seconds since the last call."""
-        before, self._looked = self._looked, time.monotonic()
-        return min(self._looked - before, self._most)
+        before, self._last = self._last, time.monotonic()
+        return min(self._last - before, self._limit)
 
 
-def _look(beat: Beat) -> State:
+def _process_state(beat: Heartbeat) -> State:
     return state_of(beat.pid, beat.place)
