@@ -1,4 +1,4 @@
-"""What soaks and tests ask of the ranks they start; preloaded into rank_server.py, asleep without
+"""Observes and disturbs ranks for tests and soaks: preloaded into rank_server.py, no effect without
 its environment variables.
 
 OBSERVE=FOLDER: write the sample ids and the noise of every micro-batch that the loader delivers to
@@ -38,28 +38,32 @@ def observed() -> str | None:
 
 
 _fetch, _next = _Fetcher.__getitem__, Loader.__next__
-_init_loader, _init_shares, _run = Loader.__init__, MicroBatches.__init__, Loop.run
+_init_loader, _init_micro_batches, _run = Loader.__init__, MicroBatches.__init__, Loop.run
 
 
-def fetch(fetcher: _Fetcher, share: MicroBatch) -> Any:
-    found = _fetch(fetcher, share)
+def fetch(fetcher: _Fetcher, micro_batch: MicroBatch) -> Any:
+    found = _fetch(fetcher, micro_batch)
     if observed() and isinstance(found, tuple):
-        seen = torch.stack([torch.from_numpy(share.ids), torch.from_numpy(share.noise.view("i8"))])
+        seen = torch.stack(
+            [torch.from_numpy(micro_batch.ids), torch.from_numpy(micro_batch.noise.view("i8"))]
+        )
         batch, factor = found
         return batch | {_SEEN: seen}, factor
     return found
 
 
-def init_shares(shares: MicroBatches, config: Any, *arguments: Any, **more: Any) -> None:
-    _init_shares(shares, config, *arguments, **more)
+def init_micro_batches(
+    micro_batches: MicroBatches, config: Any, *arguments: Any, **more: Any
+) -> None:
+    _init_micro_batches(micro_batches, config, *arguments, **more)
     if observed():
         steps = config.max_steps + LOOK_AHEAD_STEPS
-        shares.config = config.model_copy(update={"max_steps": steps})
+        micro_batches.config = config.model_copy(update={"max_steps": steps})
 
 
-def init_loader(loader: Any, samples: Any, shares: MicroBatches) -> None:
-    loader.delivered = shares.start * shares.config.gradient_accumulation_steps
-    _init_loader(loader, samples, shares)
+def init_loader(loader: Any, samples: Any, micro_batches: MicroBatches) -> None:
+    loader.delivered = micro_batches.start * micro_batches.config.gradient_accumulation_steps
+    _init_loader(loader, samples, micro_batches)
 
 
 def next_batch(loader: Any) -> Any:
@@ -143,7 +147,7 @@ _work = worker.work
 _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = [
     (Loader, "__init__", init_loader),
     (Loader, "__next__", next_batch),
-    (MicroBatches, "__init__", init_shares),
+    (MicroBatches, "__init__", init_micro_batches),
     (_Fetcher, "__getitem__", fetch),
     (Loop, "run", run),
     (CharGPT, "loss", loss),

@@ -93,7 +93,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What rank 0 left as its last words after a good end."""
+        """The result that rank 0 wrote after a success."""
         value: dict[str, Any] = json.loads((self.folder / "result.json").read_bytes())
         return value
 
@@ -113,7 +113,7 @@ class Run:
         return {line["step"]: line["loss"] for line in self.history() if "loss" in line}
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Poll until `condition` holds while the run goes on."""
+        """Poll until `condition` holds while the run continues."""
         until(condition, what, lambda: self.out + self.err)
 
     def wait_for_report(self, condition: Callable[[ProgressReport], bool]) -> ProgressReport:

@@ -55,8 +55,8 @@ def train_step(loop: Loop) -> Any:
     return _train_step(loop)
 
 
-def fetch(fetcher: _Fetcher, share: MicroBatch) -> Any:
-    found: Any = _fetch(fetcher, share)
+def fetch(fetcher: _Fetcher, micro_batch: MicroBatch) -> Any:
+    found: Any = _fetch(fetcher, micro_batch)
     if fails("a sample"):
         return ConfigError("row 7 can't be decoded")
     return found

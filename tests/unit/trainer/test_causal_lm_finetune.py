@@ -1,4 +1,4 @@
-"""causal-lm-finetune without a run: what is learnt of a text, and every mistake in one line."""
+"""causal-lm-finetune without a run: which tokens have a loss, and errors of one line."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def recipe(rows: Path, saved: dict[str, Any] | None = None, **config: Any) -> Ca
     return CausalLMFinetune(parse_config(CausalLMFinetune.Config, settings), saved)
 
 
-def test_texts_end_unless_they_are_cut_off() -> None:
+def test_texts_end_with_eos_unless_truncated() -> None:
     tokenizer = load_tokenizer("tokenizer", str(STORIES))
     (whole, given), (cut, _) = encode(tokenizer, ["One day", "One day " * 9], None, 12)
     assert (whole[0], whole[-1], given) == (1, 2, 0)  # <s> ... </s>
@@ -49,7 +49,7 @@ def test_texts_end_unless_they_are_cut_off() -> None:
     assert cut[-1] != 2
 
 
-def test_prompts_are_given_and_answers_learnt() -> None:
+def test_prompts_have_no_loss() -> None:
     tokenizer = load_tokenizer("tokenizer", str(DATA / "tokenizers/qwen2"))
     [(tokens, given)] = encode(tokenizer, ["An answer."], ["A question?"], 64)
     chat = [
@@ -80,7 +80,7 @@ def test_padding_does_not_change_the_loss(rows: Path) -> None:
     )
 
 
-def test_rows_without_a_text_are_left_out_and_counted(rows: Path) -> None:
+def test_rows_without_a_text_are_skipped_and_counted(rows: Path) -> None:
     found = recipe(rows, slice={"start": 0, "end": 5})
     assert len(found.train) == 3
     assert found.describe().endswith(
@@ -133,7 +133,7 @@ def test_mistakes_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_what_comes_with_a_model_is_never_run(rows: Path, tmp_path: Path) -> None:
+def test_remote_code_is_never_run(rows: Path, tmp_path: Path) -> None:
     shutil.copytree(STORIES, tmp_path, dirs_exist_ok=True)
     settings = json.loads((tmp_path / "config.json").read_text())
     own = {

@@ -1,4 +1,4 @@
-"""Scores of classifiers add up over batches; labels that can't be learnt are refused by name."""
+"""Scores of classifiers add up over batches; invalid labels are named."""
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
@@ -46,7 +46,7 @@ def refusal(values: list[object], names: list[str] | None = NAMES) -> str:
     return str(caught.value)
 
 
-def test_labels_that_cannot_be_learnt_are_refused() -> None:
+def test_invalid_labels_are_refused() -> None:
     three = "there are 3 classes (World, Sports, Business)"
     assert refusal(["a", "b"]) == "X holds string; classes must be the numbers 0, 1, 2, ..."
     assert refusal([0, 1, 3]) == f"X: row 2 has label 3; {three}"

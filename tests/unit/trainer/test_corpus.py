@@ -1,4 +1,4 @@
-"""Where text comes from, and that the same name always means the same text."""
+"""Sources of text; a name always gives the same text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Eager training starts without torch.compile's modules; whoever needs them gets them."""
+"""Eager training starts without torch.compile's modules; code that needs them gets them."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Models exported while training goes on, for servers that follow the run."""
+"""Models exported during training, for servers that follow the run."""
 
 from collections.abc import Callable
 from typing import Any

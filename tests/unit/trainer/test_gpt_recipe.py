@@ -176,7 +176,7 @@ def test_every_kind_of_corpus_gives_the_same_tokens(
             torch.equal(value, other.train.fetch(ids, ids.astype(np.uint64))[key])
             for key, value in text.train.fetch(ids, ids.astype(np.uint64)).items()
         )
-        # A checkpoint of the one goes on with the other.
+        # A checkpoint of one can be resumed with the other.
         recipe(saved=text.state(), corpus=str(tmp_path / name))
 
 
@@ -202,7 +202,7 @@ def test_each_token_is_a_target_once_an_epoch(recipe: Callable[..., BPEGPT]) -> 
         assert len(samples.tokens) - 1 - len(targets) < 16
 
 
-def test_pieces_have_the_tokens_of_the_whole(tokenizer: Path, corpus: Path) -> None:
+def test_split_text_has_the_tokens_of_the_whole(tokenizer: Path, corpus: Path) -> None:
     bpe = BPETokenizer(str(tokenizer))
     text = corpus.read_text() + "a\n\n\nb \n c\n\td.\nE\r\nf\n" + "no end" * 20
     cut = list(split_text(text, 40))
@@ -249,7 +249,7 @@ def _write(path: Path, content: bytes) -> str:
         ("large.bin", b"\xff\xff" * 999, "400 tokens, but .* holds the ids 65535 to 65535"),
     ],
 )
-def test_a_corpus_that_is_none(
+def test_an_invalid_corpus(
     recipe: Callable[..., BPEGPT], tmp_path: Path, name: str, content: bytes, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
@@ -257,7 +257,7 @@ def test_a_corpus_that_is_none(
     assert "\n" not in str(caught.value)
 
 
-def test_arrays_that_are_no_tokens(recipe: Callable[..., BPEGPT], tmp_path: Path) -> None:
+def test_arrays_that_are_not_tokens(recipe: Callable[..., BPEGPT], tmp_path: Path) -> None:
     path = tmp_path / "tokens.npy"
     for array in (np.zeros((9, 9), np.int64), np.zeros(999)):
         np.save(path, array)
@@ -270,7 +270,7 @@ def test_arrays_that_are_no_tokens(recipe: Callable[..., BPEGPT], tmp_path: Path
         recipe(corpus=str(tmp_path / "none.bin"))
 
 
-def test_a_tokenizer_that_is_none(recipe: Callable[..., BPEGPT], tmp_path: Path) -> None:
+def test_an_invalid_tokenizer(recipe: Callable[..., BPEGPT], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no tokenizer.json"):
         recipe(tokenizer=str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Who is to blame, told from beats alone: no processes, no clock."""
+"""The cause of a hang is found from heartbeats alone: no processes, no clock."""
 
 from typing import Any
 
@@ -58,8 +58,8 @@ def test_all_silent_ranks_are_named() -> None:
     )
 
 
-def test_a_rank_that_falls_silent_before_the_time_is_up_is_still_the_cause() -> None:
-    """Its last step was before its last word, so the stall is noticed first."""
+def test_a_rank_silent_for_less_than_the_timeout_can_be_the_cause() -> None:
+    """Its last step was before its last heartbeat, so the stall is noticed first."""
     assert named(seen(0), seen(1, silent=19)).startswith("rank 1 (host1, pid 1) does not respond")
 
 
@@ -71,11 +71,11 @@ def test_a_rank_that_falls_silent_before_the_time_is_up_is_still_the_cause() -> 
         seen(1, silent=60, step=2, limit=1800),  # the others are two steps further: it takes part
     ],
 )
-def test_a_silence_that_proves_nothing(silent: ObservedRank) -> None:
+def test_silence_without_a_hang(silent: ObservedRank) -> None:
     assert find(seen(0, stalled=1), silent) is None
 
 
-def test_a_silent_process_that_is_seen_to_run_is_left_to_its_own_limit() -> None:
+def test_a_silent_process_that_runs_has_its_own_limit() -> None:
     ranks = seen(0), seen(1, silent=60, stalled=60, limit=100)
     assert find(*ranks, states={1: "alive"}) is None
     assert find(*ranks, states={1: "stopped"}) is not None
@@ -87,7 +87,7 @@ def test_a_rank_that_ended_is_not_reported_as_a_hang() -> None:
     assert find(seen(0), seen(1, silent=60, stalled=60, outcome="failed")) is None
 
 
-def test_one_rank_that_may_take_its_time_excuses_all() -> None:
+def test_one_slow_phase_extends_the_limit_of_all() -> None:
     assert find(seen(0, phase="saving", limit=1800), seen(1), seen(2)) is None
     assert find(seen(0, stalled=3), seen(1), seen(2)) is None
 
@@ -101,7 +101,7 @@ def test_the_rank_that_is_not_in_the_collective_is_named(stack: tuple[str, ...])
     assert f"{stack[0]} (in {stack[1]})" in message
 
 
-def test_the_rank_that_is_elsewhere_is_named() -> None:
+def test_the_rank_at_another_position_is_named() -> None:
     ahead = seen(1, step=5, activity="step 6")
     assert "rank 1 (host1, pid 1) is not where the others are: it is in step 6" in named(
         seen(0), ahead, seen(2)
@@ -113,14 +113,14 @@ def test_the_rank_that_is_elsewhere_is_named() -> None:
 
 
 @pytest.mark.parametrize("skips", [0, 1])
-def test_of_two_ranks_the_one_that_went_on_has_skipped_something(skips: int) -> None:
+def test_of_two_ranks_the_later_one_has_skipped_a_collective(skips: int) -> None:
     doing = "checkpointing after step 4"
     waits: dict[str, Any] = {"stack": GATHER, "phase": "checkpointing", "activity": doing}
     ranks = [seen(rank, **({} if rank == skips else waits)) for rank in range(2)]
     assert f"rank {skips} (host{skips}, pid {skips}) is not where the others are" in named(*ranks)
 
 
-def test_all_ranks_at_the_same_place() -> None:
+def test_all_ranks_at_the_same_position() -> None:
     assert named(seen(0), seen(1)).startswith(
         "no progress for 25 s: all 2 ranks wait in step 5 at trainyard_trainer/loop.py:108"
     )
@@ -129,7 +129,7 @@ def test_all_ranks_at_the_same_place() -> None:
     )
 
 
-def test_time_without_news_adds_up() -> None:
+def test_time_without_heartbeats_adds_up() -> None:
     rank = ObservedRank(Heartbeat(1, count=1, ticks=5))
     rank.update(Heartbeat(1, count=2, ticks=5), 2)
     assert (rank.silent, rank.stalled) == (0, 2)
@@ -139,6 +139,6 @@ def test_time_without_news_adds_up() -> None:
     assert (rank.silent, rank.stalled) == (0, 0)
 
 
-def test_a_beat_survives_the_board() -> None:
+def test_a_heartbeat_survives_json() -> None:
     beat = seen(3).beat
     assert Heartbeat.from_json(beat.to_json()) == beat

@@ -1,4 +1,4 @@
-"""metrics.jsonl across restarts, and the picture drawn from it."""
+"""metrics.jsonl across restarts, and the loss curve."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from trainyard_trainer.reporting.history import HISTORY_FILE, PICTURE_FILE, Hist
 from trainyard_trainer.reporting.plot import draw
 
 
-def test_a_resumed_run_forgets_what_came_after(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_later_records(tmp_path: Path) -> None:
     first = History(tmp_path, "r", None, 1)
     for step in (10, 20, 30):
         first.add(step=step, loss=1.0 / step)
@@ -81,7 +81,7 @@ def test_a_history_that_cannot_be_written_is_reported_once(
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_the_picture(tmp_path: Path, empty: bool) -> None:
+def test_the_loss_curve_is_drawn(tmp_path: Path, empty: bool) -> None:
     records: list[dict[str, object]] = (
         [{"step": s, "loss": 5.0 / s} for s in range(1, 50)] if not empty else []
     )

@@ -1,4 +1,4 @@
-"""An exported model reaches the Hub whole, or the reason why not is one line."""
+"""An exported model is uploaded completely, or the error is one line."""
 
 import os
 import subprocess

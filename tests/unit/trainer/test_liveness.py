@@ -1,4 +1,4 @@
-"""How long a rank may do something without progress."""
+"""How long each phase may take without progress."""
 
 import time
 
@@ -43,7 +43,7 @@ def test_slow_steps_are_waited_for(clock: list[float]) -> None:
     assert position.limit(20, compiling=False) == pytest.approx(50, rel=0.1)  # forgotten slowly
 
 
-def test_what_may_take_long_and_what_is_done_beside(clock: list[float]) -> None:
+def test_slow_phases_and_nested_phases(clock: list[float]) -> None:
     position = Liveness()
     assert (str(position), position.limit(20, compiling=False)) == ("loading", LONG_SECONDS)
     position.step = 8
@@ -60,5 +60,5 @@ def test_what_may_take_long_and_what_is_done_beside(clock: list[float]) -> None:
         assert position.limit(20, compiling=False) == 150
 
 
-def test_never_less_than_what_was_asked_for() -> None:
+def test_the_limit_is_at_least_the_timeout() -> None:
     assert Liveness().limit(7200, compiling=False) == 7200

@@ -1,4 +1,4 @@
-"""Batches are the same whoever prepares them, and from wherever a run goes on."""
+"""Batches do not depend on the number of workers or on the step a run resumes from."""
 
 import ctypes
 import signal

@@ -76,7 +76,7 @@ def test_a_newer_attempt_fences_off_the_older(tmp_path: Path) -> None:
 
 
 def test_the_same_attempt_started_twice(tmp_path: Path) -> None:
-    """The later one goes on; they never write into the same directory."""
+    """The later one continues; they never write into the same directory."""
     first, second = prepare_run_dir(tmp_path, 2), prepare_run_dir(tmp_path, 2)
     assert first.writer != second.writer
     put(tmp_path, second, 1)

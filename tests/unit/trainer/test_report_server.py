@@ -1,4 +1,4 @@
-"""The report: what is said before, during and after, and that it always fits."""
+"""The report while joining, training and after, and its size limit."""
 
 import threading
 import urllib.error

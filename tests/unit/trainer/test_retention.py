@@ -1,4 +1,4 @@
-"""Whatever is saved, removed, damaged or killed, and in whatever order: what was good stays so."""
+"""No sequence of saves, removals, damage and kills loses a valid checkpoint."""
 
 import os
 import random
@@ -129,7 +129,7 @@ class World:
     losses: dict[int, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """The next attempt goes on from the newest good step and names every one it skips."""
+        """The next attempt resumes from the newest valid step and names every one it skips."""
         good = self.good()
         self.attempt += 1
         self.fences.append(prepare_run_dir(self.run_dir, self.attempt))
@@ -185,7 +185,7 @@ class World:
                 file.write_bytes(file.read_bytes() + b"x")
 
     def wake(self) -> None:
-        """An older attempt goes on where it was stopped: it must not change anything."""
+        """An older attempt continues where it was stopped: it must not change anything."""
         if len(self.fences) < 2:
             return
         old, before = self.rng.choice(self.fences[:-1]), present(self.run_dir)

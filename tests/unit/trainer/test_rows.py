@@ -1,4 +1,4 @@
-"""Rows come from the files people have; what's missing is named."""
+"""Rows are read from files in every format; what is missing is named."""
 
 import json
 from pathlib import Path

@@ -63,5 +63,5 @@ def test_ranks_and_accumulation_share_the_same_global_batch(
     [(0, [467, 103, 168, 228, 71, 101]), (1000, [658, 971, 45, 446, 892, 706])],
 )
 def test_the_order_never_changes(step: int, expected: list[int]) -> None:
-    """A new version of Trainyard must go on with old checkpoints' data."""
+    """A new version of Trainyard must sample as old checkpoints did."""
     assert global_batch(seed=42, step=step, batch_size=6, num_samples=1000).tolist() == expected

@@ -1,4 +1,4 @@
-"""What a stack tells: where a rank is, whether it waits for the others, whether it compiles."""
+"""A stack shows where a rank is, whether it waits for others, and whether it compiles."""
 
 import threading
 from collections.abc import Callable

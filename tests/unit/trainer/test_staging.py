@@ -1,4 +1,4 @@
-"""A save copies the state while training goes on, and still holds the state of its own step."""
+"""A save copies the state during the next step, and still has the state of its own step."""
 
 import time
 from collections.abc import Callable

@@ -1,11 +1,11 @@
-"""Step statistics leave the warm-up out, as long as it was asked to be."""
+"""Step statistics exclude the configured warm-up."""
 
 import pytest
 
 from trainyard_trainer.reporting.timing import Throughput
 
 
-def test_step_seconds_leave_the_warm_up_out() -> None:
+def test_step_seconds_exclude_the_warm_up() -> None:
     throughput = Throughput(batch_size=8, tokens_per_sample=0, warmup_steps=3)
     for seconds in (9.0, 9.0, 9.0):
         throughput.add(seconds)

@@ -68,7 +68,7 @@ def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: An
     assert run.out.splitlines()[-1].startswith("SIGTERM: stopped in step ")
 
 
-def test_a_rank_that_cannot_get_on_ends_all_the_same(make_job: MakeJob, launch: Any) -> None:
+def test_a_stuck_rank_exits(make_job: MakeJob, launch: Any) -> None:
     """Its peer stands still and the network doesn't tell."""
     run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient(0.2))
     run.wait_for_step(5)

@@ -1,4 +1,4 @@
-"""Each rank's own work in a step, and who is named when one holds up the others."""
+"""Each rank's own work in a step, and which rank is named as a straggler."""
 
 import re
 import socket
@@ -57,7 +57,7 @@ def test_the_slow_rank_is_named(make_job: MakeJob, launch: Any, strategy: str) -
         )
 
 
-def test_waiting_is_no_work() -> None:
+def test_waiting_is_not_work() -> None:
     timer = StepTimer(torch.device("cpu"))
     moments = iter([0.0, 1.0, 4.0, 5.0, 7.0, 10.0])
     timer._now = lambda: next(moments)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Text is tokenised once, whoever asks and however they end."""
+"""Text is tokenised once, by concurrent and by killed processes too."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_processes_that_ask_at_once_share_one(tmp_path: Path) -> None:
     assert log.read_text() == "made\n"
 
 
-def test_a_killed_maker_leaves_the_work_to_the_next(tmp_path: Path) -> None:
+def test_a_killed_process_does_not_block_the_next(tmp_path: Path) -> None:
     program = [sys.executable, "-c", PROGRAM, str(tmp_path / "log")]
     killed = subprocess.Popen(
         [*program, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -65,7 +65,7 @@ def test_a_killed_maker_leaves_the_work_to_the_next(tmp_path: Path) -> None:
     assert made.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_damaged_file_is_made_again() -> None:
+def test_a_damaged_file_is_replaced() -> None:
     cached("numbers", lambda: np.arange(1000))
     (path,) = cache_dir().glob("*.npy")
     for size in (0, 64, 500):
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_made_again() -> None:
     assert isinstance(cached("numbers", lambda: pytest.fail("made again")), np.memmap)
 
 
-def test_without_a_place_to_write_there_is_no_cache(tmp_path: Path) -> None:
+def test_without_a_writable_directory_there_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where the directory should be")
     for _ in range(2):
         assert cached("numbers", lambda: np.arange(3)).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Whole runs in real processes: what they leave behind, and that nothing depends on luck."""
+"""Whole runs in real processes: their files, and that results are reproducible."""
 
 import json
 import math

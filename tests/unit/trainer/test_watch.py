@@ -49,7 +49,7 @@ def test_a_stopped_rank_is_named(
     os.kill(run.pids[stopped], signal.SIGSTOP)
     codes = run.wait(terminate=False)
     other = 1 - stopped
-    assert codes[stopped] == -signal.SIGKILL  # SIGTERM would have to wait until it goes on
+    assert codes[stopped] == -signal.SIGKILL  # SIGTERM would have to wait until it continues
     assert codes[other] == 1
     first, *stacks = run.err.splitlines()
     says = "rank 1: " if other else ""
@@ -80,7 +80,7 @@ def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any)
     assert f"rank 1 ({socket.gethostname()}, pid {run.pids[1]}) is not where the others" in first
     assert ": it is in step 17 at " in first
     assert "; rank 0 waits in checkpointing after step 16 at " in first
-    # Both leave the same words: whichever the operator hears first, the reason is the same.
+    # Both write the same error: the reason does not depend on which the operator reads first.
     assert run.error_message(0) == run.error_message(1) == first
 
 

@@ -198,4 +198,4 @@ class _Clock:
 
 
 def _process_state(beat: Heartbeat) -> State:
-    return state_of(beat.pid, beat.place)
+    return state_of(beat.pid, beat.pid_namespace)
