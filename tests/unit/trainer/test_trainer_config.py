@@ -151,7 +151,7 @@ def test_the_job_of_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "{apiVersion: trainyard.dev/v1alpha1, kind: TrainingRun, metadata: {name: a},"
             " spec: {command: [train.py]}}",
-            "spec.command runs your own script; run that with torchrun",
+            "spec.command is your own script: start it with torchrun",
         ),
     ],
 )
