@@ -76,6 +76,9 @@ can-cluster:
 can-images:
 	@$(PYTHON) -m dev.cluster.preflight images $(IMAGES_TOOL:%=--tool %)
 
+dist: $(VENV)/ready ## build the wheel and the sdist into dist/
+	$(BIN)/uv build --quiet --out-dir dist
+
 lock: $(VENV)/ready ## update the images' locked requirements
 	$(BIN)/python -m dev.images lock
 
