@@ -6,10 +6,13 @@ reshard for another number of ranks. (It could write the full state too, but imp
 long as importing torch, and a restarted run would wait for that.)
 """
 
+import contextlib
 import importlib
+import io
+import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -216,7 +219,6 @@ class ShardedState(StateFiles):
     def stage(self) -> Write:
         if self._imports is not None:
             self._imports.result()  # two threads must not import the same package at once
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
         from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -229,8 +231,7 @@ class ShardedState(StateFiles):
             staged = self._stager.stage(state)
             self.copied.set()
             self._check_finite(staged)
-            writer = FileSystemWriter(directory)
-            save(staged, storage_writer=writer, process_group=self.group.background)
+            save(staged, storage_writer=_writer(directory), process_group=self.group.background)
 
         return write
 
@@ -266,6 +267,36 @@ class ShardedState(StateFiles):
     def _random_state(self) -> dict[str, Tensor]:
         random = random_state(self.group.device)
         return {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
+
+
+class _File(io.BufferedWriter):
+    """A file that torch may flush after it is closed."""
+
+    def flush(self) -> None:
+        if not self.closed:
+            super().flush()
+
+
+def _writer(directory: Path) -> Any:
+    """torch's FileSystemWriter, without a traceback on stderr when a write has failed.
+
+    It writes through a wrapper of the file that it leaves to the garbage collector then; the
+    wrapper's end flushes the file, which is closed by that time. From Python 3.13 on an exception
+    in the end of a file object is printed.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+
+    class Files(FileSystem):
+        @contextlib.contextmanager
+        def create_stream(
+            self, path: str | os.PathLike[str], mode: str
+        ) -> Generator[io.IOBase, None, None]:
+            with _File(io.FileIO(path, mode)) as stream:
+                yield stream
+
+    writer = FileSystemWriter(directory)
+    writer.fs = Files()
+    return writer
 
 
 def make_state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
