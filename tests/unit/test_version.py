@@ -87,3 +87,15 @@ def test_the_command_prints_the_version_or_one_line() -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[0].startswith("version: tag v99.0.0: ")
     assert run("sett").returncode == 2
+
+
+def test_the_supported_pythons_are_those_of_the_gate_and_the_tools() -> None:
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text())
+    project, tools = settings["project"], settings["tool"]
+    found = re.findall(r"Programming Language :: Python :: (3\.\d+)", str(project["classifiers"]))
+    oldest, *_, newest = sorted(found, key=lambda name: int(name.removeprefix("3.")))
+    assert project["requires-python"] == f">={oldest}"
+    assert tools["mypy"]["python_version"] == oldest
+    assert tools["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    gate = (REPO / ".ci/run").read_text()
+    assert f"oldest=$(python {oldest})\nnewest=$(python {newest})\n" in gate
