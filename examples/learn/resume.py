@@ -1,8 +1,9 @@
 """Exact resume: a run that is killed and started again ends with the same bits as one that is not.
 
-Run it:   torchrun --standalone --nproc-per-node=2 --max-restarts=1 examples/learn/resume.py
-Kill it:  ... examples/learn/resume.py --kill
-Break it: ... examples/learn/resume.py --kill --forget optimizer     (or: random, position)
+Run it:   torchrun --standalone --nproc-per-node=2 examples/learn/resume.py
+Kill it:  torchrun --standalone --nproc-per-node=2 examples/learn/resume.py --kill
+          and start it again, without --kill
+Break it: start it again with --forget optimizer (or random, or position)
 """
 
 import argparse
@@ -65,12 +66,8 @@ def main() -> None:
     args = parser.parse_args()
     if "RANK" not in os.environ:
         sys.exit("start this script with: torchrun --standalone --nproc-per-node=2 SCRIPT")
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
-    if first and rank == 0:
-        shutil.rmtree(FOLDER, ignore_errors=True)
-    dist.barrier()
 
     torch.manual_seed(rank)  # dropout differs from rank to rank; DDP makes the weights equal
     inputs = torch.randn(SAMPLES, 8, generator=torch.Generator().manual_seed(0))
@@ -100,9 +97,10 @@ def main() -> None:
         optimizer.zero_grad()
         if step % EVERY == 0:
             save(step, model, optimizer)
-        if args.kill and first and rank == 1 and step == KILLED_AT:
+        if args.kill and rank == 1 and step == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
     if rank == 0:
+        shutil.rmtree(FOLDER)  # the run is complete: the next one starts from the beginning
         print(f"step {STEPS}: weights {fingerprint(model)}", flush=True)
     dist.destroy_process_group()
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-STEPS, WARMUP = 30, 5
-BATCH = 4 if "--break" in sys.argv else 512  # samples of one step, all ranks together
+STEPS, WARMUP = 20, 5
+BATCH = 4 if "--break" in sys.argv else 1024  # samples of one step, all ranks together
 WIDTH = 512
 
 
@@ -67,10 +67,13 @@ def main() -> None:
         )
         speedup = alone / together
         print(f"speedup {speedup:.2f}, efficiency {speedup / size:.0%}")
-        sigma = max(0.0, (size / speedup - 1) / (size - 1))
-        shown = ", ".join(f"{n}: {n / (1 + sigma * (n - 1)):.1f}" for n in (4, 16, 64))
-        print(f"if Amdahl's law holds: sigma {sigma:.2f}; speedup on {shown}; limit", end=" ")
-        print(f"{1 / sigma:.1f}" if sigma else "none")
+        if speedup > 1:
+            sigma = max(0.0, (size / speedup - 1) / (size - 1))
+            shown = ", ".join(f"{n}: {n / (1 + sigma * (n - 1)):.1f}" for n in (4, 16, 64))
+            limit = f"{1 / sigma:.1f}" if sigma else "none"
+            print(f"by Amdahl's law: sigma {sigma:.2f}; speedup on {shown}; limit {limit}")
+        else:
+            print("slower than one rank")
     dist.destroy_process_group()
 
 
