@@ -246,7 +246,7 @@ def _write(path: Path, content: bytes) -> str:
         ("empty.bin", b"", "is not a token file"),
         ("odd.bin", b"123", "is not a token file"),
         ("text.npy", b"once upon a time", "is not a token file"),
-        ("large.bin", b"\xff\xff" * 999, "400 tokens, but .* holds the ids 65535 to 65535"),
+        ("large.bin", b"\xff\xff" * 999, "400 tokens, but .* has ids from 65535 to 65535"),
     ],
 )
 def test_an_invalid_corpus(
@@ -264,7 +264,7 @@ def test_arrays_that_are_not_tokens(recipe: Callable[..., BPEGPT], tmp_path: Pat
         with pytest.raises(ConfigError, match="must be a 1-d array of integers"):
             recipe(corpus=str(path))
     np.save(path, np.full(999, -1))
-    with pytest.raises(ConfigError, match="holds the ids -1 to -1"):
+    with pytest.raises(ConfigError, match="has ids from -1 to -1"):
         recipe(corpus=str(path))
     with pytest.raises(ConfigError, match="does not exist here"):
         recipe(corpus=str(tmp_path / "none.bin"))

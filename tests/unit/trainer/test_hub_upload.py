@@ -67,5 +67,5 @@ def test_a_refusal_is_one_line(model: Path) -> None:
 
 def test_no_token(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(UploadError, match="set HF_TOKEN to a token that may write to me/model"):
+    with pytest.raises(UploadError, match="set HF_TOKEN to a token with write access to me/model"):
         upload_model(model, "me/model", private=True)

@@ -78,7 +78,7 @@ GOOD = encoded(Image.fromarray(PIXELS[0]))
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b"GIF?", "w: row 1 can't be decoded: 4 bytes that are no image Pillow knows"),
+        (b"GIF?", "w: row 1 can't be decoded: 4 bytes in no image format that Pillow knows"),
         (GOOD[:-40], "w: row 1 can't be decoded: "),
         (None, "w: row 1 has no image"),
         ({"bytes": None, "path": None}, "w: row 1 has no image"),

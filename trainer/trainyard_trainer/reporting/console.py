@@ -13,12 +13,13 @@ class Console:
     def info(self, text: str) -> None:
         """Print a line."""
         if self._enabled:
-            print(text, flush=True)
+            # One write: a signal must not come between the text and the end of its line.
+            print(f"{text}\n", end="", flush=True)
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr: something failed, but the run continues."""
         if self._enabled:
-            print(f"warning: {text}", file=sys.stderr, flush=True)
+            print(f"warning: {text}\n", end="", file=sys.stderr, flush=True)
 
     def step(
         self, step: int, total: int, loss: float, lr: float, rate: float, unit: str, eta: float
