@@ -81,8 +81,9 @@ def push(image: str, target: str, tool: str = "") -> None:
         return
     # zstd compresses 6 GB of libraries in half the time of gzip, and unpacks faster, too.
     command = [name, "push", "--quiet", "--tls-verify=false", "--compression-format=zstd"]
-    command += ["--compression-level=1", image, f"docker://{target}"]
-    run(command, env=direct_env(), timeout=TRANSFER)
+    if name == "buildah":  # podman before 4.6 has no such option
+        command.append("--compression-level=1")
+    run([*command, image, f"docker://{target}"], env=direct_env(), timeout=TRANSFER)
 
 
 def _refuse_taken_port(port: int) -> None:
