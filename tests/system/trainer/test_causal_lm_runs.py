@@ -178,7 +178,7 @@ def test_lora_trains_little_and_exports_both_forms(
         return finetune(forms | (job or {}), **settings | config)
 
     run = train(make())
-    assert "0.26 million parameters, 4,480 of them trained" in run.out
+    assert "0.26 million parameters, 4,480 of them trainable" in run.out
     metrics = verify(model_of(run, 8)).metrics
     assert metrics["eval_loss"] < metrics["base_eval_loss"] - 0.1
     adapter = model_of(run, 8) / "adapter"

@@ -16,7 +16,7 @@ from trainyard_trainer.reporting.trackers import launcher
 START = """
 import os, sys
 os.nice = lambda _: 0
-from trainyard_trainer.reporting.trackers import main
+from trainyard_trainer.reporting.trackers.__main__ import main
 sys.exit(main())
 """
 
