@@ -57,15 +57,21 @@ def test_all_ranks_save_the_same_step_though_one_got_the_signal(
 
 
 def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: Any) -> None:
-    """What torchrun does when a rank dies: it tells the others to end. They have nothing to add."""
-    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient())
+    """What torchrun does when a rank dies: it tells the others to end. They have nothing to add.
+
+    About once in a thousand times gloo misses that a peer is gone, and its waitSend returns only
+    at the process group's timeout: then the rank exits without words, as a stuck one does.
+    """
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient(10))
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGSTOP)
     os.kill(run.pids[0], signal.SIGTERM)
     os.kill(run.pids[1], signal.SIGKILL)
-    assert run.wait(terminate=False) == [-signal.SIGTERM, -signal.SIGKILL]
-    assert run.err == ""
-    assert run.out.splitlines()[-1].startswith("SIGTERM: stopped in step ")
+    code, killed = run.wait(terminate=False)
+    assert (killed, run.err) == (-signal.SIGKILL, "")
+    if code != 128 + signal.SIGTERM:
+        assert code == -signal.SIGTERM
+        assert run.out.splitlines()[-1].startswith("SIGTERM: stopped in step ")
 
 
 def test_a_stuck_rank_exits(make_job: MakeJob, launch: Any) -> None:
