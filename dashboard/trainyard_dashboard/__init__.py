@@ -1,1 +1,1 @@
-"""The dashboard: a page about runs, scaling, cost and served models. It changes nothing."""
+"""The dashboard: a read-only web page about runs, scaling, cost and served models."""

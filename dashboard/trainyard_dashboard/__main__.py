@@ -1,33 +1,32 @@
 """`python -m trainyard_dashboard`: the dashboard's server."""
 
-import argparse
 import sys
 
-from trainyard_dashboard.settings import DashboardSettings
-from trainyard_serving.program import App, fail, prepare_logging, serve_app
-from trainyard_serving.settings import SettingsError, add_flags
-
-PROGRAM = "trainyard_dashboard"
-APP = App(
-    "a page about runs, scaling, cost and served models; it changes nothing",
-    DashboardSettings,
-    "trainyard_dashboard.app",
-    "create_dashboard_app",
-)
+from trainyard_dashboard.settings import PROGRAM, read_settings
+from trainyard_serving.program import fail, prepare_logging
+from trainyard_serving.settings import SettingsError
 
 
 def main() -> int:
-    """Exit status: 0 when all went well, 1 for what the user can mend (one line says what)."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description=f"Show {APP.help}. Every flag can also be set by the variable in [].",
-    )
-    add_flags(parser, APP.settings)
+    """Serve until SIGTERM or Ctrl-C.
+
+    Returns the exit status: 0, or 1 after an error that the user can correct (printed as one line).
+    """
     prepare_logging()
     try:
-        return serve_app(PROGRAM, APP, parser.parse_args())
+        settings = read_settings(sys.argv[1:])
     except SettingsError as error:
         return fail(PROGRAM, str(error))
+    # Imported late, so that wrong flags are reported without the seconds these take.
+    from trainyard_dashboard.app import create_dashboard_app
+    from trainyard_serving.server import ListenError, listen, serve
+
+    try:
+        sock = listen(settings.host, settings.port)
+    except ListenError as error:
+        return fail(PROGRAM, str(error))
+    serve(create_dashboard_app(settings), sock, settings.drain_seconds)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,39 +1,60 @@
-"""The dashboard's server: what the page asks for, as JSON. Nothing can be changed through it."""
+"""The dashboard's HTTP server: a read-only JSON API, and the page's static files."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from trainyard_dashboard.assets import add_pages
-from trainyard_dashboard.board import Board
-from trainyard_dashboard.calculator import (
+from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.catalog import Catalog, DataSource, RunHistory, RunSummary
+from trainyard_dashboard.costs import (
+    EXAMPLE_PRICES,
+    Costs,
+    PriceFile,
+    PriceFileError,
+    compare_costs,
+)
+from trainyard_dashboard.demo import Answer, Demo, DemoInfo, Prompt
+from trainyard_dashboard.kubernetes_api import KubernetesAPI
+from trainyard_dashboard.local_files import LocalFiles
+from trainyard_dashboard.projection import (
     MAX_PROCESSES,
     Projection,
-    Scaling,
-    scalings,
+    ScalingModel,
+    scaling_models,
 )
-from trainyard_dashboard.cluster_source import ClusterSource
-from trainyard_dashboard.costs import Costs, costs
-from trainyard_dashboard.demo import About, Answer, Demo, Question
-from trainyard_dashboard.local_source import LocalSource
-from trainyard_dashboard.model import RunHistory, RunRow, Source
-from trainyard_dashboard.prices import DEFAULT, PriceFileError, Prices
-from trainyard_dashboard.prometheus_source import PrometheusSource
+from trainyard_dashboard.prometheus import Prometheus
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_serving.app import create_app
 from trainyard_serving.backend import Served
 from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
 
-LOCAL_NAMES = ["localhost", "127.0.0.1", "["]  # the last is what Starlette makes of [::1]:PORT
-MAX_SELECTED = 50  # runs drawn at once
-RATES = {"tokens_per_second": "tokens", "samples_per_second": "samples"}
+LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "["]  # Starlette reduces [::1]:PORT to "["
+MAX_SELECTED = 50  # runs in one request
+RATE_UNITS = {"tokens_per_second": "tokens", "samples_per_second": "samples"}
+
+STATIC = Path(__file__).with_name("static")
+MEDIA_TYPES = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".html": "text/html",
+    ".yaml": "text/plain",
+}
+SECURITY_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; script-src 'self';"
+    " style-src 'self'; img-src data:; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
 
 RunIds = Annotated[list[str], Query(min_length=1, max_length=MAX_SELECTED)]
 MetricNames = Annotated[list[str], Query(min_length=1, max_length=16)]
@@ -41,42 +62,42 @@ Processes = Annotated[int, Query(ge=1, le=MAX_PROCESSES)]
 Budget = Annotated[float, Query(gt=0, le=1e18, description="Tokens or samples to train on.")]
 Configuration = Annotated[int, Query(ge=0, le=1000)]
 PricePerHour = Annotated[
-    float | None, Query(ge=0, le=1e9, description="Of one process for an hour.")
+    float | None, Query(ge=0, le=1e9, description="Price of one process for an hour.")
 ]
 
 
 class State(BaseModel):
-    """What the page must know first."""
+    """What the page needs once, when it is opened."""
 
-    sources: list[str] = Field(description="Where runs are read from, for people.")
+    sources: list[str] = Field(description="Names of the data sources.")
     poll_seconds: float
     has_demo: bool
 
 
 class Runs(BaseModel):
-    """All runs, the newest first."""
+    """All runs, newest first."""
 
-    runs: list[RunRow]
-    problems: list[str]
+    runs: list[RunSummary]
+    problems: list[str] = Field(description="A message for everything unreadable.")
 
 
 class Histories(BaseModel):
-    """Curves and samples by the run's id."""
+    """Curves and text samples by run id."""
 
     runs: dict[str, RunHistory]
     problems: list[str]
 
 
 class StudyConfiguration(BaseModel):
-    """One configuration that a study measured at several sizes."""
+    """One configuration of a study, and the sizes at which it was measured."""
 
     label: str
     unit: str
     sizes: list[int]
 
 
-class StudyRow(BaseModel):
-    """A study in short."""
+class StudySummary(BaseModel):
+    """A study by its status."""
 
     id: str
     name: str
@@ -89,16 +110,36 @@ class StudyRow(BaseModel):
     price: float | None = Field(description="Of a process for an hour, as entered in the study.")
     currency: str
 
+    @classmethod
+    def of(cls, study_id: str, study: ScalingStudy) -> "StudySummary":
+        """Summarize a study."""
+        status, cost, machine = study.status, study.spec.cost, study.status.machine
+        return cls(
+            id=study_id,
+            name=study_id.rpartition("/")[2],
+            phase=status.phase,
+            progress=status.progress,
+            headline=status.headline,
+            message=status.message,
+            machine=f"{machine.cpu}, {machine.cores} cores" if machine else "",
+            configurations=[
+                StudyConfiguration(label=label, unit=model.unit, sizes=list(model.measured))
+                for label, model in scaling_models(study)
+            ],
+            price=cost.per_process_hour if cost else None,
+            currency=cost.currency if cost else "USD",
+        )
+
 
 class Studies(BaseModel):
     """All studies."""
 
-    studies: list[StudyRow]
+    studies: list[StudySummary]
     problems: list[str]
 
 
 class _NoModel:
-    """A backend without a model: always there."""
+    """The dashboard's backend for `create_app`: it has no model, and is always ready."""
 
     alive = ready = True
     served: Served | None = None
@@ -109,67 +150,46 @@ class _NoModel:
         self.refused: list[str] = []
 
     def start(self) -> None:
-        """Sources are read when somebody asks."""
+        """Do nothing: data sources are read on request."""
 
     def stop(self) -> None:
-        """Nothing goes on."""
+        """Do nothing."""
 
 
-class Routes:
-    """The routes of this app. Those that read files or ask servers run in threads."""
+class DashboardAPI:
+    """The endpoints. Those that block on files or servers are not async: they run in threads."""
 
     def __init__(
-        self, settings: DashboardSettings, board: Board, prices: Prices, demo: Demo
+        self, settings: DashboardSettings, catalog: Catalog, prices: PriceFile, demo: Demo
     ) -> None:
         self._settings = settings
-        self._board = board
+        self._catalog = catalog
         self._prices = prices
         self._demo = demo
 
     async def state(self) -> State:
-        """What the page must know first."""
+        """What the page needs once, when it is opened."""
         return State(
-            sources=self._board.where,
+            sources=self._catalog.labels,
             poll_seconds=self._settings.poll_seconds,
             has_demo=self._settings.demo_url is not None,
         )
 
     def runs(self) -> Runs:
-        """All runs, the newest first."""
-        runs, problems = self._board.runs()
+        """All runs, newest first."""
+        runs, problems = self._catalog.runs()
         return Runs(runs=runs, problems=problems)
 
     def history(self, run: RunIds, metric: MetricNames) -> Histories:
-        """Curves of some runs, thinned out to 500 points each, and samples of text."""
-        runs, problems = self._board.history(run, metric)
+        """Curves of runs, downsampled to at most 500 points each, and text samples."""
+        runs, problems = self._catalog.history(run, metric)
         return Histories(runs=runs, problems=problems)
 
     def studies(self) -> Studies:
         """Scaling studies with their configurations."""
-        studies, problems = self._board.studies()
-        rows = []
-        for name, study in studies.items():
-            status, cost, machine = study.status, study.spec.cost, study.status.machine
-            rows.append(
-                StudyRow(
-                    id=name,
-                    name=name.rpartition("/")[2],
-                    phase=status.phase,
-                    progress=status.progress,
-                    headline=status.headline,
-                    message=status.message,
-                    machine=f"{machine.cpu}, {machine.cores} cores" if machine else "",
-                    configurations=[
-                        StudyConfiguration(
-                            label=label, unit=scaling.unit, sizes=list(scaling.measured)
-                        )
-                        for label, scaling in scalings(study)
-                    ],
-                    price=cost.per_process_hour if cost else None,
-                    currency=cost.currency if cost else "USD",
-                )
-            )
-        return Studies(studies=rows, problems=problems)
+        studies, problems = self._catalog.studies()
+        summaries = [StudySummary.of(study_id, study) for study_id, study in studies.items()]
+        return Studies(studies=summaries, problems=problems)
 
     def projection(
         self,
@@ -179,8 +199,8 @@ class Routes:
         configuration: Configuration = 0,
         price: PricePerHour = None,
     ) -> Projection:
-        """Time and cost of a training at so many processes, from what the study measured."""
-        return self._scaling(study, configuration).project(processes, budget, price)
+        """Time and cost of a training run with this many processes, projected from a study."""
+        return self._model_of_study(study, configuration).project(processes, budget, price)
 
     def costs(
         self,
@@ -190,89 +210,123 @@ class Routes:
         configuration: Configuration = 0,
         run: str | None = None,
     ) -> Costs:
-        """What a training costs on every hardware of the price file, by a study or a run."""
+        """The cost on each hardware of the price file, from a study's or a run's throughput."""
         if (study is None) == (run is None):
-            raise ApiError(422, "name a study or a run, and not both", "no_basis")
+            raise ApiError(422, "give exactly one of study and run", "no_basis")
         try:
-            file = self._prices.read()
+            prices = self._prices.read()
         except PriceFileError as error:
             raise ApiError(409, str(error), "bad_price_file") from None
-        scaling = self._scaling(study, configuration) if study else self._scaling_of_run(run or "")
-        return costs(scaling, processes, budget, file, str(self._prices.path))
+        if study:
+            model = self._model_of_study(study, configuration)
+        else:
+            model = self._model_of_run(run or "")
+        return compare_costs(model, processes, budget, prices, self._prices.path)
 
-    def _scaling(self, study: str, configuration: int) -> Scaling:
-        studies, _ = self._board.studies()
-        if study not in studies:
-            raise ApiError(404, f"there is no study {study}", "no_study")
-        found = scalings(studies[study])
-        if configuration >= len(found):
-            raise ApiError(404, f"study {study} has no such configuration", "no_configuration")
-        return found[configuration][1]
+    def _model_of_study(self, study_id: str, configuration: int) -> ScalingModel:
+        studies, _ = self._catalog.studies()
+        if study_id not in studies:
+            raise ApiError(404, f"study {study_id} does not exist", "no_study")
+        models = scaling_models(studies[study_id])
+        if configuration >= len(models):
+            message = f"study {study_id} has no configuration {configuration}"
+            raise ApiError(404, message, "no_configuration")
+        return models[configuration][1]
 
-    def _scaling_of_run(self, run: str) -> Scaling:
-        """A run has one size: what it measured there, no law."""
-        rows, _ = self._board.runs()
-        row = next((row for row in rows if row.id == run), None)
-        if row is None:
-            raise ApiError(404, f"there is no run {run}", "no_run")
-        histories, problems = self._board.history([run], list(RATES))
-        curves = histories[run].curves if run in histories else []
-        for metric, unit in RATES.items():
+    def _model_of_run(self, run_id: str) -> ScalingModel:
+        """A model with the run's own size only, hence without a law."""
+        runs, _ = self._catalog.runs()
+        run = next((run for run in runs if run.id == run_id), None)
+        if run is None:
+            raise ApiError(404, f"run {run_id} does not exist", "no_run")
+        histories, problems = self._catalog.history([run_id], list(RATE_UNITS))
+        curves = histories[run_id].curves if run_id in histories else []
+        for metric, unit in RATE_UNITS.items():
             for curve in curves:
-                if curve.metric == metric and row.processes and curve.rate:
-                    return Scaling({row.processes: [curve.rate]}, unit)
-        why = problems[0] if problems else "its throughput is not known"
-        raise ApiError(409, f"run {row.name} tells nothing of time: {why}", "no_throughput")
+                if curve.metric == metric and run.processes and curve.rate:
+                    return ScalingModel({run.processes: [curve.rate]}, unit)
+        cause = f": {problems[0]}" if problems else ""
+        message = f"the throughput of run {run.name} is unknown{cause}"
+        raise ApiError(409, message, "no_throughput")
 
-    async def about_demo(self) -> About:
-        """Whom the live demo asks."""
-        return await self._demo.about()
+    async def demo(self) -> DemoInfo:
+        """The server that the demo sends prompts to."""
+        return await self._demo.info()
 
-    async def ask(self, question: Question) -> Answer:
-        """Ask the served model."""
-        return await self._demo.ask(question)
+    async def ask(self, prompt: Prompt) -> Answer:
+        """Send a prompt to the served model."""
+        return await self._demo.ask(prompt)
 
 
 def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
-    """The server's ASGI app."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every query
+    """The dashboard's ASGI app."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every query
     prometheus = None
     if settings.prometheus_url:
-        prometheus = PrometheusSource(settings.prometheus_url, settings.prometheus_token)
-    board = Board(_sources(settings), prometheus)
+        prometheus = Prometheus(settings.prometheus_url, settings.prometheus_token)
+    catalog = Catalog(_data_sources(settings), prometheus)
     demo = Demo(settings.demo_url, settings.demo_api_key, settings.max_queue)
-    prices = Prices(Path(settings.prices).absolute() if settings.prices else DEFAULT)
+    prices = PriceFile(Path(settings.prices).absolute() if settings.prices else EXAMPLE_PRICES)
     metrics = Metrics()
     metrics.queue_depth.set_function(lambda: demo.gate.depth)
     app = create_app("Trainyard: dashboard", settings, _NoModel(), metrics, invalid=_invalid)
-    routes = Routes(settings, board, prices, demo)
-    app.add_api_route("/api/state", routes.state)
-    app.add_api_route("/api/runs", routes.runs)
-    app.add_api_route("/api/history", routes.history)
-    app.add_api_route("/api/studies", routes.studies)
-    app.add_api_route("/api/projection", routes.projection)
-    app.add_api_route("/api/costs", routes.costs)
-    app.add_api_route("/api/demo", routes.about_demo)
-    app.add_api_route("/api/demo", routes.ask, methods=["POST"])
-    add_pages(app)
+    api = DashboardAPI(settings, catalog, prices, demo)
+    app.add_api_route("/api/state", api.state)
+    app.add_api_route("/api/runs", api.runs)
+    app.add_api_route("/api/history", api.history)
+    app.add_api_route("/api/studies", api.studies)
+    app.add_api_route("/api/projection", api.projection)
+    app.add_api_route("/api/costs", api.costs)
+    app.add_api_route("/api/demo", api.demo)
+    app.add_api_route("/api/demo", api.ask, methods=["POST"])
+    app.add_api_route("/", index, include_in_schema=False)
+    app.add_api_route("/static/{name}", static_file, include_in_schema=False)
     if settings.local_only and settings.api_key is None:
-        # Else any page in the user's browser could read ours by a name that leads here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)
+        # Prevents DNS rebinding: a web page elsewhere could otherwise read the runs through a
+        # host name that resolves to this machine.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     return app
 
 
+def index(request: Request) -> Response:
+    """The page."""
+    return static_file(request, "index.html")
+
+
+def static_file(request: Request, name: str) -> Response:
+    """One of the page's files; 304 if the client has it already."""
+    if name not in _static_names():
+        raise ApiError(404, f"there is no file {name}")
+    etag = f'"{hashlib.sha256(_static_data(name)).hexdigest()[:16]}"'
+    headers = {**SECURITY_HEADERS, "cache-control": "no-cache", "etag": etag}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    media_type = MEDIA_TYPES[Path(name).suffix]
+    return Response(_static_data(name), headers=headers, media_type=media_type)
+
+
+@cache
+def _static_names() -> frozenset[str]:
+    return frozenset(path.name for path in STATIC.iterdir())
+
+
+@cache
+def _static_data(name: str) -> bytes:
+    return (STATIC / name).read_bytes()
+
+
 def _invalid(error: RequestValidationError) -> ApiError:
-    """One line; what was sent is not repeated, for it may be no text."""
+    """One line. The input is not repeated in it: it may be anything, even binary."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    what = f"{where}: {first['msg']}" if where else str(first["msg"])
-    return ApiError(422, what, "invalid_request")
+    field = ".".join(str(part) for part in first["loc"][1:])
+    message = f"{field}: {first['msg']}" if field else str(first["msg"])
+    return ApiError(422, message, "invalid_request")
 
 
-def _sources(settings: DashboardSettings) -> Sequence[Source]:
-    sources: list[Source] = []
+def _data_sources(settings: DashboardSettings) -> Sequence[DataSource]:
+    sources: list[DataSource] = []
     if settings.local_home:
-        sources.append(LocalSource(settings.local_home))
+        sources.append(LocalFiles(settings.local_home))
     if settings.cluster:
-        sources.append(ClusterSource(settings.context, settings.namespace))
+        sources.append(KubernetesAPI(settings.context, settings.namespace))
     return sources

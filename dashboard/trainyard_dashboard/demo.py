@@ -1,4 +1,4 @@
-"""The live demo: passes questions on to the one server that was configured."""
+"""The demo: forwards prompts to one configured model server."""
 
 import json
 import time
@@ -19,26 +19,26 @@ ROUTES: dict[Kind, str] = {
     "classify": "/predict",
     "vision": "/answer",
 }
-LOOK_SECONDS = 5.0
-ANSWER_SECONDS = 60.0
-MAX_BYTES = 1 << 20  # of an answer
-MAX_TEXT = 8000  # characters
+INFO_TIMEOUT = 5.0  # seconds
+ANSWER_TIMEOUT = 60.0
+MAX_BYTES = 1 << 20  # of a response
+MAX_CHARACTERS = 8000  # of a prompt
 MAX_TOKENS = 256
-RUNNING = 2
-DESCRIPTION_SECONDS = 10.0  # the server may be replaced by one of another kind
+MAX_RUNNING = 2  # prompts at a time
+INFO_SECONDS = 10.0  # until the server is probed again: it may have been replaced
 
 
-class Question(BaseModel):
-    """What the page asks."""
+class Prompt(BaseModel):
+    """A prompt from the page."""
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    text: str = Field(min_length=1, max_length=MAX_CHARACTERS)
     image_url: str | None = Field(default=None, max_length=4000, description="vision only")
     max_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS)
 
 
-class ClassShare(BaseModel):
+class ClassProbability(BaseModel):
     """A class and its probability."""
 
     label: str
@@ -46,84 +46,89 @@ class ClassShare(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model said."""
+    """The model's answer."""
 
     kind: Kind
     text: str
-    classes: list[ClassShare] = Field(default_factory=list, description="The likeliest first.")
+    classes: list[ClassProbability] = Field(
+        default_factory=list, description="The most probable first."
+    )
     tokens: int | None = None
-    seconds: float = Field(description="From the dashboard to the server and back.")
+    seconds: float = Field(description="Round trip from the dashboard to the server.")
     digest: str | None = Field(default=None, description="Of the model that answered.")
 
 
-class About(BaseModel):
-    """Whom the demo asks."""
+class DemoInfo(BaseModel):
+    """The server that the demo sends prompts to."""
 
     url: str | None
     kind: Kind | None = None
-    problem: str = Field(default="", description="Why it can't be asked; one line.")
+    problem: str = Field(default="", description="Why it can't be used; one line.")
     max_tokens: int = MAX_TOKENS
 
 
 class Demo:
-    """One server that answers."""
+    """A client of the configured model server."""
 
     def __init__(self, url: str | None, key: SecretStr | None, max_queue: int) -> None:
         self._url = url.rstrip("/") if url else None
         self._headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        self.gate = Gate(RUNNING, max_queue)
+        self.gate = Gate(MAX_RUNNING, max_queue)
         self._client: httpx.AsyncClient | None = None
-        self._about: tuple[float, About] | None = None
+        self._info: tuple[float, DemoInfo] | None = None
 
-    async def about(self) -> About:
-        """Whom it asks, and whether that one can be asked."""
+    async def info(self) -> DemoInfo:
+        """Return the server's URL and kind, or why it can't be used."""
         if self._url is None:
-            return About(
-                url=None, problem="no server is configured: start the dashboard with --demo-url URL"
-            )
-        if self._about is None or time.monotonic() - self._about[0] > DESCRIPTION_SECONDS:
-            self._about = time.monotonic(), await self._look(self._url)
-        return self._about[1]
+            problem = "no server is configured: start the dashboard with --demo-url URL"
+            return DemoInfo(url=None, problem=problem)
+        if self._info is None or time.monotonic() - self._info[0] > INFO_SECONDS:
+            self._info = time.monotonic(), await self._probe(self._url)
+        return self._info[1]
 
-    async def ask(self, question: Question) -> Answer:
-        """Raises ApiError: 429, 502, 503, 504, or what the server refuses (4xx)."""
-        about = await self.about()
-        if about.kind is None:
-            raise ApiError(503, about.problem, "no_model")
+    async def ask(self, prompt: Prompt) -> Answer:
+        """Return the model's answer.
+
+        Raises:
+            ApiError: 429 (queue full), 502, 503 or 504 (the server failed), or 422 (it rejects the
+                prompt).
+        """
+        info = await self.info()
+        if info.kind is None:
+            raise ApiError(503, info.problem, "no_model")
         async with self.gate.place(), self.gate.turn():
             started = time.monotonic()
             status, headers, body = await self._call(
-                "POST", ROUTES[about.kind], ANSWER_SECONDS, _body(about.kind, question)
+                "POST", ROUTES[info.kind], ANSWER_TIMEOUT, _request(info.kind, prompt)
             )
         if status >= 400:
-            raise _refused(status, body)
+            raise _error(status, body)
         try:
-            answer = _answer(about.kind, body, time.monotonic() - started)
+            answer = _answer(info.kind, body, time.monotonic() - started)
         except (LookupError, TypeError, ValueError, AttributeError):
-            raise ApiError(502, "the server's answer is not understood", "demo_failed") from None
+            raise ApiError(
+                502, "the server's response has an unknown form", "demo_failed"
+            ) from None
         return answer.model_copy(update={"digest": headers.get(DIGEST_HEADER.decode())})
 
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-
-    async def _look(self, url: str) -> About:
+    async def _probe(self, url: str) -> DemoInfo:
         try:
-            status, _, body = await self._call("GET", "/openapi.json", LOOK_SECONDS)
+            status, _, body = await self._call("GET", "/openapi.json", INFO_TIMEOUT)
         except ApiError as error:
-            return About(url=url, problem=str(error.detail))
+            return DemoInfo(url=url, problem=str(error.detail))
         paths = body.get("paths") if isinstance(body, dict) else None
         for kind, route in ROUTES.items():
             if status == 200 and isinstance(paths, dict) and route in paths:
-                return About(url=url, kind=kind)
-        return About(url=url, problem=f"{url} is no generate, classify or vision server of ours")
+                return DemoInfo(url=url, kind=kind)
+        problem = f"{url} is not a Trainyard generate, classify or vision server"
+        return DemoInfo(url=url, problem=problem)
 
     async def _call(
         self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None
     ) -> tuple[int, httpx.Headers, Any]:
-        """Status, headers and JSON of an answer. Raises ApiError (502, 504)."""
+        """Return the response's status, headers and JSON. Raises ApiError (502, 504)."""
         if self._client is None:
-            # No redirects: they would lead to another address than the configured one.
+            # No redirects: they would lead away from the configured address.
             self._client = httpx.AsyncClient(verify=tls_context(), trust_env=False)
         url = f"{self._url}{path}"
         data = b""
@@ -134,47 +139,51 @@ class Demo:
                 async for chunk in response.aiter_bytes():
                     data += chunk
                     if len(data) > MAX_BYTES:
-                        raise ApiError(502, "the server's answer is too long", "demo_failed")
+                        raise ApiError(502, "the server's response is too long", "demo_failed")
             return response.status_code, response.headers, json.loads(data)
         except httpx.TimeoutException:
             raise ApiError(
-                504, f"{self._url} does not answer within {seconds:g} s", "demo_timeout"
+                504, f"{self._url} does not respond within {seconds:g} s", "demo_timeout"
             ) from None
         except httpx.HTTPError as error:
             raise ApiError(502, f"{self._url} can't be reached: {error}", "demo_failed") from None
         except (ValueError, RecursionError):
-            raise ApiError(502, f"{self._url} answers no JSON", "demo_failed") from None
+            raise ApiError(502, f"{self._url} does not respond with JSON", "demo_failed") from None
 
 
-def _body(kind: Kind, question: Question) -> dict[str, Any]:
+def _request(kind: Kind, prompt: Prompt) -> dict[str, Any]:
     if kind == "classify":
-        return {"text": question.text}
+        return {"text": prompt.text}
     if kind == "vision":
         return {
-            "question": question.text,
-            "image_url": question.image_url or "",
-            "max_tokens": question.max_tokens,
+            "question": prompt.text,
+            "image_url": prompt.image_url or "",
+            "max_tokens": prompt.max_tokens,
         }
-    return {"prompt": question.text, "max_tokens": question.max_tokens, "temperature": 0.8}
+    return {"prompt": prompt.text, "max_tokens": prompt.max_tokens, "temperature": 0.8}
 
 
 def _answer(kind: Kind, body: Any, seconds: float) -> Answer:
     if kind == "classify":
-        shares = [ClassShare(label=label, probability=p) for label, p in body["probs"].items()]
-        shares.sort(key=lambda share: share.probability, reverse=True)
-        return Answer(kind=kind, text=body["label"], classes=shares[:10], seconds=seconds)
+        classes = [ClassProbability(label=name, probability=p) for name, p in body["probs"].items()]
+        classes.sort(key=lambda one: one.probability, reverse=True)
+        return Answer(kind=kind, text=body["label"], classes=classes[:10], seconds=seconds)
     text = body["answer"] if kind == "vision" else body["choices"][0]["text"]
     tokens = (body.get("usage") or {}).get("completion_tokens")
     return Answer(kind=kind, text=text, tokens=tokens, seconds=seconds)
 
 
-def _refused(status: int, body: Any) -> ApiError:
-    """The server's refusal, in its words: 4xx is the question's fault, all else the server's."""
-    said = body.get("detail") or body.get("error") if isinstance(body, dict) else None
-    said = said.get("message") if isinstance(said, dict) else said
-    message = f"the server answers {status}: {str(said)[:500]}"
+def _error(status: int, body: Any) -> ApiError:
+    """The server's error with its own message: 422 if the prompt is at fault, otherwise 502."""
+    detail = body.get("detail") or body.get("error") if isinstance(body, dict) else None
+    detail = detail.get("message") if isinstance(detail, dict) else detail
+    message = f"the server responded with status {status}: {str(detail)[:500]}"
     if status in (401, 403):
-        return ApiError(502, f"{message}: start the dashboard with its --demo-api-key", "demo_key")
+        return ApiError(
+            502,
+            f"{message}: start the dashboard with the server's key (--demo-api-key)",
+            "demo_key",
+        )
     if status == 429 or status == 503:
         return ApiError(status, message, "demo_busy", retry_after=5)
     return ApiError(422 if status < 500 else 502, message, "demo_refused")

@@ -1,16 +1,16 @@
-"""charts/operator with dashboard.enabled: it reads, behind a key, and can do nothing else."""
+"""charts/operator with dashboard.enabled: read-only rights, an API key, a restricted pod."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 
-from trainyard_dashboard.prices import PriceFile
-from trainyard_dashboard.settings import DashboardSettings
+from trainyard_dashboard.costs import PriceList
+from trainyard_dashboard.settings import DashboardSettings, read_settings
 
 from .conftest import Refusal, Render, Rendered
 from .test_operator_chart import rules
-from .test_serving_settings import read
 
 ON = ("dashboard.enabled=true", "dashboard.apiKey.value=secret")
 NAME = "trainyard-operator-dashboard"
@@ -21,17 +21,20 @@ def pod(rendered: Rendered) -> dict[str, Any]:
     return spec
 
 
-def settings(rendered: Rendered) -> DashboardSettings:
-    (container,) = pod(rendered)["containers"]
-    container["env"] = [
-        item | {"value": "secret"} if item["name"].endswith("API_KEY") else item
-        for item in container["env"]
-    ]
-    found: DashboardSettings = read(container, DashboardSettings)
-    return found
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[Rendered], DashboardSettings]:
+    """Reads the settings as the program does, from the container's arguments and environment."""
+
+    def read(rendered: Rendered) -> DashboardSettings:
+        (container,) = pod(rendered)["containers"]
+        for variable in container["env"]:
+            monkeypatch.setenv(variable["name"], variable.get("value", "secret"))
+        return read_settings(container["args"])
+
+    return read
 
 
-def test_nothing_of_it_is_there_unless_it_is_asked_for(render: Render) -> None:
+def test_without_dashboard_enabled_there_are_no_dashboard_objects(render: Render) -> None:
     names = [item["metadata"]["name"] for item in render("operator").manifests]
     assert not [name for name in names if "dashboard" in name]
 
@@ -50,7 +53,9 @@ def test_the_dashboard_has_read_only_rights(render: Render) -> None:
     assert pod(rendered)["serviceAccountName"] == NAME
 
 
-def test_in_one_namespace_it_sees_no_other(render: Render) -> None:
+def test_with_watch_namespace_it_reads_only_that_one(
+    render: Render, settings: Callable[[Rendered], DashboardSettings]
+) -> None:
     rendered = render("operator", *ON, "watchNamespace=team")
     assert not rendered.all("ClusterRole", "dashboard")
     assert rendered.one("Role", "dashboard")["metadata"]["namespace"] == "team"
@@ -58,7 +63,9 @@ def test_in_one_namespace_it_sees_no_other(render: Render) -> None:
     assert settings(rendered).namespace == "team"
 
 
-def test_the_program_accepts_the_charts_arguments(render: Render) -> None:
+def test_the_program_accepts_the_charts_arguments(
+    render: Render, settings: Callable[[Rendered], DashboardSettings]
+) -> None:
     rendered = render(
         "operator",
         *ON,
@@ -75,7 +82,7 @@ def test_the_program_accepts_the_charts_arguments(render: Render) -> None:
     (port,) = pod(rendered)["containers"][0]["ports"]
     assert port["containerPort"] == found.port
     written = yaml.safe_load(rendered.one("ConfigMap", "dashboard")["data"]["prices.yaml"])
-    assert PriceFile.model_validate(written).currency == "EUR"
+    assert PriceList.model_validate(written).currency == "EUR"
     egress = rendered.one("NetworkPolicy", "dashboard")["spec"]["egress"]
     assert [port["port"] for port in egress[1]["ports"]] == [443, 6443, 9090, 443]
 
@@ -98,7 +105,7 @@ def test_the_key_comes_from_a_secret(render: Render, refusal: Refusal) -> None:
     assert "leave one of them empty" in refusal("operator", *both)
 
 
-def test_its_pod_keeps_to_the_restricted_standard(render: Render) -> None:
+def test_its_pod_meets_the_restricted_pod_security_standard(render: Render) -> None:
     spec = pod(render("operator", *ON))
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -111,7 +118,7 @@ def test_its_pod_keeps_to_the_restricted_standard(render: Render) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Service", "NetworkPolicy", "Deployment"])
-def test_only_its_own_pods_are_meant(render: Render, kind: str) -> None:
+def test_selectors_match_only_the_dashboards_pods(render: Render, kind: str) -> None:
     rendered = render("operator", *ON)
     labels = rendered.one("Deployment", "dashboard")["spec"]["template"]["metadata"]["labels"]
     operators = rendered.one("Deployment", "operator")["spec"]["template"]["metadata"]["labels"]

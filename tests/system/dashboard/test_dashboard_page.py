@@ -110,7 +110,7 @@ def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> N
     expect(tiles).to_contain_text("Throughput measured3400 tokens/s")
     expect(tiles).to_contain_text("22.22 EUR")  # 10,000 s of 4 processes at the study's 2.0
     processes.fill("100")
-    expect(page.locator("#scaling-warnings")).to_contain_text("25 times the largest size")
+    expect(page.locator("#scaling-warnings")).to_contain_text("25 times the largest measured size")
     expect(page.get_by_role("row", name="100 projected")).to_be_visible()
 
 

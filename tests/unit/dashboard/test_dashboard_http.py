@@ -1,4 +1,4 @@
-"""The dashboard's server over HTTP: who may read, what is refused, what the demo passes on."""
+"""The dashboard's HTTP server: the API, its errors, access, and the demo."""
 
 import re
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dashboard(home: Path) -> Iterator[httpx.Client]:
-    """A dashboard of this machine only."""
+    """A dashboard on the loopback address, without a key."""
     with running(create_dashboard_app(DashboardSettings(home=str(home)))) as client:
         yield client
 
 
-def test_a_run_of_2000_points_is_told_in_500(dashboard: httpx.Client) -> None:
+def test_a_curve_of_2000_points_is_downsampled_to_500(dashboard: httpx.Client) -> None:
     (run,) = dashboard.get("/api/runs").json()["runs"]
     assert (run["id"], run["phase"], run["step"]) == (RUN, "Succeeded", 20_000)
     answer = dashboard.get("/api/history", params={"run": RUN, "metric": ["loss", "grad_norm"]})
@@ -44,7 +44,7 @@ def test_a_run_of_2000_points_is_told_in_500(dashboard: httpx.Client) -> None:
     assert len(answer.content) < 60_000
 
 
-def test_the_calculator_answers(dashboard: httpx.Client) -> None:
+def test_projections_and_costs_are_computed(dashboard: httpx.Client) -> None:
     found = dashboard.get("/api/projection", params={**CALCULATE, "price": 2}).json()
     assert found["chosen"]["origin"] == "projected"
     assert found["chosen"]["cost"]["value"] == pytest.approx(found["chosen"]["hours"]["value"] * 16)
@@ -57,28 +57,28 @@ def test_the_calculator_answers(dashboard: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "query", "status", "told"),
+    ("path", "query", "status", "message"),
     [
-        ("/api/projection", CALCULATE | {"study": "x"}, 404, "there is no study x"),
-        ("/api/projection", CALCULATE | {"configuration": 3}, 404, "no such configuration"),
+        ("/api/projection", CALCULATE | {"study": "x"}, 404, "study x does not exist"),
+        ("/api/projection", CALCULATE | {"configuration": 3}, 404, "has no configuration 3"),
         ("/api/projection", CALCULATE | {"budget": "nan"}, 422, ""),
         ("/api/projection", CALCULATE | {"processes": 0}, 422, ""),
-        ("/api/costs", {"processes": 1, "budget": 1}, 422, "name a study or a run"),
-        ("/api/costs", {"run": "x", "processes": 1, "budget": 1}, 404, "there is no run x"),
+        ("/api/costs", {"processes": 1, "budget": 1}, 422, "give exactly one of study and run"),
+        ("/api/costs", {"run": "x", "processes": 1, "budget": 1}, 404, "run x does not exist"),
         ("/api/history", {"run": RUN}, 422, ""),
         ("/static/..%2fapp.py", {}, 404, ""),
         ("/static/app.py", {}, 404, "there is no file app.py"),
     ],
 )
-def test_what_is_wrong_is_told(
-    dashboard: httpx.Client, path: str, query: dict[str, Any], status: int, told: str
+def test_an_invalid_request_is_a_one_line_error(
+    dashboard: httpx.Client, path: str, query: dict[str, Any], status: int, message: str
 ) -> None:
     answer = dashboard.get(path, params=query)
     assert answer.status_code == status
-    assert told in str(answer.json()["detail"])
+    assert message in str(answer.json()["detail"])
 
 
-def test_nothing_can_be_changed(dashboard: httpx.Client) -> None:
+def test_the_api_is_read_only_except_for_the_demo(dashboard: httpx.Client) -> None:
     operations = {
         f"{method} {path}"
         for path, methods in dashboard.get("/openapi.json").json()["paths"].items()
@@ -87,11 +87,11 @@ def test_nothing_can_be_changed(dashboard: httpx.Client) -> None:
     assert {one for one in operations if not one.startswith("get ")} == {"post /api/demo"}
 
 
-def test_a_strangers_name_for_this_machine_is_refused(dashboard: httpx.Client) -> None:
+def test_requests_for_another_host_name_are_rejected(dashboard: httpx.Client) -> None:
     assert dashboard.get("/api/runs", headers={"host": "evil.example"}).status_code == 400
 
 
-def test_with_a_key_only_the_page_is_open(home: Path) -> None:
+def test_with_a_key_only_the_page_and_health_are_public(home: Path) -> None:
     settings = DashboardSettings.model_validate({"home": str(home), "api_key": "secret"})
     with running(create_dashboard_app(settings)) as client:
         for path in ("/", "/static/main.js", "/health", "/ready"):
@@ -104,7 +104,7 @@ def test_with_a_key_only_the_page_is_open(home: Path) -> None:
         assert client.get("/api/runs", headers=headers).status_code == 200
 
 
-def test_pages_load_nothing_from_elsewhere(dashboard: httpx.Client) -> None:
+def test_the_page_loads_nothing_from_other_hosts(dashboard: httpx.Client) -> None:
     page = dashboard.get("/")
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
@@ -115,13 +115,7 @@ def test_pages_load_nothing_from_elsewhere(dashboard: httpx.Client) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_others_are_let_in_only_with_a_key() -> None:
-    with pytest.raises(ValueError, match="set TRAINYARD_SERVING_API_KEY too"):
-        DashboardSettings(host="0.0.0.0")
-    DashboardSettings.model_validate({"host": "0.0.0.0", "api_key": "secret"})
-
-
-def test_the_demo_asks_the_model(client: httpx.Client) -> None:
+def test_the_demo_forwards_prompts_to_the_model(client: httpx.Client) -> None:
     with running(create_dashboard_app(DashboardSettings(demo_url=str(client.base_url)))) as asked:
         about = asked.get("/api/demo").json()
         assert (about["kind"], about["problem"]) == ("generate", "")
@@ -133,8 +127,8 @@ def test_the_demo_asks_the_model(client: httpx.Client) -> None:
         assert wrong.status_code == 422
 
 
-def test_a_demo_that_cannot_be_asked_says_why() -> None:
-    def told(url: str | None) -> tuple[int, str]:
+def test_a_demo_without_a_usable_server_says_why() -> None:
+    def problem(url: str | None) -> tuple[int, str]:
         with running(create_dashboard_app(DashboardSettings(demo_url=url))) as client:
             about = client.get("/api/demo").json()
             assert about["kind"] is None
@@ -142,9 +136,12 @@ def test_a_demo_that_cannot_be_asked_says_why() -> None:
             assert answer.json()["detail"] == about["problem"]
             return answer.status_code, about["problem"]
 
-    assert told(None) == (503, "no server is configured: start the dashboard with --demo-url URL")
-    assert "can't be reached" in told("http://127.0.0.1:9")[1]
+    assert problem(None) == (
+        503,
+        "no server is configured: start the dashboard with --demo-url URL",
+    )
+    assert "can't be reached" in problem("http://127.0.0.1:9")[1]
     with answering(lambda path, query: (200, {"paths": {"/other": {}}})) as url:
-        assert told(url)[1] == f"{url} is no generate, classify or vision server of ours"
+        assert problem(url)[1] == f"{url} is not a Trainyard generate, classify or vision server"
     with answering(lambda path, query: (200, b" " * (2 << 20))) as url:
-        assert told(url)[1] == "the server's answer is too long"
+        assert problem(url)[1] == "the server's response is too long"

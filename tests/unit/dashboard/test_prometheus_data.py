@@ -1,4 +1,4 @@
-"""The dashboard's Prometheus source: curves, bounds and errors."""
+"""The Prometheus data source: curves, limits and errors."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,12 +8,11 @@ import pytest
 
 from tests.support.canned_http import Answer, answering
 from tests.support.dashboard.home import write_run
-from trainyard_dashboard.board import Board
-from trainyard_dashboard.local_source import LocalSource
-from trainyard_dashboard.model import RunRow
-from trainyard_dashboard.prometheus_source import MAX_BYTES, PrometheusSource
+from trainyard_dashboard.catalog import Catalog, RunSummary
+from trainyard_dashboard.local_files import LocalFiles
+from trainyard_dashboard.prometheus import MAX_BYTES, Prometheus
 
-ROW = RunRow(
+RUN = RunSummary(
     id="cluster/ml/a",
     name="a",
     namespace="ml",
@@ -30,7 +29,7 @@ def over_time(labels: dict[str, str], *values: str) -> dict[str, Any]:
     return {"metric": labels, "values": [[1000.0 + i, value] for i, value in enumerate(values)]}
 
 
-def test_curves_come_by_step_ranks_apart_and_gpus_by_time() -> None:
+def test_metrics_are_curves_over_steps_and_gpu_metrics_over_seconds() -> None:
     asked: list[str] = []
 
     def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
@@ -44,7 +43,7 @@ def test_curves_come_by_step_ranks_apart_and_gpus_by_time() -> None:
         return result(over_time({}, "3", "+Inf", "1"))
 
     with answering(answer) as url:
-        found = PrometheusSource(url).history(ROW, ["loss", "rank_step_seconds", "gpu_utilization"])
+        found = Prometheus(url).history(RUN, ["loss", "rank_step_seconds", "gpu_utilization"])
     loss, rank0, rank1, gpu = found.curves
     assert (loss.x, loss.y, loss.x_is) == ([10, 30], [3, 1], "step")
     assert [(c.part, c.x, c.y) for c in (rank0, rank1)] == [
@@ -56,7 +55,7 @@ def test_curves_come_by_step_ranks_apart_and_gpus_by_time() -> None:
     assert any('pod=~"a-[0-9]+-[0-9]+",namespace="ml"' in query for query in asked)
 
 
-def test_prometheus_alone_lists_runs_of_unknown_phase() -> None:
+def test_without_another_data_source_it_lists_runs_of_unknown_phase() -> None:
     def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
         value = {"trainyard_step": "7", "trainyard_loss": "NaN"}.get(
             query["query"].split("(")[-1].split("[")[0]
@@ -65,19 +64,19 @@ def test_prometheus_alone_lists_runs_of_unknown_phase() -> None:
         return result(series) if value else result()
 
     with answering(answer) as url:
-        (row,), problems = Board([], PrometheusSource(url)).runs()
+        (row,), problems = Catalog([], Prometheus(url)).runs()
     assert (row.id, row.step, row.loss, row.phase) == ("prometheus/ml/a", 7, None, None)
     assert problems == []
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
-        (lambda path, query: (200, b"<html>"), "does not answer as a Prometheus does"),
-        (lambda path, query: (503, {}), "does not answer as a Prometheus does"),
+        (lambda path, query: (200, b"<html>"), "does not respond like a Prometheus"),
+        (lambda path, query: (503, {}), "does not respond like a Prometheus"),
         (
             lambda path, query: (200, {"status": "success", "data": None}),
-            "does not answer as a Prometheus",
+            "does not respond like a Prometheus",
         ),
         (
             lambda path, query: (400, {"status": "error", "error": "bad query"}),
@@ -85,23 +84,23 @@ def test_prometheus_alone_lists_runs_of_unknown_phase() -> None:
         ),
         (
             lambda path, query: result({"metric": {}, "value": "x"}),
-            "does not answer as a Prometheus",
+            "does not respond like a Prometheus",
         ),
-        (lambda path, query: (200, b" " * (MAX_BYTES + 1)), "answers more than 8 MiB"),
+        (lambda path, query: (200, b" " * (MAX_BYTES + 1)), "the response is larger than 8 MiB"),
     ],
 )
-def test_a_strange_prometheus_is_one_line(answer: Answer, told: str) -> None:
+def test_an_invalid_response_is_a_one_line_error(answer: Answer, message: str) -> None:
     with answering(answer) as url:
-        rows, problems = Board([], PrometheusSource(url)).runs()
+        rows, problems = Catalog([], Prometheus(url)).runs()
     assert rows == []
     (line,) = problems
     assert line.startswith(f"Prometheus at {url}")
-    assert told in line
+    assert message in line
 
 
-def test_a_prometheus_that_is_away_costs_its_curves_only(tmp_path: Path) -> None:
+def test_an_unreachable_prometheus_costs_only_its_own_curves(tmp_path: Path) -> None:
     write_run(tmp_path, "a", points=3)
-    board = Board([LocalSource(tmp_path)], PrometheusSource("http://127.0.0.1:9"))
-    found, (line,) = board.history(["local/default/a"], ["loss", "gpu_utilization"])
+    catalog = Catalog([LocalFiles(tmp_path)], Prometheus("http://127.0.0.1:9"))
+    found, (line,) = catalog.history(["local/default/a"], ["loss", "gpu_utilization"])
     assert [curve.metric for curve in found["local/default/a"].curves] == ["loss"]
     assert "Prometheus at http://127.0.0.1:9 can't be reached" in line

@@ -1,4 +1,4 @@
-"""Time, cost and their intervals, against the law they follow from; the price file."""
+"""Projections of time and cost, and the price file."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,23 @@ import pytest
 
 from tests.support.dashboard.home import MEASURED, study
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.calculator import Scaling, scalings
-from trainyard_dashboard.costs import costs
-from trainyard_dashboard.prices import DEFAULT, PriceFileError, Prices, parse
+from trainyard_dashboard.costs import (
+    EXAMPLE_PRICES,
+    PriceFile,
+    PriceFileError,
+    compare_costs,
+    parse_prices,
+)
+from trainyard_dashboard.projection import ScalingModel, scaling_models
 from trainyard_study.fit import fit
 
 LAW = fit(MEASURED)
-SCALING = Scaling(MEASURED, "tokens")
+MODEL = ScalingModel(MEASURED, "tokens")
 BUDGET = 3.6e6  # 1000 s at 3600 tokens/s
 
 
-def test_a_measured_size_is_what_was_measured() -> None:
-    point = SCALING.training(2, BUDGET, 2.0)
+def test_a_measured_size_shows_the_measurements() -> None:
+    point = MODEL.training(2, BUDGET, 2.0)
     assert point is not None
     assert point.origin == "measured"
     rate = point.throughput
@@ -34,8 +39,8 @@ def test_a_measured_size_is_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("processes", [3, 8, 64])
-def test_any_other_size_is_what_the_law_says(processes: int) -> None:
-    point = SCALING.training(processes, BUDGET, None)
+def test_any_other_size_is_projected_by_the_law(processes: int) -> None:
+    point = MODEL.training(processes, BUDGET, None)
     assert point is not None
     assert point.origin == "projected"
     assert point.throughput == LAW.throughput(processes)
@@ -46,8 +51,8 @@ def test_any_other_size_is_what_the_law_says(processes: int) -> None:
     assert point.cost is None
 
 
-def test_the_answer_tells_sizes_and_a_chart_with_every_measured_point() -> None:
-    found = SCALING.project(24, BUDGET, 1.0)
+def test_a_projection_has_a_table_of_sizes_and_the_curve_of_the_law() -> None:
+    found = MODEL.project(24, BUDGET, 1.0)
     assert [(one.processes, one.origin) for one in found.sizes] == [
         (1, "measured"),
         (2, "measured"),
@@ -66,44 +71,44 @@ def test_the_answer_tells_sizes_and_a_chart_with_every_measured_point() -> None:
     assert found.law.choice == LAW.choice
 
 
-def test_far_projections_come_with_a_warning() -> None:
-    assert SCALING.project(8, BUDGET, None).warnings == []
-    (far, *_) = SCALING.project(64, BUDGET, None).warnings
-    assert "16 times the largest size that was measured (4)" in far
-    few = Scaling({1: [10.0], 2: [19.0]}, "tokens").project(4, BUDGET, None).warnings
+def test_uncertain_projections_come_with_a_warning() -> None:
+    assert MODEL.project(8, BUDGET, None).warnings == []
+    (far, *_) = MODEL.project(64, BUDGET, None).warnings
+    assert "16 times the largest measured size (4)" in far
+    few = ScalingModel({1: [10.0], 2: [19.0]}, "tokens").project(4, BUDGET, None).warnings
     assert "Only two sizes" in few[0]
-    assert "measured once: the intervals take runs to differ by 2%" in few[1]
-    slower = Scaling({1: [10.0], 2: [17.0], 4: [20.0], 8: [15.0]}, "tokens")
+    assert "measured only once: the intervals assume that runs differ by 2%" in few[1]
+    slower = ScalingModel({1: [10.0], 2: [17.0], 4: [20.0], 8: [15.0]}, "tokens")
     (*_, worse) = slower.project(30, BUDGET, None).warnings
     assert "make it slower" in worse
 
 
-def test_where_the_sizes_do_not_carry_only_a_range_is_given() -> None:
-    two = Scaling({1: [100.0, 102.0], 2: [150.0, 148.0]}, "tokens")
+def test_far_from_the_measured_sizes_only_a_range_is_given() -> None:
+    two = ScalingModel({1: [100.0, 102.0], 2: [150.0, 148.0]}, "tokens")
     near, far = two.project(3, BUDGET, None), two.project(32, BUDGET, None)
     assert near.chosen
     assert far.chosen
     assert (near.chosen.too_wide, far.chosen.too_wide) == (False, True)
     assert [point.processes for point in far.sizes if point.too_wide] == [8, 16, 32]
     assert not any("only a range" in warning for warning in near.warnings)
-    assert any("as 32 processes: only a range" in warning for warning in far.warnings)
-    file = Prices(DEFAULT).read()
-    assert costs(two, 32, BUDGET, file, "prices.yaml").too_wide
-    assert not costs(two, 2, BUDGET, file, "prices.yaml").too_wide
+    assert any("only a range for 32 processes" in warning for warning in far.warnings)
+    file = PriceFile(EXAMPLE_PRICES).read()
+    assert compare_costs(two, 32, BUDGET, file, Path("prices.yaml")).too_wide
+    assert not compare_costs(two, 2, BUDGET, file, Path("prices.yaml")).too_wide
 
 
-def test_without_a_law_only_measured_sizes_are_known() -> None:
-    alone = Scaling({2: [10.0, 11.0]}, "samples")
+def test_without_a_law_only_measured_sizes_have_a_result() -> None:
+    alone = ScalingModel({2: [10.0, 11.0]}, "samples")
     found = alone.project(4, BUDGET, None)
     assert found.chosen is None
     assert found.why_no_law == "at least two numbers of processes are required"
     assert alone.project(2, BUDGET, None).chosen is not None
-    answer = costs(alone, 4, BUDGET, Prices(DEFAULT).read(), str(DEFAULT))
+    answer = compare_costs(alone, 4, BUDGET, PriceFile(EXAMPLE_PRICES).read(), EXAMPLE_PRICES)
     assert answer.rows == []
-    assert answer.why_unknown.startswith("measured with 2 processes only")
+    assert answer.why_unknown.startswith("only 2 processes were measured")
 
 
-def test_configurations_of_a_study_are_kept_apart() -> None:
+def test_each_configuration_of_a_study_has_its_own_model() -> None:
     wire = study()
     cells = wire["status"]["cells"]
     other: list[dict[str, Any]] = [
@@ -115,7 +120,7 @@ def test_configurations_of_a_study_are_kept_apart() -> None:
     wire["status"]["cells"] = cells + other
     curve = wire["status"]["curves"][0]
     wire["status"]["curves"].append({**curve, "configuration": {"strategy": "fsdp"}, "label": "f"})
-    found = dict(scalings(ScalingStudy.model_validate(wire)))
+    found = dict(scaling_models(ScalingStudy.model_validate(wire)))
     assert {name: list(one.measured) for name, one in found.items()} == {
         "sizes": [1, 2, 4],
         "f": [1, 2],
@@ -125,12 +130,12 @@ def test_configurations_of_a_study_are_kept_apart() -> None:
 
 
 def test_the_shipped_prices_are_examples() -> None:
-    file = Prices(DEFAULT).read()
+    file = PriceFile(EXAMPLE_PRICES).read()
     assert {price.kind for price in file.prices} == {"cloud", "spot", "own"}
     assert all(price.note.startswith("example") for price in file.prices)
 
 
-def test_costs_follow_from_units_speed_and_lost_time() -> None:
+def test_cost_depends_on_units_speed_and_lost_time() -> None:
     text = """
 prices:
   - {name: one, kind: cloud, perHour: 3.0}
@@ -144,10 +149,10 @@ prices:
     powerWatts: 2000
     perKwh: 0.25
 """
-    file = parse(Path("prices.yaml"), text.encode())
-    training = SCALING.training(4, BUDGET, None)
+    file = parse_prices(Path("prices.yaml"), text.encode())
+    training = MODEL.training(4, BUDGET, None)
     assert training is not None
-    one, eight, own = costs(SCALING, 4, BUDGET, file, "prices.yaml").rows
+    one, eight, own = compare_costs(MODEL, 4, BUDGET, file, Path("prices.yaml")).rows
     assert (one.units, eight.units, own.units) == (4, 1, 1)
     assert one.cost.value == pytest.approx(training.hours.value * 4 * 3)
     assert eight.hours.value == pytest.approx(training.hours.value)  # twice as fast, half is lost
@@ -182,24 +187,24 @@ prices:
         ),
     ],
 )
-def test_a_wrong_price_file_is_one_line_with_its_position(
+def test_an_error_in_the_price_file_is_one_line_with_its_position(
     tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "prices.yaml"
     path.write_text(text)
     with pytest.raises(PriceFileError) as raised:
-        Prices(path).read()
-    told = str(raised.value)
-    assert told.startswith(f"{path}{message}")
-    assert "\n" not in told
+        PriceFile(path).read()
+    error = str(raised.value)
+    assert error.startswith(f"{path}{message}")
+    assert "\n" not in error
 
 
 def test_a_changed_price_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "prices.yaml"
     with pytest.raises(PriceFileError, match="No such file"):
-        Prices(path).read()
+        PriceFile(path).read()
     path.write_text("prices:\n- {name: a, kind: cloud, perHour: 1.5}\n")
-    prices = Prices(path)
+    prices = PriceFile(path)
     assert prices.read().prices[0].unit_hour == 1.5
     path.write_text("prices:\n- {name: a, kind: cloud, perHour: 22.5}\n")
     assert prices.read().prices[0].unit_hour == 22.5

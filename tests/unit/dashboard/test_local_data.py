@@ -1,4 +1,4 @@
-"""What the dashboard reads: histories in bounded memory, runs and studies of this machine."""
+"""The catalog and its local data source: runs, studies, and curves in bounded memory."""
 
 import json
 import random
@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.dashboard.home import driven, record, write_run, write_study
-from trainyard_dashboard.board import Board
-from trainyard_dashboard.curve import POINTS, Curve
-from trainyard_dashboard.history import HistoryFile
-from trainyard_dashboard.local_source import LocalSource
-from trainyard_dashboard.model import SourceError
+from trainyard_dashboard.catalog import Catalog, DataSourceError
+from trainyard_dashboard.local_files import LocalFiles
+from trainyard_dashboard.metrics_log import MAX_POINTS, DownsampledCurve, MetricsLog
 
 
 def test_a_short_curve_keeps_every_point() -> None:
-    curve = Curve()
-    added = [(float(x), random.Random(x).random()) for x in range(POINTS)]
+    curve = DownsampledCurve()
+    added = [(float(x), random.Random(x).random()) for x in range(MAX_POINTS)]
     for x, y in added:
         curve.add(x, y)
     assert list(zip(*curve.points(), strict=True)) == added
@@ -25,16 +23,16 @@ def test_a_short_curve_keeps_every_point() -> None:
 
 @pytest.mark.parametrize("count", [501, 1_000, 5_000, 70_001])
 def test_a_long_curve_keeps_its_spikes_its_order_and_its_end(count: int) -> None:
-    curve = Curve()
+    curve = DownsampledCurve()
     rng = random.Random(count)
     values = [rng.random() for _ in range(count)]
     values[count // 3], values[count // 2] = 50.0, -50.0
     for x, y in enumerate(values):
         curve.add(x, y)
         if x % 997 == 0:
-            curve.points()  # a page looks on now and then
+            curve.points()  # as an open page does
     xs, ys = curve.points()
-    assert POINTS * 0.45 <= len(xs) <= POINTS
+    assert MAX_POINTS * 0.45 <= len(xs) <= MAX_POINTS
     assert xs == sorted(set(xs))
     assert all(values[int(x)] == y for x, y in zip(xs, ys, strict=True))
     assert (max(ys), min(ys)) == (50.0, -50.0)
@@ -42,59 +40,59 @@ def test_a_long_curve_keeps_its_spikes_its_order_and_its_end(count: int) -> None
     assert curve.count == count
 
 
-def test_a_history_is_followed_as_it_grows(tmp_path: Path) -> None:
+def test_appended_lines_are_read_once_they_are_complete(tmp_path: Path) -> None:
     path = write_run(tmp_path, "a", points=3)
-    history = HistoryFile(path)
-    assert curve_of(history, "loss")[0] == [10, 20, 30]
+    log = MetricsLog(path)
+    assert curve_of(log, "loss")[0] == [10, 20, 30]
     line = json.dumps(record(4)).encode() + b"\n"
     with path.open("ab") as file:
         file.write(line[:20])
         file.flush()
-        assert curve_of(history, "loss")[0] == [10, 20, 30]
+        assert curve_of(log, "loss")[0] == [10, 20, 30]
         file.write(line[20:])
-    assert curve_of(history, "loss")[0] == [10, 20, 30, 40]
-    found = history.read("a")
+    assert curve_of(log, "loss")[0] == [10, 20, 30, 40]
+    found = log.read("a")
     assert [sample.text for sample in found.samples] == ["to be <b>or</b> not"]
     ranks = [curve for curve in found.curves if curve.metric == "rank_step_seconds"]
     assert [(curve.part, curve.y[0]) for curve in ranks] == [("rank 0", 0.01), ("rank 1", 0.011)]
 
 
-def test_a_resumed_run_begins_anew_with_what_was_kept(tmp_path: Path) -> None:
+def test_a_replaced_log_is_read_from_its_start(tmp_path: Path) -> None:
     path = write_run(tmp_path, "a", points=5)
-    history = HistoryFile(path)
-    assert len(curve_of(history, "loss")[0]) == 5
+    log = MetricsLog(path)
+    assert len(curve_of(log, "loss")[0]) == 5
     shorter = path.with_suffix(".tmp")
     kept = [record(1), {"step": 10, "event": "resumed", "attempt": 2}, record(2)]
     shorter.write_text("".join(json.dumps(line) + "\n" for line in kept))
     shorter.replace(path)
-    assert curve_of(history, "loss")[0] == [10, 20]
-    assert history.read("a").resumed_at == [10]
+    assert curve_of(log, "loss")[0] == [10, 20]
+    assert log.read("a").resumed_at == [10]
     path.unlink()
-    assert history.read("a").curves == []
+    assert log.read("a").curves == []
 
 
-def test_spoilt_lines_are_left_out(tmp_path: Path) -> None:
+def test_invalid_lines_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    spoilt = [b"{", b"[1]", b'{"step": "1", "loss": 1}', b'{"loss": 1}', b"\xff\xfe", b""]
-    spoilt += [b"[" * 50_000, b'{"step": 1, "loss": NaN}', b'{"step": 1, "loss": 1e999}']
-    spoilt += [b'{"step": 1, "loss": ' + b"9" * 400 + b"}", b'{"step": 1, "loss": true}']
-    path.write_bytes(b"\n".join([*spoilt, b'{"step": 7, "loss": 2}', b""]))
-    assert curve_of(HistoryFile(path), "loss") == ([7], [2])
+    invalid = [b"{", b"[1]", b'{"step": "1", "loss": 1}', b'{"loss": 1}', b"\xff\xfe", b""]
+    invalid += [b"[" * 50_000, b'{"step": 1, "loss": NaN}', b'{"step": 1, "loss": 1e999}']
+    invalid += [b'{"step": 1, "loss": ' + b"9" * 400 + b"}", b'{"step": 1, "loss": true}']
+    path.write_bytes(b"\n".join([*invalid, b'{"step": 7, "loss": 2}', b""]))
+    assert curve_of(MetricsLog(path), "loss") == ([7], [2])
 
 
-def test_a_huge_history_takes_little_memory(tmp_path: Path) -> None:
+def test_a_large_log_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     block = "".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(6_000))
     path.write_text(block + "x" * (12 << 20) + "\n" + '{"step": 30000, "loss": 2.0}\n')
     tracemalloc.start()
-    xs, ys = curve_of(HistoryFile(path), "loss")
+    xs, ys = curve_of(MetricsLog(path), "loss")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (xs[-1], ys[-1]) == (30_000, 2.0)
     assert peak < 8 << 20
 
 
-def test_runs_are_told_as_they_are(tmp_path: Path) -> None:
+def test_a_run_without_a_process_is_stopped_and_invalid_files_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path, "done")
     write_run(tmp_path, "going", phase="Running", etaSeconds=60)
     write_run(tmp_path, "killed", phase="Running", etaSeconds=60)
@@ -104,17 +102,17 @@ def test_runs_are_told_as_they_are(tmp_path: Path) -> None:
     odd.mkdir()
     (odd / "run.json").write_text('{"metadata": {"name": "odd"}, "status": 3}')
     with driven(tmp_path, "going"):
-        rows, problems = LocalSource(tmp_path).runs()
+        rows, problems = LocalFiles(tmp_path).runs()
     phases = {row.name: row.phase for row in rows}
     assert phases == {"done": "Succeeded", "going": "Running", "killed": "Stopped"}
     (killed,) = [row for row in rows if row.name == "killed"]
     assert killed.eta_seconds is None
-    assert "nothing watches it now" in killed.message
+    assert "no process drives it any more" in killed.message
     assert len(problems) == 2
     assert all("can't be read" in line and "\n" not in line for line in problems)
 
 
-def test_a_claims_history_is_found_on_its_volume(tmp_path: Path) -> None:
+def test_the_log_of_a_run_with_a_claim_is_read_from_its_volume(tmp_path: Path) -> None:
     history = write_run(tmp_path, "a", points=3)
     run_file = tmp_path / "runs" / "a" / "run.json"
     run = json.loads(run_file.read_text())
@@ -123,40 +121,40 @@ def test_a_claims_history_is_found_on_its_volume(tmp_path: Path) -> None:
     volume = tmp_path / "volumes" / "big" / "a"
     volume.mkdir(parents=True)
     history.rename(volume / "metrics.jsonl")
-    found, problems = Board([LocalSource(tmp_path)], None).history(["local/default/a"], ["loss"])
+    found, problems = Catalog([LocalFiles(tmp_path)], None).history(["local/default/a"], ["loss"])
     assert found["local/default/a"].curves[0].count == 3
     assert problems == []
 
 
 def test_an_empty_home_has_no_runs(tmp_path: Path) -> None:
-    source = LocalSource(tmp_path / "nowhere")
+    source = LocalFiles(tmp_path / "nowhere")
     assert (source.runs(), source.studies()) == (([], []), ([], []))
 
 
-def test_a_home_that_is_no_directory_is_one_line(tmp_path: Path) -> None:
+def test_a_home_that_is_not_a_directory_is_a_one_line_error(tmp_path: Path) -> None:
     home = tmp_path / "file"
     home.write_text("")
-    with pytest.raises(SourceError, match=r"file/runs can't be read: Not a directory$"):
-        LocalSource(home).runs()
-    assert Board([LocalSource(home)], None).runs()[0] == []
+    with pytest.raises(DataSourceError, match=r"file/runs can't be read: Not a directory$"):
+        LocalFiles(home).runs()
+    assert Catalog([LocalFiles(home)], None).runs()[0] == []
 
 
-def test_studies_are_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_valid_studies_are_read_and_an_invalid_one_is_named(tmp_path: Path) -> None:
     write_study(tmp_path)
     path = write_study(tmp_path, "odd")
     odd = json.loads(path.read_text())
     odd["spec"]["matrix"] = {}
     path.write_text(json.dumps(odd))
-    (found,), (problem,) = LocalSource(tmp_path).studies()
+    (found,), (problem,) = LocalFiles(tmp_path).studies()
     assert found[0] == "local/default/sizes"
-    assert "odd/study.json is no ScalingStudy: spec.matrix" in problem
+    assert "odd/study.json is not a valid ScalingStudy: spec.matrix" in problem
 
 
-def test_an_unknown_run_is_one_line(tmp_path: Path) -> None:
-    found, problems = Board([LocalSource(tmp_path)], None).history(["local/x/../y"], ["loss"])
-    assert (found, problems) == ({}, ["there is no run local/x/../y (any more)"])
+def test_an_unknown_run_is_a_one_line_error(tmp_path: Path) -> None:
+    found, problems = Catalog([LocalFiles(tmp_path)], None).history(["local/x/../y"], ["loss"])
+    assert (found, problems) == ({}, ["run local/x/../y does not exist (any more)"])
 
 
-def curve_of(history: HistoryFile, metric: str) -> tuple[list[float], list[float]]:
-    (curve,) = [curve for curve in history.read("run").curves if curve.metric == metric]
+def curve_of(log: MetricsLog, metric: str) -> tuple[list[float], list[float]]:
+    (curve,) = [curve for curve in log.read("run").curves if curve.metric == metric]
     return curve.x, curve.y

@@ -1,4 +1,4 @@
-"""The dashboard's remote sources with the real clients: a Kubernetes API and a Prometheus."""
+"""The remote data sources with their real clients: the Kubernetes API and Prometheus."""
 
 import json
 import os
@@ -18,16 +18,15 @@ from tests.patience import until
 from tests.support.canned_http import answering
 from tests.support.dashboard.home import study
 from trainyard_api import metrics as names
-from trainyard_dashboard.board import Board
-from trainyard_dashboard.cluster_source import ClusterSource
-from trainyard_dashboard.model import SourceError
-from trainyard_dashboard.prometheus_source import PrometheusSource
+from trainyard_dashboard.catalog import Catalog, DataSourceError
+from trainyard_dashboard.kubernetes_api import KubernetesAPI
+from trainyard_dashboard.prometheus import Prometheus
 
 RUNS = "/apis/trainyard.dev/v1alpha1/trainingruns"
 STUDIES = "/apis/trainyard.dev/v1alpha1/scalingstudies"
 
 
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> ClusterSource:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> KubernetesAPI:
     config = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -40,10 +39,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> Cluste
     path.write_text(json.dumps(config))
     monkeypatch.setenv("KUBECONFIG", str(path))
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    return ClusterSource(None, "")
+    return KubernetesAPI(None, "")
 
 
-def test_a_clusters_runs_and_studies_come_page_by_page(
+def test_runs_and_studies_are_listed_page_by_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str) -> dict[str, Any]:
@@ -74,27 +73,27 @@ def test_a_clusters_runs_and_studies_come_page_by_page(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (404, "has no trainingruns: install charts/operator"),
         (403, "refuses to list trainingruns: 403 Forbidden"),
         (500, "refuses to list trainingruns: 500"),
     ],
 )
-def test_a_cluster_that_refuses_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, told: str
+def test_a_refused_list_is_a_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:
     with answering(lambda path, query: (status, {})) as url:
         source = cluster(tmp_path, monkeypatch, url)
-        with pytest.raises(SourceError) as raised:
+        with pytest.raises(DataSourceError) as raised:
             source.runs()
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_cluster_that_is_away_is_one_line(
+def test_an_unreachable_cluster_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SourceError, match=r"^the cluster can't be reached: .*refused$"):
+    with pytest.raises(DataSourceError, match=r"^the cluster can't be reached: .*refused$"):
         cluster(tmp_path, monkeypatch, "http://127.0.0.1:9").runs()
 
 
@@ -118,7 +117,7 @@ def prometheus(tmp_path: Path, target: str, port: int) -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-def test_a_real_prometheus_has_runs_and_curves(tmp_path: Path) -> None:
+def test_a_real_prometheus_provides_runs_and_curves(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     gauges = {
         metric.name: Gauge(metric.name, "help", metric.labels, registry=registry)
@@ -142,9 +141,9 @@ def test_a_real_prometheus_has_runs_and_curves(tmp_path: Path) -> None:
         answering(answer) as target,
         prometheus(tmp_path, target.removeprefix("http://"), port) as url,
     ):
-        board = Board([], PrometheusSource(url))
-        until(lambda: any(row.step and row.step > 3 for row in board.runs()[0]))
-        found, problems = board.history(["prometheus/ml/a"], ["loss", "rank_step_seconds"])
+        catalog = Catalog([], Prometheus(url))
+        until(lambda: any(row.step and row.step > 3 for row in catalog.runs()[0]))
+        found, problems = catalog.history(["prometheus/ml/a"], ["loss", "rank_step_seconds"])
     loss, *ranks = found["prometheus/ml/a"].curves
     assert problems == []
     assert loss.x_is == "step"

@@ -1,0 +1,245 @@
+"""Runs, studies and curves from all data sources; a failing one costs a message, not the page."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Lock
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, Field
+
+from trainyard_api.study import ScalingStudy
+
+CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
+RETRY_SECONDS = 10.0  # after a failure: each attempt may block until its timeout
+MAX_PROBLEMS = 20  # messages shown for one data source
+
+Origin = Literal["measured", "projected", "entered"]
+T = TypeVar("T")
+
+
+class DataSourceError(Exception):
+    """A data source can't be read; the message is one line that names it and the cause."""
+
+
+class RunSummary(BaseModel):
+    """A run by its status. Unknown values are null."""
+
+    id: str = Field(description="SOURCE/NAMESPACE/NAME")
+    name: str
+    namespace: str
+    source: Literal["local", "cluster", "prometheus"]
+    recipe: str | None = None
+    phase: str | None = None
+    message: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: int | None = None
+    restarts: int | None = None
+    processes: int | None = None
+    checkpoint_step: int | None = None
+    start_time: datetime | None = None
+    completion_time: datetime | None = None
+
+    @classmethod
+    def from_wire(
+        cls, run: dict[str, Any], source: Literal["local", "cluster"], name: str | None = None
+    ) -> "RunSummary":
+        """Summarize a TrainingRun in wire form.
+
+        Reads field by field, because a newer operator may write fields unknown to this version.
+
+        Args:
+            run: the object, as JSON.
+            source: the kind of data source it comes from.
+            name: the name it is stored under, if that isn't `metadata.name`.
+
+        Raises:
+            ValueError, KeyError, AttributeError, TypeError: it isn't a TrainingRun.
+        """
+        metadata, spec, status = (run.get(part) or {} for part in ("metadata", "spec", "status"))
+        namespace = metadata.get("namespace") or "default"
+        name = name or metadata["name"]
+        return cls(
+            id=f"{source}/{namespace}/{name}",
+            name=name,
+            namespace=namespace,
+            source=source,
+            recipe=spec.get("recipe"),
+            phase=status.get("phase") or "Pending",
+            message=status.get("message") or "",
+            step=status.get("step"),
+            total_steps=status.get("totalSteps"),
+            loss=status.get("loss"),
+            eval_loss=status.get("evalLoss"),
+            samples_per_second=status.get("samplesPerSecond"),
+            tokens_per_second=status.get("tokensPerSecond"),
+            eta_seconds=status.get("etaSeconds"),
+            restarts=status.get("restarts"),
+            processes=status.get("worldSize"),
+            checkpoint_step=(status.get("lastCheckpoint") or {}).get("step"),
+            start_time=status.get("startTime") or metadata.get("creationTimestamp"),
+            completion_time=status.get("completionTime"),
+        )
+
+
+class Curve(BaseModel):
+    """One metric of one run."""
+
+    run: str = Field(description="The run's id.")
+    metric: str
+    part: str = Field(default="", description="The rank or GPU, for a metric with several curves.")
+    x: list[float]
+    y: list[float]
+    x_is: Literal["step", "seconds"] = "step"
+    count: int = Field(description="Number of points before downsampling.")
+    rate: float | None = Field(default=None, description="Mean over the run, for a throughput.")
+    origin: Origin = "measured"
+
+
+class TextSample(BaseModel):
+    """Text that the model generated during training."""
+
+    step: int
+    text: str
+
+
+class RunHistory(BaseModel):
+    """Everything a run has logged."""
+
+    curves: list[Curve] = Field(default_factory=list)
+    samples: list[TextSample] = Field(default_factory=list)
+    resumed_at: list[int] = Field(default_factory=list, description="Steps it resumed from.")
+
+
+class DataSource(Protocol):
+    """A store of runs and studies."""
+
+    label: str
+    """Its name on the page, such as `Prometheus at URL`."""
+
+    def runs(self) -> tuple[list[RunSummary], list[str]]:
+        """Return the runs, and a message for each unreadable one. Raises DataSourceError."""
+
+    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+        """Return the available curves of these metrics. Raises DataSourceError."""
+
+    def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
+        """Return the studies by id, and a message for each unreadable one.
+
+        Raises DataSourceError.
+        """
+
+
+@dataclass
+class _Cache(Generic[T]):
+    """The last result of a query. Concurrent callers wait for one query and share its result."""
+
+    lock: Lock = field(default_factory=Lock)
+    expires: float = float("-inf")
+    result: tuple[list[T], list[str]] = field(default_factory=lambda: ([], []))
+
+    def get(self, query: Callable[[], tuple[list[T], list[str]]]) -> tuple[list[T], list[str]]:
+        with self.lock:
+            if time.monotonic() > self.expires:
+                seconds = CACHE_SECONDS
+                try:
+                    items, problems = query()
+                    self.result = items, _truncated(problems)
+                except DataSourceError as error:
+                    self.result, seconds = ([], [str(error)]), RETRY_SECONDS
+                self.expires = time.monotonic() + seconds
+            return self.result
+
+
+class Catalog:
+    """The runs and studies of all data sources. Thread-safe."""
+
+    def __init__(self, sources: Sequence[DataSource], prometheus: DataSource | None) -> None:
+        """Create a catalog.
+
+        Args:
+            sources: data sources that list runs.
+            prometheus: adds the curves that a run's own data source lacks; lists runs only if
+                `sources` is empty.
+        """
+        self._prometheus = prometheus
+        self._sources = list(sources) or ([prometheus] if prometheus else [])
+        self._runs: list[_Cache[RunSummary]] = [_Cache() for _ in self._sources]
+        self._studies: list[_Cache[tuple[str, ScalingStudy]]] = [_Cache() for _ in self._sources]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the data sources."""
+        labels = [source.label for source in self._sources]
+        if self._prometheus and self._prometheus not in self._sources:
+            labels.append(self._prometheus.label)
+        return labels
+
+    def runs(self) -> tuple[list[RunSummary], list[str]]:
+        """Return all runs, newest first, and a message for everything unreadable."""
+        runs: list[RunSummary] = []
+        problems: list[str] = []
+        for source, cache in zip(self._sources, self._runs, strict=True):
+            items, messages = cache.get(source.runs)
+            runs += items
+            problems += messages
+        runs.sort(key=lambda run: run.start_time.timestamp() if run.start_time else 0, reverse=True)
+        return runs, problems
+
+    def studies(self) -> tuple[dict[str, ScalingStudy], list[str]]:
+        """Return all studies by id, and a message for everything unreadable."""
+        studies: dict[str, ScalingStudy] = {}
+        problems: list[str] = []
+        for source, cache in zip(self._sources, self._studies, strict=True):
+            items, messages = cache.get(source.studies)
+            studies |= dict(items)
+            problems += messages
+        return studies, problems
+
+    def history(
+        self, ids: Sequence[str], metrics: Sequence[str]
+    ) -> tuple[dict[str, RunHistory], list[str]]:
+        """Return the histories by run id, and a message for everything unreadable.
+
+        Prometheus is queried for the metrics that a run's own data source has no curve of.
+        """
+        runs = {
+            run.id: (run, source)
+            for source, cache in zip(self._sources, self._runs, strict=True)
+            for run in cache.get(source.runs)[0]
+        }
+        histories: dict[str, RunHistory] = {}
+        problems: list[str] = []
+        for run_id in ids:
+            if run_id not in runs:
+                problems.append(f"run {run_id} does not exist (any more)")
+                continue
+            run, source = runs[run_id]
+            history = RunHistory()
+            try:
+                history = source.history(run, metrics)
+                history.curves += self._missing_curves(run, source, metrics, history.curves)
+            except DataSourceError as error:
+                problems.append(str(error))
+            histories[run_id] = history
+        return histories, list(dict.fromkeys(problems))
+
+    def _missing_curves(
+        self, run: RunSummary, source: DataSource, metrics: Sequence[str], curves: list[Curve]
+    ) -> list[Curve]:
+        if self._prometheus is None or source is self._prometheus:
+            return []
+        present = {curve.metric for curve in curves}
+        missing = [metric for metric in metrics if metric not in present]
+        return self._prometheus.history(run, missing).curves
+
+
+def _truncated(problems: list[str]) -> list[str]:
+    more = len(problems) - MAX_PROBLEMS
+    return problems[:MAX_PROBLEMS] + ([f"and {more} more like these"] if more > 0 else [])

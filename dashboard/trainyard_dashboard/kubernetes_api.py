@@ -1,0 +1,124 @@
+"""Data source: runs and studies of a Kubernetes cluster, read through its API."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from trainyard_api.base import validation_message
+from trainyard_api.run import GROUP, PLURAL, VERSION
+from trainyard_api.study import STUDY_PLURAL, ScalingStudy
+from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary
+
+if TYPE_CHECKING:
+    from kubernetes.client import CustomObjectsApi
+
+TIMEOUT = (5, 10)  # seconds to connect, and between two reads
+PAGE_SIZE = 250
+MAX_OBJECTS = 1000
+NOT_FOUND = 404
+
+
+class KubernetesAPI:
+    """The cluster that this process runs in, or the kubeconfig's."""
+
+    def __init__(self, context: str | None, namespace: str) -> None:
+        """Create a client, without connecting yet.
+
+        Args:
+            context: the kubeconfig's context; None is the current one.
+            namespace: the only namespace to list; empty lists all.
+        """
+        self.label = f"the cluster{f' of context {context}' if context else ''}"
+        self._context = context
+        self._namespace = namespace
+        self._api: CustomObjectsApi | None = None
+
+    def runs(self) -> tuple[list[RunSummary], list[str]]:
+        objects, problems = self._list(PLURAL)
+        runs = []
+        for item in objects:
+            try:
+                runs.append(RunSummary.from_wire(item, "cluster"))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                problems.append(f"a TrainingRun of {self.label} can't be read: {str(error)[:200]}")
+        return runs, problems
+
+    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+        return RunHistory()  # a status has the latest values only; the curves are in Prometheus
+
+    def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
+        objects, problems = self._list(STUDY_PLURAL)
+        studies = []
+        for item in objects:
+            try:
+                # As JSON text: it parses times, but does not accept "2" as a number.
+                study = ScalingStudy.model_validate_json(json.dumps(item))
+            except ValidationError as error:
+                name = (item.get("metadata") or {}).get("name", "?")
+                message = validation_message(error)[:300]
+                problems.append(f"ScalingStudy {name} can't be read: {message}")
+            else:
+                studies.append((f"cluster/{study.namespace}/{study.name}", study))
+        return studies, problems
+
+    def _list(self, plural: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """All objects of a kind, page by page. Raises DataSourceError."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        objects: list[dict[str, Any]] = []
+        token = None
+        try:
+            api = self._connect()
+            while True:
+                options: dict[str, Any] = {"limit": PAGE_SIZE, "_request_timeout": TIMEOUT}
+                if token:
+                    options["_continue"] = token
+                page: Any
+                if self._namespace:
+                    page = api.list_namespaced_custom_object(
+                        GROUP, VERSION, self._namespace, plural, **options
+                    )
+                else:
+                    page = api.list_cluster_custom_object(GROUP, VERSION, plural, **options)
+                objects += page["items"]
+                token = page["metadata"].get("continue")
+                if not token:
+                    return objects, []
+                if len(objects) >= MAX_OBJECTS:
+                    return objects, [f"{self.label} has more than {len(objects)} {plural}"]
+        except ApiException as error:
+            if error.status == NOT_FOUND:
+                message = f"{self.label} has no {plural}: install charts/operator"
+                raise DataSourceError(message) from None
+            message = f"{self.label} refuses to list {plural}: {error.status} {error.reason}"
+            raise DataSourceError(message) from None
+        except (HTTPError, OSError) as error:
+            cause = str(getattr(error, "reason", error)).rpartition(": ")[2]
+            raise DataSourceError(f"{self.label} can't be reached: {cause}") from None
+
+    def _connect(self) -> "CustomObjectsApi":
+        """Raises DataSourceError if no cluster is configured."""
+        from kubernetes import config
+        from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
+
+        if self._api is None:
+            configuration = Configuration()
+            try:
+                try:
+                    config.load_incluster_config(  # type: ignore[no-untyped-call]
+                        client_configuration=configuration
+                    )
+                except config.ConfigException:
+                    config.load_kube_config(  # type: ignore[no-untyped-call]
+                        context=self._context, client_configuration=configuration
+                    )
+            except config.ConfigException as error:
+                raise DataSourceError(
+                    f"no cluster is configured: {error}; set KUBECONFIG, or omit --cluster"
+                ) from None
+            configuration.retries = False
+            self._api = CustomObjectsApi(ApiClient(configuration))
+        return self._api

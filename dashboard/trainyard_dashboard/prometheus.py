@@ -1,0 +1,226 @@
+"""Data source: curves of runs, GPU metrics, and recent runs, from a Prometheus server."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from trainyard_api import metrics as names
+from trainyard_api.metrics import Metric
+from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.catalog import Curve, DataSourceError, RunHistory, RunSummary
+from trainyard_serving.tls import tls_context
+
+TIMEOUT = 5.0  # seconds for one query
+RETRY_SECONDS = 5.0  # after a failure: otherwise every query of a page would wait for its timeout
+MAX_BYTES = 8 << 20  # of one response
+MAX_POINTS = 500  # of one curve
+RECENT = "1h"  # runs whose last sample is older are not listed
+START_RANGE = "6h"  # how far back the start of a run is searched for, if its status is unknown
+MIN_SECONDS = 120  # drawn of such a run, at least
+MAX_PARTS = 64  # ranks or GPUs of one run
+
+CURVES: dict[str, Metric] = {
+    "loss": names.LOSS,
+    "eval_loss": names.EVAL_LOSS,
+    "learning_rate": names.LEARNING_RATE,
+    "grad_norm": names.GRAD_NORM,
+    "tokens_per_second": names.TOKENS_PER_SECOND,
+    "samples_per_second": names.SAMPLES_PER_SECOND,
+    "rank_step_seconds": names.RANK_STEP_SECONDS,
+}
+# The names of NVIDIA's DCGM exporter.
+GPU_METRICS = {
+    "gpu_utilization": "DCGM_FI_DEV_GPU_UTIL",
+    "gpu_memory_mib": "DCGM_FI_DEV_FB_USED",
+    "gpu_power_watts": "DCGM_FI_DEV_POWER_USAGE",
+    "gpu_temperature": "DCGM_FI_DEV_GPU_TEMP",
+}
+SUMMARY_METRICS = {
+    "step": names.STEP,
+    "total_steps": names.TOTAL_STEPS,
+    "loss": names.LOSS,
+    "eval_loss": names.EVAL_LOSS,
+    "samples_per_second": names.SAMPLES_PER_SECOND,
+    "tokens_per_second": names.TOKENS_PER_SECOND,
+    "processes": names.WORLD_SIZE,
+}
+INTEGERS = ("step", "total_steps", "processes")
+
+
+class Prometheus:
+    """A Prometheus server that scrapes runs."""
+
+    def __init__(self, url: str, token: SecretStr | None = None) -> None:
+        self.label = f"Prometheus at {url}"
+        self._failure, self._retry_at = "", 0.0
+        headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+        self._client = httpx.Client(
+            base_url=url.rstrip("/") + "/api/v1/",
+            headers=headers,
+            timeout=TIMEOUT,
+            verify=tls_context(),
+            trust_env=False,
+        )
+
+    def runs(self) -> tuple[list[RunSummary], list[str]]:
+        """Return recent runs. Their phase is unknown: no metric holds it."""
+        with self._valid_response():
+            return self._recent_runs(), []
+
+    def _recent_runs(self) -> list[RunSummary]:
+        runs: dict[tuple[str, str], dict[str, Any]] = {}
+        for field, metric in SUMMARY_METRICS.items():
+            query = f"max by (namespace, run) (last_over_time({metric.name}[{RECENT}]))"
+            for series in self._query("query", query=query):
+                labels = series["metric"]
+                key = labels.get("namespace", "default"), labels.get("run", "")
+                value = float(series["value"][1])
+                if not math.isfinite(value):
+                    continue
+                runs.setdefault(key, {})[field] = int(value) if field in INTEGERS else value
+        return [
+            RunSummary(
+                id=f"prometheus/{namespace}/{run}",
+                name=run,
+                namespace=namespace,
+                source="prometheus",
+                **values,
+            )
+            for (namespace, run), values in sorted(runs.items())
+        ]
+
+    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+        with self._valid_response():
+            return self._history(run, metrics)
+
+    def _history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+        end = run.completion_time.timestamp() if run.completion_time else time.time()
+        start = run.start_time.timestamp() if run.start_time else self._first_sample(run, end)
+        resolution = max(1, math.ceil((end - start) / MAX_POINTS))
+        window = {"start": start, "end": end, "step": resolution}
+        selector = _selector(run)
+        pods = f'{run.name}-[0-9]+-[0-9]+"'
+        steps: dict[float, float] = {}  # by time
+        if any(metric in CURVES for metric in metrics):
+            for series in self._query_range(f"max({names.STEP.name}{selector})", window):
+                steps = dict(_points(series))
+        history = RunHistory()
+        for metric in metrics:
+            if metric in CURVES:
+                by = " by (rank)" if metric == "rank_step_seconds" else ""
+                query = f"max{by} ({CURVES[metric].name}{selector})"
+            elif metric in GPU_METRICS:
+                # Unless the scrape has honor_labels, the exporter's labels are renamed.
+                name, namespace = GPU_METRICS[metric], _namespace_matcher(run)
+                exported = namespace.replace("namespace", "exported_namespace")
+                query = f'max by (Hostname, gpu) ({name}{{pod=~"{pods}{namespace}}} or '
+                query += f'{name}{{exported_pod=~"{pods}{exported}}})'
+            else:
+                continue
+            for series in self._query_range(query, window)[:MAX_PARTS]:
+                history.curves.append(_to_curve(run, metric, series, steps, start))
+        return history
+
+    def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
+        return [], []  # their measurements are in their status, not in metrics
+
+    def _first_sample(self, run: RunSummary, end: float) -> float:
+        """Unix time of a run's first sample, to the minute."""
+        times = f"min_over_time(timestamp({names.STEP.name}{_selector(run)})[{START_RANGE}:1m])"
+        series = self._query("query", query=f"min({times})")
+        return min([end - MIN_SECONDS, *(float(one["value"][1]) for one in series)])
+
+    def _query_range(self, query: str, window: dict[str, float]) -> list[dict[str, Any]]:
+        return self._query("query_range", query=query, **window)
+
+    def _query(self, path: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The result of a query. Raises DataSourceError; for a while without sending a request."""
+        if time.monotonic() < self._retry_at:
+            raise DataSourceError(self._failure)
+        try:
+            return self._request(path, parameters)
+        except DataSourceError as error:
+            self._failure, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
+            raise
+
+    def _request(self, path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + 2 * TIMEOUT
+        data = b""
+        try:
+            with self._client.stream("GET", path, params=parameters) as response:
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) > MAX_BYTES:
+                        raise DataSourceError(
+                            f"{self.label}: the response is larger than {MAX_BYTES >> 20} MiB"
+                        )
+                    if time.monotonic() > deadline:
+                        raise DataSourceError(f"{self.label} takes too long to respond")
+        except httpx.TimeoutException:
+            raise DataSourceError(f"{self.label} does not respond within {TIMEOUT:g} s") from None
+        except httpx.HTTPError as error:
+            raise DataSourceError(f"{self.label} can't be reached: {error}") from None
+        body = json.loads(data)
+        if body["status"] != "success":
+            raise DataSourceError(f"{self.label}: {str(body.get('error'))[:200]}")
+        result: list[dict[str, Any]] = body["data"]["result"]
+        return result
+
+    @contextmanager
+    def _valid_response(self) -> Iterator[None]:
+        """Raises DataSourceError for a response that isn't Prometheus's."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            message = f"{self.label} does not respond like a Prometheus server"
+            raise DataSourceError(message) from None
+
+
+def _selector(run: RunSummary) -> str:
+    """PromQL's label selector of a run's metrics."""
+    return f"{{run={json.dumps(run.name)}{_namespace_matcher(run)}}}"
+
+
+def _namespace_matcher(run: RunSummary) -> str:
+    """Metrics of a local run have no label `namespace`."""
+    return "" if run.source == "local" else f",namespace={json.dumps(run.namespace)}"
+
+
+def _points(series: dict[str, Any]) -> list[tuple[float, float]]:
+    """Pairs of Unix time and value, without NaN and infinity."""
+    points = [(float(when), float(value)) for when, value in series["values"]]
+    return [(when, value) for when, value in points if math.isfinite(value)]
+
+
+def _to_curve(
+    run: RunSummary, metric: str, series: dict[str, Any], steps: dict[float, float], start: float
+) -> Curve:
+    """A curve over steps where those are known, otherwise over seconds since the start."""
+    labels, points = series["metric"], _points(series)
+    part = " ".join(
+        f"{word} {labels[label]}"
+        for label, word in (("rank", "rank"), ("Hostname", "host"), ("gpu", "GPU"))
+        if label in labels
+    )
+    by_step = metric in CURVES and any(when in steps for when, _ in points)
+    if by_step:
+        points = [(steps[when], value) for when, value in points if when in steps]
+    else:
+        points = [(when - start, value) for when, value in points]
+    return Curve(
+        run=run.id,
+        metric=metric,
+        part=part,
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        x_is="step" if by_step else "seconds",
+        count=len(points),
+        rate=fmean(value for _, value in points) if points else None,
+    )
