@@ -80,7 +80,7 @@ class Demo:
     async def info(self) -> DemoInfo:
         """Return the server's URL and kind, or why it can't be used."""
         if self._url is None:
-            problem = "no server is configured: start the dashboard with --demo-url URL"
+            problem = "no server is configured; start the dashboard with --demo-url URL"
             return DemoInfo(url=None, problem=problem)
         if self._info is None or time.monotonic() - self._info[0] > INFO_SECONDS:
             self._info = time.monotonic(), await self._probe(self._url)

@@ -136,7 +136,7 @@ def _with_actual_phase(directory: Path, run: RunSummary) -> RunSummary:
     """Phase Stopped if no process drives the run: its status is then only the last known one."""
     if run.phase in (*FINISHED, "Suspended") or _is_locked(directory / "lock"):
         return run
-    message = f"{run.phase}: no process drives it any more; `trainyard run` resumes it"
+    message = f"{run.phase}: its process is gone; resume it with `trainyard run`"
     return run.model_copy(update={"phase": "Stopped", "eta_seconds": None, "message": message})
 
 

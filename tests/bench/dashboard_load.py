@@ -1,11 +1,11 @@
-"""How long the dashboard takes to show 50 runs of 5,000 points in a real browser.
+"""Measures how long the dashboard takes to show 50 runs of 5,000 points in a real browser.
 
     OMP_NUM_THREADS=1 python -m tests.bench.dashboard_load [--runs 50] [--points 5000] [--repeats 5]
 
 Each repetition starts a server that has read nothing yet and headless Chromium with an empty cache.
-Times are the page's own, from the start of navigation: until the table of runs stands, until the
-first curve is drawn, and until every chart of the tab is. `all` draws every run instead of the four
-that are ticked at first; `empty` is a dashboard without runs, for what the browser itself takes.
+Times are measured in the page, from the start of navigation to the table of runs, the first curve,
+and the last chart of the tab. `all` selects every run instead of the initial four; `empty` is a
+dashboard without runs, which shows the browser's own share.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MARKS = {
     "first curve": "#plot-loss path.line",
     "every chart": "#plot-ranks path.line",
 }
-# Looks at every frame, and notes when something is there for the first time.
+# Checks on every frame, and records when each element appears.
 WATCH = """(marks) => {
   window.seen = {};
   const look = () => {
@@ -39,8 +39,8 @@ WATCH = """(marks) => {
 }"""
 
 
-def load(browser: Browser, home: Path, tick_all: bool) -> dict[str, float]:
-    """Seconds to each mark; with `tick_all`, to every chart after the last tick."""
+def load(browser: Browser, home: Path, select_all: bool) -> dict[str, float]:
+    """Seconds to each mark; with `select_all`, from the selection to the last curve."""
     with serving("dashboard", f"--home={home}") as server:
         wait_ready(server.url)
         context = browser.new_context(bypass_csp=True)  # to wait for conditions
@@ -54,7 +54,7 @@ def load(browser: Browser, home: Path, tick_all: bool) -> dict[str, float]:
             page.wait_for_function("!document.getElementById('no-runs').hidden")
             page.evaluate("seen.table = performance.now()")
         seen = {name: value / 1000 for name, value in page.evaluate("window.seen").items()}
-        if tick_all:
+        if select_all:
             began = page.evaluate(
                 """() => {
                   const before = performance.now();
@@ -101,7 +101,7 @@ def main() -> None:
             spread = f"({min(values):.2f} to {max(values):.2f})"
             print(f"  {case:6} {mark:12} median {statistics.median(values):.2f} {spread}")
     curve = statistics.median(taken["runs"]["first curve"])
-    print(f"first curve / the 2 s that are the aim: {curve / 2:.2f}")
+    print(f"first curve / target of 2 s: {curve / 2:.2f}")
 
 
 if __name__ == "__main__":

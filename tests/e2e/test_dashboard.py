@@ -1,4 +1,4 @@
-"""The dashboard, as charts/operator renders it: it shows the cluster's runs, and may only look."""
+"""The dashboard in a cluster, as charts/operator renders it: runs, API key, read-only rights."""
 
 import httpx
 
@@ -10,7 +10,7 @@ from tests.patience import SECONDS
 KEY = {"authorization": "Bearer a-key-of-the-test"}
 
 
-def test_it_shows_runs_and_studies_of_the_cluster_behind_its_key(
+def test_it_shows_runs_and_studies_requires_its_key_and_is_read_only(
     space: Namespace, forward: Forwarder, image_names: dict[str, str]
 ) -> None:
     repository, _, tag = image_names["serving"].rpartition(":")
@@ -48,8 +48,8 @@ def test_it_shows_runs_and_studies_of_the_cluster_behind_its_key(
     assert httpx.get(f"{url}/api/runs", timeout=SECONDS).status_code == 401
 
     def phases() -> dict[str, str]:
-        said = httpx.get(f"{url}/api/runs", headers=KEY, timeout=SECONDS).json()
-        return {row["name"]: row["phase"] for row in said["runs"]}
+        answer = httpx.get(f"{url}/api/runs", headers=KEY, timeout=SECONDS).json()
+        return {row["name"]: row["phase"] for row in answer["runs"]}
 
     wait_until("the run is shown", lambda: phases() == {"paused": "Suspended"})
     studies = httpx.get(f"{url}/api/studies", headers=KEY, timeout=SECONDS).text
@@ -58,7 +58,7 @@ def test_it_shows_runs_and_studies_of_the_cluster_behind_its_key(
     account = f"system:serviceaccount:{space.name}:{deployment}"
     for verb, allowed in (("list", True), ("delete", False), ("create", False)):
         try:
-            said = space.kubectl("auth", "can-i", verb, "trainingruns", f"--as={account}")
+            answer = space.kubectl("auth", "can-i", verb, "trainingruns", f"--as={account}")
         except CommandError as error:
-            said = str(error)
-        assert ("yes" in said.split()) == allowed, (verb, said)
+            answer = str(error)
+        assert ("yes" in answer.split()) == allowed, (verb, answer)

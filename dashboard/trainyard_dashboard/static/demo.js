@@ -1,4 +1,4 @@
-// Tab 5: asks the served model.
+// Tab 5, Demo: sends prompts to the served model.
 
 import { at, h, setText } from "./dom.js";
 import { percent } from "./format.js";
@@ -12,40 +12,40 @@ const EXAMPLES = {
   classify: "Shares rose after the company reported record profits.",
 };
 let kind = null;
-let asking = false;
+let waiting = false;
 
 export async function refresh() {
-  const about = await get("api/demo");
-  if (about.kind !== kind && about.kind && !field.text.value) {
-    field.text.value = EXAMPLES[about.kind];
+  const info = await get("api/demo");
+  if (info.kind !== kind && info.kind && !field.text.value) {
+    field.text.value = EXAMPLES[info.kind];
   }
-  kind = about.kind;
-  setText(at("demo-about"), kind ? `A ${kind} server at ${about.url}.`
-    : `There is nobody to ask: ${about.problem}.`);
+  kind = info.kind;
+  setText(at("demo-info"), kind ? `Prompts go to the ${kind} server at ${info.url}.`
+    : `The demo is not available: ${info.problem}.`);
   setText(at("demo-text-name"), NAMES[kind] ?? "Text");
   at("demo-image-label").hidden = kind !== "vision";
   field.image_url.required = kind === "vision";
   at("demo-tokens-label").hidden = kind === "classify";
-  form.querySelector("button").disabled = asking || !kind;
+  form.querySelector("button").disabled = waiting || !kind;
   return [];
 }
 
 async function ask() {
-  asking = true;
+  waiting = true;
   form.querySelector("button").disabled = true;
   at("demo-result").hidden = false;
   at("demo-classes").hidden = true;
   at("demo-answer").textContent = "…";
   at("demo-facts").textContent = "";
-  const question = { text: field.text.value, max_tokens: Number(field.max_tokens.value) || 128 };
-  if (kind === "vision") question.image_url = field.image_url.value;
+  const prompt = { text: field.text.value, max_tokens: Number(field.max_tokens.value) || 128 };
+  if (kind === "vision") prompt.image_url = field.image_url.value;
   try {
-    const answer = await post("api/demo", question);
-    at("demo-answer").textContent = kind === "generate" ? question.text + answer.text : answer.text;
-    classes(answer.classes);
+    const answer = await post("api/demo", prompt);
+    at("demo-answer").textContent = kind === "generate" ? prompt.text + answer.text : answer.text;
+    showClasses(answer.classes);
     const facts = [`${answer.seconds.toFixed(2)} s (measured)`];
     if (answer.tokens !== null) {
-      facts.push(`${answer.tokens} tokens, ${(answer.tokens / answer.seconds).toFixed(0)} per second`
+      facts.push(`${answer.tokens} tokens, ${(answer.tokens / answer.seconds).toFixed(0)} tokens/s`
         + " (measured)");
     }
     if (answer.digest) facts.push(`model ${answer.digest.slice(0, 19)}`);
@@ -54,14 +54,14 @@ async function ask() {
     at("demo-answer").textContent = "";
     at("demo-facts").textContent = error.message;
   } finally {
-    asking = false;
+    waiting = false;
     form.querySelector("button").disabled = false;
   }
 }
 
-function classes(found) {
-  at("demo-classes").hidden = found.length === 0;
-  at("demo-classes").tBodies[0].replaceChildren(...found.map((one) =>
+function showClasses(classes) {
+  at("demo-classes").hidden = classes.length === 0;
+  at("demo-classes").tBodies[0].replaceChildren(...classes.map((one) =>
     h("tr", {}, h("th", { scope: "row" }, one.label), h("td", {}, percent(one.probability)))));
 }
 

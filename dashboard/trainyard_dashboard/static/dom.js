@@ -1,4 +1,4 @@
-// Builds elements. Text is always set as text: names of runs and samples are strangers' words.
+// Builds elements. Text is always set as text, never as HTML: run names and samples are untrusted.
 
 export const at = (id) => document.getElementById(id);
 
@@ -13,14 +13,14 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Says where a number is from, in words: measured, projected or entered.
+// A label for the origin of a number: measured, projected or entered.
 export const badge = (origin) => h("span", { class: `badge ${origin}` }, origin);
 
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Roles are written out: on a phone rows are laid out as cards, which takes the tables' own away.
+// Roles are explicit, because the card layout on small screens removes the implicit ones.
 export function headRow(table, columns) {
   table.tHead.rows[0].replaceChildren(
     ...columns.map(([name, origin]) =>
@@ -45,8 +45,8 @@ export function options(select, entries) {
   if (entries.some(([value]) => value === before)) select.value = before;
 }
 
-// Calls `action` once typing has paused.
-export function paused(action, milliseconds = 200) {
+// Returns a function that calls `action` once it has not been called for a while.
+export function debounced(action, milliseconds = 200) {
   let timer;
   return () => {
     clearTimeout(timer);

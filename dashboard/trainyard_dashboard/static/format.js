@@ -1,4 +1,4 @@
-// Numbers for people. What is not known is said to be unknown, never shown as 0.
+// Formats numbers. Unknown values are shown as "unknown", never as 0.
 
 export const UNKNOWN = "unknown";
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
@@ -39,7 +39,7 @@ export function money(value, currency) {
   return `${text} ${currency}`;
 }
 
-// "2.5 h to 4 h"; nothing where the interval says nothing.
+// "2.5 h to 4 h"; empty if both ends look the same.
 export function interval(range, show) {
   const [low, high] = [range.low, range.high].map((end) => show(end));
   return low === high ? "" : `${low} to ${high}`;
@@ -50,3 +50,6 @@ export function throughput(run) {
   if (known(run.samples_per_second)) return `${number(run.samples_per_second)} samples/s`;
   return UNKNOWN;
 }
+
+// "1 run", "2 runs".
+export const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;

@@ -1,9 +1,9 @@
-// Asks the server, with the API key where one is needed.
+// Sends requests to the server, with the API key if one was entered.
 
 const KEY = "trainyard-api-key";
-const SECONDS = 30;
+const TIMEOUT = 30; // seconds
 
-export class KeyNeeded extends Error {}
+export class KeyRequired extends Error {}
 
 export const key = {
   get: () => sessionStorage.getItem(KEY) ?? "",
@@ -12,26 +12,26 @@ export const key = {
 
 export async function get(path, parameters = []) {
   const query = new URLSearchParams(parameters).toString();
-  return ask(query ? `${path}?${query}` : path);
+  return request(query ? `${path}?${query}` : path);
 }
 
 export async function post(path, body) {
   const headers = { "content-type": "application/json" };
-  return ask(path, { method: "POST", headers, body: JSON.stringify(body) }, 3 * SECONDS);
+  return request(path, { method: "POST", headers, body: JSON.stringify(body) }, 3 * TIMEOUT);
 }
 
-async function ask(path, options = {}, seconds = SECONDS) {
+async function request(path, options = {}, seconds = TIMEOUT) {
   const headers = { ...options.headers };
   if (key.get()) headers.authorization = `Bearer ${key.get()}`;
-  let answer;
+  let response;
   try {
     const signal = AbortSignal.timeout(seconds * 1000);
-    answer = await fetch(path, { ...options, headers, signal });
+    response = await fetch(path, { ...options, headers, signal });
   } catch (error) {
-    throw new Error("The dashboard's server does not answer: is it still running?");
+    throw new Error("The dashboard's server does not respond. Is it still running?");
   }
-  if (answer.status === 401) throw new KeyNeeded("This dashboard asks for its API key.");
-  const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.detail || `The server answers ${answer.status}.`);
+  if (response.status === 401) throw new KeyRequired("This dashboard requires an API key.");
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.detail || `The server responded with status ${response.status}.`);
   return body;
 }

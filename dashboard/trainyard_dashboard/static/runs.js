@@ -1,43 +1,43 @@
-// The runs: their table, and which of them are drawn. Both tabs with curves share the choice.
+// The runs: their table, their selection (shared by all charts), and their histories.
 
 import { at, cell, h, headRow, row, setText } from "./dom.js";
 import { duration, loss, number, throughput, UNKNOWN } from "./format.js";
 import { get } from "./http.js";
 
-const DRAWN_AT_FIRST = 4;
-const SHOWN_AT_FIRST = 60;
-const DASHES = ["solid", "dot", "dash", "dashdot"]; // of one run's ranks or GPUs
-const OVER = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
+const INITIALLY_SELECTED = 4;
+const INITIALLY_SHOWN = 60;
+const DASHES = ["solid", "dot", "dash", "dashdot"]; // of a run's ranks or GPUs
+const FINISHED = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
 
 export const runs = { all: [], problems: [] };
-export const chosen = new Set();
+const selection = new Set();
 const RATES = ["tokens_per_second", "samples_per_second"];
-const rates = new Map(); // of each run, over all its steps
-const slots = new Map(); // a run keeps its colour
+const rates = new Map(); // mean over all steps, by run
+const slots = new Map(); // index of its colour, by run
 const listeners = new Set();
 const rows = new Map();
 let showAll = false;
-let untouched = true;
+let isDefault = true; // the user has not changed the selection
 
-export const onChoice = (listener) => listeners.add(listener);
-export const isOver = (run) => OVER.has(run.phase);
-export const selected = () => runs.all.filter((run) => chosen.has(run.id));
+export const onSelection = (listener) => listeners.add(listener);
+export const isFinished = (run) => FINISHED.has(run.phase);
+export const selected = () => runs.all.filter((run) => selection.has(run.id));
 
 export function slot(id) {
   if (!slots.has(id)) slots.set(id, slots.size);
   return slots.get(id);
 }
 
-// The name, and where it is from as soon as two runs share it.
+// The name; with data source and namespace if two runs share it.
 export function title(run) {
-  const twin = runs.all.some((other) => other.name === run.name && other.id !== run.id);
-  return twin ? `${run.name} (${run.source}, ${run.namespace})` : run.name;
+  const ambiguous = runs.all.some((other) => other.name === run.name && other.id !== run.id);
+  return ambiguous ? `${run.name} (${run.source}, ${run.namespace})` : run.name;
 }
 
-export function choose(id, wanted) {
-  untouched = false;
-  if (wanted) chosen.add(id);
-  else chosen.delete(id);
+function select(id, wanted) {
+  isDefault = false;
+  if (wanted) selection.add(id);
+  else selection.delete(id);
   for (const box of document.querySelectorAll("input[data-run]")) {
     if (box.dataset.run === id) box.checked = wanted;
   }
@@ -45,10 +45,10 @@ export function choose(id, wanted) {
 }
 
 export function checkbox(run) {
-  const name = `Draw ${title(run)}`;
+  const name = `Show ${title(run)} in the charts`;
   const box = h("input", { type: "checkbox", "data-run": run.id, "aria-label": name });
-  box.checked = chosen.has(run.id);
-  box.addEventListener("change", () => choose(run.id, box.checked));
+  box.checked = selection.has(run.id);
+  box.addEventListener("change", () => select(run.id, box.checked));
   return box;
 }
 
@@ -57,10 +57,10 @@ export async function update() {
   runs.all = answer.runs;
   runs.problems = answer.problems;
   const known = new Set(runs.all.map((run) => run.id));
-  for (const id of chosen) if (!known.has(id)) chosen.delete(id);
-  if (untouched && chosen.size === 0) {
-    const first = [...runs.all].sort((a, b) => isOver(a) - isOver(b)).slice(0, DRAWN_AT_FIRST);
-    for (const run of first) chosen.add(run.id);
+  for (const id of selection) if (!known.has(id)) selection.delete(id);
+  if (isDefault && selection.size === 0) {
+    const first = [...runs.all].sort((a, b) => isFinished(a) - isFinished(b)).slice(0, INITIALLY_SELECTED);
+    for (const run of first) selection.add(run.id);
   }
   show();
 }
@@ -74,20 +74,20 @@ const COLUMNS = [
 function show() {
   const table = at("runs");
   if (!table.tHead.rows[0].cells.length) headRow(table, COLUMNS);
-  const shown = showAll ? runs.all : runs.all.slice(0, SHOWN_AT_FIRST);
+  const shown = showAll ? runs.all : runs.all.slice(0, INITIALLY_SHOWN);
   const wanted = new Set(shown.map((run) => run.id));
-  for (const [id, kept] of rows) {
+  for (const [id, current] of rows) {
     if (wanted.has(id)) continue;
-    kept.element.remove();
+    current.element.remove();
     rows.delete(id);
   }
   let previous = null;
   for (const run of shown) {
-    const kept = rows.get(run.id) ?? made(run);
-    fill(kept, run);
-    const place = previous ? previous.nextSibling : table.tBodies[0].firstChild;
-    if (place !== kept.element) table.tBodies[0].insertBefore(kept.element, place);
-    previous = kept.element;
+    const current = rows.get(run.id) ?? createRow(run);
+    fillRow(current, run);
+    const position = previous ? previous.nextSibling : table.tBodies[0].firstChild;
+    if (position !== current.element) table.tBodies[0].insertBefore(current.element, position);
+    previous = current.element;
   }
   at("no-runs").hidden = runs.all.length > 0;
   table.hidden = runs.all.length === 0;
@@ -101,11 +101,11 @@ at("more-runs").addEventListener("click", () => {
   show();
 });
 
-function made(run) {
+function createRow(run) {
   const parts = {
     name: h("span", { class: "name" }), note: h("span", { class: "note" }),
     phase: h("span", { class: "phase" }), step: h("span"),
-    bar: h("progress", { "aria-label": `Steps of ${run.name}` }),
+    bar: h("progress", { "aria-label": `Progress of ${run.name}` }),
     loss: h("span"), throughput: h("span"), left: h("span"), restarts: h("span"),
     processes: h("span"),
   };
@@ -120,12 +120,12 @@ function made(run) {
     cell("Time left (projected)", parts.left), cell("Restarts (measured)", parts.restarts),
     cell("Processes (measured)", parts.processes),
   );
-  const kept = { element, parts, box };
-  rows.set(run.id, kept);
-  return kept;
+  const current = { element, parts, box };
+  rows.set(run.id, current);
+  return current;
 }
 
-function fill({ parts, box }, run) {
+function fillRow({ parts, box }, run) {
   setText(parts.name, title(run));
   setText(parts.note, [run.recipe, run.message].filter(Boolean).join(" · "));
   setText(parts.phase, run.phase ?? UNKNOWN);
@@ -137,35 +137,35 @@ function fill({ parts, box }, run) {
   parts.bar.max = run.total_steps ?? 1;
   parts.bar.value = step ?? 0;
   setText(parts.loss, loss(run.loss));
-  const rate = throughput(isOver(run) ? { ...run, ...rates.get(run.id) } : run);
-  setText(parts.throughput, isOver(run) && rate === UNKNOWN ? "–" : rate);
-  setText(parts.left, isOver(run) ? "–" : duration(run.eta_seconds));
+  const rate = throughput(isFinished(run) ? { ...run, ...rates.get(run.id) } : run);
+  setText(parts.throughput, isFinished(run) && rate === UNKNOWN ? "–" : rate);
+  setText(parts.left, isFinished(run) ? "–" : duration(run.eta_seconds));
   setText(parts.restarts, run.restarts === null ? UNKNOWN : String(run.restarts));
   setText(parts.processes, run.processes === null ? UNKNOWN : String(run.processes));
-  box.checked = chosen.has(run.id);
+  box.checked = selection.has(run.id);
 }
 
-// Curves of the chosen runs, asked for again only when they can have changed.
-let asked = "";
-let known = { runs: {}, problems: [] };
+// Curves of the selected runs, requested again only if they may have changed.
+let requestedFor = "";
+let received = { runs: {}, problems: [] };
 
 export async function histories(metrics) {
-  const picked = selected();
-  if (!picked.length) return { runs: {}, problems: [] };
-  const state = JSON.stringify([metrics, picked.map((run) => [run.id, run.step, run.phase])]);
-  if (state !== asked || picked.some((run) => run.phase === null)) {
-    known = await get("api/history", [
-      ...picked.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
+  const chosen = selected();
+  if (!chosen.length) return { runs: {}, problems: [] };
+  const state = JSON.stringify([metrics, chosen.map((run) => [run.id, run.step, run.phase])]);
+  if (state !== requestedFor || chosen.some((run) => run.phase === null)) {
+    received = await get("api/history", [
+      ...chosen.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
     ]);
-    asked = known.problems.length ? "" : state; // what failed is tried again
-    keepRates();
+    requestedFor = received.problems.length ? "" : state; // failures are retried
+    storeRates();
   }
-  return known;
+  return received;
 }
 
-// The status of a run that is over tells no throughput; its history does, once it is drawn.
-function keepRates() {
-  for (const [id, { curves }] of Object.entries(known.runs)) {
+// The status of a finished run has no throughput; its history does, once requested.
+function storeRates() {
+  for (const [id, { curves }] of Object.entries(received.runs)) {
     for (const { metric, rate } of curves) {
       if (RATES.includes(metric) && rate) rates.set(id, { ...rates.get(id), [metric]: rate });
     }
@@ -173,15 +173,15 @@ function keepRates() {
   show();
 }
 
-// The lines of one metric: one for each run, or for each of its parts.
-export function lines(found, metric, style = {}) {
+// The lines of one metric: one per run, or one per rank or GPU.
+export function lines(data, metric, style = {}) {
   return selected().flatMap((run) =>
-    (found.runs[run.id]?.curves ?? []).filter((curve) => curve.metric === metric)
+    (data.runs[run.id]?.curves ?? []).filter((curve) => curve.metric === metric)
       .map((curve, index) => ({
         name: curve.part ? `${title(run)}: ${curve.part}` : title(run),
         x: curve.x, y: curve.y, seconds: curve.x_is === "seconds",
-        // Ranks of several runs have their run's colour, those of one run colours of their own.
-        slot: slot(run.id) + (chosen.size === 1 ? index : 0),
+        // With several runs selected, all ranks of a run share its colour.
+        slot: slot(run.id) + (selection.size === 1 ? index : 0),
         // With more runs than colours, the next eight are dotted, and so on.
         dash: DASHES[(index + Math.floor(slot(run.id) / 8)) % DASHES.length],
         ...style,
@@ -189,4 +189,4 @@ export function lines(found, metric, style = {}) {
 }
 
 export const xName = (drawn) => (drawn.some((line) => line.seconds)
-  ? "Seconds since the start" : "Optimizer step");
+  ? "Seconds since the start" : "Step");

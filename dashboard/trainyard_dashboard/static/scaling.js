@@ -1,14 +1,14 @@
-// Tab 2: what N processes would bring, from what a study measured.
+// Tab 2, Scaling: time, cost and speedup at any number of processes, projected from a study.
 
 import { draw } from "./chart.js";
-import { at, badge, cell, h, headRow, options, paused, row } from "./dom.js";
-import { duration, interval, money, number, percent, times } from "./format.js";
+import { at, badge, cell, debounced, h, headRow, options, row } from "./dom.js";
+import { count, duration, interval, money, number, percent, times } from "./format.js";
 import { get } from "./http.js";
 
 const form = at("scaling-form");
 const field = form.elements;
 let studies = [];
-let asked = "";
+let shownFor = "";
 
 export async function refresh() {
   const answer = await get("api/studies");
@@ -33,35 +33,39 @@ const study = () => studies.find((one) => one.id === field.study.value);
 function chooseStudy() {
   const { configurations, price, currency } = study();
   options(field.configuration, configurations.map((one, i) =>
-    [String(i), `${one.label === study().name ? "the only one" : one.label}`
+    [String(i), `${one.label === study().name ? "only one" : one.label}`
       + ` (measured: ${one.sizes.join(", ")} processes)`]));
   if (price !== null) field.price.value = price;
   form.querySelector(".currency").textContent = currency;
-  name();
+  showUnit();
 }
 
-function name() {
+function showUnit() {
   const unit = study().configurations[Number(field.configuration.value)]?.unit ?? "tokens";
   form.querySelector(".budget-name").textContent = `Budget, million ${unit}`;
 }
 
 async function calculate() {
   if (!form.checkValidity()) return;
-  name();
+  showUnit();
   const parameters = [
     ["study", field.study.value], ["configuration", field.configuration.value],
     ["processes", field.processes.value], ["budget", field.budget.value * 1e6],
     ...(field.price.value === "" ? [] : [["price", field.price.value]]),
   ];
   const state = JSON.stringify([parameters, study().progress]);
-  if (state === asked) return;
-  const found = await get("api/projection", parameters);
-  tiles(found);
-  sizes(found);
-  at("scaling-warnings").replaceChildren(...found.warnings.map((text) => h("li", {}, text)));
-  at("law").textContent = law(found);
-  chart(found);
-  asked = state; // at the end: what failed is tried again
+  if (state === shownFor) return;
+  const projection = await get("api/projection", parameters);
+  showTiles(projection);
+  showSizes(projection);
+  showWarnings(projection.warnings);
+  at("law").textContent = lawText(projection);
+  drawChart(projection);
+  shownFor = state; // at the end, so that failures are retried
+}
+
+function showWarnings(warnings) {
+  at("scaling-warnings").replaceChildren(...warnings.map((text) => h("li", {}, text)));
 }
 
 function tile(name, value, range, origin) {
@@ -69,7 +73,7 @@ function tile(name, value, range, origin) {
     h("p", { class: "value" }, value), h("p", { class: "range" }, range));
 }
 
-function tiles({ chosen, unit, base_processes: base, why_no_law: why }) {
+function showTiles({ chosen, unit, base_processes: base, why_no_law: why }) {
   const { currency } = study();
   if (!chosen) {
     at("scaling-tiles").replaceChildren(h("p", {}, `Unknown at this size: ${why}.`));
@@ -78,26 +82,26 @@ function tiles({ chosen, unit, base_processes: base, why_no_law: why }) {
   const seconds = (hours) => duration(hours * 3600);
   const price = (value) => money(value, currency);
   const rate = (value) => `${number(value)} ${unit}/s`;
-  const ranged = (name, figure, show, origin) =>
-    tile(name, ...shown(chosen, figure, show), origin);
+  const intervalTile = (name, value, format, origin) =>
+    tile(name, ...formatted(chosen, value, format), origin);
   const efficiency = chosen.too_wide ? "" : `; efficiency ${percent(chosen.efficiency)}`;
   at("scaling-tiles").replaceChildren(
-    ranged("Time", chosen.hours, seconds, "projected"),
-    chosen.cost ? ranged("Cost", chosen.cost, price, "projected")
+    intervalTile("Time", chosen.hours, seconds, "projected"),
+    chosen.cost ? intervalTile("Cost", chosen.cost, price, "projected")
       : tile("Cost", "enter a price", "", "projected"),
-    ranged("Throughput", chosen.throughput, rate, chosen.origin),
-    tile("Speedup", shown(chosen, chosen.speedup, times)[0], `against ${base}${efficiency}`,
-      chosen.origin),
+    intervalTile("Throughput", chosen.throughput, rate, chosen.origin),
+    tile("Speedup", formatted(chosen, chosen.speedup, times)[0],
+      `relative to ${count(base, "process", "processes")}${efficiency}`, chosen.origin),
   );
 }
 
-// A figure and its range; the range alone where its middle says nothing.
-function shown({ too_wide: wide }, figure, show) {
-  const range = interval(figure, show);
-  return wide && range ? [range, ""] : [show(figure.value), range];
+// A value and its interval; only the interval if it is too wide for its middle to mean anything.
+function formatted({ too_wide: wide }, value, format) {
+  const range = interval(value, format);
+  return wide && range ? [range, ""] : [format(value.value), range];
 }
 
-function sizes({ sizes: rows, unit }) {
+function showSizes({ sizes: rows, unit }) {
   const { currency } = study();
   const names = ["Processes", "Throughput", "Speedup", "Efficiency", "Time (projected)",
     "Cost (projected)"];
@@ -105,12 +109,12 @@ function sizes({ sizes: rows, unit }) {
   const rate = (value) => `${number(value)} ${unit}/s`;
   at("sizes").tBodies[0].replaceChildren(...rows.map((one) => row(
     h("th", { scope: "row", role: "rowheader" }, String(one.processes), " ", badge(one.origin)),
-    cell(names[1], one.too_wide ? shown(one, one.throughput, number)[0] : rate(one.throughput.value),
+    cell(names[1], one.too_wide ? formatted(one, one.throughput, number)[0] : rate(one.throughput.value),
       one.too_wide ? ` ${unit}/s` : range(one.throughput)),
-    cell(names[2], shown(one, one.speedup, times)[0]),
+    cell(names[2], formatted(one, one.speedup, times)[0]),
     cell(names[3], one.too_wide ? "–" : percent(one.efficiency)),
-    cell(names[4], shown(one, one.hours, (hours) => duration(hours * 3600))[0]),
-    cell(names[5], one.cost ? shown(one, one.cost, (value) => money(value, currency))[0] : "–"),
+    cell(names[4], formatted(one, one.hours, (hours) => duration(hours * 3600))[0]),
+    cell(names[5], one.cost ? formatted(one, one.cost, (value) => money(value, currency))[0] : "–"),
   )));
 }
 
@@ -119,31 +123,30 @@ function range(value) {
   return text ? h("small", {}, ` ${text}`) : null;
 }
 
-function law({ law: found, why_no_law: why }) {
+function lawText({ law, why_no_law: why }) {
   const { machine } = study();
-  const where = machine ? ` Measured on ${machine}.` : "";
-  if (!found) return `No law: ${why}.${where}`;
+  const hardware = machine ? ` Measured on ${machine}.` : "";
+  if (!law) return `No scaling law: ${why}.${hardware}`;
   const share = (value) => `${percent(value.value)}${interval(value, percent)
     ? ` (${interval(value, percent)})` : ""}`;
-  const small = (value) => number(value, 2);
-  const own = found.kind === "linear" ? "" : `contention σ ${share(found.sigma)}`;
-  const pairs = found.kind === "usl" ? `, coherency κ ${small(found.kappa.value)}` : "";
-  const figures = found.undecided ? "" : own + pairs;
-  const misses = found.residual < 1e-9 ? "it runs through the measured sizes"
-    : `it misses the measured sizes by ${percent(found.residual)}`;
-  const fits = found.undecided ? "" : `; ${misses}`;
-  const best = found.best_processes
-    ? ` More than ${Math.round(found.best_processes)} processes would make it slower.` : "";
-  const choice = found.choice[0].toUpperCase() + found.choice.slice(1);
-  return `${[choice, figures].filter(Boolean).join(": ")}${fits}.${best}`
-    + " Projections weigh every law by its probability; intervals hold with a probability of 90%."
-    + where;
+  const contention = law.kind === "linear" ? "" : `contention σ ${share(law.sigma)}`;
+  const coherency = law.kind === "usl" ? `, coherency κ ${number(law.kappa.value, 2)}` : "";
+  const values = law.undecided ? "" : contention + coherency;
+  const residual = law.residual < 1e-9 ? "it passes through the measured sizes"
+    : `its residual at the measured sizes is ${percent(law.residual)}`;
+  const fits = law.undecided ? "" : `; ${residual}`;
+  const best = law.best_processes
+    ? ` More than ${Math.round(law.best_processes)} processes would make it slower.` : "";
+  const choice = law.choice[0].toUpperCase() + law.choice.slice(1);
+  return `${[choice, values].filter(Boolean).join(": ")}${fits}.${best}`
+    + " Projections weight every law by its probability; intervals are 90% intervals."
+    + hardware;
 }
 
-function chart(found) {
-  const base = found.base_processes;
-  const measured = found.sizes.filter((point) => point.origin === "measured");
-  const projected = found.chart;
+function drawChart(projection) {
+  const base = projection.base_processes;
+  const measured = projection.sizes.filter((point) => point.origin === "measured");
+  const projected = projection.chart;
   const ends = (projected.length ? projected : measured).map((point) => point.processes);
   const last = ends.at(-1);
   const x = (points) => points.map((point) => point.processes);
@@ -156,20 +159,19 @@ function chart(found) {
   if (projected.length) {
     const middle = projected.map((p) => (p.too_wide ? null : p.speedup.value));
     lines.push({ name: "projected", x: x(projected), y: middle, dash: "dash", slot: 1,
-      band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% likely" } });
+      band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% interval" } });
   }
   const wide = last / base > 64;
   draw("scaling-charts", {
-    id: "speedup", title: "Speedup", x: "processes", y: `times ${base} process${base > 1 ? "es" : ""}`,
+    id: "speedup", title: "Speedup", x: "Processes",
+    y: `Relative to ${count(base, "process", "processes")}`,
     lines, log: wide, fromZero: !wide, height: 340,
   });
 }
 
-const late = paused(() => calculate().catch((error) => {
-  at("scaling-warnings").replaceChildren(h("li", {}, error.message));
-}));
+const recalculate = debounced(() => calculate().catch((error) => showWarnings([error.message])));
 form.addEventListener("input", (event) => {
   if (event.target === field.study) chooseStudy();
-  late();
+  recalculate();
 });
 form.addEventListener("submit", (event) => event.preventDefault());

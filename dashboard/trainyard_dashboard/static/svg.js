@@ -1,9 +1,8 @@
-// Draws lines, bands, points and bars as SVG. Colours are the style sheet's: dark mode costs nothing.
+// Draws line and bar charts as SVG. Colours come from the style sheet, which handles dark mode.
 
 import { number } from "./format.js";
-import { extent, linear, logarithmic, logTicks, ticks } from "./scale.js";
 
-export const COLOURS = 8;
+const COLOURS = 8;
 const BAR_ROW = 44;
 const DASHES = { dot: "2 4", dash: "7 5", dashdot: "7 4 2 4" };
 
@@ -19,7 +18,7 @@ function s(tag, attributes, ...children) {
 const ink = (line, index) => (line.quiet ? "quiet" : `ink-${(line.slot ?? index) % COLOURS}`);
 const round = (value) => value.toFixed(1);
 
-// A line; it has a gap where y is null.
+// SVG path data; a null y leaves a gap.
 function path(x, y) {
   let [text, pen] = ["", "M"];
   for (let i = 0; i < x.length; i += 1) {
@@ -29,7 +28,7 @@ function path(x, y) {
   return text;
 }
 
-// A piece of a line, for the legend.
+// A short piece of a line, for legend and tooltip.
 export function sample(line, index) {
   const mark = line.mode !== "markers"
     ? s("path", { d: "M0 6H24", class: `line ${ink(line, index)}`, "stroke-dasharray": DASHES[line.dash] })
@@ -53,13 +52,13 @@ function ranges(spec) {
   }
   if (spec.log) return { x: [x[0] / 1.1, x[1] * 1.1], y: [y[0] / 1.3, y[1] * 1.3] };
   const room = (y[1] - y[0]) * 0.05;
-  if (lines.some((line) => line.mode === "markers")) { // those at the edges want to be whole
+  if (lines.some((line) => line.mode === "markers")) { // do not clip the ones at the edges
     x[0] -= (x[1] - x[0]) * 0.02;
   }
   return { x, y: [spec.fromZero && y[0] === 0 ? 0 : y[0] - room, y[1] + room] };
 }
 
-// The drawing, and how to find values below the pointer.
+// Returns the SVG, the x pixels of each line, and the plot area, for the tooltip.
 export function drawLines(spec, width, height) {
   const range = ranges(spec);
   const marks = {
@@ -118,7 +117,7 @@ export function drawLines(spec, width, height) {
   return { svg, drawn, area };
 }
 
-// Bars that lie, each below its name: names are long, and phones narrow.
+// Horizontal bars, each below its name: names are long, and phones are narrow.
 export function drawBars({ lines: [line] }, width) {
   const height = line.x.length * BAR_ROW + 8;
   const svg = s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
@@ -127,7 +126,7 @@ export function drawBars({ lines: [line] }, width) {
   for (const [i, value] of line.x.entries()) {
     const top = i * BAR_ROW;
     const [low, high] = line.range[i];
-    // A range takes the whole width, so its text is beside the name.
+    // A range may span the whole width, so its text goes next to the name.
     const name = line.rangeOnly ? `${line.y[i]}: ${line.text[i]}` : line.y[i];
     const [start, end] = line.rangeOnly ? [x(low), x(high)] : [0, x(value)];
     svg.append(
@@ -144,4 +143,46 @@ export function drawBars({ lines: [line] }, width) {
     }
   }
   return svg;
+}
+
+// The smallest and the largest finite value.
+function extent(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    if (!Number.isFinite(value)) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low <= high ? [low, high] : [0, 1];
+}
+
+function linear([low, high], [from, to]) {
+  const factor = (to - from) / (high - low);
+  return (value) => from + (value - low) * factor;
+}
+
+function logarithmic([low, high], pixels) {
+  const scale = linear([Math.log(low), Math.log(high)], pixels);
+  return (value) => scale(Math.log(value));
+}
+
+// About `count` round numbers: multiples of 1, 2 or 5 times a power of ten.
+function ticks([low, high], count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const marks = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) {
+    marks.push(Number((i * step).toPrecision(12)));
+  }
+  return marks;
+}
+
+function logTicks([low, high]) {
+  const marks = [];
+  for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10) {
+    marks.push(...[1, 2, 5].map((factor) => factor * power));
+  }
+  return marks.filter((value) => value >= low && value <= high);
 }

@@ -1,4 +1,4 @@
-"""A TRAINYARD_HOME as `trainyard run` and `trainyard study` leave it, for tests and benchmarks."""
+"""Writes a TRAINYARD_HOME like `trainyard run` and `trainyard study`, for tests and benchmarks."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from trainyard_study.fit import fit
 
-# Tokens per second with 1, 2 and 4 processes, three times each.
+# Tokens per second with 1, 2 and 4 processes, three repeats each.
 MEASURED = {
     1: [1000.0, 1010.0, 990.0],
     2: [1900.0, 1880.0, 1930.0],
@@ -27,7 +27,7 @@ def write_run(
     ranks: int = 2,
     **status: Any,
 ) -> Path:
-    """A run of `points` logged steps; returns its metrics.jsonl."""
+    """Write a run with `points` log lines; returns the path of its metrics.jsonl."""
     directory = home / "runs" / name
     (directory / "data").mkdir(parents=True, exist_ok=True)
     run = {
@@ -59,7 +59,7 @@ def write_run(
 
 
 def record(i: int, ranks: int = 2) -> dict[str, Any]:
-    """The i-th line of a run's progress."""
+    """The i-th line of a metrics.jsonl."""
     return {
         "step": i * 10,
         "loss": 4 / math.sqrt(i) + 0.1 * math.sin(i),
@@ -75,7 +75,7 @@ def record(i: int, ranks: int = 2) -> dict[str, Any]:
 
 @contextmanager
 def driven(home: Path, name: str) -> Iterator[None]:
-    """Hold the run's lock, as the process does that drives it."""
+    """Hold the run's lock, like the process that drives it."""
     with (home / "runs" / name / "lock").open("w") as file:
         flock(file, LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: every tab, by keyboard, on a phone, in the dark."""
+"""The dashboard in a real browser: every tab, the keyboard, small screens, dark mode."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ ODD_NAME = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, one that goes on, and one whose name is an attempt at an attack."""
+    """A finished run, a running one, and one with a name that attempts HTML injection."""
     home = tmp_path_factory.mktemp("home")
     write_run(home, "done")
     write_run(home, "going", phase="Running", step=400, totalSteps=1000, etaSeconds=95)
@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dashboard(home: Path, client: httpx.Client) -> Iterator[str]:
-    """The address of a dashboard whose demo asks the tests' generate server."""
+    """The URL of a dashboard whose demo uses the tests' generate server."""
     settings = DashboardSettings.model_validate(
         {"home": str(home), "demo_url": str(client.base_url).rstrip("/"), "poll_seconds": 0.3}
     )
@@ -43,7 +43,7 @@ def dashboard(home: Path, client: httpx.Client) -> Iterator[str]:
 
 @pytest.fixture
 def requests(page: Page) -> list[str]:
-    """Every address the page asks for."""
+    """The URLs of all requests of the page."""
     found: list[str] = []
     page.on("request", lambda request: found.append(request.url))
     return found
@@ -53,7 +53,7 @@ def drawn(page: Page, chart: str) -> None:
     expect(page.locator(f"#plot-{chart} svg").first).to_be_visible()
 
 
-def test_runs_are_shown_and_followed(
+def test_runs_and_charts_are_updated_while_a_run_progresses(
     dashboard: str, home: Path, page: Page, requests: list[str]
 ) -> None:
     page.goto(dashboard)
@@ -66,7 +66,7 @@ def test_runs_are_shown_and_followed(
         drawn(page, chart)
     label = page.locator("#plot-loss").get_attribute("aria-label") or ""
     assert "going: " in label
-    page.get_by_text("As a table").first.click()
+    page.get_by_text("Show as table").first.click()
     expect(page.get_by_role("table", name="Training loss")).to_be_visible()
 
     write_run(home, "going", phase="Running", step=410, totalSteps=1000, loss=1.25)
@@ -77,7 +77,7 @@ def test_runs_are_shown_and_followed(
     assert all(url.startswith((dashboard, "data:", "blob:")) for url in requests)
 
 
-def test_tabs_go_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
+def test_tabs_work_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
     page.goto(dashboard)
@@ -94,11 +94,11 @@ def test_tabs_go_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None
     expect(page.get_by_role("tab", name="Performance")).to_be_focused()
     page.keyboard.press("End")
     expect(page.get_by_role("tab", name="Demo")).to_be_focused()
-    page.reload()  # the address remembers the tab
+    page.reload()  # the URL fragment selects the tab
     expect(page.get_by_role("tabpanel", name="Demo")).to_be_visible()
 
 
-def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> None:
+def test_the_calculator_updates_as_values_are_entered(dashboard: str, page: Page) -> None:
     page.goto(f"{dashboard}/#scaling")
     tiles = page.locator("#scaling-tiles")
     expect(tiles).to_contain_text("Cost projected")
@@ -114,37 +114,37 @@ def test_the_calculator_follows_what_is_entered(dashboard: str, page: Page) -> N
     expect(page.get_by_role("row", name="100 projected")).to_be_visible()
 
 
-def test_runs_are_compared_and_costs_and_answers_come(dashboard: str, page: Page) -> None:
+def test_training_cost_and_demo_tabs_work(dashboard: str, page: Page) -> None:
     page.goto(f"{dashboard}/#training")
     for chart in ("losses", "learning_rate", "grad_norm"):
         drawn(page, chart)
-    expect(page.get_by_text("Unknown: GPU metrics come from a Prometheus")).to_be_visible()
+    expect(page.get_by_text("GPU metrics come from a Prometheus")).to_be_visible()
     expect(page.locator("#samples pre").first).to_have_text("to be <b>or</b> not")
     lines = page.locator("#plot-grad_norm path.line")
     expect(lines).to_have_count(3)
-    page.get_by_role("checkbox", name="Draw done").uncheck()
+    page.get_by_role("checkbox", name="Show done in the charts").uncheck()
     expect(lines).to_have_count(2)
 
     page.get_by_role("tab", name="Cost").click()
     drawn(page, "costs")
     expect(page.locator("#price-file")).to_contain_text("example prices")
-    price = page.get_by_role("spinbutton", name="Price of a unit-hour: Cloud, 8 large GPUs")
+    price = page.get_by_role("spinbutton", name="Price per unit-hour: Cloud, 8 large GPUs")
     price.fill("0")
     row = page.get_by_role("row", name="Cloud, 8 large GPUs")
     expect(row).to_contain_text("0.00 USD")
     expect(row).to_contain_text("lowest")
 
     page.get_by_role("tab", name="Demo").click()
-    expect(page.locator("#demo-about")).to_contain_text("A generate server at")
+    expect(page.locator("#demo-info")).to_contain_text("Prompts go to the generate server at")
     page.get_by_label("Text to continue").fill("to be")
-    page.get_by_label("At most so many tokens").fill("5")
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_label("Maximum tokens").fill("5")
+    page.get_by_role("button", name="Send").click()
     expect(page.locator("#demo-facts")).to_contain_text("5 tokens")
     expect(page.locator("#demo-answer")).to_contain_text("to be")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(dashboard: str, page: Page, scheme: Any) -> None:
+def test_axe_finds_no_serious_problem(dashboard: str, page: Page, scheme: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.emulate_media(color_scheme=scheme)
     page.goto(dashboard)
@@ -153,22 +153,22 @@ def test_axe_finds_nothing_serious(dashboard: str, page: Page, scheme: Any) -> N
         if chart:
             drawn(page, chart)
         violations = axe.run(page).response["violations"]
-        told = {
+        serious = {
             one["id"]: [node["html"][:200] for node in one["nodes"]]
             for one in violations
             if one["impact"] in ("serious", "critical")
         }
-        assert not told, (name, told)
+        assert not serious, (name, serious)
 
 
-def test_a_key_is_asked_for_and_kept(home: Path, page: Page) -> None:
+def test_the_api_key_is_requested_and_kept(home: Path, page: Page) -> None:
     settings = DashboardSettings.model_validate({"home": str(home), "api_key": "secret"})
     with running(create_dashboard_app(settings)) as client:
         page.goto(str(client.base_url))
-        expect(page.get_by_role("status")).to_have_text("This dashboard asks for its API key.")
+        expect(page.get_by_role("status")).to_have_text("This dashboard requires an API key.")
         expect(page.get_by_label("API key")).to_be_focused()
         page.keyboard.type("wrong\n")
-        expect(page.get_by_role("status")).to_have_text("That key is not the one.")
+        expect(page.get_by_role("status")).to_have_text("The API key is not valid.")
         page.get_by_label("API key").fill("secret")
         page.keyboard.press("Enter")
         expect(page.get_by_role("row", name="done")).to_be_visible()

@@ -138,7 +138,7 @@ def test_a_demo_without_a_usable_server_says_why() -> None:
 
     assert problem(None) == (
         503,
-        "no server is configured: start the dashboard with --demo-url URL",
+        "no server is configured; start the dashboard with --demo-url URL",
     )
     assert "can't be reached" in problem("http://127.0.0.1:9")[1]
     with answering(lambda path, query: (200, {"paths": {"/other": {}}})) as url:

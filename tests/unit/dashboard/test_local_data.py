@@ -107,7 +107,7 @@ def test_a_run_without_a_process_is_stopped_and_invalid_files_are_reported(tmp_p
     assert phases == {"done": "Succeeded", "going": "Running", "killed": "Stopped"}
     (killed,) = [row for row in rows if row.name == "killed"]
     assert killed.eta_seconds is None
-    assert "no process drives it any more" in killed.message
+    assert "its process is gone" in killed.message
     assert len(problems) == 2
     assert all("can't be read" in line and "\n" not in line for line in problems)
 
