@@ -1,4 +1,4 @@
-"""SIGKILL runs at random moments: what goes on must be, byte for byte, what was never killed.
+"""Kills runs at random moments and compares the resumed runs with uninterrupted ones, bit for bit.
 
     python -m tests.soak.kill --kills 300 --seed 1 [--family char-gpt]
 
@@ -176,7 +176,7 @@ class Soak:
                 compare(f"checkpoint of step {after}", whole.states[after], digests_of(run, after))
             if not struck:
                 break
-            yield f"{kill}; goes on from step {after}"
+            yield f"{kill}; resumes from step {after}"
         last = max(whole.states)
         if after != last:
             raise DiffersError(f"ended at step {after}, not {last}")

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
 class Model:
-    """Texts to what seed D's API answers."""
+    """Computes what POST /predict of the classify app returns."""
 
     def __init__(self, directory: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(Path(directory))

@@ -1,4 +1,4 @@
-"""Seed D's own shape: FastAPI with PyTorch in the handler. Arguments: model directory, port."""
+"""Plain FastAPI that calls PyTorch in the request handler. Arguments: model directory, port."""
 
 import sys
 from typing import Any
