@@ -3,7 +3,7 @@
 import sys
 
 from trainyard_dashboard.settings import PROGRAM, read_settings
-from trainyard_serving.program import fail, prepare_logging
+from trainyard_serving.server import fail, prepare_logging
 from trainyard_serving.settings import SettingsError
 
 

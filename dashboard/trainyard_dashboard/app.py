@@ -33,9 +33,9 @@ from trainyard_dashboard.projection import (
 from trainyard_dashboard.prometheus import Prometheus
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_serving.app import create_app
-from trainyard_serving.backend import Served
 from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
+from trainyard_serving.model_store.verified import ServedModel
 
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "["]  # Starlette reduces [::1]:PORT to "["
 MAX_SELECTED = 50  # runs in one request
@@ -142,7 +142,7 @@ class _NoModel:
     """The dashboard's backend for `create_app`: it has no model, and is always ready."""
 
     alive = ready = True
-    served: Served | None = None
+    served: ServedModel | None = None
     reason = ""
 
     def __init__(self) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from trainyard_serving.concurrency import Gate
+from trainyard_serving.connections import tls_context
 from trainyard_serving.errors import ApiError
-from trainyard_serving.gate import Gate
 from trainyard_serving.middleware import DIGEST_HEADER
-from trainyard_serving.tls import tls_context
 
 Kind = Literal["generate", "classify", "vision"]
 
@@ -96,7 +96,7 @@ class Demo:
         info = await self.info()
         if info.kind is None:
             raise ApiError(503, info.problem, "no_model")
-        async with self.gate.place(), self.gate.turn():
+        async with self.gate.admitted(), self.gate.running():
             started = time.monotonic()
             status, headers, body = await self._call(
                 "POST", ROUTES[info.kind], ANSWER_TIMEOUT, _request(info.kind, prompt)

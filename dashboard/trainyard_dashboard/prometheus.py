@@ -15,7 +15,7 @@ from trainyard_api import metrics as names
 from trainyard_api.metrics import Metric
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.catalog import Curve, DataSourceError, RunHistory, RunSummary
-from trainyard_serving.tls import tls_context
+from trainyard_serving.connections import tls_context
 
 TIMEOUT = 5.0  # seconds for one query
 RETRY_SECONDS = 5.0  # after a failure: otherwise every query of a page would wait for its timeout

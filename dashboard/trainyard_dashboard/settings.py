@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from trainyard_serving.settings import ServerSettings, SettingsError
 
@@ -16,7 +16,7 @@ HOME_ENV = "TRAINYARD_HOME"
 ENV_PREFIX = "TRAINYARD_SERVING_"
 
 
-class DashboardSettings(ServerSettings, BaseSettings):
+class DashboardSettings(ServerSettings):
     """Show runs, scaling, cost and served models on a web page that changes nothing.
 
     Every flag can also be set as an environment variable: --max-queue is

@@ -1,18 +1,17 @@
 """`python -m trainyard_serving APP`: serves a model; `verify` only checks one."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.places import newest_good, place_of
-from trainyard_serving.program import App, fail, prepare_logging, serve_app
+from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.server import App, fail, prepare_logging, serve_app
 from trainyard_serving.settings import (
     ClassifySettings,
     GenerateSettings,
+    ModelSource,
     SettingsError,
-    Source,
     VisionSettings,
     add_flags,
     read_settings,
@@ -34,7 +33,7 @@ APPS = {
         "create_generate_app",
     ),
     "vision": App(
-        "answers to questions about pictures, by a model on SGLang",
+        "answers to questions about images, from a model on SGLang",
         VisionSettings,
         "trainyard_serving.vision.app",
         "create_vision_app",
@@ -43,7 +42,7 @@ APPS = {
 
 
 def main() -> int:
-    """Exit status: 0 when all went well, 1 for what the user can mend (one line says what)."""
+    """Exit status: 0 on success, 1 for an error that the user can correct (one line says how)."""
     args = _parser().parse_args()
     prepare_logging()
     try:
@@ -56,11 +55,11 @@ def main() -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     try:
-        model, refused = newest_good(place_of(read_settings(Source, args, os.environ)))
+        model, refused = newest_verified(location_of(read_settings(ModelSource, args)))
     except ModelUnavailableError as error:
         return fail(PROGRAM, str(error))
-    for why in refused:
-        print(f"{PROGRAM}: refused: {why}", file=sys.stderr)
+    for reason in refused:
+        print(f"{PROGRAM}: refused: {reason}", file=sys.stderr)
     if args.link:
         _link(Path(args.link), model.path)
     name = model.run if model.step is None else f"run {model.run}, step {model.step}"
@@ -69,7 +68,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _link(link: Path, model: Path) -> None:
-    """Make `link` lead to the model, whether or not it led somewhere before."""
+    """Make `link` point to the model, even if it pointed elsewhere before."""
     new = link.with_name(f".{link.name}.new")
     new.unlink(missing_ok=True)
     new.symlink_to(model.resolve())
@@ -84,10 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, app in APPS.items():
         add_flags(commands.add_parser(name, help=app.help), app.settings)
-    verify = commands.add_parser("verify", help="check a model's files and print its digest")
-    add_flags(verify, Source)
+    verify = commands.add_parser("verify", help="verify a model's files and print its digest")
+    add_flags(verify, ModelSource)
     verify.add_argument(
-        "--link", metavar="PATH", help="then make PATH a link to the model, for another program"
+        "--link",
+        metavar="PATH",
+        help="then make PATH a symbolic link to the model, for another program",
     )
     return parser
 

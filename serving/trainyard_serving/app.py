@@ -1,42 +1,66 @@
-"""What every app shares: /health, /ready, /metrics, roll-back, errors, limits, the API key."""
+"""What all apps share: /health, /ready, /metrics, rollback, errors, limits, API keys."""
 
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from trainyard_api import __version__
-from trainyard_serving.api_key import ApiKey
-from trainyard_serving.backend import Backend, Part, Served
-from trainyard_serving.errors import ApiError, QueueFullError, as_api_error, detail_form
+from trainyard_serving.errors import ApiError, QueueFullError, as_api_error, detail_response
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.middleware import BodyLimit, Observe, Shed
+from trainyard_serving.middleware import ApiKey, BodyLimit, LoadShedding, Observe
+from trainyard_serving.model_store.verified import ServedModel
 from trainyard_serving.settings import ServerSettings
 
-# Pages need no key: they hold nothing secret, and ask for the key where one is needed.
+# Pages need no key: they contain no data of the user's, and ask for the key where one is needed.
 PAGES = frozenset({"/", "/try", "/docs", "/openapi.json"})
-PAGE_POLICY = (
-    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline';"
-    " style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-)
-# What the pages share: a link in their source, and what stands there once it is served.
-PAGE = Path(__file__).with_name("page")
-PAGE_PARTS = (
-    ('<link rel="stylesheet" href="page.css">', "page.css", "style"),
-    ('<script src="page.js"></script>', "page.js", "script"),
-)
 
 
-class _Shared:
-    """The routes that every app has."""
+class Part(Protocol):
+    """Something that starts and stops with the server."""
 
+    def start(self) -> None:
+        """Begin to work; returns at once."""
+
+    def stop(self) -> None:
+        """End everything that `start` began."""
+
+    @property
+    def alive(self) -> bool:
+        """False once it can never work again, so that the process should be replaced."""
+
+
+class Backend(Part, Protocol):
+    """What computes the answers: a model in this process (`Follower`), or another server."""
+
+    @property
+    def served(self) -> ServedModel | None:
+        """The current model; None while there is none or its files are unknown."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests will be answered."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Additional fields of /health and /ready."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, in one line."""
+
+    @property
+    def refused(self) -> list[str]:
+        """One line for each model that is newer than the current one and was refused."""
+
+
+class _SharedRoutes:
     def __init__(
         self, settings: ServerSettings, backend: Backend, parts: list[Part], metrics: Metrics
     ) -> None:
@@ -46,7 +70,7 @@ class _Shared:
         self._metrics = metrics
 
     async def health(self) -> JSONResponse:
-        """Whether the process works; true before a model is there."""
+        """Whether the process works; true even before a model is loaded."""
         alive = all(part.alive for part in self._parts)
         return JSONResponse(
             {
@@ -59,7 +83,7 @@ class _Shared:
         )
 
     async def ready(self) -> JSONResponse:
-        """Whether predictions will be answered, and if not, why."""
+        """Whether requests will be answered, and if not, why."""
         refused = self._backend.refused
         if not self._backend.ready:
             error = not_ready(self._backend, self._settings)
@@ -79,9 +103,9 @@ class _Shared:
 
 
 def not_ready(backend: Backend, settings: ServerSettings) -> ApiError:
-    """What requests are answered while there is no model."""
-    wait = max(1, math.ceil(settings.poll_seconds))
-    return ApiError(503, backend.reason, "model_not_loaded", retry_after=wait)
+    """The answer to requests while there is no model."""
+    seconds = max(1, math.ceil(settings.poll_seconds))
+    return ApiError(503, backend.reason, "model_not_loaded", retry_after=seconds)
 
 
 def create_app(
@@ -90,36 +114,36 @@ def create_app(
     backend: Backend,
     metrics: Metrics,
     *,
-    form: Callable[[ApiError], Response] = detail_form,
+    error_response: Callable[[ApiError], Response] = detail_response,
     invalid: Callable[[RequestValidationError], ApiError] | None = None,
-    beside: Sequence[Part] = (),
-    roll_back: Callable[[], Served | None] | None = None,
-    computed: frozenset[str] = frozenset(),
+    parts: Sequence[Part] = (),
+    roll_back: Callable[[], ServedModel | None] | None = None,
+    computed_paths: frozenset[str] = frozenset(),
     full: Callable[[], QueueFullError | None] | None = None,
 ) -> FastAPI:
     """An app with the shared routes; the caller adds its own.
 
     Args:
-        form: the JSON of an answer other than 200.
-        invalid: what a request that does not fit its model is answered; default: FastAPI's 422.
-        beside: what else lives as long as the server.
-        roll_back: takes the model before the current one back; POST /admin/rollback, which exists
-            only behind an API key.
-        computed: paths whose requests wait for the model.
-        full: why none of those is taken right now; they are refused before they are read.
+        error_response: the JSON of an answer other than 200.
+        invalid: the answer to a request that does not fit its schema; default: FastAPI's 422.
+        parts: what starts and stops with the server, besides the backend.
+        roll_back: serves the previous model again; POST /admin/rollback, which exists only if an
+            API key is set.
+        computed_paths: paths whose requests wait for the model.
+        full: why such requests are refused now, before they are read; None accepts them.
     """
-    parts = [*beside, backend]
-    shared = _Shared(settings, backend, parts, metrics)
+    all_parts = [*parts, backend]
+    shared = _SharedRoutes(settings, backend, all_parts, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for part in parts:
+        for part in all_parts:
             part.start()
         try:
             yield
         finally:
-            # uvicorn has let running requests finish: what is left here overstayed its time.
-            for part in parts:
+            # uvicorn has drained by now: requests that still run have exceeded their time.
+            for part in all_parts:
                 await run_in_threadpool(part.stop)
 
     app = FastAPI(
@@ -129,52 +153,32 @@ def create_app(
         docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
     )
-    routes: dict[str, Callable[[], Any]] = {
-        "/health": shared.health,
-        "/ready": shared.ready,
-        "/metrics": shared.metrics_text,
-    }
-    for path, endpoint in routes.items():
-        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+    app.add_api_route("/health", shared.health, response_model=None)
+    app.add_api_route("/ready", shared.ready, response_model=None)
+    app.add_api_route("/metrics", shared.metrics_text, response_model=None)
     keys = _keys(settings)
     if roll_back and keys:
         _add_roll_back(app, roll_back)
-
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return form(as_api_error(request, error))
-
-    async def server_error(request: Request, error: Exception) -> Response:
-        return form(ApiError(500, "the server failed; its log says why"))
-
-    async def validation_error(request: Request, error: Exception) -> Response:
-        assert invalid is not None
-        assert isinstance(error, RequestValidationError)
-        return form(invalid(error))
-
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, server_error)
-    if invalid:
-        app.add_exception_handler(RequestValidationError, validation_error)
+    _add_error_handlers(app, error_response, invalid)
+    # The middleware added last sees a request first.
     if full:
-        app.add_middleware(Shed, computed=computed, full=full, form=form)
+        app.add_middleware(
+            LoadShedding, computed_paths=computed_paths, full=full, error_response=error_response
+        )
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if keys:
-        app.add_middleware(ApiKey, keys=keys, open_paths=_open_paths(settings), form=form)
-    app.add_middleware(Observe, metrics=metrics, served=lambda: backend.served)
+        app.add_middleware(
+            ApiKey, keys=keys, open_paths=_open_paths(settings), error_response=error_response
+        )
+
+    def digest() -> str | None:
+        return served.digest if (served := backend.served) else None
+
+    app.add_middleware(Observe, metrics=metrics, digest=digest)
     return app
 
 
-def page(file: Path) -> HTMLResponse:
-    """A page of ours: everything it needs is in it, also what it shares with the others."""
-    text = file.read_text(encoding="utf-8")
-    for link, name, tag in PAGE_PARTS:
-        part = (PAGE / name).read_text(encoding="utf-8")
-        text = text.replace(link, f"<{tag}>\n{part}</{tag}>")
-    return HTMLResponse(text, headers={"content-security-policy": PAGE_POLICY})
-
-
-def _fields(served: Served | None) -> dict[str, Any]:
+def _fields(served: ServedModel | None) -> dict[str, Any]:
     return {"run": served.run, "step": served.step, "digest": served.digest} if served else {}
 
 
@@ -189,12 +193,35 @@ def _open_paths(settings: ServerSettings) -> frozenset[str]:
     return PAGES | health | metrics
 
 
-def _add_roll_back(app: FastAPI, roll_back: Callable[[], Served | None]) -> None:
+def _add_roll_back(app: FastAPI, roll_back: Callable[[], ServedModel | None]) -> None:
     async def admin_rollback() -> JSONResponse:
-        """Serve the model before the current one, and refuse the current one from now on."""
+        """Serve the previous model again, and refuse the current one from now on."""
         served = await run_in_threadpool(roll_back)
         if served is None:
             raise ApiError(409, "there is no previous model to go back to", "no_previous_model")
         return JSONResponse(_fields(served))
 
     app.add_api_route("/admin/rollback", admin_rollback, methods=["POST"], response_model=None)
+
+
+def _add_error_handlers(
+    app: FastAPI,
+    error_response: Callable[[ApiError], Response],
+    invalid: Callable[[RequestValidationError], ApiError] | None,
+) -> None:
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(as_api_error(request, error))
+
+    async def server_error(request: Request, error: Exception) -> Response:
+        return error_response(ApiError(500, "the server failed; its log says why"))
+
+    async def validation_error(request: Request, error: Exception) -> Response:
+        assert invalid is not None
+        assert isinstance(error, RequestValidationError)
+        return error_response(invalid(error))
+
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, server_error)
+    if invalid:
+        app.add_exception_handler(RequestValidationError, validation_error)

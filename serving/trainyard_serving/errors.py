@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: answers other than 200, and models that can't be served."""
+"""Errors: answers other than 200, and models that cannot be served."""
 
 import math
 
@@ -12,16 +12,21 @@ class ModelUnavailableError(Exception):
 
 
 class BadModelError(Exception):
-    """A whole model that must not be served; the message is one line that says why."""
+    """A complete model that must not be served; the message is one line that says why."""
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """An error of a library as one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 class ApiError(HTTPException):
-    """An answer other than 200. Each app gives it the form its clients expect.
+    """An answer other than 200. Each app writes it in the form that its clients expect.
 
     Attributes:
-        code: what went wrong, for programs, such as `queue_full`.
+        code: the kind of error, for programs, such as `queue_full`.
         param: the field of the request that is wrong.
-        retry_after: whole seconds after which to try again, if that may help.
+        retry_after: seconds after which a retry may succeed.
     """
 
     def __init__(
@@ -41,23 +46,27 @@ class ApiError(HTTPException):
 
 
 class QueueFullError(ApiError):
-    """There is no room for what was asked."""
+    """The queue is full."""
 
     def __init__(self, what: str, seconds: float) -> None:
-        """`what` waits, such as `texts`; `seconds`: a guess at when there will be room."""
+        """
+        Args:
+            what: what the queue holds, such as `texts`.
+            seconds: an estimate of when the queue will have room.
+        """
         message = f"the server is busy: too many {what} are waiting"
         retry_after = min(60, max(1, math.ceil(seconds)))
         super().__init__(429, message, "queue_full", retry_after=retry_after)
 
 
 def as_api_error(request: Request, error: HTTPException) -> ApiError:
-    """`error` as one of ours: the framework's own (no such route) lack a code and a sentence."""
+    """`error` as an ApiError. An error of the framework (no such route) gets the request's name."""
     if isinstance(error, ApiError):
         return error
-    what = f"{request.method} {request.url.path}: {error.detail}"
-    return ApiError(error.status_code, what, headers=dict(error.headers or {}))
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return ApiError(error.status_code, message, headers=dict(error.headers or {}))
 
 
-def detail_form(error: ApiError) -> JSONResponse:
+def detail_response(error: ApiError) -> JSONResponse:
     """FastAPI's usual form: {"detail": ...}."""
     return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)

@@ -1,4 +1,4 @@
-"""The server's Prometheus metrics, in a registry of their own; names come from trainyard_api."""
+"""The server's Prometheus metrics; names, labels and help come from trainyard_api."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from prometheus_client import (
 
 from trainyard_api import metrics as names
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series per counter
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """What GET /metrics answers."""
+    """The metrics that GET /metrics returns."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -35,14 +35,16 @@ class Metrics:
         self.model_info = self._gauge(names.MODEL_INFO)
         self.model_swaps = self._counter(names.MODEL_SWAPS)
         for result in ("loaded", "refused", "rolled_back"):
-            self.model_swaps.labels(result)  # a counter that begins at 1 has never grown
+            self.model_swaps.labels(
+                result
+            )  # Prometheus sees no increase in a counter that starts at 1
         self.batch_size = self._histogram(names.BATCH_SIZE, SIZES)
         self.stage_seconds = self._histogram(names.STAGE_SECONDS)
         self._predictions = self._counter(names.PREDICTIONS)
         self._classes: set[str] = set()
 
     def predicted(self, label: str) -> None:
-        """Count a text of this class; with too many classes, those met last are one, `other`."""
+        """Count a text of this class; once the label has its maximum of values, as `other`."""
         if label not in self._classes:
             if len(self._classes) + 1 >= names.PREDICTIONS.labels[0].at_most:
                 label = "other"

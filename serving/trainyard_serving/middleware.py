@@ -1,6 +1,10 @@
-"""What happens around every request: size limit, digest header, counting. Plain ASGI, so that
-streams pass through untouched."""
+"""What happens around every request: API key, size limit, refusal under overload, metrics.
 
+Plain ASGI instead of Starlette's BaseHTTPMiddleware, so that streams pass through unbuffered.
+"""
+
+import hashlib
+import hmac
 import time
 from collections.abc import Callable
 
@@ -8,16 +12,55 @@ from prometheus_client import Counter, Histogram
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainyard_serving.backend import Served
 from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
 DIGEST_HEADER = b"x-trainyard-digest"
-ROUTE = "trainyard.route"  # in a scope: the route of a request that never reached the router
+ROUTE = "trainyard.route"  # key in a scope: the route of a request that never reached the router
+
+
+class ApiKey:
+    """Answers 401 to requests without one of the API keys, except on the open paths."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: list[str],
+        open_paths: frozenset[str],
+        error_response: Callable[[ApiError], Response],
+    ) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+        self._open_paths = open_paths
+        self._error_response = error_response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_open(scope["path"]) or self._known(scope):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(
+            401,
+            "send a valid API key: Authorization: Bearer KEY",
+            "invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await self._error_response(error)(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open_paths or path.startswith(("/docs/", "/static/"))
+
+    def _known(self, scope: Scope) -> bool:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            given = headers.get(b"x-api-key", b"")
+        digest = _digest(given.strip())
+        # Digests have one length, and every key is compared: the time reveals nothing about keys.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
 class BodyLimit:
-    """Refuses a body above `limit` bytes with 413, by its declared length or as it arrives."""
+    """Refuses bodies above `limit` bytes with 413, by declared length or while they arrive."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
@@ -43,36 +86,43 @@ class BodyLimit:
         return ApiError(413, f"the body is larger than {self._limit} bytes", "body_too_large")
 
 
-class Shed:
-    """Refuses at once, before it is read, what there is no room for: under overload the CPU time
-    of understanding it is the model's, and so is that of writing the same refusal again."""
+class LoadShedding:
+    """Refuses requests while the queue is full, without reading them.
+
+    Under overload the model needs the CPU time that parsing bodies, and serializing the same
+    refusal again and again, would take.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
-        computed: frozenset[str],
+        computed_paths: frozenset[str],
         full: Callable[[], QueueFullError | None],
-        form: Callable[[ApiError], Response],
+        error_response: Callable[[ApiError], Response],
     ) -> None:
-        """`full`: why no request to the `computed` paths is taken right now."""
+        """`full` returns why requests to `computed_paths` are refused now; None accepts them."""
         self._app = app
-        self._computed = computed
+        self._computed_paths = computed_paths
         self._full = full
-        self._form = form
-        self._answers: dict[int | None, tuple[Message, Message]] = {}  # by Retry-After
+        self._error_response = error_response
+        self._responses: dict[int | None, tuple[Message, Message]] = {}  # by Retry-After
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in self._computed and (error := self._full()):
+        if (
+            scope["type"] == "http"
+            and scope["path"] in self._computed_paths
+            and (error := self._full())
+        ):
             scope[ROUTE] = scope["path"]
-            for message in self._answer(error):
+            for message in self._response(error):
                 await send(message)
             return
         await self._app(scope, receive, send)
 
-    def _answer(self, error: QueueFullError) -> tuple[Message, Message]:
-        if error.retry_after not in self._answers:
-            response = self._form(error)
-            self._answers[error.retry_after] = (
+    def _response(self, error: QueueFullError) -> tuple[Message, Message]:
+        if error.retry_after not in self._responses:
+            response = self._error_response(error)
+            self._responses[error.retry_after] = (
                 {
                     "type": "http.response.start",
                     "status": response.status_code,
@@ -80,33 +130,33 @@ class Shed:
                 },
                 {"type": "http.response.body", "body": response.body},
             )
-        return self._answers[error.retry_after]
+        return self._responses[error.retry_after]
 
 
 class Observe:
-    """Counts and times every request, and names the model in the answer's header."""
+    """Counts and times every request, and names the model's digest in the response's header."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, served: Callable[[], Served | None]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, digest: Callable[[], str | None]) -> None:
         self._app = app
         self._metrics = metrics
-        self._served = served
+        self._digest = digest
         self._series: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] != "/metrics":  # else it would count itself
+        if scope["path"] != "/metrics":  # otherwise it would count itself
             self._metrics.requests_in_progress.inc()
         started = time.monotonic()
-        status: int | None = 500  # None once it is counted
+        status: int | None = 500  # None once the request is counted
 
         def count() -> None:
             nonlocal status
             if status is not None:
-                # The router leaves its route here; paths of strangers' making are not labels.
+                # The route that the router found: paths that clients invent must not become labels.
                 route = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
-                requests, seconds = self._of(str(route), status)
+                requests, seconds = self._series_of(str(route), status)
                 requests.inc()
                 seconds.observe(time.monotonic() - started)
             status = None
@@ -116,11 +166,11 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message["headers"])
-                if (served := self._served()) and DIGEST_HEADER not in dict(headers):
-                    headers.append((DIGEST_HEADER, served.digest.encode()))
+                if (digest := self._digest()) and DIGEST_HEADER not in dict(headers):
+                    headers.append((DIGEST_HEADER, digest.encode()))
                 message = {**message, "headers": headers}
             elif not message.get("more_body"):
-                count()  # who has the whole answer finds it in the metrics
+                count()  # before the client has the whole response
             await send(message)
 
         try:
@@ -130,10 +180,14 @@ class Observe:
             if scope["path"] != "/metrics":
                 self._metrics.requests_in_progress.dec()
 
-    def _of(self, route: str, status: int) -> tuple[Counter, Histogram]:
-        """The series of such answers; kept, because finding one takes longer than counting."""
+    def _series_of(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The time series of such responses; cached, because labels() is slower than counting."""
         key = (route, status)
         if key not in self._series:
             counter = self._metrics.requests.labels(route, str(status))
             self._series[key] = (counter, self._metrics.request_seconds.labels(route))
         return self._series[key]
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

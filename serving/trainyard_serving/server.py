@@ -1,16 +1,59 @@
-"""Runs an app: takes the port at once, serves, and drains when told to stop."""
+"""Runs an app as a program: settings, log, port, and draining on SIGTERM."""
 
+import argparse
+import logging
 import signal
 import socket
 import sys
+from dataclasses import dataclass
+from importlib import import_module
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import uvicorn
-from fastapi import FastAPI
+from trainyard_serving.settings import ServerSettings, read_settings
+
+if TYPE_CHECKING:  # imported slowly, and only once the settings are known to be valid
+    from fastapi import FastAPI
 
 
 class ListenError(Exception):
-    """The address cannot be listened on; the message is one line."""
+    """The server cannot listen on its address; the message is one line."""
+
+
+@dataclass(frozen=True)
+class App:
+    """A server whose module is imported only once its settings are known to be valid."""
+
+    help: str
+    settings: type[ServerSettings]
+    module: str
+    create: str
+
+
+def prepare_logging() -> None:
+    """Log to standard error, one line per record."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # ONNX Runtime's quantiser logs 50 lines about itself to the root logger; other libraries use
+    # loggers of their own, which this filter does not affect.
+    logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def serve_app(program: str, app: App, args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status. Raises SettingsError."""
+    settings = read_settings(app.settings, args)
+    try:
+        sock = listen(settings.host, settings.port)
+    except ListenError as error:
+        return fail(program, str(error))
+    create = getattr(import_module(app.module), app.create)
+    serve(create(settings), sock, settings.drain_seconds)
+    return 0
+
+
+def fail(program: str, message: str) -> int:
+    """Print one line that says what to change; returns exit status 1."""
+    print(f"{program}: {message}", file=sys.stderr)
+    return 1
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -22,15 +65,17 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        why = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise ListenError(f"{why}: choose another with --host or --port") from None
+        reason = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise ListenError(f"{reason}: choose another with --host or --port") from None
 
 
-def serve(app: FastAPI, sock: socket.socket, drain_seconds: int) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way get `drain_seconds` to finish."""
-    # uvicorn raises the signal again once it has drained: that is the good end, status 0.
+def serve(app: "FastAPI", sock: socket.socket, drain_seconds: int) -> None:
+    """Serve until SIGTERM or SIGINT; requests in progress get `drain_seconds` to finish."""
+    import uvicorn
+
+    # uvicorn raises the signal again once it has drained: that is a successful end, status 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on http://{shown}:{port}", flush=True)
@@ -40,11 +85,11 @@ def serve(app: FastAPI, sock: socket.socket, drain_seconds: int) -> None:
         log_config=None,
         log_level="warning",
         server_header=False,
-        proxy_headers=False,  # nothing here asks who the client is
+        proxy_headers=False,  # no app uses the client's address
         timeout_graceful_shutdown=drain_seconds,
     )
     uvicorn.Server(config).run(sockets=[sock])
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(0)

@@ -1,7 +1,7 @@
-"""A model on an SGLang server: knows whether it is ready, and asks it.
+"""An SGLang server as a backend: checks whether it is ready, and sends requests to it.
 
-Written against SGLang 0.5.23. SGLang takes its port once the model is loaded and warms up then:
-until that is over, GET /ready answers 503.
+Written against SGLang 0.5.23. SGLang opens its port once the model is loaded; while it warms up,
+GET /ready answers 503.
 """
 
 import asyncio
@@ -15,51 +15,50 @@ from typing import Any
 
 import httpx
 
-from trainyard_serving.backend import Served
-from trainyard_serving.errors import ApiError, ModelUnavailableError
-from trainyard_serving.places import Place
+from trainyard_serving.connections import tls_context
+from trainyard_serving.errors import ApiError, ModelUnavailableError, one_line
+from trainyard_serving.model_store.locations import ModelLocation
+from trainyard_serving.model_store.verified import ServedModel, VerifiedModel
 from trainyard_serving.settings import SGLangSettings
-from trainyard_serving.tls import tls_context
-from trainyard_serving.verified import VerifiedModel
 from trainyard_storage.checkpoints import InvalidCheckpointError
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 5.0
-RETRY_SECONDS = 5  # what clients are told while SGLang is away
+RETRY_SECONDS = 5  # Retry-After while SGLang is not available
 
 
 class NotReadyError(Exception):
-    """SGLang can't answer yet; the message is one line that says why."""
+    """SGLang cannot answer yet; the message is one line that says why."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What SGLang says it serves."""
+    """The model that SGLang reports to serve."""
 
     name: str
     path: str
     max_model_len: int | None
-    takes_images: bool
+    accepts_images: bool
 
 
 class SGLang:
-    """An SGLang server as a backend: a thread asks it whether it is ready."""
+    """An SGLang server; a thread polls whether it is ready."""
 
     def __init__(
         self,
         settings: SGLangSettings,
         poll_seconds: float,
         model_name: str | None = None,
-        place: Place | None = None,
+        location: ModelLocation | None = None,
         needs_images: bool = False,
     ) -> None:
         """
         Args:
-            model_name: the name it must serve; None takes whatever it serves.
-            place: where its model comes from. What SGLang loaded must be there, and is verified
-                before anybody is answered; without it nothing is known of what it loaded.
-            needs_images: whether the model must read pictures.
+            model_name: the model that it must serve; None allows any.
+            location: where its model comes from. The model that SGLang loaded must be there, and
+                is verified before requests are answered. Without it the model's files are unknown.
+            needs_images: whether the model must accept images.
         """
         self._url = settings.sglang_url.rstrip("/")
         key = settings.sglang_api_key
@@ -67,11 +66,11 @@ class SGLang:
         self._answer_seconds = settings.answer_seconds
         self._poll_seconds = poll_seconds
         self._model_name = model_name
-        self._place = place
+        self._location = location
         self._needs_images = needs_images
         self._source: VerifiedModel | None = None
         self._info: ModelInfo | None = None
-        self._reason = f"SGLang at {self._url} has not been asked yet"
+        self._reason = f"SGLang at {self._url} has not been contacted yet"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sglang-watch")
         self._client: httpx.AsyncClient | None = None
@@ -86,12 +85,12 @@ class SGLang:
         return self._info is not None
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> ServedModel | None:
         return self._source.served if self._info and self._source else None
 
     @property
     def source(self) -> VerifiedModel | None:
-        """The model's verified files; None when nobody said which they are."""
+        """The model's verified files; None when they are unknown."""
         return self._source
 
     @property
@@ -104,7 +103,7 @@ class SGLang:
 
     @property
     def refused(self) -> list[str]:
-        return []  # it does not look for newer ones: SGLang loads one model
+        return []  # SGLang serves one model and never loads a newer one
 
     @property
     def model(self) -> ModelInfo:
@@ -115,7 +114,7 @@ class SGLang:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # Our own queue bounds the connections. No proxy from the environment: it is our neighbour.
+        # The gate bounds the connections. SGLang runs nearby: no proxy of the environment is used.
         self._client = httpx.AsyncClient(
             base_url=self._url,
             headers=self._headers,
@@ -133,10 +132,10 @@ class SGLang:
             asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
 
     @asynccontextmanager
-    async def ask(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
-        """SGLang's answer to `body`, status 200; its content is still to be read.
+    async def post(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """SGLang's response to `body`, with status 200; its content has not been read.
 
-        Raises ApiError: what SGLang says is wrong with the request, or why it can't answer.
+        Raises ApiError: SGLang's error message, or why it cannot answer.
         """
         assert self._client is not None
         try:
@@ -149,24 +148,26 @@ class SGLang:
             late = f"SGLang did not answer within {self._answer_seconds:g} s"
             raise ApiError(504, late, "model_timeout") from None
         except httpx.TransportError as error:
-            raise self._away(error) from None
+            raise self._unreachable(error) from None
 
     def _refusal(self, response: httpx.Response) -> ApiError:
-        """SGLang's no, in words for the client."""
-        status, said = response.status_code, _message(response)
+        """SGLang's error as an answer to the client."""
+        status, message = response.status_code, _message(response)
         if status in (401, 403):
             log.error("SGLang refuses our key: set --sglang-api-key")
             return ApiError(
                 503, "SGLang refuses this server's key", "model_refuses", retry_after=RETRY_SECONDS
             )
         if status in (429, 503):
-            return ApiError(503, f"SGLang is busy: {said}", "model_busy", retry_after=RETRY_SECONDS)
+            return ApiError(
+                503, f"SGLang is busy: {message}", "model_busy", retry_after=RETRY_SECONDS
+            )
         if 400 <= status < 500:
-            return ApiError(400, f"SGLang refuses the request: {said}", "model_refused")
-        log.error("SGLang answered %d: %s", status, said)
+            return ApiError(400, f"SGLang refuses the request: {message}", "model_refused")
+        log.error("SGLang answered %d: %s", status, message)
         return ApiError(502, f"SGLang failed on this request ({status})", "model_failed")
 
-    def _away(self, error: httpx.TransportError) -> ApiError:
+    def _unreachable(self, error: httpx.TransportError) -> ApiError:
         log.warning("SGLang at %s: %s", self._url, error or type(error).__name__)
         message = f"SGLang at {self._url} does not answer"
         return ApiError(503, message, "model_not_loaded", retry_after=RETRY_SECONDS)
@@ -181,50 +182,52 @@ class SGLang:
         ) as client:
             while not self._stop.is_set():
                 try:
-                    info = self._look(client)
+                    info = self._probe(client)
                     if self._info != info:
                         log.info("SGLang at %s serves %s", self._url, info.name)
                     self._info = info
                 except NotReadyError as error:
-                    self._say(str(error))
+                    self._set_not_ready(str(error))
                 except Exception as error:
-                    log.exception("asking SGLang failed")
-                    self._say(f"asking SGLang failed: {type(error).__name__}: {error}")
+                    log.exception("the check of SGLang failed")
+                    self._set_not_ready(
+                        f"the check of SGLang failed: {type(error).__name__}: {error}"
+                    )
                 self._stop.wait(self._poll_seconds)
 
-    def _say(self, reason: str) -> None:
+    def _set_not_ready(self, reason: str) -> None:
         if self._info or reason != self._reason:
-            log.warning("%s; asking again every %g s", reason, self._poll_seconds)
+            log.warning("%s; checking again every %g s", reason, self._poll_seconds)
         self._info, self._reason = None, reason
 
-    def _look(self, client: httpx.Client) -> ModelInfo:
-        """What SGLang serves, once it is ready and that is what it should serve.
+    def _probe(self, client: httpx.Client) -> ModelInfo:
+        """The model that SGLang serves, once it is ready and the model is the expected one.
 
         Raises NotReadyError.
         """
         try:
             if (status := client.get("/ready").status_code) != 200:
-                raise NotReadyError(self._why(status))
+                raise NotReadyError(self._why_not_ready(status))
             info = _model_info(client.get("/model_info"), client.get("/v1/models"))
         except httpx.TransportError:
             raise NotReadyError(f"SGLang at {self._url} does not answer: not started yet") from None
         if self._model_name not in (None, info.name):
             raise NotReadyError(f"SGLang serves {info.name!r}, not {self._model_name!r}")
-        if self._needs_images and not info.takes_images:
-            raise NotReadyError(f"SGLang serves {info.name!r}, which reads no pictures")
-        if self._place and (self._info is None or self._info.path != info.path):
-            self._source = self._verified(self._place, Path(info.path).resolve())
+        if self._needs_images and not info.accepts_images:
+            raise NotReadyError(f"SGLang serves {info.name!r}, which accepts no images")
+        if self._location and (self._info is None or self._info.path != info.path):
+            self._source = self._verified(self._location, Path(info.path).resolve())
         return info
 
-    def _verified(self, place: Place, loaded: Path) -> VerifiedModel:
-        """The model in `loaded`, if `place` has it and every file is whole.
+    def _verified(self, location: ModelLocation, loaded: Path) -> VerifiedModel:
+        """The model in the directory `loaded`, if `location` has it and it verifies.
 
         Raises NotReadyError.
         """
         self._info = self._source = None
         self._reason = f"the model {loaded} is being verified"
         try:
-            for candidate in place.candidates():
+            for candidate in location.candidates():
                 if Path(candidate.name).resolve() == loaded:
                     source = candidate.fetch()
                     log.info("verified %s, %s", source.path, source.digest)
@@ -233,7 +236,7 @@ class SGLang:
             raise NotReadyError(str(error)) from None
         raise NotReadyError(f"SGLang serves {loaded}, which is not what --run-dir or --model names")
 
-    def _why(self, status: int) -> str:
+    def _why_not_ready(self, status: int) -> str:
         if status == 503:
             return f"SGLang at {self._url} is still loading its model"
         return f"SGLang at {self._url} answers {status} to /ready: 0.5.23 or newer is needed"
@@ -246,23 +249,23 @@ def _model_info(info: httpx.Response, models: httpx.Response) -> ModelInfo:
         if response.status_code != 200:
             raise NotReadyError(f"SGLang answers {response.status_code} to {response.url.path}")
     try:
-        said, card = info.json(), models.json()["data"][0]
+        loaded, card = info.json(), models.json()["data"][0]
         return ModelInfo(
             card["id"],
-            said["model_path"],
+            loaded["model_path"],
             card.get("max_model_len"),
-            bool(said.get("has_image_understanding")),
+            bool(loaded.get("has_image_understanding")),
         )
     except (ValueError, LookupError, TypeError) as error:
-        raise NotReadyError(f"SGLang's answers are not understood: {error!r}") from None
+        raise NotReadyError(f"SGLang's answers cannot be parsed: {error!r}") from None
 
 
 def _message(response: httpx.Response) -> str:
-    """The reason in an error of SGLang's: at the top, or under `error`."""
+    """The message in an error of SGLang's: at the top level, or under `error`."""
     try:
         body = response.json()
         error = body.get("error", body)
         text = error if isinstance(error, str) else error["message"]
     except (ValueError, LookupError, TypeError, AttributeError):
         text = response.text or f"status {response.status_code}"
-    return " ".join(str(text).split())[:500]
+    return one_line(text, 500)

@@ -24,7 +24,7 @@ from tests.support.serving.completions import text_of, write
 from tests.support.serving.news_model import LABELS, write_news_model
 from tests.support.serving.swap_load import swap_under_load
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import describe_plain
+from trainyard_serving.model_store.verified import describe_plain
 
 TEXT = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
 NEWS = {"text": "word1 word2 word3"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_serving.settings import GenerateSettings, Source
+from trainyard_serving.settings import GenerateSettings, ModelSource
 
 from .conftest import CHARTS, Render
 from .serving_values import CLASSIFY, GENERATE, KEY, ONNX, PROTECTED, SGLANG, SHAPES, VISION
@@ -18,7 +18,7 @@ def test_the_runs_name_is_enough(render: Render) -> None:
     assert volume["persistentVolumeClaim"] == {"claimName": "shakespeare"}
     verify = rendered.container("verify")
     assert verify["command"][-2:] == ["trainyard_serving", "verify"]
-    assert read(verify, Source).run_dir == "/trainyard/shakespeare"
+    assert read(verify, ModelSource).run_dir == "/trainyard/shakespeare"
     settings = read(rendered.container("serving"), GenerateSettings)
     assert settings.run_dir == "/trainyard/shakespeare"
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)
@@ -43,7 +43,7 @@ def test_step_and_digest_are_pinned_for_the_check_and_for_the_server(render: Ren
     digest = "sha256:" + "0a" * 32
     rendered = render("serving", *GENERATE, "step=0", f"digest={digest}")
     for settings in (
-        read(rendered.container("verify"), Source),
+        read(rendered.container("verify"), ModelSource),
         read(rendered.container("serving"), GenerateSettings),
     ):
         assert (settings.step, settings.digest) == (0, digest)

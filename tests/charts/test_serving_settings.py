@@ -64,8 +64,11 @@ def read(container: Manifest, kind: type[Any]) -> Any:
     """What the program would read from the container's arguments and environment."""
     parser = argparse.ArgumentParser()
     add_flags(parser, kind)
-    env = {item["name"]: item["value"] for item in container.get("env", []) if "value" in item}
-    return read_settings(kind, parser.parse_args(container["args"]), env)
+    with pytest.MonkeyPatch.context() as patch:
+        for item in container.get("env", []):
+            if "value" in item:
+                patch.setenv(item["name"], item["value"])
+        return read_settings(kind, parser.parse_args(container["args"]))
 
 
 @apps

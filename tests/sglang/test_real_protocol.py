@@ -16,9 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from tests.support.serving import sglang_stand_in
 from tests.support.serving.hostile_web import picture
-from trainyard_serving.generate.chat_api import ChatRequest
-from trainyard_serving.generate.forward import sglang_request
-from trainyard_serving.generate.openai_api import CompletionRequest
+from trainyard_serving.generate.openai_api import ChatRequest, CompletionRequest
+from trainyard_serving.generate.sglang_engine import sglang_request
 from trainyard_serving.vision.app import chat_request
 from trainyard_serving.vision.images import prepare
 

@@ -1,1 +1,1 @@
-"""The text classification server: the class of a text, by one exported model."""
+"""The text classification server of one exported model."""

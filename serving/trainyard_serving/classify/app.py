@@ -1,40 +1,75 @@
-"""The text classification server: the class of a text, and of many."""
+"""The text classification server: classes of one or of several texts."""
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from pydantic import BaseModel, ConfigDict, Field
 
-from trainyard_serving.app import create_app, not_ready, page
-from trainyard_serving.classify.api import BatchRequest, Prediction, PredictRequest
-from trainyard_serving.classify.batcher import Batcher, ComputingFailedError
-from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
-from trainyard_serving.docs_page import add_docs
+from trainyard_serving.app import create_app, not_ready
+from trainyard_serving.classify.batcher import Batcher, BatchFailedError
+from trainyard_serving.classify.classifier import Floats
+from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
-from trainyard_serving.follower import Follower
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.middleware import DIGEST_HEADER
-from trainyard_serving.places import place_of
+from trainyard_serving.model_store.follower import Follower
+from trainyard_serving.model_store.locations import location_of
+from trainyard_serving.model_store.verified import VerifiedModel
+from trainyard_serving.pages import add_docs, page
 from trainyard_serving.settings import ClassifySettings
-from trainyard_serving.verified import VerifiedModel
 
 if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
     from trainyard_serving.classify.classifier import Classifier
 
-COMPUTED = frozenset({"/predict", "/predict/batch"})
+COMPUTED_PATHS = frozenset({"/predict", "/predict/batch"})
 PAGE = Path(__file__).with_name("page.html")
-REFUSALS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large."},
     429: {"description": "Too many texts are waiting; see Retry-After."},
     503: {"description": "The model is not loaded; see Retry-After."},
 }
 
+MAX_CHARACTERS = 10_000
+Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+
+
+class PredictRequest(BaseModel):
+    """Body of POST /predict."""
+
+    model_config = ConfigDict(strict=True)
+
+    text: Text
+
+
+class BatchRequest(BaseModel):
+    """Body of POST /predict/batch."""
+
+    model_config = ConfigDict(strict=True)
+
+    texts: list[Text] = Field(min_length=1)
+
+
+class Prediction(BaseModel):
+    """The class of one text."""
+
+    label: str
+    confidence: float = Field(description="Probability of the label.")
+    probs: dict[str, float] = Field(description="Probability of each class.")
+
+    @classmethod
+    def of(cls, labels: list[str], probabilities: Floats) -> "Prediction":
+        """`probabilities` of shape (classes,)."""
+        probs = dict(zip(labels, probabilities.tolist(), strict=True))
+        label = max(probs, key=probs.__getitem__)
+        return cls(label=label, confidence=probs[label], probs=probs)
+
 
 class Routes:
-    """The routes of this app."""
+    """The app's own routes."""
 
     def __init__(
         self, settings: ClassifySettings, follower: "Follower[Classifier]", batcher: Batcher
@@ -44,7 +79,7 @@ class Routes:
         self._batcher = batcher
 
     async def page(self) -> HTMLResponse:
-        """A page to try the model by hand."""
+        """A page to try the model."""
         return page(PAGE)
 
     async def predict(self, request: Request, body: PredictRequest) -> Response:
@@ -64,67 +99,69 @@ class Routes:
             raise not_ready(self._follower, self._settings)
         try:
             work = self._batcher.classify(model, texts)
-            found = await unless_disconnected(request, work)
-        except ComputingFailedError as error:
+            probabilities = await unless_disconnected(request, work)
+        except BatchFailedError as error:
             raise ApiError(500, str(error)) from None
-        if found is None:
+        if probabilities is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        predictions = [Prediction.of(model.labels, each).model_dump() for each in found]
-        # The digest of the model that answered, whatever is loaded by now.
+        predictions = [Prediction.of(model.labels, each).model_dump() for each in probabilities]
+        # The digest of the model that answered; a newer one may be loaded by now.
         headers = {DIGEST_HEADER.decode(): model.source.digest}
         return JSONResponse(predictions[0] if one else predictions, headers=headers)
 
 
 def create_classify_app(settings: ClassifySettings) -> FastAPI:
-    """The server's ASGI app; the model is loaded once its lifespan begins."""
+    """The ASGI app; its lifespan loads the model."""
     metrics = Metrics()
     batcher = Batcher(settings.max_batch_size, settings.max_queue, metrics)
     metrics.queue_depth.set_function(lambda: batcher.depth)
     follower: Follower[Classifier] = Follower(
-        place_of(settings), partial(_load, settings), settings.poll_seconds, metrics
+        location_of(settings), partial(_load, settings), settings.poll_seconds, metrics
     )
     app = create_app(
         "Trainyard: classify",
         settings,
         follower,
         metrics,
-        beside=[batcher],
+        parts=[batcher],
         roll_back=follower.roll_back,
-        computed=COMPUTED,
+        computed_paths=COMPUTED_PATHS,
         full=batcher.full,
     )
-    app.description = "The class of a text. [A page to try it by hand](/try)."
+    app.description = "The class of a text. [A page to try it](/try)."
     routes = Routes(settings, follower, batcher)
     app.add_api_route(
         "/predict",
         routes.predict,
         methods=["POST"],
         response_model=Prediction,
-        responses=REFUSALS,
+        responses=ERRORS,
     )
     app.add_api_route(
         "/predict/batch",
         routes.predict_batch,
         methods=["POST"],
         response_model=list[Prediction],
-        responses=REFUSALS,
+        responses=ERRORS,
     )
     app.add_api_route("/try", routes.page, response_class=HTMLResponse, include_in_schema=False)
-    app.add_api_route("/", _to_docs, response_class=RedirectResponse, include_in_schema=False)
+    app.add_api_route(
+        "/", _redirect_to_docs, response_class=RedirectResponse, include_in_schema=False
+    )
     app.add_exception_handler(RequestValidationError, _invalid)
     add_docs(app)
     return app
 
 
-async def _to_docs() -> RedirectResponse:
+async def _redirect_to_docs() -> RedirectResponse:
     return RedirectResponse("/docs")
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    """FastAPI's usual form, without the input: it may be long, or no valid Unicode."""
+    """FastAPI's usual form without the input, which may be long or invalid Unicode."""
     assert isinstance(error, RequestValidationError)
-    said = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
-    return JSONResponse({"detail": said}, 422)
+    detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+    return JSONResponse({"detail": detail}, 422)
 
 
 def _load(settings: ClassifySettings, source: VerifiedModel) -> "Classifier":

@@ -1,7 +1,8 @@
-"""One thread that runs the model: whatever waits is computed together, up to a limit.
+"""Dynamic batching: one thread computes the texts that wait, up to a limit, together.
 
-Nobody waits for a batch to fill: when the thread is idle a single text is computed at once, and
-while it computes, the next batch gathers. The event loop never computes.
+A batch is not held back until it is full: an idle thread computes a single text at once, and while
+it computes, the next batch collects. The event loop never computes. (Libraries for this, such as
+Ray Serve, are servers of their own.)
 """
 
 import asyncio
@@ -12,48 +13,47 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from trainyard_serving.classify.classifier import Classifier
-from trainyard_serving.classify.engine import Floats
+from trainyard_serving.classify.classifier import Classifier, Floats
+from trainyard_serving.concurrency import computing_thread
 from trainyard_serving.errors import QueueFullError
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.threads import computing_thread
 
 log = logging.getLogger(__name__)
 
-# Padding is computed like text: a batch is cut where texts become this much longer.
+# Padding costs as much as text: texts longer than this go into another group.
 LENGTH_RATIO = 1.5
 LENGTH_SLACK = 8  # tokens
 
 
-class ComputingFailedError(Exception):
+class BatchFailedError(Exception):
     """The computation raised; the traceback is in the log."""
 
 
 @dataclass(eq=False)
 class Request:
-    """Texts of one client, and their answers on their way back.
+    """The texts of one request and their results.
 
     Attributes:
-        model: the one they began with; a batch never mixes models.
-        left: texts that are not answered yet.
+        model: the current one when the request came; a batch never mixes models.
+        num_left: texts without a result.
     """
 
     model: Classifier
     texts: list[str]
     loop: asyncio.AbstractEventLoop
-    answers: "asyncio.Future[list[Floats]]"
-    found: list[Floats | None]
-    left: int
+    done: "asyncio.Future[list[Floats]]"
+    results: list[Floats | None]
+    num_left: int
     queued: float = field(default_factory=time.monotonic)
 
     @property
-    def over(self) -> bool:
-        """Nobody waits any more: the client went away, or an earlier batch failed."""
-        return self.answers.done()
+    def ended(self) -> bool:
+        """Whether the client has disconnected, or an earlier batch failed."""
+        return self.done.done()
 
 
 class Batcher:
-    """Computes texts in the order they came."""
+    """Computes texts in the order in which they arrived."""
 
     def __init__(self, max_batch_size: int, max_queue: int, metrics: Metrics) -> None:
         self._max_batch_size = max_batch_size
@@ -67,11 +67,11 @@ class Batcher:
 
     @property
     def depth(self) -> int:
-        """Texts waiting."""
+        """Number of waiting texts."""
         return len(self._queue)
 
     def full(self) -> QueueFullError | None:
-        """Why not even one text would fit now; None when it would."""
+        """Why even one more text is refused now; None when it would be accepted."""
         return None if self._fits(1) else self._full()
 
     @property
@@ -82,7 +82,7 @@ class Batcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Give up what waits, and wait for the thread to end."""
+        """Stop the thread after the current batch; texts that wait get no result."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -91,8 +91,8 @@ class Batcher:
     async def classify(self, model: Classifier, texts: list[str]) -> list[Floats]:
         """Probabilities (classes,) of each text, in the texts' order.
 
-        Whoever stops waiting gives the texts' places back. Raises QueueFullError at once when
-        they don't fit into the queue, ComputingFailedError.
+        Cancelling the call removes its texts from the queue. Raises QueueFullError at once when
+        they do not fit into the queue, and BatchFailedError.
         """
         loop = asyncio.get_running_loop()
         request = Request(model, texts, loop, loop.create_future(), [None] * len(texts), len(texts))
@@ -102,12 +102,12 @@ class Batcher:
             self._queue.extend((request, number) for number in range(len(texts)))
             self._changed.notify()
         try:
-            return await request.answers
+            return await request.done
         except asyncio.CancelledError:
-            self._forget(request)
+            self._remove(request)
             raise
 
-    def _forget(self, request: Request) -> None:
+    def _remove(self, request: Request) -> None:
         with self._changed:
             self._queue = deque(item for item in self._queue if item[0] is not request)
 
@@ -124,14 +124,14 @@ class Batcher:
                 self._compute(batch)
             except Exception:
                 log.exception("a batch failed inside the model")
-                error = ComputingFailedError("the model failed on this; the server's log says why")
+                error = BatchFailedError("the model failed on this; the server's log says why")
                 for request in {request for request, _ in batch}:
-                    _tell(request, error)
+                    _finish(request, error)
             spent = (time.monotonic() - started) / len(batch)
             self._seconds_per_text += 0.2 * (spent - self._seconds_per_text)
 
     def _take(self) -> list[tuple[Request, int]]:
-        """The next texts of one model, at least one; none when it is time to stop."""
+        """Wait for texts; returns the next ones of the same model, or none when stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
             if self._stopping:
@@ -148,52 +148,54 @@ class Batcher:
             return batch
 
     def _compute(self, batch: list[tuple[Request, int]]) -> None:
-        batch = [item for item in batch if not item[0].over]
+        batch = [item for item in batch if not item[0].ended]
         if not batch:
             return
-        began = time.monotonic()
+        started = time.monotonic()
         model = batch[0][0].model
         seconds = self._metrics.stage_seconds
-        seconds.labels("queue").observe(began - min(request.queued for request, _ in batch))
+        seconds.labels("queue").observe(started - min(request.queued for request, _ in batch))
         encoded = model.encode([request.texts[number] for request, number in batch])
         tokenised = time.monotonic()
-        seconds.labels("tokenise").observe(tokenised - began)
-        for group in _alike(encoded):
-            found = model.probabilities([encoded[place] for place in group])
+        seconds.labels("tokenise").observe(tokenised - started)
+        for group in _by_length(encoded):
+            probabilities = model.probabilities([encoded[index] for index in group])
             self._metrics.batch_size.observe(len(group))
-            for place, probabilities in zip(group, found, strict=True):
-                request, number = batch[place]
-                self._metrics.predicted(model.labels[int(probabilities.argmax())])
-                request.found[number] = probabilities
-                request.left -= 1
-                if request.left == 0:
-                    _tell(request)
+            for index, row in zip(group, probabilities, strict=True):
+                request, number = batch[index]
+                self._metrics.predicted(model.labels[int(row.argmax())])
+                request.results[number] = row
+                request.num_left -= 1
+                if request.num_left == 0:
+                    _finish(request)
         seconds.labels("compute").observe(time.monotonic() - tokenised)
 
 
-def _alike(encoded: list[list[int]]) -> list[list[int]]:
-    """Places of texts, in groups of like length, the shortest first."""
+def _by_length(encoded: list[list[int]]) -> list[list[int]]:
+    """Indices of texts in groups of similar length, the shortest first."""
     groups: list[list[int]] = []
     limit = 0.0
-    for place in sorted(range(len(encoded)), key=lambda place: len(encoded[place])):
-        length = len(encoded[place])
+    for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
+        length = len(encoded[index])
         if not groups or length > limit:
             groups.append([])
             limit = length * LENGTH_RATIO + LENGTH_SLACK
-        groups[-1].append(place)
+        groups[-1].append(index)
     return groups
 
 
-def _tell(request: Request, error: ComputingFailedError | None = None) -> None:
-    def tell() -> None:
-        if request.answers.done():
+def _finish(request: Request, error: BatchFailedError | None = None) -> None:
+    """Hand the results, or the error, to the event loop."""
+
+    def finish() -> None:
+        if request.done.done():
             return
         if error is not None:
-            request.answers.set_exception(error)
+            request.done.set_exception(error)
         else:
-            request.answers.set_result([found for found in request.found if found is not None])
+            request.done.set_result([row for row in request.results if row is not None])
 
     try:
-        request.loop.call_soon_threadsafe(tell)
-    except RuntimeError:  # the event loop is closed: nobody waits any more
-        log.debug("an answer came after the server's end")
+        request.loop.call_soon_threadsafe(finish)
+    except RuntimeError:  # the event loop is closed
+        log.debug("a batch ended after the server")

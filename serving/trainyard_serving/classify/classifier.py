@@ -1,9 +1,10 @@
-"""A text classifier in memory: loads a verified directory, tells the classes of texts."""
+"""A text classifier in memory: loads a verified directory and computes classes of texts."""
 
 import logging
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from trainyard_api.golden import (
     EvaluationText,
@@ -11,28 +12,42 @@ from trainyard_api.golden import (
     InvalidGoldenError,
     read_evaluation,
 )
-from trainyard_serving.classify.engine import Engine, Floats
-from trainyard_serving.errors import BadModelError
-from trainyard_serving.golden import golden_of
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.errors import BadModelError, one_line
+from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
 if TYPE_CHECKING:
     from trainyard_serving.settings import ClassifySettings
 
 log = logging.getLogger(__name__)
 
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
 INT8_LOSS = 0.003  # accuracy that int8 may cost
-SAMPLE_TOLERANCE = 0.05  # the texts at hand are some of those the run was evaluated on
+SAMPLE_TOLERANCE = 0.05  # the model has only some of the texts that the run was evaluated on
 GOLDEN_TOLERANCE = 0.01  # of a probability
 BATCH = 32
 
 
+class Engine(Protocol):
+    """Computes a classifier's logits.
+
+    Attributes:
+        precision: of its weights: `fp32` or `int8`.
+    """
+
+    precision: str
+
+    def logits(self, ids: Ids, mask: Ids) -> Floats:
+        """Logits (B, C) of token ids (B, T); the mask (B, T) is 1 where there is text."""
+
+
 class Classifier:
-    """One loaded model. It never changes, so a request keeps the one it began with.
+    """A loaded model. It never changes; a request keeps the one it started with.
 
     Attributes:
         labels: names of the classes, in the order of the probabilities.
-        details: what /health tells of it.
+        details: additional fields of /health and /ready.
     """
 
     def __init__(
@@ -49,10 +64,10 @@ class Classifier:
 
     @classmethod
     def load(cls, source: VerifiedModel, settings: "ClassifySettings") -> Self:
-        """Load a verified directory in Hugging Face form, with the engine the settings ask for.
+        """Load a verified directory in Hugging Face format, with the engine of the settings.
 
-        Raises BadModelError when it holds no text classifier, ModelUnavailableError when the
-        device is not there.
+        Raises BadModelError when it contains no text classifier, ModelUnavailableError when the
+        device is not available.
         """
         import transformers
         from transformers import AutoTokenizer
@@ -65,8 +80,8 @@ class Classifier:
             tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
             torch_engine = TorchEngine.load(source, device, settings.threads)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            line = " ".join(str(error).split()) or type(error).__name__
-            raise BadModelError(f"{source.path}: cannot be loaded: {line[:500]}") from error
+            message = f"{source.path}: cannot be loaded: {one_line(error, 500)}"
+            raise BadModelError(message) from error
         names = torch_engine.model.config.id2label
         labels = [str(names[number]) for number in sorted(names)]
         loaded = cls(source, tokenizer, labels, torch_engine)
@@ -81,12 +96,12 @@ class Classifier:
         return loaded
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, cut where the model's context ends."""
+        """Token ids of each text, truncated to the model's context."""
         ids: list[list[int]] = self._tokenizer(texts, truncation=True, verbose=False)["input_ids"]
         return ids
 
     def probabilities(self, encoded: list[list[int]]) -> Floats:
-        """Shape (texts, classes); `encoded` comes from `encode`, at least one."""
+        """Probabilities (texts, classes) of one or more texts encoded by `encode`."""
         longest = max(len(ids) for ids in encoded)
         padded = np.full((len(encoded), longest), self._tokenizer.pad_token_id or 0, np.int64)
         mask = np.zeros_like(padded)
@@ -94,14 +109,14 @@ class Classifier:
             padded[row, : len(ids)] = ids
             mask[row, : len(ids)] = 1
         logits = self.engine.logits(padded, mask)
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found: Floats = powers / powers.sum(axis=1, keepdims=True)
-        return found
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
 
     def check(self) -> None:
-        """Answer the golden request and the evaluation texts that came with the model.
+        """Answer the golden request and classify the evaluation texts exported with the model.
 
-        Raises BadModelError when an answer is not the trainer's, or accuracy is too low.
+        Raises BadModelError when an answer differs from the trainer's, or the accuracy is too low.
         """
         self._check_golden()
         if self._min_accuracy is None:
@@ -111,28 +126,31 @@ class Classifier:
         if self._accuracy < self._min_accuracy:
             raise BadModelError(
                 f"{self.source.path}: accuracy is {self._accuracy:.1%} on"
-                f" {len(self._check_texts)} evaluation texts; {self._min_accuracy:.1%} is asked for"
+                f" {len(self._check_texts)} evaluation texts; at least {self._min_accuracy:.1%} is"
+                " required"
             )
 
     def _read_texts(self, settings: "ClassifySettings") -> None:
-        """The texts to measure on, and what is asked for: by the settings, else by the run."""
+        """Read the evaluation texts and the required accuracy: the settings', or else the run's."""
         where = self.source.path
         try:
             texts = read_evaluation(where)
         except InvalidGoldenError as error:
             raise BadModelError(str(error)) from None
         if any(text.label >= len(self.labels) for text in texts):
-            raise BadModelError(f"{where}: evaluation texts have classes the model does not know")
+            raise BadModelError(
+                f"{where}: its evaluation texts have classes that the model does not have"
+            )
         limit = settings.check_texts if settings.precision == "fp32" else len(texts)
         self._check_texts = texts[:limit]
         manifest = self.source.manifest
-        told = manifest.metrics.get("accuracy") if manifest else None
+        reported = manifest.metrics.get("accuracy") if manifest else None
         if settings.min_accuracy is not None:
             if not texts:
                 raise BadModelError(f"{where}: has no evaluation texts to measure min_accuracy on")
             self._min_accuracy = settings.min_accuracy
-        elif texts and told is not None:
-            self._min_accuracy = told - SAMPLE_TOLERANCE
+        elif texts and reported is not None:
+            self._min_accuracy = reported - SAMPLE_TOLERANCE
 
     def _to_onnx(self, torch_engine: Any, settings: "ClassifySettings") -> None:
         from trainyard_serving.classify.onnx_engine import OnnxFiles
@@ -150,7 +168,7 @@ class Classifier:
             files.close()
 
     def _to_int8(self, int8: Engine) -> None:
-        """Take int8 if it costs no more accuracy than may be; else keep fp32, and say so."""
+        """Use int8 if it costs at most INT8_LOSS of accuracy; otherwise keep fp32 and report it."""
         if not self._check_texts:
             self._keep_fp32("the model has no evaluation texts to check int8 on")
             return
@@ -158,43 +176,43 @@ class Classifier:
         before, self.engine = self._accuracy, int8
         self._accuracy = self._measure()
         if self._accuracy < before - INT8_LOSS:
-            why = f"int8 costs {100 * (before - self._accuracy):.1f} points of accuracy"
+            cost = f"int8 costs {100 * (before - self._accuracy):.1f} points of accuracy"
             self.engine, self._accuracy = fp32, before
-            self._keep_fp32(f"{why} (at most {100 * INT8_LOSS:.1f})")
+            self._keep_fp32(f"{cost} (at most {100 * INT8_LOSS:.1f})")
             return
         self.details = {
             "fp32_accuracy": round(before, 4),
             "int8_accuracy": round(self._accuracy, 4),
         }
 
-    def _keep_fp32(self, why: str) -> None:
-        log.warning("serving fp32: %s", why)
-        self.details = {"note": f"serving fp32: {why}"}
+    def _keep_fp32(self, reason: str) -> None:
+        log.warning("serving fp32: %s", reason)
+        self.details = {"note": f"serving fp32: {reason}"}
 
     def _measure(self) -> float:
         """Accuracy on the evaluation texts."""
-        right = 0
+        correct = 0
         ordered = sorted(self._check_texts, key=lambda text: len(text.text))
         for start in range(0, len(ordered), BATCH):
             batch = ordered[start : start + BATCH]
-            found = self.probabilities(self.encode([text.text for text in batch])).argmax(axis=1)
-            right += sum(int(a) == text.label for a, text in zip(found, batch, strict=True))
-        return right / len(ordered)
+            classes = self.probabilities(self.encode([text.text for text in batch])).argmax(axis=1)
+            correct += sum(int(a) == text.label for a, text in zip(classes, batch, strict=True))
+        return correct / len(ordered)
 
     def _check_golden(self) -> None:
         where = self.source.path
-        golden = golden_of(self.source, GoldenClasses)
+        golden = golden_request(self.source, GoldenClasses)
         if golden is None:
             if not np.isfinite(self.probabilities(self.encode(["a", "b b"]))).all():
                 raise BadModelError(f"{where}: the model computes NaN")
             return
         if golden.labels != self.labels:
             raise BadModelError(f"{where}: golden.json has other classes than config.json")
-        found = self.probabilities(self.encode(golden.texts))
-        difference = float(np.abs(found - np.array(golden.probabilities)).max())
-        # Weights of 8 bits move probabilities; what that costs is measured on more texts.
+        probabilities = self.probabilities(self.encode(golden.texts))
+        difference = float(np.abs(probabilities - np.array(golden.probabilities)).max())
+        # Weights of 8 bits change probabilities; their accuracy is measured on more texts.
         if not difference <= (GOLDEN_TOLERANCE if self.engine.precision == "fp32" else 1):
             raise BadModelError(
-                f"{where}: the model's probabilities are not the trainer's: off by"
+                f"{where}: the model's probabilities differ from the trainer's by"
                 f" {difference:.3g} (at most {GOLDEN_TOLERANCE})"
             )

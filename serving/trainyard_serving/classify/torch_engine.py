@@ -1,13 +1,13 @@
-"""Engine torch: the model as PyTorch computes it, in 32 bits on a CPU."""
+"""Engine torch: the model in PyTorch, in fp32."""
 
 from typing import Any, Self
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from trainyard_serving.classify.engine import Floats, Ids
+from trainyard_serving.classify.classifier import Floats, Ids
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.model_store.verified import VerifiedModel
 
 
 class TorchEngine:
@@ -21,8 +21,11 @@ class TorchEngine:
 
     @classmethod
     def load(cls, source: VerifiedModel, device: str, threads: int) -> Self:
-        """Raises ModelUnavailableError when the device is not there, OSError or ValueError when
-        the directory holds no such model."""
+        """Load a verified directory.
+
+        Raises ModelUnavailableError when the device is not available, OSError or ValueError when
+        the directory contains no such model.
+        """
         if threads:
             torch.set_num_threads(threads)
         if device == "auto":
@@ -36,7 +39,7 @@ class TorchEngine:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        if report["missing_keys"]:  # transformers would draw them at random
+        if report["missing_keys"]:  # transformers would initialise them at random
             raise ValueError(
                 f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}"
             )

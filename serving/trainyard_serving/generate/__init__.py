@@ -1,1 +1,15 @@
-"""The text generation server: OpenAI's API over one exported language model."""
+"""The text generation server: OpenAI's API over one language model.
+
+A request passes through these modules:
+
+    app.py            route: limits, model name, JSON or server-sent events
+    openai_api.py     the validated request, and the JSON of the response
+    engine.py         what the routes require of an engine; one of these answers:
+    torch_engine.py       the model in this process
+      language_model.py       text -> token ids, chat templates, loading and checking
+      worker.py               queue and thread; streams chunks of text back to the event loop
+      batch.py                prefill and decode of several texts together
+      sequence.py             one text: sampled tokens -> final text, stop strings
+      token_model.py          token ids -> logits, with the key-value cache
+    sglang_engine.py      an SGLang server
+"""

@@ -1,112 +1,184 @@
-"""The text generation server: OpenAI's API over one exported model."""
+"""The text generation server: the routes of OpenAI's API, the same for both engines."""
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.types import Receive, Scope, Send
 
-from trainyard_serving.app import create_app, not_ready
-from trainyard_serving.follower import Follower
-from trainyard_serving.generate.answering import Answering
-from trainyard_serving.generate.chat import Chat
-from trainyard_serving.generate.chat_api import ChatRequest
-from trainyard_serving.generate.completions import Completions
-from trainyard_serving.generate.forward import create_forward_app
-from trainyard_serving.generate.openai_api import CompletionRequest, invalid_request, openai_form
-from trainyard_serving.generate.routes import OpenAIRoutes, check_name
-from trainyard_serving.generate.worker import Worker
+from trainyard_serving.app import create_app
+from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
+from trainyard_serving.errors import ApiError
+from trainyard_serving.generate.engine import Answer, Engine, JsonDict
+from trainyard_serving.generate.openai_api import (
+    DEFAULT_MAX_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    invalid_request,
+    openai_error_response,
+)
+from trainyard_serving.generate.sglang_engine import SGLangEngine
+from trainyard_serving.generate.torch_engine import TorchEngine
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.places import place_of
+from trainyard_serving.pages import page
 from trainyard_serving.settings import GenerateSettings
-from trainyard_serving.verified import VerifiedModel
 
-if TYPE_CHECKING:  # importing torch takes seconds; the server must answer before that
-    from trainyard_serving.generate.language_model import LanguageModel
-
-COMPUTED = frozenset({"/v1/completions", "/v1/chat/completions"})
-
-
-class Routes(OpenAIRoutes):
-    """The routes of this app."""
-
-    def __init__(
-        self,
-        settings: GenerateSettings,
-        follower: "Follower[LanguageModel]",
-        completions: Completions,
-        chat: Chat,
-    ) -> None:
-        self._settings = settings
-        self._follower = follower
-        self._completions = completions
-        self._chat = chat
-
-    async def completions(self, request: Request, body: CompletionRequest) -> Response:
-        """Text that goes on from the prompt, whole or streamed as server-sent events."""
-        model = self._model(body.model)
-        return await self._completions.answer(request, body, model, self._name(model))
-
-    async def chat_completions(self, request: Request, body: ChatRequest) -> Response:
-        """The assistant's next turn, whole or streamed as server-sent events."""
-        model = self._model(body.model)
-        return await self._chat.answer(request, body, model, self._name(model))
-
-    def _model(self, name: str | None) -> "LanguageModel":
-        """The model, if it is there (else 503) and is the one asked for (else 404)."""
-        model = self._follower.model
-        if model is None:
-            raise not_ready(self._follower, self._settings)
-        check_name(name, self._name(model))
-        return model
-
-    def _name(self, model: "LanguageModel") -> str:
-        return self._settings.served_model_name or model.source.run
-
-    def card(self, name: str | None) -> dict[str, Any]:
-        model = self._model(name)
-        source = model.source
-        return {
-            "id": self._name(model),
-            "object": "model",
-            "created": int(source.created.timestamp()),
-            "owned_by": "trainyard",
-            "max_model_len": model.context_length,
-            "max_tokens": self._settings.max_tokens,
-            "chat": model.chats,
-            "step": source.step,
-            "digest": source.digest,
-        }
+TITLE = "Trainyard: generate"
+COMPLETIONS, CHAT_COMPLETIONS = "/v1/completions", "/v1/chat/completions"
+PAGE = Path(__file__).with_name("page.html")
 
 
 def create_generate_app(settings: GenerateSettings) -> FastAPI:
-    """The server's ASGI app; the model is loaded once its lifespan begins."""
-    if settings.engine == "sglang":
-        return create_forward_app(settings)
+    """The ASGI app; its lifespan loads the model."""
     metrics = Metrics()
-    worker = Worker(settings.max_queue, settings.max_batch_size, metrics)
-    metrics.queue_depth.set_function(lambda: worker.depth)
-    follower: Follower[LanguageModel] = Follower(
-        place_of(settings), partial(_load, settings), settings.poll_seconds, metrics
-    )
+    if settings.engine == "sglang":
+        sglang_engine = SGLangEngine(settings, metrics)
+        app = create_app(
+            TITLE,
+            settings,
+            sglang_engine.sglang,
+            metrics,
+            error_response=openai_error_response,
+            invalid=invalid_request,
+        )
+        Routes(settings, sglang_engine).add_to(app)
+        return app
+    engine = TorchEngine(settings, metrics)
     app = create_app(
-        "Trainyard: generate",
+        TITLE,
         settings,
-        follower,
+        engine.follower,
         metrics,
-        form=openai_form,
+        error_response=openai_error_response,
         invalid=invalid_request,
-        beside=[worker],
-        roll_back=follower.roll_back,
-        computed=COMPUTED,
-        full=worker.full,
+        parts=[engine.worker],
+        roll_back=engine.follower.roll_back,
+        computed_paths=frozenset({COMPLETIONS, CHAT_COMPLETIONS}),
+        full=engine.worker.full,
     )
-    answering = Answering(settings, worker, metrics)
-    routes = Routes(settings, follower, Completions(settings, answering), Chat(settings, answering))
-    routes.add_to(app)
+    Routes(settings, engine).add_to(app)
     return app
 
 
-def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":
-    from trainyard_serving.generate.language_model import LanguageModel
+class Routes:
+    """The app's own routes; their docstrings are their descriptions in OpenAPI."""
 
-    return LanguageModel.load(source, settings.device, settings.threads)
+    def __init__(self, settings: GenerateSettings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+
+    def add_to(self, app: FastAPI) -> None:
+        app.add_api_route("/v1/models", self.models, response_model=None)
+        app.add_api_route("/v1/models/{name:path}", self.one_model, response_model=None)
+        for path, route in (
+            (COMPLETIONS, self.completions),
+            (CHAT_COMPLETIONS, self.chat_completions),
+        ):
+            app.add_api_route(path, route, methods=["POST"], response_model=None)
+        app.add_api_route("/", self.page, response_class=HTMLResponse, include_in_schema=False)
+
+    async def models(self) -> JsonDict:
+        """The list of models, which has one entry."""
+        return {"object": "list", "data": [self._model_json()]}
+
+    async def one_model(self, name: str) -> JsonDict:
+        """The model by its name."""
+        self._check_name(name)
+        return self._model_json()
+
+    async def page(self) -> HTMLResponse:
+        """A page to try the model."""
+        return page(PAGE)
+
+    async def completions(self, request: Request, body: CompletionRequest) -> Response:
+        """Text that continues each prompt, in one response or streamed as server-sent events."""
+        self._check_name(body.model)
+        limits = self._settings
+        _check_limit("max_tokens", body.max_tokens or DEFAULT_MAX_TOKENS, limits.max_tokens)
+        _check_limit("prompt", len(body.prompt), limits.max_prompts, "prompts in one request")
+        return await _respond(request, body, lambda held: self._engine.complete(body, held))
+
+    async def chat_completions(self, request: Request, body: ChatRequest) -> Response:
+        """The assistant's next message, in one response or streamed as server-sent events."""
+        self._check_name(body.model)
+        _check_limit(body.limit_field, body.limit or 1, self._settings.max_tokens)
+        return await _respond(request, body, lambda held: self._engine.chat(body, held))
+
+    def _model_json(self) -> JsonDict:
+        card = self._engine.model_card()
+        return {
+            "id": card.name,
+            "object": "model",
+            "created": card.created,
+            "owned_by": "trainyard",
+            "max_model_len": card.context_length,
+            "max_tokens": self._settings.max_tokens,
+            "chat": card.has_chat_template,
+            "step": card.step,
+            "digest": card.digest,
+        }
+
+    def _check_name(self, name: str | None) -> None:
+        """Raise ApiError: 503 while there is no model, 404 if its name differs."""
+        served = self._engine.model_card().name
+        if name not in (None, served):
+            message = f"no model {name!r} here: this server has {served!r}"
+            raise ApiError(404, message, "model_not_found", "model")
+
+
+def _check_limit(field: str, value: int, limit: int, what: str = "here") -> None:
+    """Raise ApiError when a request exceeds a limit of this server."""
+    if value > limit:
+        message = f"{field}: at most {limit} {what} (got {value})"
+        raise ApiError(400, message, "invalid_value", field)
+
+
+async def _respond(
+    request: Request,
+    body: GenerationRequest,
+    begin: Callable[[AsyncExitStack], Awaitable[Answer]],
+) -> Response:
+    """The response to `body`. A client that disconnects cancels the computation.
+
+    Raises ApiError.
+    """
+    async with AsyncExitStack() as resources:
+        answer = await unless_disconnected(request, begin(resources))
+        if answer is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if body.stream:
+            return _EventStream(_events(answer), resources.pop_all(), headers=answer.headers)
+        content = await unless_disconnected(request, answer.response())
+        if content is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return JSONResponse(content, headers=answer.headers)
+
+
+class _EventStream(EventSourceResponse):
+    """Releases `resources` once the stream ends, even if its generator was never started."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], resources: AsyncExitStack, **options: Any
+    ) -> None:
+        super().__init__(events, **options)
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._resources:
+            await super().__call__(scope, receive, send)
+
+
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    try:
+        async for event in answer.events():
+            yield format_sse_event(data_str=json.dumps(event, ensure_ascii=False))
+    except ApiError as error:  # the status has been sent, so the stream reports the error
+        yield format_sse_event(data_str=bytes(openai_error_response(error).body).decode())
+        return
+    yield format_sse_event(data_str="[DONE]")

@@ -1,8 +1,8 @@
-"""Texts of one model under way: prompts are read piece by piece, then all are written together.
+"""The texts of one model in progress: prompts are prefilled in pieces, then texts decode together.
 
-add -> read (its prompt, alone) -> write (a row beside the others) -> its last chunk
-         ^                           |
-         +---- its context is full --+
+add -> prefill (its prompt, alone) -> decode (one row beside the others) -> its last chunk
+         ^                              |
+         +---- its context is full -----+
 """
 
 from collections import deque
@@ -13,123 +13,126 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from trainyard_serving.generate.completion import Chunk
-from trainyard_serving.generate.padded_cache import PaddedCache
-from trainyard_serving.generate.sequence import Sequence
-from trainyard_serving.generate.token_model import TokenModel
+from trainyard_serving.generate.engine import Chunk
+from trainyard_serving.generate.sequence import TextSequence
+from trainyard_serving.generate.token_model import PaddedCache, TokenModel
 
-# Tokens of a prompt read between two tokens of the others: about as long as they can wait.
-PIECE = {"cpu": 128, "cuda": 1024}
+# Tokens of a prompt that are prefilled between two tokens of the other texts, which wait meanwhile.
+PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
 
-# A sequence, and its next piece of text or why there is none.
-News = list[tuple[Sequence, Chunk | Exception]]
+# Texts with their next chunk, or with the error that ends them.
+Results = list[tuple[TextSequence, Chunk | Exception]]
 
 
 @dataclass(eq=False)
-class Reading:
-    """A sequence that can't write before the model has read all of its window."""
+class _Prefill:
+    """A text whose window is not yet completely in its cache."""
 
-    sequence: Sequence
+    sequence: TextSequence
     cache: DynamicCache
 
 
 class Batch:
-    """Up to `capacity` sequences. Those that end or fail by themselves leave by themselves."""
+    """Up to `capacity` texts. A text that ends or fails is removed."""
 
     def __init__(self, model: TokenModel, capacity: int) -> None:
         self._model = model
         self._capacity = capacity
-        # A model that writes one text at a time may be of a kind that must read at once, too.
-        self._piece = PIECE[model.device.type] if capacity > 1 else model.context_length
-        self._reading: deque[Reading] = deque()
-        self._writing: list[Sequence] = []  # a row of the cache each
+        # A model that cannot decode several texts together may not support prefill in pieces.
+        pieces = PREFILL_TOKENS[model.device.type]
+        self._prefill_tokens = pieces if capacity > 1 else model.context_length
+        self._prefilling: deque[_Prefill] = deque()
+        self._decoding: list[TextSequence] = []  # one for each row of the cache
         self._cache = PaddedCache()
 
     @property
-    def sequences(self) -> list[Sequence]:
-        return [*(reading.sequence for reading in self._reading), *self._writing]
+    def sequences(self) -> list[TextSequence]:
+        return [*(prefill.sequence for prefill in self._prefilling), *self._decoding]
 
     @property
     def full(self) -> bool:
-        return len(self._reading) + len(self._writing) >= self._capacity
+        return len(self._prefilling) + len(self._decoding) >= self._capacity
 
     @property
-    def num_writing(self) -> int:
-        """Sequences that `write` computes together."""
-        return len(self._writing)
+    def num_decoding(self) -> int:
+        """Number of texts that `decode` computes together."""
+        return len(self._decoding)
 
-    def add(self, sequence: Sequence) -> None:
-        self._reading.append(Reading(sequence, self._model.new_cache()))
+    def add(self, sequence: TextSequence) -> None:
+        self._prefilling.append(_Prefill(sequence, self._model.new_cache()))
 
-    def drop(self, gone: Collection[Sequence]) -> None:
-        """Forget these sequences, those of them that are here."""
-        self._reading = deque(one for one in self._reading if one.sequence not in gone)
-        self._keep([row for row, one in enumerate(self._writing) if one not in gone])
+    def drop(self, dropped: Collection[TextSequence]) -> None:
+        """Remove the texts of `dropped` that are in this batch."""
+        self._prefilling = deque(p for p in self._prefilling if p.sequence not in dropped)
+        self._keep([row for row, one in enumerate(self._decoding) if one not in dropped])
 
     @torch.inference_mode()
-    def read(self) -> News:
-        """Read the next piece of one prompt; the prompts take turns."""
-        if not self._reading:
+    def prefill(self) -> Results:
+        """Process the next piece of one prompt; the prompts take turns."""
+        if not self._prefilling:
             return []
-        reading = self._reading.popleft()
-        sequence, piece = reading.sequence, reading.sequence.unread[: self._piece]
+        prefill = self._prefilling.popleft()
+        sequence, piece = prefill.sequence, prefill.sequence.uncached[: self._prefill_tokens]
         try:
-            logits = self._model.next_logits([piece], reading.cache)
+            logits = self._model.next_logits([piece], prefill.cache)
         except Exception as error:
             return [(sequence, error)]
-        sequence.num_read += len(piece)
-        if sequence.unread:
-            self._reading.append(reading)
+        sequence.num_cached += len(piece)
+        if sequence.uncached:
+            self._prefilling.append(prefill)
             return []
-        said = _take(sequence, logits[0])
-        if _goes_on(sequence, said):
-            self._cache.join(reading.cache)
-            self._writing.append(sequence)
-        return self._news([sequence], [said])
+        result = _advance(sequence, logits[0])
+        if _keeps_row(sequence, result):
+            self._cache.add_row(prefill.cache)
+            self._decoding.append(sequence)
+        return self._results([sequence], [result])
 
     @torch.inference_mode()
-    def write(self) -> News:
-        """One more token for every sequence that has been read."""
-        if not self._writing:
+    def decode(self) -> Results:
+        """Generate a token for every text that has been prefilled."""
+        if not self._decoding:
             return []
-        sequences, cache = self._writing, self._cache
-        unread = [sequence.unread for sequence in sequences]
-        logits = self._model.next_logits(unread, cache.cache, cache.padding)
-        said = []
+        sequences, cache = self._decoding, self._cache
+        tokens = [sequence.uncached for sequence in sequences]
+        logits = self._model.next_logits(tokens, cache.cache, cache.padding)
+        results = []
         for sequence, row in zip(sequences, logits, strict=True):
-            sequence.num_read += 1
-            said.append(_take(sequence, row))
-        together = zip(sequences, said, strict=True)
-        self._keep([row for row, (one, it) in enumerate(together) if _goes_on(one, it)])
-        return self._news(sequences, said)
+            sequence.num_cached += 1
+            results.append(_advance(sequence, row))
+        rows = enumerate(zip(sequences, results, strict=True))
+        self._keep([row for row, (one, result) in rows if _keeps_row(one, result)])
+        return self._results(sequences, results)
 
     def _keep(self, rows: list[int]) -> None:
-        self._writing = [self._writing[row] for row in rows]
-        self._cache.keep(rows)
+        self._decoding = [self._decoding[row] for row in rows]
+        self._cache.keep_rows(rows)
 
-    def _news(self, sequences: list[Sequence], said: list[Chunk | Exception | None]) -> News:
-        """What there is to tell; a sequence that is to be read anew is put back in the line."""
-        news = []
-        for sequence, it in zip(sequences, said, strict=True):
-            if it is not None:
-                news.append((sequence, it))
-            if not _ended(it) and sequence.num_read == 0:
+    def _results(
+        self, sequences: list[TextSequence], results: list[Chunk | Exception | None]
+    ) -> Results:
+        """The results that are not None. Adds the texts again that need a new cache."""
+        present: Results = []
+        for sequence, result in zip(sequences, results, strict=True):
+            if result is not None:
+                present.append((sequence, result))
+            if not _ended(result) and sequence.num_cached == 0:
                 self.add(sequence)
-        return news
+        return present
 
 
-def _take(sequence: Sequence, logits: Tensor) -> Chunk | Exception | None:
-    """What the sequence says; an error here is its own and stays its own."""
+def _advance(sequence: TextSequence, logits: Tensor) -> Chunk | Exception | None:
+    """The sequence's next chunk; an error affects only this sequence."""
     try:
-        return sequence.take(logits)
+        return sequence.advance(logits)
     except Exception as error:
         return error
 
 
-def _ended(said: Chunk | Exception | None) -> bool:
-    return isinstance(said, Exception) or (said is not None and said.finish_reason is not None)
+def _ended(result: Chunk | Exception | None) -> bool:
+    return isinstance(result, Exception) or (
+        result is not None and result.finish_reason is not None
+    )
 
 
-def _goes_on(sequence: Sequence, said: Chunk | Exception | None) -> bool:
-    """Whether it keeps its row."""
-    return not _ended(said) and sequence.num_read > 0
+def _keeps_row(sequence: TextSequence, result: Chunk | Exception | None) -> bool:
+    return not _ended(result) and sequence.num_cached > 0

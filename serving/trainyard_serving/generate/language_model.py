@@ -1,8 +1,8 @@
-"""A causal language model in memory: loads a verified directory, reads prompts, writes text."""
+"""A loaded causal language model: loads and checks a verified directory, encodes prompts."""
 
 import logging
 import sys
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,23 +10,22 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainyard_api.golden import GOLDEN, GoldenText
-from trainyard_serving.errors import BadModelError, ModelUnavailableError
+from trainyard_serving.errors import BadModelError, ModelUnavailableError, one_line
 from trainyard_serving.generate.batch import Batch
-from trainyard_serving.generate.batchable import obstacle
-from trainyard_serving.generate.chat_template import ChatTemplate, Turn
-from trainyard_serving.generate.completion import PromptError, Sampling
-from trainyard_serving.generate.sampling import Sampler
-from trainyard_serving.generate.sequence import Sequence
-from trainyard_serving.generate.text_stream import Detokenizer
-from trainyard_serving.generate.token_model import TokenModel
-from trainyard_serving.golden import check_text, golden_of
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.generate.engine import PromptError, SamplingOptions
+from trainyard_serving.generate.sequence import Detokenizer, TextSequence, make_sampler
+from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
+from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
 log = logging.getLogger(__name__)
 
+Message = dict[str, str]  # role and content
+
+_PLACEHOLDER = "trainyard"  # the content of an answer
+
 
 class LanguageModel:
-    """One loaded model. Its weights never change, so a request keeps the one it began with."""
+    """A model and its tokenizer. It never changes; a request keeps the one it started with."""
 
     def __init__(
         self, source: VerifiedModel, model: Any, tokenizer: Any, device: torch.device
@@ -39,18 +38,19 @@ class LanguageModel:
         self._eos_ids = _eos_ids(model, tokenizer) | self._chat_template.end_of_turn()
         self._unk_id = _unk_id(tokenizer, self._eos_ids)
         self.tokens = TokenModel(
-            model, device, self.context_length, num_tokens=len(tokenizer), never=self._unk_id
+            model, device, self.context_length, num_tokens=len(tokenizer), excluded=self._unk_id
         )
-        self._obstacle = obstacle(self.tokens)
-        # Tokenizers that split on white space drop it; those that know some must know it all.
+        self._why_not_batchable = why_not_batchable(self.tokens)
+        # Some tokenizers split at white space and drop it. The others have tokens for it, and must
+        # have one for each white-space character of a prompt.
         self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
 
     @classmethod
     def load(cls, source: VerifiedModel, device: str = "auto", threads: int = 0) -> Self:
-        """Load a verified directory in Hugging Face form.
+        """Load a verified directory in Hugging Face format.
 
-        Raises BadModelError when it holds no causal language model, and ModelUnavailableError
-        when the device is not there.
+        Raises BadModelError when it contains no causal language model, and ModelUnavailableError
+        when the device is not available.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -70,61 +70,70 @@ class LanguageModel:
             model.requires_grad_(False).train(False)
             return cls(source, model.to(device), tokenizer, torch.device(device))
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            line = " ".join(str(error).split()) or type(error).__name__
-            raise BadModelError(f"{source.path}: cannot be loaded: {line[:500]}") from error
+            message = f"{source.path}: cannot be loaded: {one_line(error, 500)}"
+            raise BadModelError(message) from error
 
     def check(self) -> None:
-        """Compute once, and the golden request if one came with the model.
+        """Compute logits once, and answer the golden request if the model has one.
 
-        Raises BadModelError when no number comes out, or another than the trainer's.
+        Raises BadModelError when the logits are NaN, or differ from the trainer's.
         """
         logits = self.tokens.next_logits([[0]], self.tokens.new_cache())
         if not torch.isfinite(logits).any() or logits.isnan().any():
             raise BadModelError(f"{self.source.path}: the model computes NaN")
-        if golden := golden_of(self.source, GoldenText):
+        if golden := golden_request(self.source, GoldenText):
             self._check_golden(golden)
-        if self._obstacle:
+        if self._why_not_batchable:
             log.warning(
-                "%s: its texts are written one at a time, not together: %s",
+                "%s: its texts are generated one at a time, not together: %s",
                 self.source.path,
-                self._obstacle,
+                self._why_not_batchable,
             )
 
     def _check_golden(self, golden: GoldenText) -> None:
+        where = self.source.path / GOLDEN
+        if list(self._tokenizer(golden.prompt)["input_ids"]) != golden.prompt_ids:
+            raise BadModelError(f"{where}: the tokenizer encodes the prompt differently")
         cache = self.tokens.new_cache()
-
-        def encode(text: str) -> list[int]:
-            return list(self._tokenizer(text)["input_ids"])
-
-        def logits(unread: list[int], ids: list[int]) -> list[float]:
-            return list(self.tokens.logits([unread], cache)[0, ids].tolist())
-
-        try:
-            check_text(self.source, golden, encode, logits, self.tokens.exact)
-        except (IndexError, ValueError) as error:  # a token that this model doesn't have
-            raise BadModelError(f"{self.source.path}: {GOLDEN} is not this model's") from error
+        uncached = golden.prompt_ids
+        positions = zip(golden.next_ids, golden.top_ids, golden.top_logits, strict=True)
+        for number, (token, ids, expected) in enumerate(positions, start=1):
+            try:
+                logits = self.tokens.logits([uncached], cache)[0, ids].tolist()
+            except (IndexError, ValueError) as error:  # a token that this model does not have
+                raise BadModelError(f"{where} belongs to another model") from error
+            # Devices and libraries round differently; a wrong weight changes logits by 1 or more.
+            scale = max(abs(value) for value in expected)
+            tolerance = 0.01 + 0.01 * scale if self.tokens.is_fp32 else 0.1 + 0.05 * scale
+            difference = max(abs(a - b) for a, b in zip(logits, expected, strict=True))
+            if not difference <= tolerance:  # also true for NaN
+                raise BadModelError(
+                    f"{where}: the model's logits differ from the trainer's: token {number} after"
+                    f" the prompt by {difference:.3g} (at most {tolerance:.3g})"
+                )
+            uncached = [token]
 
     @property
-    def chats(self) -> bool:
-        """Whether it has a chat template."""
+    def has_chat_template(self) -> bool:
         return self._chat_template.exists
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of `prompt`.
 
-        Raises PromptError when it is empty, too long or holds characters the model never saw.
+        Raises PromptError when it is empty, too long or has characters without a token.
         """
-        return self._encode(prompt, add_special_tokens=True)
+        return self._encode(prompt, "prompt", add_special_tokens=True)
 
-    def encode_chat(self, conversation: Seq[Turn]) -> list[int]:
-        """Token ids of the conversation up to where the assistant's next turn begins.
+    def encode_chat(self, conversation: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation up to the beginning of the assistant's next message.
 
-        Raises PromptError as `encode` does, and when the chat template refuses it.
+        Raises PromptError as `encode` does, and when the chat template refuses the conversation.
         """
-        # The template has written the special tokens.
-        return self._encode(self._chat_template.render(conversation), add_special_tokens=False)
+        text = self._chat_template.render(conversation)
+        # The template has already added the special tokens.
+        return self._encode(text, "messages", add_special_tokens=False)
 
-    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, prompt: str, param: str, add_special_tokens: bool) -> list[int]:
         encoding = self._tokenizer(
             prompt,
             add_special_tokens=add_special_tokens,
@@ -135,35 +144,35 @@ class LanguageModel:
         if unknown := self._unknown_characters(prompt, ids, encoding["offset_mapping"]):
             shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-            raise PromptError(
-                f"this model does not know these characters of the prompt: {shown}{more}",
-                "unknown_characters",
-            )
+            message = f"this model does not know these characters of the prompt: {shown}{more}"
+            raise PromptError(message, "unknown_characters", param)
         if not ids:
-            raise PromptError("the prompt is empty: give this model text to go on", "empty_prompt")
+            message = "the prompt is empty: give this model text to continue"
+            raise PromptError(message, "empty_prompt", param)
         if len(ids) > self.context_length:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens, but this model reads at most"
                 f" {self.context_length}: shorten it (max_tokens is not limited by this)",
                 "context_length_exceeded",
+                param,
             )
         return ids
 
-    def begin(self, index: int, prompt: list[int], sampling: Sampling) -> Sequence:
-        """The completion of `prompt` (from `encode`), for a batch to write."""
-        return Sequence(
+    def new_sequence(self, index: int, prompt: list[int], options: SamplingOptions) -> TextSequence:
+        """The text to generate for `prompt` (from `encode`); add it to a batch."""
+        return TextSequence(
             index,
             prompt,
-            sampling,
-            Sampler(sampling, self.tokens.device),
+            options,
+            make_sampler(options, self.tokens.device),
             Detokenizer(self._decode, prompt),
             self._eos_ids,
             self.context_length,
         )
 
-    def batch(self, capacity: int) -> Batch:
-        """An empty batch; of one place, where this model's texts can't be written together."""
-        return Batch(self.tokens, 1 if self._obstacle else capacity)
+    def new_batch(self, capacity: int) -> Batch:
+        """An empty batch; its capacity is 1 if this model cannot decode texts together."""
+        return Batch(self.tokens, 1 if self._why_not_batchable else capacity)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
@@ -171,13 +180,73 @@ class LanguageModel:
     def _unknown_characters(
         self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> list[str]:
-        """Characters without a token of their own, in order, each once."""
+        """Characters that only the unknown token covers, in order, without repetition."""
         covered = bytearray(len(prompt))
         for token, (start, end) in zip(ids, offsets, strict=True):
             if token != self._unk_id:
                 covered[start:end] = b"\1" * (end - start)
         missing = (char for char, known in zip(prompt, covered, strict=True) if not known)
         return [char for char in dict.fromkeys(missing) if self._keeps_space or not char.isspace()]
+
+
+class ChatTemplate:
+    """The tokenizer's chat template: renders a conversation as the model was trained on it.
+
+    Without a template every conversation is refused.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # A tokenizer may have several named templates; the one used is named "default".
+        template = tokenizer.chat_template
+        self.exists = "default" in template if isinstance(template, dict) else bool(template)
+
+    def render(self, conversation: Sequence[Message]) -> str:
+        """The text up to the beginning of the assistant's next message.
+
+        Raises PromptError when there is no template, or it refuses the conversation.
+        """
+        if not self.exists:
+            raise PromptError(
+                "this model has no chat template, because it was not trained on conversations:"
+                " use /v1/completions",
+                "no_chat_template",
+                "messages",
+            )
+        return self._apply(conversation, add_generation_prompt=True)
+
+    def end_of_turn(self) -> frozenset[int]:
+        """The special token that the template adds after an answer: it ends generation.
+
+        The generation config of a fine-tuned model often has only the base model's end of text.
+        """
+        if not self.exists:
+            return frozenset()
+        messages = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _PLACEHOLDER},
+        ]
+        try:
+            _, _, after = self._apply(messages, add_generation_prompt=False).rpartition(
+                _PLACEHOLDER
+            )
+        except PromptError:  # a template with other requirements: the config has to suffice
+            return frozenset()
+        ids = self._tokenizer(after, add_special_tokens=False)["input_ids"]
+        token = self._tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+        return frozenset(ids[:1]) if token is not None and token.special else frozenset()
+
+    def _apply(self, conversation: Sequence[Message], add_generation_prompt: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(conversation), tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        # A template is code that came with the model: it may raise anything.
+        except Exception as error:
+            message = f"the model's chat template refuses these messages: {one_line(error)}"
+            raise PromptError(message, "chat_template_refused", "messages") from error
 
 
 def _context_length(model: Any, tokenizer: Any) -> int:
@@ -193,7 +262,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _unk_id(tokenizer: Any, eos_ids: frozenset[int]) -> int | None:
-    """The unknown token's id, where it means only that (GPT-2's is also its end of text)."""
+    """The id of the unknown token, unless it is also another one (GPT-2's is its end of text)."""
     unk = tokenizer.unk_token_id
     shared = eos_ids | {tokenizer.bos_token_id}
     return None if unk in shared else unk

@@ -1,22 +1,23 @@
-"""OpenAI's protocol: what its endpoints share, and the requests and answers of /v1/completions."""
+"""OpenAI's API: validated requests, and the JSON of responses, stream events and errors."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from trainyard_serving.errors import ApiError
-from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.generate.engine import Chunk, JsonDict, SamplingOptions
 
-JsonDict = dict[str, Any]
 Texts = str | list[str]
 
+DEFAULT_MAX_TOKENS = 16  # of completions, as in OpenAI's API
 MAX_STOPS = 4
-# Fields of the protocol that change the answer and are not offered here, with the values that
-# ask for nothing. Ignoring them would answer another question than the one asked.
+# Fields that change the answer and are not supported here, with the values that have no effect.
+# Other values are refused: ignoring them would give another answer than the one requested.
 Unsupported = Mapping[str, tuple[object, ...]]
 UNSUPPORTED: Unsupported = {
     "n": (None, 1),
@@ -27,20 +28,20 @@ UNSUPPORTED: Unsupported = {
 }
 
 
-def valid_text(text: str, what: str) -> str:
+def _valid_text(text: str, field: str) -> str:
     """`text`, if it can be encoded. Raises ValueError."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is not valid Unicode (a lone surrogate)") from None
+        raise ValueError(f"{field} is not valid Unicode (a lone surrogate)") from None
     return text
 
 
-def _texts(value: object, what: str) -> list[str]:
+def _texts(value: object, field: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not _are_texts(texts):
-        raise ValueError(f"{what} must be a string or a list of strings")
-    return [valid_text(text, what) for text in texts]
+        raise ValueError(f"{field} must be a string or a list of strings")
+    return [_valid_text(text, field) for text in texts]
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
@@ -62,7 +63,7 @@ def _stops(value: object) -> list[str]:
 
 
 class StreamOptions(BaseModel):
-    """Settings of a streamed answer."""
+    """Options of a streamed response."""
 
     model_config = ConfigDict(strict=True)
 
@@ -70,7 +71,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationRequest(BaseModel):
-    """What the bodies of all endpoints may say. Unknown fields are ignored, as OpenAI's clients
+    """The fields common to both endpoints. Unknown fields are ignored, as OpenAI's clients
     expect."""
 
     model_config = ConfigDict(strict=True)
@@ -95,13 +96,13 @@ class GenerationRequest(BaseModel):
         return data
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether a stream shall end with the usage."""
+    def include_usage(self) -> bool:
+        """Whether a stream ends with an event that has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int) -> Sampling:
-        """How to pick tokens; OpenAI's defaults where the request is silent."""
-        return Sampling(
+    def sampling_options(self, max_tokens: int) -> SamplingOptions:
+        """The request's options, with OpenAI's defaults."""
+        return SamplingOptions(
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -119,7 +120,207 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
 
 
-def openai_form(error: ApiError) -> JSONResponse:
+class TextPart(BaseModel):
+    """A part of a message's content."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+def _content(value: object) -> str:
+    if isinstance(value, list) and value:
+        value = "".join(_part_text(part) for part in value)
+    if not isinstance(value, str):
+        raise ValueError("content must be a string, or a list of text parts")
+    return _valid_text(value, "content")
+
+
+def _part_text(part: object) -> str:
+    try:
+        return TextPart.model_validate(part).text
+    except ValidationError:
+        raise ValueError(
+            'content: this model reads text: a part must be {"type": "text", "text": "..."}'
+        ) from None
+
+
+Content = Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
+
+
+class Message(BaseModel):
+    """A message of the conversation.
+
+    The message of a response is accepted unchanged: its other fields are empty.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: Content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_fields(cls, data: object) -> object:
+        if isinstance(data, dict):
+            for name in data.keys() - {"role", "content"}:
+                if data[name] not in (None, []):
+                    raise ValueError(f"{name} is not supported: leave it out")
+        return data
+
+
+class ChatRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    unsupported: ClassVar[Unsupported] = {
+        **UNSUPPORTED,
+        "top_logprobs": (None,),
+        "tools": (None, []),
+        "tool_choice": (None, "none", "auto"),
+        "functions": (None, []),
+        "function_call": (None, "none", "auto"),
+        "response_format": (None, {"type": "text"}),
+        "modalities": (None, ["text"]),
+        "audio": (None,),
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatRequest":
+        newer, older = self.max_completion_tokens, self.max_tokens
+        if None not in (newer, older) and newer != older:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The largest number of tokens to generate."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        """The field that `limit` comes from."""
+        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
+
+
+class ResponseJson(ABC):
+    """Builds the JSON of a response, or of the events of a stream."""
+
+    def __init__(
+        self, identifier: str, model: str, num_prompt_tokens: int, num_choices: int
+    ) -> None:
+        self._head = {"id": identifier, "created": int(time.time()), "model": model}
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_completion_tokens = 0
+        self.num_choices = num_choices
+
+    def count(self, chunk: Chunk) -> None:
+        """Add a chunk to the usage."""
+        self._num_completion_tokens += chunk.num_tokens
+
+    def _usage(self) -> JsonDict:
+        return {
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": self._num_completion_tokens,
+            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
+        }
+
+    @abstractmethod
+    def first_events(self) -> list[JsonDict]:
+        """The events of a stream before the first generated text."""
+
+    @abstractmethod
+    def event(self, chunk: Chunk) -> JsonDict:
+        """The event of a chunk."""
+
+    @abstractmethod
+    def usage_event(self) -> JsonDict:
+        """The last event if the request has stream_options.include_usage."""
+
+    @abstractmethod
+    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
+        """The response to a request that does not stream."""
+
+
+class CompletionJson(ResponseJson):
+    """Responses of /v1/completions; the texts begin with the prompts in `echoed`."""
+
+    def __init__(
+        self,
+        identifier: str,
+        model: str,
+        num_prompt_tokens: int,
+        num_choices: int,
+        echoed: Sequence[str] = (),
+    ) -> None:
+        super().__init__(identifier, model, num_prompt_tokens, num_choices)
+        self._head["object"] = "text_completion"
+        self._echoed = echoed
+
+    def first_events(self) -> list[JsonDict]:
+        return [self._event(index, prompt, None) for index, prompt in enumerate(self._echoed)]
+
+    def event(self, chunk: Chunk) -> JsonDict:
+        return self._event(chunk.index, chunk.text, chunk.finish_reason)
+
+    def usage_event(self) -> JsonDict:
+        return self._head | {"choices": [], "usage": self._usage()}
+
+    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
+        prompts = self._echoed or [""] * len(texts)
+        choices = [
+            _text_choice(index, prompt + text, reason)
+            for index, (prompt, text, reason) in enumerate(
+                zip(prompts, texts, reasons, strict=True)
+            )
+        ]
+        return self._head | {"choices": choices, "usage": self._usage()}
+
+    def _event(self, index: int, text: str, finish_reason: str | None) -> JsonDict:
+        return self._head | {"choices": [_text_choice(index, text, finish_reason)]}
+
+
+def _text_choice(index: int, text: str, finish_reason: str | None) -> JsonDict:
+    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}
+
+
+class ChatJson(ResponseJson):
+    """Responses of /v1/chat/completions; there is one choice."""
+
+    def first_events(self) -> list[JsonDict]:
+        return [self._event({"role": "assistant", "content": ""}, None)]
+
+    def event(self, chunk: Chunk) -> JsonDict:
+        return self._event({"content": chunk.text} if chunk.text else {}, chunk.finish_reason)
+
+    def usage_event(self) -> JsonDict:
+        return self._chunk_head() | {"choices": [], "usage": self._usage()}
+
+    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text},
+                "logprobs": None,
+                "finish_reason": reason,
+            }
+            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        ]
+        head = self._head | {"object": "chat.completion"}
+        return head | {"choices": choices, "usage": self._usage()}
+
+    def _event(self, delta: JsonDict, finish_reason: str | None) -> JsonDict:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._chunk_head() | {"choices": [choice]}
+
+    def _chunk_head(self) -> JsonDict:
+        return self._head | {"object": "chat.completion.chunk"}
+
+
+def openai_error_response(error: ApiError) -> JSONResponse:
     """An answer other than 200, in OpenAI's form."""
     kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
     default = "invalid_request_error" if error.status_code < 500 else "server_error"
@@ -133,7 +334,7 @@ def openai_form(error: ApiError) -> JSONResponse:
 
 
 def invalid_request(invalid: RequestValidationError) -> ApiError:
-    """The first thing wrong with a body, as a 400."""
+    """The first error in a body, as a 400."""
     error = invalid.errors()[0]
     where = [str(part) for part in error["loc"] if part != "body"]
     message = error["msg"].removeprefix("Value error, ")
@@ -143,81 +344,3 @@ def invalid_request(invalid: RequestValidationError) -> ApiError:
     if param and not message.startswith(param):
         message = f"{'.'.join(where)}: {message}"
     return ApiError(400, message, "invalid_value", param)
-
-
-class Answer(ABC):
-    """Builds one request's answers: the whole one, or the events of a stream."""
-
-    def __init__(
-        self, identifier: str, created: int, model: str, num_prompt_tokens: int, num_choices: int
-    ) -> None:
-        self._head = {"id": identifier, "created": created, "model": model}
-        self._num_prompt_tokens = num_prompt_tokens
-        self._num_completion_tokens = 0
-        self.num_choices = num_choices
-
-    def count(self, chunk: Chunk) -> None:
-        """Add a chunk to the usage."""
-        self._num_completion_tokens += chunk.num_tokens
-
-    def usage(self) -> JsonDict:
-        return {
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": self._num_completion_tokens,
-            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
-        }
-
-    @abstractmethod
-    def opening(self) -> Iterable[JsonDict]:
-        """The events of a stream that come before any generated text."""
-
-    @abstractmethod
-    def piece(self, chunk: Chunk) -> JsonDict:
-        """One event of a stream."""
-
-    @abstractmethod
-    def usage_event(self) -> JsonDict:
-        """The stream's last event before [DONE], for stream_options.include_usage."""
-
-    @abstractmethod
-    def whole(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        """The answer to a request that does not stream."""
-
-
-class CompletionAnswer(Answer):
-    """The answers of /v1/completions; `echoed` holds the prompts that the texts begin with."""
-
-    def __init__(
-        self,
-        identifier: str,
-        created: int,
-        model: str,
-        num_prompt_tokens: int,
-        num_choices: int,
-        echoed: Sequence[str] = (),
-    ) -> None:
-        super().__init__(identifier, created, model, num_prompt_tokens, num_choices)
-        self._head["object"] = "text_completion"
-        self._echoed = echoed
-
-    def opening(self) -> Iterable[JsonDict]:
-        return [self._event(index, prompt, None) for index, prompt in enumerate(self._echoed)]
-
-    def piece(self, chunk: Chunk) -> JsonDict:
-        return self._event(chunk.index, chunk.text, chunk.finish_reason)
-
-    def usage_event(self) -> JsonDict:
-        return self._head | {"choices": [], "usage": self.usage()}
-
-    def whole(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        prompts = self._echoed or [""] * len(texts)
-        triples = zip(prompts, texts, reasons, strict=True)
-        choices = [_choice(i, prompt + text, why) for i, (prompt, text, why) in enumerate(triples)]
-        return self._head | {"choices": choices, "usage": self.usage()}
-
-    def _event(self, index: int, text: str, finish_reason: str | None) -> JsonDict:
-        return self._head | {"choices": [_choice(index, text, finish_reason)]}
-
-
-def _choice(index: int, text: str, finish_reason: str | None) -> JsonDict:
-    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}

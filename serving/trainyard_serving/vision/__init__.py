@@ -1,1 +1,1 @@
-"""The vision server: fetches a picture safely and asks a model on SGLang about it."""
+"""The vision server: fetches an image safely and asks a model on SGLang about it."""

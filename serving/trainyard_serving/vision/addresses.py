@@ -1,7 +1,7 @@
-"""Which addresses strangers may make this server talk to: public ones, and no others.
+"""Which addresses a URL of a client may lead to: only public ones.
 
-The ranges are those of IANA's special-purpose registries for IPv4 and IPv6. They are listed here,
-and `ipaddress.is_global` must agree besides: its own lists have changed between Python releases.
+The ranges are those of IANA's special-purpose registries for IPv4 and IPv6. They are listed here in
+addition to `ipaddress.is_global`, whose lists have changed between Python releases.
 """
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 Address = IPv4Address | IPv6Address
 
 _NOT_PUBLIC_IPV4 = [
-    (ip_network(text), what)
-    for text, what in (
+    (ip_network(text), kind)
+    for text, kind in (
         ("0.0.0.0/8", "this network"),
         ("10.0.0.0/8", "private"),
         ("100.64.0.0/10", "carrier-grade NAT"),
@@ -34,8 +34,8 @@ _NOT_PUBLIC_IPV4 = [
 ]
 _PUBLIC_IPV6 = ip_network("2000::/3")
 _NOT_PUBLIC_IPV6 = [
-    (ip_network(text), what)
-    for text, what in (
+    (ip_network(text), kind)
+    for text, kind in (
         ("::/128", "unspecified"),
         ("::1/128", "loopback"),
         ("::/96", "IPv4-compatible"),
@@ -55,28 +55,28 @@ _NOT_PUBLIC_IPV6 = [
         ("ff00::/8", "multicast"),
     )
 ]
-_COMPANY = [
+_ORGANISATION = [
     ip_network(text)
     for text in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 ]
-# Metadata services hand out a machine's credentials: no setting opens the way to them.
+# Metadata services give out a machine's credentials: no setting allows access to them.
 _METADATA = {ip_address(text) for text in ("100.100.100.200", "fd00:ec2::254", "fd20:ce::254")}
 
 
 def why_not_public(address: Address) -> str | None:
-    """What the address is instead of public, such as `loopback`; None when it is public."""
+    """Why the address is not public, such as `loopback`; None when it is public."""
     known = _NOT_PUBLIC_IPV4 if address.version == 4 else _NOT_PUBLIC_IPV6
-    for network, what in known:
+    for network, kind in known:
         if address in network:
-            return what
+            return kind
     if address.version == 6 and address not in _PUBLIC_IPV6:
         return "not assigned"
     return None if address.is_global and not address.is_multicast else "not public"
 
 
-def is_company(address: Address) -> bool:
-    """Whether this is an address inside an organisation's own network.
+def is_organisation(address: Address) -> bool:
+    """Whether the address belongs to an organisation's internal network.
 
-    Loopback, link-local and metadata addresses are not: they belong to one machine.
+    Loopback, link-local and metadata addresses do not: they belong to one machine.
     """
-    return address not in _METADATA and any(address in network for network in _COMPANY)
+    return address not in _METADATA and any(address in network for network in _ORGANISATION)

@@ -1,4 +1,4 @@
-"""The vision server: a picture and a question in, an answer out. SGLang holds the model."""
+"""The vision server: answers questions about images, with a model on SGLang."""
 
 import json
 import time
@@ -10,11 +10,12 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
-from trainyard_serving.app import create_app, page
-from trainyard_serving.disconnect import CLIENT_CLOSED_REQUEST, unless_disconnected
+from trainyard_serving.app import create_app
+from trainyard_serving.concurrency import Gate
+from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
-from trainyard_serving.gate import Gate
 from trainyard_serving.metrics import Metrics
+from trainyard_serving.pages import page
 from trainyard_serving.settings import VisionSettings
 from trainyard_serving.sglang import SGLang
 from trainyard_serving.vision.fetch import Fetcher, FetchLimits
@@ -28,23 +29,23 @@ from trainyard_serving.vision.question import (
 )
 
 PAGE = Path(__file__).with_name("page.html")
-DECODERS = 1  # pictures decoded at a time: each may take tens of MiB
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The URL or the body is not one this server takes; it says why."},
+DECODERS = 1  # images decoded at a time: each may need tens of MiB
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The URL or the body is not accepted; the message says why."},
     401: {"description": "No valid API key."},
     408: {"description": "The body did not arrive in time."},
     413: {"description": "Too large: the body, or the image in bytes or pixels."},
-    415: {"description": "Not a picture in a format this server reads."},
-    422: {"description": "A field is wrong, or the image could not be fetched or read."},
+    415: {"description": "Not an image in a supported format."},
+    422: {"description": "A field is invalid, or the image could not be fetched or read."},
     429: {"description": "Too many requests are waiting; see Retry-After."},
     502: {"description": "SGLang failed on this request."},
-    503: {"description": "SGLang is not there, loading or busy; see Retry-After."},
+    503: {"description": "SGLang is unavailable, loading or busy; see Retry-After."},
     504: {"description": "SGLang did not answer in time."},
 }
 
 
 class Routes:
-    """The routes of this app."""
+    """The app's own routes."""
 
     def __init__(
         self, settings: VisionSettings, sglang: SGLang, fetcher: Fetcher, metrics: Metrics
@@ -58,14 +59,14 @@ class Routes:
         metrics.queue_depth.set_function(lambda: self._gate.depth)
 
     async def page(self) -> HTMLResponse:
-        """A page to try the model by hand."""
+        """A page to try the model."""
         return page(PAGE)
 
     async def answer(self, request: Request) -> Response:
-        """The model's answer to a question about a picture."""
+        """The model's answer to a question about an image."""
         settings = self._settings
-        self._sglang.model  # noqa: B018  (503 before anything is read)
-        async with self._gate.place():
+        self._sglang.model  # noqa: B018  (raises 503 before the body is read)
+        async with self._gate.admitted():
             question = await read_question(
                 request, settings.fetch_seconds, settings.max_image_bytes
             )
@@ -76,51 +77,51 @@ class Routes:
 
     async def _answer(self, question: Question) -> AnswerBody:
         started = time.monotonic()
-        async with self._gate.turn():
+        async with self._gate.running():
             data = question.image
             if data is None:
                 assert question.image_url is not None
                 data = await self._fetcher.fetch(question.image_url)
-            picture = await run_sync(
+            image = await run_sync(
                 prepare,
                 data,
                 self._settings.max_image_pixels,
                 self._settings.max_image_side,
                 limiter=self._decoders,
             )
-            del data  # megabytes that the wait for the model has no use for
-            said = await self._ask(question, picture.data_uri)
-        usage = said.get("usage") or {}
+            del data  # megabytes that are not needed while the model computes
+            completion = await self._complete(question, image.data_uri)
+        usage = completion.get("usage") or {}
         self._metrics.generated_tokens.inc(usage.get("completion_tokens") or 0)
         return AnswerBody(
-            answer=said["choices"][0]["message"]["content"] or "",
-            model=said["model"],
+            answer=completion["choices"][0]["message"]["content"] or "",
+            model=completion["model"],
             usage=usage,
-            image=ImageSize(width=picture.width, height=picture.height),
+            image=ImageSize(width=image.width, height=image.height),
             seconds=round(time.monotonic() - started, 3),
         )
 
-    async def _ask(self, question: Question, image: str) -> dict[str, Any]:
+    async def _complete(self, question: Question, image_uri: str) -> dict[str, Any]:
         body = chat_request(
             self._sglang.model.name,
             question.text,
-            image,
+            image_uri,
             min(question.max_tokens or self._settings.max_tokens, self._settings.max_tokens),
         )
-        async with self._sglang.ask("/v1/chat/completions", body) as response:
+        async with self._sglang.post("/v1/chat/completions", body) as response:
             text = await response.aread()
         try:
-            said: dict[str, Any] = json.loads(text)
-            said["choices"][0]["message"]["content"], said["model"]
+            completion: dict[str, Any] = json.loads(text)
+            completion["choices"][0]["message"]["content"], completion["model"]
         except (ValueError, LookupError, TypeError):
-            raise ApiError(502, "SGLang's answer is not understood", "model_failed") from None
-        return said
+            raise ApiError(502, "SGLang sent an unexpected response", "model_failed") from None
+        return completion
 
 
-def chat_request(model: str, question: str, image: str, max_tokens: int) -> dict[str, Any]:
-    """What SGLang is asked: it never gets a URL, which it would fetch without a check."""
+def chat_request(model: str, question: str, image_uri: str, max_tokens: int) -> dict[str, Any]:
+    """The body for SGLang. It never has the image's URL, which SGLang would fetch unchecked."""
     content = [
-        {"type": "image_url", "image_url": {"url": image}},
+        {"type": "image_url", "image_url": {"url": image_uri}},
         {"type": "text", "text": question},
     ]
     messages = [{"role": "user", "content": content}]
@@ -128,7 +129,7 @@ def chat_request(model: str, question: str, image: str, max_tokens: int) -> dict
 
 
 def create_vision_app(settings: VisionSettings, fetcher: Fetcher | None = None) -> FastAPI:
-    """The server's ASGI app. Only tests bring a fetcher of their own."""
+    """The ASGI app. Only tests pass a fetcher."""
     metrics = Metrics()
     sglang = SGLang(settings, settings.poll_seconds, settings.model_name, needs_images=True)
     app = create_app("Trainyard: vision", settings, sglang, metrics)
@@ -138,7 +139,7 @@ def create_vision_app(settings: VisionSettings, fetcher: Fetcher | None = None) 
         routes.answer,
         methods=["POST"],
         response_model=AnswerBody,
-        responses=REFUSALS,
+        responses=ERRORS,
         openapi_extra={"requestBody": REQUEST_BODY},
     )
     app.add_api_route("/", routes.page, response_class=HTMLResponse, include_in_schema=False)
@@ -146,7 +147,7 @@ def create_vision_app(settings: VisionSettings, fetcher: Fetcher | None = None) 
 
 
 def limits(settings: VisionSettings) -> FetchLimits:
-    """Where images may be fetched from, and what that may cost."""
+    """The limits on fetching images."""
     hosts = settings.allow_private_hosts.lower().split(",")
     return FetchLimits(
         seconds=settings.fetch_seconds,

@@ -1,17 +1,18 @@
-"""Fetches an image from a stranger's URL without being turned against its own network.
+"""Fetches an image from an untrusted URL, and never from an internal address (SSRF).
 
-    parse the URL strictly -> resolve its host once -> every address public? -> connect to that
-    very address -> headers -> body, counted                  (the same again for every redirect)
+    parse the URL strictly -> resolve its host once -> check that every address is public
+    -> connect to a checked address -> headers -> body, with a size limit    (for each redirect)
 
-Nothing between the check and the connection resolves the name a second time, so a name that
-changes its address gains nothing. One deadline covers all of it, however slowly bytes drip.
+The name is not resolved again between the check and the connection, so changing its address (DNS
+rebinding) has no effect. One deadline covers everything, however slowly data arrives.
 """
+# ruff: noqa: ASYNC109  (the timeouts are httpcore's interface)
 
 import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,40 +20,51 @@ from typing import Any
 from urllib.parse import urljoin
 
 import httpcore
+from httpcore import AsyncNetworkBackend, AsyncNetworkStream
 
 from trainyard_api import __version__
-from trainyard_serving.tls import tls_context
-from trainyard_serving.vision.addresses import Address, is_company, why_not_public
-from trainyard_serving.vision.network import Connect, Network, connect_tcp
+from trainyard_serving.connections import tls_context
+from trainyard_serving.vision.addresses import Address, is_organisation, why_not_public
 from trainyard_serving.vision.url import Url, parse, refuse
 
+CONNECT_SECONDS = 5  # for each address of a host
 MAX_REDIRECTS = 3
-MAX_PIECES = 20_000  # of a body: taking millions of one-byte chunks apart would cost seconds
+MAX_PIECES = 20_000  # of a body: parsing millions of one-byte chunks would take seconds
 REDIRECTS = {301, 302, 303, 307, 308}
 IMAGE_TYPES = {"image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"}
 
 _SCHEME = re.compile("[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 Resolve = Callable[[str, int], Awaitable[list[Address]]]
+Connect = Callable[[Address, int], Awaitable[AsyncNetworkStream]]
 
 
 async def resolve(host: str, port: int) -> list[Address]:
-    """Every address of `host`.
+    """All addresses of `host`.
 
     Raises OSError.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ip_address(address[0]) for *_, address in found))
+    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(address[0]) for *_, address in infos))
+
+
+async def connect_tcp(address: Address, port: int) -> AsyncNetworkStream:
+    """A connection to this address.
+
+    Raises httpcore.ConnectError and httpcore.ConnectTimeout.
+    """
+    return await httpcore.AnyIOBackend().connect_tcp(str(address), port, CONNECT_SECONDS)
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """What a fetch may cost, and where it may go.
+    """Limits on fetching an image.
 
     Attributes:
-        seconds: for everything, from the look-up of the name to the last byte.
-        max_bytes: of an image.
+        seconds: for everything, from resolving the name to the last byte.
+        max_bytes: size of an image.
+        ports: those that a URL may contain.
         private_hosts: names whose addresses may be private (but never loopback or link-local).
     """
 
@@ -65,8 +77,8 @@ class FetchLimits:
 class Fetcher:
     """Fetches images within limits.
 
-    `resolve` and `connect` are how a name becomes addresses, and a checked address a connection.
-    Tests give their own; nothing else may, and no setting can.
+    `resolve` maps a name to addresses, and `connect` opens a connection to a checked address. Only
+    tests replace them; no setting can.
     """
 
     def __init__(
@@ -75,10 +87,10 @@ class Fetcher:
         self._limits = limits
         self._resolve = resolve
         self._connect = connect
-        tls_context()  # read now, not while a request waits
+        tls_context()  # loaded now, not while a request waits
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes that `url` names: at most `max_bytes`, said to be an image.
+        """The content of `url`: at most `max_bytes`, with the media type of an image.
 
         Raises ApiError, a 4xx that says why.
         """
@@ -97,19 +109,21 @@ class Fetcher:
                     return await self._body(url, response)
                 location = _header(response, b"location")
             if not location:
-                raise refuse(f"{url.host} redirects to nowhere", "fetch_failed", 422)
+                raise refuse(f"{url.host} redirects without a location", "fetch_failed", 422)
             try:
-                # urljoin mends what `parse` would refuse: a whole URL does not go through it.
+                # urljoin would repair what `parse` refuses, so absolute URLs bypass it.
                 text = location if _SCHEME.match(location) else urljoin(str(url), location)
             except ValueError:
-                raise refuse(f"{url.host} redirects to no URL", "fetch_failed", 422) from None
+                raise refuse(
+                    f"{url.host} redirects to an invalid URL", "fetch_failed", 422
+                ) from None
         raise refuse(f"redirects more than {MAX_REDIRECTS} times", "too_many_redirects", 422)
 
     @asynccontextmanager
     async def _get(self, url: Url) -> AsyncIterator[httpcore.Response]:
-        # A bare connection: it knows no proxies, cookies, credentials or redirects.
-        # At most twice the image may come over the wire, headers and chunks' frames included.
-        network = Network(
+        # A bare connection: without proxies, cookies, credentials and redirects. A response may be
+        # twice as large as an image, including headers and the framing of chunks.
+        network = _Network(
             await self._addresses(url), self._connect, 2 * self._limits.max_bytes + 65536
         )
         target = httpcore.URL(
@@ -142,25 +156,25 @@ class Fetcher:
             httpcore.TimeoutException,
             OSError,
         ) as error:
-            said = str(error) or type(error).__name__
-            raise refuse(f"{url.host} does not answer: {said}", "fetch_failed", 422) from None
+            reason = str(error) or type(error).__name__
+            raise refuse(f"{url.host} does not answer: {reason}", "fetch_failed", 422) from None
         finally:
             await connection.aclose()
 
     async def _addresses(self, url: Url) -> list[Address]:
-        """Where to connect: the host's addresses, every one of them allowed."""
+        """The host's addresses, all of which are allowed."""
         try:
             addresses = await self._resolve(url.host, url.port)
         except (OSError, UnicodeError):
             addresses = []
         if not addresses:
-            raise refuse(f"the host {url.host} is not known", "unknown_host", 422)
+            raise refuse(f"the host {url.host} is unknown", "unknown_host", 422)
         for address in addresses:
-            why = why_not_public(address)
-            named = url.host in self._limits.private_hosts and is_company(address)
-            if why and not named:
+            reason = why_not_public(address)
+            allowed = url.host in self._limits.private_hosts and is_organisation(address)
+            if reason and not allowed:
                 shown = url.host if url.host == str(address) else f"{url.host} ({address})"
-                raise refuse(f"{shown} is not a public address: {why}", "address_not_public")
+                raise refuse(f"{shown} is not a public address: {reason}", "address_not_public")
         return addresses
 
     async def _body(self, url: Url, response: httpcore.Response) -> bytes:
@@ -170,11 +184,11 @@ class Fetcher:
         if kind not in IMAGE_TYPES:
             kinds = "JPEG, PNG, GIF or WebP"
             got = f"{kind[:60]!r}" if kind else "no content type"
-            raise refuse(f"is not a picture ({kinds}): {got}", "unsupported_image", 415)
+            raise refuse(f"is not an image ({kinds}): {got}", "unsupported_image", 415)
         encoding = _header(response, b"content-encoding").strip().lower()
         if encoding not in ("", "identity"):
-            # Not asked for, and a small compressed body can unpack to an endless one.
-            raise refuse(f"came compressed ({encoding[:20]!r})", "compressed_image", 415)
+            # It was not requested, and a small compressed body can expand without limit.
+            raise refuse(f"is compressed ({encoding[:20]!r})", "compressed_image", 415)
         limit = self._limits.max_bytes
         too_large = refuse(f"is larger than {limit} bytes", "image_too_large", 413)
         declared = _header(response, b"content-length")
@@ -189,8 +203,65 @@ class Fetcher:
             if size > limit:
                 raise too_large
             if len(pieces) > MAX_PIECES:
-                raise refuse("comes in too many pieces", "fetch_failed", 422)
+                raise refuse("arrives in too many pieces", "fetch_failed", 422)
         return b"".join(pieces)
+
+
+class _Network(AsyncNetworkBackend):
+    """Connects to the first of `addresses` that answers, whatever the host's name."""
+
+    def __init__(self, addresses: Sequence[Address], connect: Connect, max_bytes: int) -> None:
+        self._addresses = addresses
+        self._connect = connect
+        self._max_bytes = max_bytes
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> AsyncNetworkStream:
+        for address in self._addresses[:-1]:
+            try:
+                return _LimitedStream(await self._connect(address, port), self._max_bytes)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return _LimitedStream(await self._connect(self._addresses[-1], port), self._max_bytes)
+
+
+class _LimitedStream(AsyncNetworkStream):
+    """A stream from which at most `max_bytes` can be read."""
+
+    def __init__(self, stream: AsyncNetworkStream, max_bytes: int) -> None:
+        self._stream = stream
+        self._left = max_bytes
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(max_bytes, timeout)
+        self._left -= len(data)
+        if self._left < 0:
+            raise httpcore.ReadError("the response exceeds the size limit")
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncNetworkStream:
+        inner = await self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _LimitedStream(inner, self._left)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:

@@ -1,7 +1,7 @@
-"""Strangers' pictures to plain ones: header first, limits before pixels, then a fresh JPEG.
+"""Converts untrusted images to new JPEGs; checks the limits before it decodes pixels.
 
-Only pixels go on to the model's server: no metadata, no second frame, no odd encoding that its
-decoder might trip over.
+The model's server receives pixels only: no metadata, no further frames, and no unusual encoding on
+which its decoder might fail.
 """
 
 import base64
@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
 
-from trainyard_serving.errors import ApiError
+from trainyard_serving.errors import ApiError, one_line
 
-# Memory that one picture may take on its way, and what its decoder and the copy made here take
-# per pixel (measured; tests/unit/serving/test_safe_fetch.py holds a server to it). The allocator
-# may keep some MiB more: once a server grew by 12 beyond this, where 4 are usual.
+# Memory for one image, and what its decoder and the copy made here need per pixel (measured, and
+# enforced by tests/unit/serving/test_safe_fetch.py). The allocator may keep some MiB more: usually
+# 4, at most 12 so far.
 MEMORY = 48 * 2**20
 BYTES_PER_PIXEL = {"JPEG": 2, "progressive JPEG": 9, "PNG": 5, "GIF": 5, "WEBP": 17}
 MAGIC = {
@@ -25,19 +25,19 @@ MAGIC = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "WEBP": (b"RIFF",),
 }
-BAND = 60  # rows converted at a time; many factors divide it
+BAND = 60  # rows converted at a time; divisible by many factors
 QUALITY = 92
 
-Image.MAX_IMAGE_PIXELS = None  # the limits here are tighter, and have words
-PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # of unpacked comments; Pillow would take 64 MiB
+Image.MAX_IMAGE_PIXELS = None  # the limits here are lower, and explained to clients
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # of decompressed comments; Pillow's limit is 64 MiB
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that may go to a model.
+class PreparedImage:
+    """An image that may be sent to a model.
 
     Attributes:
-        width, height: as people see the original, in pixels.
+        width, height: of the original, upright, in pixels.
         jpeg: its pixels, perhaps fewer of them.
     """
 
@@ -50,14 +50,14 @@ class Picture:
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
-def prepare(data: bytes, max_pixels: int, max_side: int) -> Picture:
-    """`data` as a plain JPEG, upright, no side longer than `max_side`; the first frame of many.
+def prepare(data: bytes, max_pixels: int, max_side: int) -> PreparedImage:
+    """Convert the first frame to an upright JPEG with no side longer than `max_side`.
 
     Blocking. Raises ApiError (413, 415, 422).
     """
     kind = next((name for name, magic in MAGIC.items() if data.startswith(magic)), None)
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
-        raise _refuse(415, "is not a picture (JPEG, PNG, GIF or WebP)", "unsupported_image")
+        raise _refuse(415, "is not an image (JPEG, PNG, GIF or WebP)", "unsupported_image")
     try:
         with Image.open(BytesIO(data), formats=[kind]) as image:
             width, height = image.size
@@ -65,18 +65,18 @@ def prepare(data: bytes, max_pixels: int, max_side: int) -> Picture:
                 kind = "progressive JPEG"
             limit = min(max_pixels, MEMORY // BYTES_PER_PIXEL[kind])
             if width * height > limit:
-                what = f"has {width} x {height} pixels; a {kind} may have at most {limit}"
-                raise _refuse(413, what, "too_many_pixels")
+                message = f"has {width} x {height} pixels; a {kind} may have at most {limit}"
+                raise _refuse(413, message, "too_many_pixels")
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
             small = _shrink(image, max_side)
     except ApiError:
         raise
-    except Exception as error:  # decoders fail on broken bytes in a dozen ways
-        raise _refuse(422, f"cannot be read: {_line(error)}", "broken_image") from None
+    except Exception as error:  # decoders raise many kinds of errors for invalid data
+        raise _refuse(422, f"cannot be read: {one_line(error, 200)}", "broken_image") from None
     out = BytesIO()
-    small.save(out, "JPEG", quality=QUALITY, subsampling=0)  # small print stays legible
+    small.save(out, "JPEG", quality=QUALITY, subsampling=0)  # keeps small text legible
     width, height = (height, width) if turned else (width, height)
-    return Picture(width, height, out.getvalue())
+    return PreparedImage(width, height, out.getvalue())
 
 
 def _shrink(image: Any, max_side: int) -> Image.Image:
@@ -90,7 +90,7 @@ def _shrink(image: Any, max_side: int) -> Image.Image:
     image.load()
     width, height = image.size
     reduced = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
-    # In bands, because a second picture of full size would double the memory.
+    # In bands, because a second image of full size would double the memory.
     for top in range(0, height, BAND):
         band = _on_white(image.crop((0, top, width, min(top + BAND, height))))
         reduced.paste(band.reduce(factor), (0, top // factor))
@@ -107,10 +107,6 @@ def _on_white(band: Any) -> Image.Image:
     white = Image.new("RGB", band.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _refuse(status: int, message: str, code: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""What POST /answer may be asked, as JSON or as a form with a picture in it, and its answer."""
+"""Requests and responses of POST /answer: JSON with an image's URL, or a form with an image."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,39 +16,41 @@ MAX_JSON = 64 * 1024
 MAX_QUESTION = 8000
 
 
-class _Asked(BaseModel):
+class _QuestionFields(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     question: str = Field(min_length=1, max_length=MAX_QUESTION)
-    max_tokens: int | None = Field(default=None, ge=1, description="Length of the answer.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Largest number of tokens in the answer."
+    )
 
 
-class AnswerRequest(_Asked):
+class AnswerRequest(_QuestionFields):
     """The JSON body of POST /answer."""
 
     image_url: str = Field(description="http:// or https://; fetched by the server.")
 
 
 class ImageSize(BaseModel):
-    """The picture as it came, upright, in pixels."""
+    """Size of the original image, upright, in pixels."""
 
     width: int
     height: int
 
 
 class AnswerBody(BaseModel):
-    """What POST /answer answers."""
+    """The response of POST /answer."""
 
     answer: str
     model: str
     usage: dict[str, Any] = Field(description="prompt_tokens, completion_tokens, total_tokens")
     image: ImageSize
-    seconds: float = Field(description="From the request's last byte to this answer.")
+    seconds: float = Field(description="Time from the end of the request to this answer.")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A request that fits: exactly one of `image_url` and `image` is there."""
+    """A valid request with either `image_url` or `image`."""
 
     text: str
     max_tokens: int | None
@@ -66,7 +68,7 @@ REQUEST_BODY = {
                 "required": ["image", "question"],
                 "properties": {
                     "image": {"type": "string", "format": "binary"},
-                    **_Asked.model_json_schema()["properties"],
+                    **_QuestionFields.model_json_schema()["properties"],
                 },
             }
         },
@@ -75,7 +77,7 @@ REQUEST_BODY = {
 
 
 async def read_question(request: Request, seconds: float, max_image_bytes: int) -> Question:
-    """The request's body, which has so many seconds to arrive.
+    """Read the request's body, which must arrive within `seconds`.
 
     Raises ApiError (400, 408, 413, 415, 422).
     """
@@ -87,10 +89,10 @@ async def read_question(request: Request, seconds: float, max_image_bytes: int) 
             if kind == "multipart/form-data":
                 return await _from_form(request, max_image_bytes)
     except TimeoutError:
-        late = f"the body did not arrive within {seconds:g} s"
-        raise ApiError(408, late, "body_timeout") from None
+        message = f"the body did not arrive within {seconds:g} s"
+        raise ApiError(408, message, "body_timeout") from None
     except ClientDisconnect:
-        raise ApiError(400, "the body broke off", "body_incomplete") from None
+        raise ApiError(400, "the body is incomplete", "body_incomplete") from None
     raise ApiError(
         415,
         "send JSON with image_url and question (content-type: application/json),"
@@ -104,21 +106,21 @@ async def _read(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            what = f"the JSON body is larger than {limit} bytes: upload pictures as a form"
-            raise ApiError(413, what, "body_too_large")
+            message = f"the JSON body is larger than {limit} bytes: upload images as a form"
+            raise ApiError(413, message, "body_too_large")
     return body
 
 
 def _from_json(body: bytes) -> Question:
     try:
-        asked = AnswerRequest.model_validate_json(body)
+        fields = AnswerRequest.model_validate_json(body)
     except ValidationError as error:
         raise _invalid(error) from None
-    return Question(asked.question, asked.max_tokens, image_url=asked.image_url)
+    return Question(fields.question, fields.max_tokens, image_url=fields.image_url)
 
 
 class _InMemory(MultiPartParser):
-    spool_max_size = 2**40  # never to disk, which is read-only: the body's limit holds memory
+    spool_max_size = 2**40  # never to disk, which is read-only; the body's limit bounds the memory
 
 
 async def _from_form(request: Request, max_image_bytes: int) -> Question:
@@ -127,21 +129,21 @@ async def _from_form(request: Request, max_image_bytes: int) -> Question:
             request.headers, request.stream(), max_files=1, max_fields=3, max_part_size=MAX_JSON
         ).parse()
     except (MultiPartException, ValueError) as error:
-        said = getattr(error, "message", None) or str(error)
-        raise ApiError(400, f"the form cannot be read: {said}", "bad_form") from None
+        reason = getattr(error, "message", None) or str(error)
+        raise ApiError(400, f"the form cannot be read: {reason}", "bad_form") from None
     fields = dict(form)
     image = fields.pop("image", None)
     if not isinstance(image, UploadFile):
-        raise ApiError(422, "image: send the picture as a file of the form", "no_image", "image")
+        raise ApiError(422, "image: send the image as a file of the form", "no_image", "image")
     data = await image.read()
     if len(data) > max_image_bytes:
-        what = f"image: is larger than {max_image_bytes} bytes"
-        raise ApiError(413, what, "image_too_large", "image")
+        message = f"image: is larger than {max_image_bytes} bytes"
+        raise ApiError(413, message, "image_too_large", "image")
     try:
-        asked = _Asked.model_validate(fields)
+        question = _QuestionFields.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error) from None
-    return Question(asked.question, asked.max_tokens, image=data)
+    return Question(question.question, question.max_tokens, image=data)
 
 
 def _invalid(invalid: ValidationError) -> ApiError:

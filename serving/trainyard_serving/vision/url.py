@@ -1,4 +1,4 @@
-"""Image URLs, read strictly: what two parsers could read differently is refused."""
+"""Parses image URLs strictly: refuses what two parsers could interpret differently."""
 
 import re
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from trainyard_serving.errors import ApiError
 MAX_URL = 2048
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Nothing but this: no user names, backslashes, zone ids, percent signs in the host, Unicode digits.
+# No user names, backslashes, zone ids, percent signs in the host, or Unicode digits.
 _URL = re.compile(
     r"(?P<scheme>[a-z]+)://(?:(?P<v6>\[[0-9a-f:.]+\])|(?P<name>[a-z0-9_.-]+))"
     r"(?::(?P<port>[0-9]{1,5}))?(?P<target>[/?][^#]*)?(?:#.*)?",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-# What resolvers may take for a number: they read 0x7f.1, 0177.0.0.1 and 2130706433 as 127.0.0.1.
+# What resolvers may parse as a number: to them, 0x7f.1, 0177.0.0.1 and 2130706433 are 127.0.0.1.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 @dataclass(frozen=True)
 class Url:
-    """A URL that may be fetched, if its host's addresses may be.
+    """A URL that may be fetched if its host's addresses are allowed.
 
     Attributes:
         host: lower case, without brackets or a final dot.
@@ -46,12 +46,12 @@ class Url:
 
 
 def refuse(message: str, code: str = "bad_image_url", status: int = 400, **more: Any) -> ApiError:
-    """An answer that is about the image's URL."""
+    """An error about the image's URL."""
     return ApiError(status, f"image_url: {message}", code, "image_url", **more)
 
 
 def parse(text: str, allowed_ports: frozenset[int]) -> Url:
-    """`text` as a URL.
+    """Parse a URL.
 
     Raises ApiError (400).
     """
@@ -59,20 +59,20 @@ def parse(text: str, allowed_ports: frozenset[int]) -> Url:
         raise refuse(f"is longer than {MAX_URL} characters")
     if any(not "!" <= character <= "~" for character in text):
         raise refuse(
-            "holds spaces, control or non-ASCII characters: percent-encode them,"
+            "contains spaces, control or non-ASCII characters: percent-encode them,"
             " and write international host names as xn--..."
         )
     if "\\" in text:
-        raise refuse("holds a backslash")
+        raise refuse("contains a backslash")
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower()
     if not colon or scheme not in DEFAULT_PORTS:
         raise refuse("must begin with http:// or https://", "bad_scheme")
     if "@" in re.split("[/?#]", rest.removeprefix("//"), maxsplit=1)[0]:
-        raise refuse("must not hold a user name or password", "credentials")
+        raise refuse("must not contain a user name or password", "credentials")
     match = _URL.fullmatch(text)
     if match is None:
-        raise refuse("is not a plain URL: scheme://host/path")
+        raise refuse("is not a valid URL: scheme://host/path")
     port = int(match["port"] or DEFAULT_PORTS[scheme])
     if port not in allowed_ports:
         allowed = ", ".join(str(port) for port in sorted(allowed_ports))
@@ -96,7 +96,7 @@ def _name(text: str) -> str:
         try:
             return str(IPv4Address(name))
         except ValueError:
-            raise refuse(f"{text!r} is not a plain IPv4 address: four decimal numbers") from None
+            raise refuse(f"{text!r} is not an IPv4 address: use four decimal numbers") from None
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise refuse(f"{text!r} is not a host name")
     return name

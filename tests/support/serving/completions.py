@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from trainyard_serving.generate.completion import Chunk, Sampling
+from trainyard_serving.generate.engine import Chunk, SamplingOptions
 from trainyard_serving.generate.language_model import LanguageModel
 
 
 def write(model: LanguageModel, prompt: list[int], **sampling: Any) -> list[Chunk]:
-    """The chunks of one text, as `Sampling(**sampling)` asks for it."""
-    batch = model.batch(1)
-    batch.add(model.begin(0, prompt, Sampling(**sampling)))
+    """The chunks of one text, as `SamplingOptions(**sampling)` asks for it."""
+    batch = model.new_batch(1)
+    batch.add(model.new_sequence(0, prompt, SamplingOptions(**sampling)))
     chunks = []
     while batch.sequences:
-        for _, said in [*batch.read(), *batch.write()]:
-            if isinstance(said, Exception):
-                raise said
-            chunks.append(said)
+        for _, result in [*batch.prefill(), *batch.decode()]:
+            if isinstance(result, Exception):
+                raise result
+            chunks.append(result)
     return chunks
 
 

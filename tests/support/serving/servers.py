@@ -53,10 +53,11 @@ def send(client: httpx.Client, path: str, body: bytes, length: int | None = None
 @contextmanager
 def serving(**settings: Any) -> Iterator[httpx.Client]:
     """A text generation server; the model may still be loading."""
-    values = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
-    with running(
-        create_generate_app(GenerateSettings(**{"poll_seconds": 0.05, **values}))
-    ) as client:
+    values: dict[str, Any] = {
+        key: str(value) if isinstance(value, Path) else value for key, value in settings.items()
+    }
+    values.setdefault("poll_seconds", 0.05)
+    with running(create_generate_app(GenerateSettings(**values))) as client:
         yield client
 
 

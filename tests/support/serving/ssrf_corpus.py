@@ -125,7 +125,7 @@ NAMED = _not_public(
 )
 SPELLINGS = [
     *_bad(
-        "not a plain IPv4 address",
+        "is not an IPv4 address",
         "http://2130706433:{port}/",
         "http://0x7f000001:{port}/",
         "http://0X7F.0.0.1:{port}/",
@@ -179,7 +179,7 @@ SPELLINGS = [
         "http://user:password@web.test/ok.png",
     ),
     *_bad(
-        "not a plain URL",
+        "not a valid URL",
         "http:127.0.0.1:{port}/",
         "http:/127.0.0.1:{port}/",
         "http:///127.0.0.1:{port}/",
@@ -235,7 +235,7 @@ REDIRECTS = [
     *(_redirected(case) for case in SPELLINGS if case.url.isprintable() and case.url[0] != " "),
     *_web(422, "redirects more than 3 times", "redirect-loop", "redirect-chain?left=9"),
     *_web(400, "not a public address", "redirect-chain?left=2&to=http://127.0.0.1:{port}/"),
-    *_web(422, "redirects to nowhere", "redirect"),
+    *_web(422, "redirects without a location", "redirect"),
     # The name pointed at a public address when it was first looked up.
     Case("http://rebinding.test/redirect?to=http://rebinding.test/ok.png", 400, "not a public"),
 ]
@@ -244,16 +244,16 @@ BODIES = [
     *_web(422, "does not answer", "endless-headers", "not-http", "hang-up"),
     *_web(422, "does not answer", "two-lengths", "cut-off"),
     *_web(422, "too many pieces", "tiny-chunks"),
-    *_web(422, "more than any image", "chunk-comments"),
+    *_web(422, "exceeds the size limit", "chunk-comments"),
     *_web(415, "compressed", "gzip-bomb", "deflate-bomb", "brotli", "twice-gzip"),
-    *_web(415, "not a picture", "html", "svg", "no-type", "zip", "octet-stream", "json", "tiff"),
-    *_web(415, "not a picture", "html-as-png", "svg-as-png", "zip-as-png", "empty", "riff-wave"),
+    *_web(415, "not an image", "html", "svg", "no-type", "zip", "octet-stream", "json", "tiff"),
+    *_web(415, "not an image", "html-as-png", "svg-as-png", "zip-as-png", "empty", "riff-wave"),
     *_web(422, "answered 404", "missing"),
     *_web(422, "answered 500", "failing"),
     *_web(422, "answered 206", "partial"),
     *_web(413, "pixels", "pixel-bomb.png", "pixel-bomb.jpg", "pixel-bomb.gif", "pixel-bomb.webp"),
     *_web(413, "pixels", "many-pixels.webp"),
     *_web(422, "cannot be read", "truncated.png", "truncated.jpg", "broken.gif", "text-bomb.png"),
-    *_web(422, "not known", "redirect?to=http://nowhere.test/"),
+    *_web(422, "is unknown", "redirect?to=http://nowhere.test/"),
 ]
 CASES = [*ADDRESSES, *NAMED, *SPELLINGS, *SCHEMES, *REDIRECTS, *BODIES]

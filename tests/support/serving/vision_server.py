@@ -19,7 +19,7 @@ from trainyard_serving.settings import VisionSettings
 from trainyard_serving.vision import fetch
 from trainyard_serving.vision.addresses import Address
 from trainyard_serving.vision.app import create_vision_app, limits
-from trainyard_serving.vision.network import connect_tcp
+from trainyard_serving.vision.fetch import connect_tcp
 
 
 class Names:

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from trainyard_serving.vision.addresses import is_company, why_not_public
+from trainyard_serving.vision.addresses import is_organisation, why_not_public
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_not_public(text: str, why: str) -> None:
     assert why_not_public(ip_address(text)) == why
 
 
-def test_a_companys_network_is_neither_this_machine_nor_a_metadata_service() -> None:
-    assert all(is_company(ip_address(text)) for text in ("10.1.2.3", "192.168.0.9", "fd12::1"))
+def test_organisation_addresses_exclude_loopback_and_metadata_services() -> None:
+    assert all(is_organisation(ip_address(text)) for text in ("10.1.2.3", "192.168.0.9", "fd12::1"))
     others = ["127.0.0.1", "::1", "169.254.169.254", "100.100.100.200", "fd00:ec2::254", "8.8.8.8"]
-    assert not any(is_company(ip_address(text)) for text in others)
+    assert not any(is_organisation(ip_address(text)) for text in others)

@@ -103,7 +103,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @apps
 @pytest.mark.parametrize("protected", [set(), HEALTH, METRICS], ids=["usual", "health", "metrics"])
-async def test_without_a_key_only_what_is_public_answers(name: str, protected: set[str]) -> None:
+async def test_without_a_key_only_public_paths_answer(name: str, protected: set[str]) -> None:
     settings = {"protect_health": protected == HEALTH, "protect_metrics": protected == METRICS}
     found = await statuses(create(name, api_key="sk-first", **settings))
     public = OPEN[name] | HEALTH | METRICS
@@ -123,13 +123,13 @@ async def test_with_a_key_every_route_answers(name: str) -> None:
 
 
 @apps
-async def test_without_keys_everything_is_open_and_nothing_can_be_rolled_back(name: str) -> None:
+async def test_without_configured_keys_all_paths_are_open_and_rollback_is_absent(name: str) -> None:
     found = await statuses(create(name, api_key=" , "))
     assert all(401 not in codes for codes in found.values())
     assert "/admin/rollback" not in found
 
 
-def test_the_refusal_has_the_form_of_the_clients(locked: httpx.Client) -> None:
+def test_the_401_has_openais_error_form(locked: httpx.Client) -> None:
     response = locked.post("/v1/completions")
     assert response.json()["error"]["code"] == "invalid_api_key"
     assert response.headers["www-authenticate"] == "Bearer"
@@ -157,12 +157,12 @@ def test_a_wrong_key_is_a_401(locked: httpx.Client, headers: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_each_key_opens_in_both_headers(locked: httpx.Client, key: str) -> None:
+def test_each_key_is_accepted_in_both_headers(locked: httpx.Client, key: str) -> None:
     for headers in (bearer(key), {"authorization": f"bearer  {key}"}, {"x-api-key": key}):
         assert locked.get("/v1/models", headers=headers).status_code == 503  # no model, but in
 
 
-def test_bytes_that_are_no_text_are_a_wrong_key(locked: httpx.Client) -> None:
+def test_bytes_that_are_not_text_are_a_wrong_key(locked: httpx.Client) -> None:
     headers = {b"authorization": b"Bearer \xff\xfe"}
     assert locked.get("/v1/models", headers=headers).status_code == 401
 

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,13 +20,9 @@ from transformers import (
 
 from trainyard_serving.generate import batch as batch_module
 from trainyard_serving.generate.batch import Batch
-from trainyard_serving.generate.batchable import obstacle
-from trainyard_serving.generate.completion import Sampling
-from trainyard_serving.generate.padded_cache import PaddedCache
-from trainyard_serving.generate.sampling import Sampler
-from trainyard_serving.generate.sequence import Sequence
-from trainyard_serving.generate.text_stream import Detokenizer
-from trainyard_serving.generate.token_model import TokenModel
+from trainyard_serving.generate.engine import SamplingOptions
+from trainyard_serving.generate.sequence import Detokenizer, Sampler, TextSequence, make_sampler
+from trainyard_serving.generate.token_model import PaddedCache, TokenModel, why_not_batchable
 
 CONTEXT, VOCABULARY, EOS = 24, 60, 7
 CPU = torch.device("cpu")
@@ -65,50 +62,50 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> TokenModel:
     torch.manual_seed(3)
     auto: Any = AutoModelForCausalLM
     module = auto.from_config(CONFIGS[name]).to(dtype).train(False)
-    return TokenModel(module, CPU, CONTEXT, num_tokens=VOCABULARY - 2, never=5)
+    return TokenModel(module, CPU, CONTEXT, num_tokens=VOCABULARY - 2, excluded=5)
 
 
 def decode(ids: list[int]) -> str:
     return "".join(chr(ord("A") + token) for token in ids)
 
 
-def begin(prompt: list[int], sampling: Sampling) -> Sequence:
+def new_sequence(prompt: list[int], sampling: SamplingOptions) -> TextSequence:
     detokenizer = Detokenizer(decode, prompt)
-    sampler = Sampler(sampling, CPU)
-    return Sequence(0, prompt, sampling, sampler, detokenizer, frozenset({EOS}), CONTEXT)
+    sampler = make_sampler(sampling, CPU)
+    return TextSequence(0, prompt, sampling, sampler, detokenizer, frozenset({EOS}), CONTEXT)
 
 
-class Told:
-    """What sequences have said."""
+class Collected:
+    """The results of a batch so far."""
 
     def __init__(self) -> None:
-        self.texts: dict[Sequence, str] = {}
-        self.ended: set[Sequence] = set()
-        self.failed: dict[Sequence, Exception] = {}
+        self.texts: dict[TextSequence, str] = {}
+        self.ended: set[TextSequence] = set()
+        self.failed: dict[TextSequence, Exception] = {}
 
-    def hear(self, news: batch_module.News) -> None:
-        for sequence, said in news:
-            if isinstance(said, Exception):
-                self.failed[sequence] = said
+    def add(self, results: batch_module.Results) -> None:
+        for sequence, result in results:
+            if isinstance(result, Exception):
+                self.failed[sequence] = result
                 continue
-            self.texts[sequence] = self.texts.get(sequence, "") + said.text
-            if said.finish_reason:
+            self.texts[sequence] = self.texts.get(sequence, "") + result.text
+            if result.finish_reason:
                 self.ended.add(sequence)
 
 
-def alone(model: TokenModel, prompt: list[int], sampling: Sampling) -> str:
-    batch, told = Batch(model, 1), Told()
-    sequence = begin(prompt, sampling)
+def alone(model: TokenModel, prompt: list[int], sampling: SamplingOptions) -> str:
+    batch, collected = Batch(model, 1), Collected()
+    sequence = new_sequence(prompt, sampling)
     batch.add(sequence)
     while batch.sequences:
-        told.hear(batch.read())
-        told.hear(batch.write())
-    assert not told.failed
-    return told.texts[sequence]
+        collected.add(batch.prefill())
+        collected.add(batch.decode())
+    assert not collected.failed
+    return collected.texts[sequence]
 
 
 @cache
-def pool(name: str) -> tuple[TokenModel, list[tuple[list[int], Sampling, str]]]:
+def pool(name: str) -> tuple[TokenModel, list[tuple[list[int], SamplingOptions, str]]]:
     """Prompts, how to go on from them, and their texts alone; most slide past the context.
 
     In 64 bits rounding decides no token, so that the texts must be the same on every machine.
@@ -119,23 +116,23 @@ def pool(name: str) -> tuple[TokenModel, list[tuple[list[int], Sampling, str]]]:
     for number in range(8):
         prompt = [rng.randrange(VOCABULARY - 2) for _ in range(rng.choice([1, 5, 13, CONTEXT]))]
         how: dict[str, Any] = {"temperature": 0} if number % 2 else {"seed": number, "top_p": 0.9}
-        sampling = Sampling(max_tokens=rng.choice([1, 9, 28, 28]), **how)
+        sampling = SamplingOptions(max_tokens=rng.choice([1, 9, 28, 28]), **how)
         asked.append((prompt, sampling, alone(model, prompt, sampling)))
     return model, asked
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
-def test_in_any_company_each_text_is_the_one_written_alone(
+def test_a_text_does_not_depend_on_the_texts_in_its_batch(
     name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(batch_module.PIECE, "cpu", 5)
+    monkeypatch.setitem(batch_module.PREFILL_TOKENS, "cpu", 5)
     model, asked = pool(name)
     rng = random.Random(seed)
-    batch, told = Batch(model, rng.randint(2, 6)), Told()
-    waiting = [(begin(prompt, sampling), text) for prompt, sampling, text in asked]
+    batch, collected = Batch(model, rng.randint(2, 6)), Collected()
+    waiting = [(new_sequence(prompt, sampling), text) for prompt, sampling, text in asked]
     rng.shuffle(waiting)
-    expected: dict[Sequence, str] = dict(waiting)
+    expected: dict[TextSequence, str] = dict(waiting)
     dropped = set()
     together = 0
     while waiting or batch.sequences:
@@ -146,35 +143,37 @@ def test_in_any_company_each_text_is_the_one_written_alone(
             batch.drop(gone)
             dropped |= gone
         if rng.random() < 0.8:
-            told.hear(batch.read())
-        together = max(together, batch.num_writing)
-        told.hear(batch.write())
+            collected.add(batch.prefill())
+        together = max(together, batch.num_decoding)
+        collected.add(batch.decode())
         check_bounds(batch)
     assert together > 1  # there was company
-    assert told.failed == {}
-    assert told.ended == expected.keys() - dropped
-    for sequence, text in told.texts.items():
+    assert collected.failed == {}
+    assert collected.ended == expected.keys() - dropped
+    for sequence, text in collected.texts.items():
         assert text == expected[sequence] or sequence in dropped
         assert expected[sequence].startswith(text)
 
 
-def test_a_long_prompt_is_read_between_the_tokens_of_the_others(
+def test_a_long_prompt_is_prefilled_between_tokens_of_other_texts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(batch_module.PIECE, "cpu", 5)
-    batch, told = Batch(make("gpt2"), 4), Told()
+    monkeypatch.setitem(batch_module.PREFILL_TOKENS, "cpu", 5)
+    batch, collected = Batch(make("gpt2"), 4), Collected()
     writing, long, short = (
-        begin([1] * n, Sampling(max_tokens=20, seed=1)) for n in (1, CONTEXT, 2)
+        new_sequence([1] * n, SamplingOptions(max_tokens=20, seed=1)) for n in (1, CONTEXT, 2)
     )
     batch.add(writing)
-    told.hear(batch.read())
+    collected.add(batch.prefill())
     batch.add(long)
     batch.add(short)
-    lengths: dict[Sequence, int] = {}
-    while long not in told.texts:
-        told.hear(batch.read())
-        told.hear(batch.write())
-        lengths |= {one: len(told.texts[writing]) for one in told.texts if one not in lengths}
+    lengths: dict[TextSequence, int] = {}
+    while long not in collected.texts:
+        collected.add(batch.prefill())
+        collected.add(batch.decode())
+        lengths |= {
+            one: len(collected.texts[writing]) for one in collected.texts if one not in lengths
+        }
     # Five pieces, the short prompt after the first of them, and a token for `writing` every time.
     assert lengths[short] == 3
     assert lengths[long] == 7
@@ -183,7 +182,7 @@ def test_a_long_prompt_is_read_between_the_tokens_of_the_others(
 def check_bounds(batch: Batch) -> None:
     """A row per sequence, no wider than the context, and no column that is padding in all."""
     padding = batch._cache.padding
-    assert len(padding) == batch.num_writing
+    assert len(padding) == batch.num_decoding
     if padding:
         assert min(padding) == 0
         layers: list[Any] = batch._cache.cache.layers
@@ -196,7 +195,7 @@ def check_bounds(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
-def test_in_32_bits_logits_beside_others_differ_by_rounding_only(name: str) -> None:
+def test_fp32_logits_in_a_batch_differ_by_rounding_only(name: str) -> None:
     model = make(name)
     prompts = [[1] * 20, [2, 3], [4, 6, 8, 10, 12, 14, 16]]
     caches = [model.new_cache() for _ in prompts]
@@ -206,43 +205,48 @@ def test_in_32_bits_logits_beside_others_differ_by_rounding_only(name: str) -> N
     for prompt in prompts:
         joining = model.new_cache()
         model.logits([prompt], joining)
-        together.join(joining)
+        together.add_row(joining)
     assert together.padding == [0, 18, 13]
     got = model.logits(tokens, together.cache, together.padding)
     wanted = torch.cat([model.logits([t], c) for t, c in zip(tokens, caches, strict=True)])
     assert float((got - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
-class Failing(Sampler):
-    """Gives up at its third token, as a sampler does that is given NaN."""
+def failing_sampler() -> Sampler:
+    """Raises at its third token, as a sampler does that is given NaN."""
+    sample = make_sampler(SamplingOptions(seed=1), CPU)
+    calls = count(1)
 
-    def __init__(self) -> None:
-        super().__init__(Sampling(seed=1), CPU)
-        self._left = 3
-
-    def pick(self, logits: Tensor) -> int:
-        self._left -= 1
-        if not self._left:
+    def failing(logits: Tensor) -> int:
+        if next(calls) == 3:
             raise RuntimeError("probability tensor contains nan")
-        return super().pick(logits)
+        return sample(logits)
+
+    return failing
 
 
-def test_a_text_that_fails_leaves_the_others_as_they_were() -> None:
+def test_a_text_that_fails_does_not_change_the_others() -> None:
     model, asked = pool("gpt2")
-    batch, told = Batch(model, 4), Told()
-    good = {begin(prompt, sampling): text for prompt, sampling, text in asked[:3]}
-    bad = Sequence(
-        0, [1], Sampling(max_tokens=99), Failing(), Detokenizer(decode, [1]), frozenset(), CONTEXT
+    batch, collected = Batch(model, 4), Collected()
+    good = {new_sequence(prompt, sampling): text for prompt, sampling, text in asked[:3]}
+    bad = TextSequence(
+        0,
+        [1],
+        SamplingOptions(max_tokens=99),
+        failing_sampler(),
+        Detokenizer(decode, [1]),
+        frozenset(),
+        CONTEXT,
     )
-    unreadable = begin([VOCABULARY + 1], Sampling())  # no such token
+    unreadable = new_sequence([VOCABULARY + 1], SamplingOptions())  # no such token
     first, *others = good
     for sequence in (first, bad, unreadable, *others):
         batch.add(sequence)
     while batch.sequences:
-        told.hear(batch.read())
-        told.hear(batch.write())
-    assert told.failed.keys() == {bad, unreadable}
-    assert {sequence: told.texts[sequence] for sequence in good} == good
+        collected.add(batch.prefill())
+        collected.add(batch.decode())
+    assert collected.failed.keys() == {bad, unreadable}
+    assert {sequence: collected.texts[sequence] for sequence in good} == good
 
 
 class Careless(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
@@ -262,16 +266,16 @@ class Careless(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
         ("longrope", "longrope"),
     ],
 )
-def test_models_that_cannot_be_batched_are_known_by_their_class(name: str, why: str) -> None:
-    found = obstacle(make(name))
+def test_models_that_cannot_be_batched_are_recognised_by_their_class(name: str, why: str) -> None:
+    found = why_not_batchable(make(name))
     assert found is not None
     assert why in found
 
 
-def test_a_model_that_only_seems_to_take_padding_is_found_by_trial() -> None:
+def test_a_model_that_ignores_padding_is_detected_by_a_trial() -> None:
     careless = TokenModel(Careless(CONFIGS["gpt2"]).train(False), CPU, CONTEXT, VOCABULARY)
-    found = obstacle(careless)
+    found = why_not_batchable(careless)
     assert found is not None
-    assert "off by" in found
-    assert obstacle(make("gpt2")) is None
-    assert obstacle(make("qwen2", torch.bfloat16)) is None
+    assert "differed by" in found
+    assert why_not_batchable(make("gpt2")) is None
+    assert why_not_batchable(make("qwen2", torch.bfloat16)) is None

@@ -47,7 +47,7 @@ def test_helm_test_fails_when_another_run_answers(client: httpx.Client) -> None:
     assert "the model is of run shakespeare" in result.stderr
 
 
-def test_helm_test_fails_with_the_servers_words(client: httpx.Client) -> None:
+def test_helm_test_fails_with_the_servers_message(client: httpx.Client) -> None:
     result = predict(client, "generate", "日本語のテスト")
     assert result.returncode == 1
     assert "400" in result.stderr

@@ -14,9 +14,8 @@ from tests.support.serving.chat_model import CHAT_CONTEXT, chatml, export_chat_g
 from tests.support.serving.completions import write
 from tests.support.serving.models import write_manifest
 from tests.support.serving.servers import loaded
-from trainyard_serving.generate.chat_template import ChatTemplate
-from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.generate.language_model import ChatTemplate, LanguageModel
+from trainyard_serving.model_store.verified import VerifiedModel
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -53,7 +52,7 @@ def complete(client: httpx.Client, prompt: str, **body: Any) -> str:
     return str(response.json()["choices"][0]["text"])
 
 
-def test_the_answer_is_what_the_model_writes_after_its_template(chat: httpx.Client) -> None:
+def test_an_answer_is_the_completion_of_the_rendered_template(chat: httpx.Client) -> None:
     body = ask(chat, max_tokens=20).json()
     assert body["object"] == "chat.completion"
     assert body["id"].startswith("chatcmpl-")
@@ -75,7 +74,7 @@ def test_every_turn_reaches_the_model_and_parts_are_joined(chat: httpx.Client) -
     assert got == complete(chat, chatml(*turns), max_tokens=12)
 
 
-def test_a_stream_names_the_role_first_and_brings_the_same_text(chat: httpx.Client) -> None:
+def test_a_stream_starts_with_the_role_and_has_the_same_text(chat: httpx.Client) -> None:
     whole = ask(chat, max_tokens=20).json()
     response = ask(chat, max_tokens=20, stream=True, stream_options={"include_usage": True})
     *lines, last, empty = response.text.split("\n\n")
@@ -139,7 +138,7 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(chat: httpx.Clien
         ({"n": 2}, None, "n is not supported"),
     ],
 )
-def test_what_it_cannot_do_is_a_400_that_says_so(
+def test_unsupported_fields_are_a_400_that_names_them(
     chat: httpx.Client, change: dict[str, Any], param: str | None, words: str
 ) -> None:
     response = ask(chat, **change)
@@ -158,7 +157,9 @@ def test_a_lone_surrogate_in_a_message_is_a_400(chat: httpx.Client) -> None:
     assert "surrogate" in response.json()["error"]["message"]
 
 
-def test_a_model_without_a_template_says_so(client: httpx.Client, chat: httpx.Client) -> None:
+def test_a_model_without_a_template_refuses_conversations(
+    client: httpx.Client, chat: httpx.Client
+) -> None:
     response = ask(client)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "no_chat_template"

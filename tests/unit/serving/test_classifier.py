@@ -13,8 +13,8 @@ from tests.support.serving.news_model import LABELS, WORDS, write_news_model
 from trainyard_api.golden import EVALUATION, GOLDEN, EvaluationText, write_evaluation
 from trainyard_serving.classify.classifier import Classifier
 from trainyard_serving.errors import BadModelError
+from trainyard_serving.model_store.verified import verify_model
 from trainyard_serving.settings import ClassifySettings
-from trainyard_serving.verified import verify_model
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_padding_changes_nothing(directory: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_int8_is_taken_when_it_costs_nothing(directory: Path) -> None:
+def test_int8_is_used_when_accuracy_is_equal(directory: Path) -> None:
     model = load(directory, engine="onnx", precision="int8")
     if model.engine.precision == "fp32":  # 200 texts: one wrong answer is half a point
         assert "int8 costs" in model.details["note"]
@@ -73,7 +73,7 @@ def outlier(model: Any) -> None:
     model.classifier.weight[0, 0] = 1e6
 
 
-def test_int8_is_served_where_it_is_as_good(tmp_path: Path) -> None:
+def test_the_details_show_the_accuracy_of_int8(tmp_path: Path) -> None:
     write_news_model(tmp_path, spoil=confident)
     model = load(tmp_path, engine="onnx", precision="int8")
     assert model.details == {
@@ -84,7 +84,7 @@ def test_int8_is_served_where_it_is_as_good(tmp_path: Path) -> None:
     }
 
 
-def test_int8_that_costs_accuracy_is_refused_and_fp32_served(tmp_path: Path) -> None:
+def test_fp32_is_served_when_int8_costs_accuracy(tmp_path: Path) -> None:
     write_news_model(tmp_path, spoil=outlier)
     model = load(tmp_path, engine="onnx", precision="int8")
     assert model.details["precision"] == "fp32"
@@ -96,7 +96,7 @@ def test_int8_that_costs_accuracy_is_refused_and_fp32_served(tmp_path: Path) -> 
     )
 
 
-def test_int8_that_cant_be_checked_is_refused(tmp_path: Path) -> None:
+def test_fp32_is_served_when_int8_cannot_be_checked(tmp_path: Path) -> None:
     write_news_model(tmp_path)
     (tmp_path / EVALUATION).unlink()
     write_manifest(tmp_path)
@@ -118,7 +118,7 @@ def test_another_answer_than_the_trainers_is_refused(tmp_path: Path) -> None:
     golden["probabilities"][3] = [0.25, 0.25, 0.25, 0.25]
     (tmp_path / GOLDEN).write_text(json.dumps(golden))
     write_manifest(tmp_path, metrics={"accuracy": 1.0})
-    assert "are not the trainer's" in refusal(tmp_path)
+    assert "differ from the trainer's" in refusal(tmp_path)
     golden["labels"] = LABELS[::-1]
     (tmp_path / GOLDEN).write_text(json.dumps(golden))
     write_manifest(tmp_path)
@@ -133,10 +133,10 @@ def test_accuracy_below_the_runs_or_the_settings_is_refused(tmp_path: Path) -> N
     texts = [EvaluationText(text=WORDS[number], label=0) for number in range(100)]
     write_evaluation(tmp_path, texts)
     write_manifest(tmp_path, metrics={"accuracy": 0.99})
-    assert "94.0% is asked for" in refusal(tmp_path)
+    assert "94.0% is required" in refusal(tmp_path)
     write_manifest(tmp_path, metrics={"accuracy": 0.01})
     load(tmp_path)
-    assert "90.0% is asked for" in refusal(tmp_path, min_accuracy=0.9)
+    assert "90.0% is required" in refusal(tmp_path, min_accuracy=0.9)
     (tmp_path / EVALUATION).unlink()
     write_manifest(tmp_path)
     assert "no evaluation texts" in refusal(tmp_path, min_accuracy=0.9)
@@ -151,10 +151,10 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
     write_news_model(tmp_path, spoil=nan)
     (tmp_path / GOLDEN).write_bytes(golden)
     write_manifest(tmp_path)
-    assert "not the trainer's" in refusal(tmp_path)
+    assert "differ from the trainer's" in refusal(tmp_path)
 
 
-def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_classifier_is_refused(tmp_path: Path) -> None:
     write_news_model(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     write_manifest(tmp_path)

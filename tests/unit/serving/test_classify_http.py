@@ -44,7 +44,7 @@ def test_one_text_gets_its_class(news: httpx.Client) -> None:
     assert answer.headers["x-trainyard-digest"] == news.get("/health").json()["digest"]
 
 
-def test_many_texts_get_theirs_in_order(news: httpx.Client) -> None:
+def test_several_texts_get_their_classes_in_order(news: httpx.Client) -> None:
     texts = [" ".join(WORDS[number : number + 1 + number % 9]) for number in range(60)]
     together = news.post("/predict/batch", json={"texts": texts}).json()
     assert len(together) == len(texts)
@@ -98,18 +98,18 @@ def test_bad_requests_are_422(news: httpx.Client, path: str, body: Any, where: s
     assert where in str(answer.json()["detail"])
 
 
-def test_odd_bodies_are_4xx(news: httpx.Client) -> None:
+def test_malformed_bodies_are_4xx(news: httpx.Client) -> None:
     for content in (b"", b"{", b'{"text": "\\ud800"}', b"\xff", b"[" * 5000):
         kind = {"content-type": "application/json"}
         assert 400 <= news.post("/predict", content=content, headers=kind).status_code < 500
 
 
-def test_10000_characters_are_cut_where_the_context_ends(news: httpx.Client) -> None:
+def test_10000_characters_are_truncated_to_the_context(news: httpx.Client) -> None:
     long = ("word1 " * 2000)[:10_000]
     assert news.post("/predict", json={"text": long}).status_code == 200
 
 
-def test_before_a_model_is_there_requests_are_503(tmp_path: Path) -> None:
+def test_without_a_model_requests_are_503(tmp_path: Path) -> None:
     settings = ClassifySettings(run_dir=str(tmp_path), poll_seconds=0.05)
     with running(create_classify_app(settings)) as client:
         answer = client.post("/predict", json={"text": "x"})
@@ -118,7 +118,7 @@ def test_before_a_model_is_there_requests_are_503(tmp_path: Path) -> None:
         assert client.get("/health").json()["model_loaded"] is False
 
 
-def test_more_than_the_queue_holds_is_429_and_the_rest_is_answered(
+def test_requests_beyond_the_queue_are_429_and_the_others_are_answered(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computing, go_on = threading.Event(), threading.Event()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from trainyard_serving.threads import NICENESS, computing_thread
+from trainyard_serving.concurrency import NICENESS, computing_thread
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="priorities per thread are Linux's")
 
@@ -15,7 +15,7 @@ def nice() -> int:
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-def test_a_computing_thread_and_what_it_starts_give_way() -> None:
+def test_a_computing_thread_and_its_threads_have_a_lower_priority() -> None:
     before = nice()
     found: list[int] = []
 

@@ -12,13 +12,13 @@ import pytest
 from tests.patience import until
 from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
-from trainyard_serving import places
 from trainyard_serving.errors import BadModelError
-from trainyard_serving.follower import Follower
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.places import place_of
-from trainyard_serving.settings import Source
-from trainyard_serving.verified import VerifiedModel, verify_model
+from trainyard_serving.model_store import locations
+from trainyard_serving.model_store.follower import Follower
+from trainyard_serving.model_store.locations import location_of
+from trainyard_serving.model_store.verified import VerifiedModel, verify_model
+from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import UnreadableCheckpointError, digest
 
 WEIGHTS = "model.safetensors"
@@ -45,8 +45,8 @@ class Followed:
     def __init__(self, **source: Any) -> None:
         self.metrics = Metrics()
         self.loads: list[str] = []
-        settings = Source.model_validate({k: _plain(v) for k, v in source.items()})
-        self.follower = Follower(place_of(settings), self._load, 0.01, self.metrics)
+        settings = ModelSource.model_validate({k: _plain(v) for k, v in source.items()})
+        self.follower = Follower(location_of(settings), self._load, 0.01, self.metrics)
 
     def _load(self, source: VerifiedModel) -> Model:
         model = Model(source)
@@ -64,13 +64,13 @@ class Followed:
     def refuses(self, what: str) -> None:
         until(lambda: any(what in why for why in self.follower.refused))
 
-    def looks_again(self) -> None:
-        """Wait for two whole looks."""
+    def polls_again(self) -> None:
+        """Wait for two complete polls."""
         for _ in range(2):
-            before = self._looks
-            until(lambda before=before: self._looks > before)  # type: ignore[misc]
+            before = self._polls
+            until(lambda before=before: self._polls > before)  # type: ignore[misc]
 
-    _looks = 0
+    _polls = 0
 
     def swaps(self, result: str) -> float:
         text = self.metrics.exposition().decode()
@@ -90,15 +90,15 @@ def follow() -> Iterator[Callable[..., Followed]]:
 
     def start(**source: Any) -> Followed:
         followed = Followed(**source)
-        look = followed.follower._look
+        poll = followed.follower._poll
 
         def counted() -> None:
             try:
-                look()
+                poll()
             finally:
-                followed._looks += 1
+                followed._polls += 1
 
-        followed.follower._look = counted  # type: ignore[method-assign]
+        followed.follower._poll = counted  # type: ignore[method-assign]
         started.append(followed)
         followed.follower.start()
         return followed
@@ -135,21 +135,21 @@ def test_newer_models_of_a_run_are_swapped_in(tmp_path: Path, follow: Any) -> No
         followed.serves(f"weights {step}")
     assert followed.follower.served.step == 3
     assert followed.swaps("loaded") == 3
-    followed.looks_again()
+    followed.polls_again()
     assert followed.loads == ["weights 1", "weights 2", "weights 3"]
 
 
-def test_a_fixed_step_is_served_whatever_comes_later(tmp_path: Path, follow: Any) -> None:
+def test_a_fixed_step_is_not_replaced_by_newer_models(tmp_path: Path, follow: Any) -> None:
     publish(tmp_path, 1, "one")
     publish(tmp_path, 2, "two")
     followed = follow(run_dir=tmp_path, step=1)
     followed.serves("one")
     publish(tmp_path, 3, "three")
-    followed.looks_again()
+    followed.polls_again()
     assert followed.weights == "one"
 
 
-def test_a_pinned_digest_is_served_and_nothing_else(tmp_path: Path, follow: Any) -> None:
+def test_only_the_model_with_the_pinned_digest_is_served(tmp_path: Path, follow: Any) -> None:
     wanted = digest(publish(tmp_path, 1, "one"))
     newer = publish(tmp_path, 2, "two")
     followed = follow(run_dir=tmp_path, digest=wanted)
@@ -158,7 +158,7 @@ def test_a_pinned_digest_is_served_and_nothing_else(tmp_path: Path, follow: Any)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "nan", "unloadable"])
-def test_a_bad_newer_model_is_refused_and_taken_once_mended(
+def test_an_invalid_newer_model_is_refused_until_it_is_repaired(
     tmp_path: Path, follow: Any, damage: str
 ) -> None:
     publish(tmp_path, 1, "one")
@@ -169,14 +169,14 @@ def test_a_bad_newer_model_is_refused_and_taken_once_mended(
         # Published whole, damaged at once: what is served in between does not matter here.
         (bad / WEIGHTS).write_text("twX" if damage == "flip" else "tw")
     followed.refuses(step_name(2))
-    followed.looks_again()
+    followed.polls_again()
     assert followed.swaps("refused") >= 1
     publish(tmp_path, 2, "mended", minutes=3)
     followed.serves("mended")
     until(lambda: followed.follower.refused == [])
 
 
-def test_a_served_model_that_goes_or_is_damaged_on_disk_is_served_on(
+def test_the_current_model_is_still_served_after_its_files_are_removed_or_damaged(
     tmp_path: Path, follow: Any
 ) -> None:
     publish(tmp_path, 1, "one")
@@ -187,16 +187,16 @@ def test_a_served_model_that_goes_or_is_damaged_on_disk_is_served_on(
     followed.refuses("sha256 differs")
     shutil.rmtree(newest)
     until(lambda: followed.follower.refused == [])
-    followed.looks_again()
+    followed.polls_again()
     assert followed.weights == "two"
     assert followed.loads == ["two"]
     shutil.rmtree(tmp_path / MODELS)
-    followed.looks_again()
+    followed.polls_again()
     assert followed.follower.ready
     assert followed.weights == "two"
 
 
-def test_files_that_were_only_touched_are_read_once(
+def test_touched_files_are_verified_once_and_do_not_swap_the_model(
     tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[Path] = []
@@ -205,13 +205,13 @@ def test_files_that_were_only_touched_are_read_once(
         verified.append(directory)
         return verify_model(directory)
 
-    monkeypatch.setattr(places, "verify_model", verify)
+    monkeypatch.setattr(locations, "verify_model", verify)
     newest = publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
     publish(tmp_path, 1, "one")  # another inode, the same bytes
     until(lambda: len(verified) == 2)
-    followed.looks_again()
+    followed.polls_again()
     assert verified == [newest, newest]
     assert followed.loads == ["one"]
 
@@ -246,7 +246,7 @@ def test_a_plain_directory_is_served_and_pinned_by_its_digest(tmp_path: Path, fo
     pinned.serves("plain")
 
 
-def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
+def test_an_unreadable_model_is_not_refused_but_tried_again(
     tmp_path: Path, follow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path, 1, "one")
@@ -255,11 +255,11 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
         def fail(directory: Path) -> VerifiedModel:
             raise UnreadableCheckpointError(f"{directory}: cannot be read: Stale file handle")
 
-        patch.setattr(places, "verify_model", fail)
+        patch.setattr(locations, "verify_model", fail)
         followed = follow(run_dir=tmp_path)
         until(lambda: "Stale file handle" in followed.follower.reason)
         assert followed.follower.refused == []
-        patch.setattr(places, "verify_model", verify_model)
+        patch.setattr(locations, "verify_model", verify_model)
         followed.serves("one")
 
         def broken(self: Path) -> bool:
@@ -268,13 +268,11 @@ def test_an_unreadable_disk_refuses_nothing_and_is_tried_again(
         patch.setattr(Path, "is_dir", broken)
         until(lambda: "Stale file handle" in followed.follower.reason)
         assert followed.follower.ready
-    followed.looks_again()
+    followed.polls_again()
     assert followed.weights == "one"
 
 
-def test_roll_back_takes_the_previous_model_and_nothing_between(
-    tmp_path: Path, follow: Any
-) -> None:
+def test_rollback_serves_the_previous_model(tmp_path: Path, follow: Any) -> None:
     publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
@@ -282,11 +280,11 @@ def test_roll_back_takes_the_previous_model_and_nothing_between(
     publish(tmp_path, 3, "three")
     followed.serves("three")
     publish(tmp_path, 2, "two")  # came late: an older step was never wanted
-    followed.looks_again()
+    followed.polls_again()
     assert followed.follower.roll_back().step == 1
     assert followed.weights == "one"
     assert followed.swaps("rolled_back") == 1
-    followed.looks_again()
+    followed.polls_again()
     assert followed.weights == "one"
     assert "rolled back by request" in followed.follower.refused[0]
     assert followed.follower.roll_back() is None
@@ -295,7 +293,7 @@ def test_roll_back_takes_the_previous_model_and_nothing_between(
     assert followed.follower.roll_back().step == 1
 
 
-def test_a_model_that_was_rolled_back_stays_so_though_its_files_are_touched(
+def test_a_rolled_back_model_is_not_served_again_after_its_files_are_touched(
     tmp_path: Path, follow: Any
 ) -> None:
     plain(tmp_path / "hf", "one")
@@ -305,14 +303,14 @@ def test_a_model_that_was_rolled_back_stays_so_though_its_files_are_touched(
     followed.serves("two")
     assert followed.follower.roll_back()
     (tmp_path / "hf" / WEIGHTS).touch()
-    followed.looks_again()
+    followed.polls_again()
     followed.refuses("rolled back by request")
     assert followed.weights == "one"
     plain(tmp_path / "hf", "three")
     followed.serves("three")
 
 
-def test_a_bad_newer_model_does_not_cost_the_previous_one(tmp_path: Path, follow: Any) -> None:
+def test_an_invalid_newer_model_does_not_prevent_a_rollback(tmp_path: Path, follow: Any) -> None:
     publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
@@ -320,11 +318,11 @@ def test_a_bad_newer_model_does_not_cost_the_previous_one(tmp_path: Path, follow
     followed.serves("two")
     publish(tmp_path, 3, "nan")
     followed.refuses("computes NaN")
-    followed.looks_again()
+    followed.polls_again()
     assert followed.follower.roll_back().step == 1
 
 
-def test_requests_under_way_keep_their_model(tmp_path: Path, follow: Any) -> None:
+def test_requests_in_progress_keep_their_model(tmp_path: Path, follow: Any) -> None:
     publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
@@ -334,7 +332,7 @@ def test_requests_under_way_keep_their_model(tmp_path: Path, follow: Any) -> Non
     assert under_way.weights == "one"
 
 
-def test_a_manifest_that_goes_leaves_no_model_behind(tmp_path: Path, follow: Any) -> None:
+def test_a_model_without_its_manifest_is_refused(tmp_path: Path, follow: Any) -> None:
     directory = publish(tmp_path, 1, "one")
     (directory / MANIFEST).unlink()
     followed = follow(model=directory)  # not taken for a plain directory

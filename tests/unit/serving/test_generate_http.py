@@ -65,7 +65,7 @@ def test_a_seed_repeats_the_text_and_no_seed_does_not(client: httpx.Client) -> N
     assert other != texts[0]
 
 
-def test_a_stream_brings_the_same_text_in_pieces(client: httpx.Client) -> None:
+def test_a_stream_has_the_same_text_in_pieces(client: httpx.Client) -> None:
     whole = post(client, max_tokens=30).json()
     response = post(client, max_tokens=30, stream=True, stream_options={"include_usage": True})
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -105,7 +105,7 @@ def test_stop_strings_end_whole_and_streamed_answers(client: httpx.Client) -> No
     assert "".join(piece["choices"][0]["text"] for piece in pieces) == whole["text"]
 
 
-def test_texts_longer_than_the_context_go_on(client: httpx.Client) -> None:
+def test_texts_may_be_longer_than_the_context(client: httpx.Client) -> None:
     body = post(client, max_tokens=4 * CONTEXT).json()
     assert len(body["choices"][0]["text"]) == 4 * CONTEXT
 
@@ -158,7 +158,7 @@ def test_a_bad_body_is_a_400(client: httpx.Client, content: bytes) -> None:
     refused(client.post("/v1/completions", content=content, headers=headers), 400)
 
 
-def test_not_a_number_is_refused(client: httpx.Client) -> None:
+def test_nan_and_infinity_are_refused(client: httpx.Client) -> None:
     body = b'{"prompt": "a", "temperature": NaN}'
     headers = {"content-type": "application/json"}
     refused(client.post("/v1/completions", content=body, headers=headers), 400)
@@ -227,7 +227,7 @@ def test_metrics_count_what_happened_under_shared_names(client: httpx.Client) ->
     assert set(types) <= known
 
 
-def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+def test_the_page_loads_no_other_files(client: httpx.Client) -> None:
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert not re.search(r"(src|href)=\"(https?:)?//|@import|url\(", page.text)
@@ -252,7 +252,7 @@ def test_a_failure_inside_the_model_is_a_500_and_the_next_request_works(
     assert post(client).status_code == 200
 
 
-def test_until_a_model_is_there_it_says_why_and_then_serves(tmp_path: Path) -> None:
+def test_before_a_model_exists_the_server_says_why_and_then_serves(tmp_path: Path) -> None:
     with serving(run_dir=tmp_path) as client:
 
         def reason() -> str:

@@ -29,7 +29,7 @@ def served(client: httpx.Client, code: int) -> float:
     )
 
 
-def test_a_full_queue_is_a_429_and_leaving_makes_room(run_dir: Path) -> None:
+def test_a_full_queue_is_a_429_and_disconnecting_makes_room(run_dir: Path) -> None:
     settings: dict[str, Any] = {"run_dir": run_dir, "max_queue": 1, "max_batch_size": 1}
     settings["max_tokens"] = 10**9
     small = b'{"prompt": "a", "max_tokens": 1}'
@@ -58,7 +58,7 @@ def test_a_full_queue_is_a_429_and_leaving_makes_room(run_dir: Path) -> None:
         waiting.close()
 
 
-def test_leaving_an_answer_that_does_not_stream_cancels_it_too(run_dir: Path) -> None:
+def test_disconnecting_cancels_an_answer_that_does_not_stream(run_dir: Path) -> None:
     with loaded(run_dir=run_dir, max_tokens=10**9) as client:
         before = metric(client, "trainyard_serving_generated_tokens_total")
         leaver = send(client, PATH, json.dumps(ENDLESS).encode())
@@ -68,7 +68,7 @@ def test_leaving_an_answer_that_does_not_stream_cancels_it_too(run_dir: Path) ->
         assert client.post(PATH, json={"prompt": "a"}).status_code == 200
 
 
-def test_stopping_ends_what_overstays_and_joins_the_threads(run_dir: Path) -> None:
+def test_stopping_ends_overdue_requests_and_joins_the_threads(run_dir: Path) -> None:
     with loaded(run_dir=run_dir, max_tokens=10**9) as client:
         peer = send(client, PATH, json.dumps(ENDLESS).encode())
         until(lambda: metric(client, "trainyard_serving_generated_tokens_total") > 0)

@@ -12,7 +12,7 @@ from tests.unit.serving.trained_gpt import TEXT, export_trained_gpt
 from trainyard_api.golden import GOLDEN, GoldenText, read_golden
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import describe_plain
+from trainyard_serving.model_store.verified import describe_plain
 from trainyard_trainer.data.tokenizers import CharTokenizer
 
 
@@ -26,7 +26,7 @@ def check(directory: Path) -> None:
     LanguageModel.load(describe_plain(directory), "cpu").check()
 
 
-def test_the_trainers_model_agrees_with_itself(exported: Path) -> None:
+def test_an_exported_model_agrees_with_its_golden_request(exported: Path) -> None:
     golden = read_golden(exported, GoldenText)
     assert golden
     assert golden.prompt == TEXT[:12]
@@ -51,26 +51,26 @@ def swap(weights: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("change", [transpose, swap])
-def test_a_mapping_of_weights_that_does_not_fit_is_refused(
+def test_weights_under_wrong_names_are_refused(
     exported: Path, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> None:
     change_weights(exported, change)
-    with pytest.raises(BadModelError, match="other logits than the trainer"):
+    with pytest.raises(BadModelError, match="logits differ from the trainer's"):
         check(exported)
 
 
 def test_another_tokenizer_is_refused(exported: Path) -> None:
     CharTokenizer.of(TEXT.replace("q", "Q")).save(exported, 32)
-    with pytest.raises(BadModelError, match="other tokens"):
+    with pytest.raises(BadModelError, match="encodes the prompt differently"):
         check(exported)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": "or not"}, "tokenizer makes other tokens"),
+        ({"prompt": "or not"}, "encodes the prompt differently"),
         ({"prompt_ids": []}, "promptIds"),
-        ({"top_ids": [[9999] * 5] * 4}, "is not this model's"),
+        ({"top_ids": [[9999] * 5] * 4}, "belongs to another model"),
         ({"top_logits": [[0.0] * 5] * 3}, "a list for each of nextIds"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.support.serving.servers import serving
 from tests.support.serving.swap_load import publish_copy, swap_under_load
 from tests.unit.serving.trained_gpt import export_trained_gpt
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import describe_plain
+from trainyard_serving.model_store.verified import describe_plain
 
 KEY = "sk-right"
 REQUEST = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
@@ -43,7 +43,7 @@ def tell(response: httpx.Response) -> str:
     return str(response.json()["choices"][0]["text"])
 
 
-def test_no_request_fails_and_every_answer_names_its_model(
+def test_swaps_fail_no_request_and_every_answer_names_its_model(
     models: list[tuple[Path, str]], tmp_path: Path
 ) -> None:
     with serving(run_dir=tmp_path, poll_seconds=0.02, max_queue=64) as client:
@@ -58,7 +58,7 @@ def test_no_request_fails_and_every_answer_names_its_model(
     assert len(swaps.answers) == 11  # the first model and ten newer ones, each of them asked
 
 
-def test_roll_back_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> None:
+def test_rollback_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     with serving(run_dir=tmp_path, poll_seconds=0.02, api_key=KEY) as client:
 
@@ -85,5 +85,5 @@ def test_roll_back_by_request(models: list[tuple[Path, str]], tmp_path: Path) ->
         assert 'trainyard_serving_model_swaps_total{result="rolled_back"} 1.0' in metrics
 
 
-def test_without_a_key_there_is_no_roll_back(client: httpx.Client) -> None:
+def test_without_a_key_there_is_no_rollback(client: httpx.Client) -> None:
     assert client.post("/admin/rollback").status_code == 404

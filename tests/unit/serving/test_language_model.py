@@ -12,9 +12,9 @@ from tests.support.serving.completions import write
 from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt, write_manifest
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.errors import BadModelError
-from trainyard_serving.generate.completion import Chunk, PromptError
+from trainyard_serving.generate.engine import Chunk, PromptError
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.verified import verify_model
+from trainyard_serving.model_store.verified import verify_model
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_greedy_text_is_what_transformers_generates(
     assert prompt + text(complete(ours, prompt, max_tokens=new, temperature=0)) == expected
 
 
-def test_past_the_context_the_newer_half_is_read_again(model: LanguageModel) -> None:
+def test_beyond_the_context_its_newer_half_is_processed_again(model: LanguageModel) -> None:
     """The first token after the slide is the one a fresh prompt of that half would get."""
     prompt = "x" * 10
     longer = complete(model, prompt, max_tokens=CONTEXT, temperature=0)
@@ -58,13 +58,13 @@ def test_past_the_context_the_newer_half_is_read_again(model: LanguageModel) -> 
     assert sum(chunk.num_tokens for chunk in longer) == CONTEXT
 
 
-def test_long_texts_are_as_long_as_asked(model: LanguageModel) -> None:
+def test_long_texts_have_the_requested_length(model: LanguageModel) -> None:
     chunks = complete(model, "a", max_tokens=5 * CONTEXT, seed=1)
     assert len(text(chunks)) == 5 * CONTEXT
     assert [chunk.finish_reason for chunk in chunks[-2:]] == [None, "length"]
 
 
-def test_only_tokens_of_the_tokenizer_are_written(model: LanguageModel) -> None:
+def test_only_tokens_of_the_tokenizer_are_generated(model: LanguageModel) -> None:
     written = text(complete(model, "a", max_tokens=500, temperature=2, seed=3))
     assert len(written) == 500
     assert set(written) <= set(ALPHABET)
@@ -99,7 +99,7 @@ def test_end_of_text_ends_the_completion(model: LanguageModel, tmp_path: Path) -
         ("a" * (CONTEXT + 1), "context_length_exceeded", f"{CONTEXT + 1} tokens"),
     ],
 )
-def test_prompts_it_cannot_take_are_refused_with_the_reason(
+def test_unsuitable_prompts_are_refused_with_the_reason(
     model: LanguageModel, prompt: str, code: str, words: str
 ) -> None:
     with pytest.raises(PromptError) as error:
@@ -124,7 +124,7 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
         model.check()
 
 
-def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     write_manifest(tmp_path)
     with pytest.raises(BadModelError, match="cannot be loaded") as error:
@@ -132,7 +132,7 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_cached_logits_are_the_uncached_ones(model: LanguageModel) -> None:
+def test_cached_and_uncached_logits_are_equal(model: LanguageModel) -> None:
     """At every position, however the text is cut into what is read at once."""
     ids = model.encode("To be, or not to be: that is"[: CONTEXT - 4].replace(":", ","))
     whole = model.tokens.module(torch.tensor([ids])).logits[0]

@@ -34,7 +34,7 @@ def test_models(ai: openai.OpenAI) -> None:
     assert ai.models.retrieve("chat") == model
 
 
-def test_completions_whole_and_streamed(ai: openai.OpenAI) -> None:
+def test_completions_with_and_without_streaming(ai: openai.OpenAI) -> None:
     whole = ai.completions.create(model="chat", prompt="To be", max_tokens=12, seed=1)
     assert whole.usage is not None
     assert whole.usage.completion_tokens == 12
@@ -46,7 +46,7 @@ def test_completions_whole_and_streamed(ai: openai.OpenAI) -> None:
     assert pieces[-1].finish_reason == whole.choices[0].finish_reason == "length"
 
 
-def test_chat_whole_and_streamed(ai: openai.OpenAI) -> None:
+def test_chat_with_and_without_streaming(ai: openai.OpenAI) -> None:
     whole = ai.chat.completions.create(
         model="chat",
         messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}],
@@ -68,7 +68,7 @@ def test_chat_whole_and_streamed(ai: openai.OpenAI) -> None:
     assert last.usage == whole.usage
 
 
-def test_a_conversation_goes_on_with_the_clients_own_message(ai: openai.OpenAI) -> None:
+def test_a_conversation_continues_with_the_clients_message_object(ai: openai.OpenAI) -> None:
     first = ai.chat.completions.create(
         model="chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=4, seed=1
     )
@@ -87,7 +87,7 @@ def test_a_conversation_goes_on_with_the_clients_own_message(ai: openai.OpenAI) 
     assert second.usage.prompt_tokens > first.usage.total_tokens
 
 
-def test_errors_become_the_clients_own(ai: openai.OpenAI) -> None:
+def test_errors_become_the_clients_exceptions(ai: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ai.completions.create(model="chat", prompt="a", temperature=3)
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
@@ -96,7 +96,7 @@ def test_errors_become_the_clients_own(ai: openai.OpenAI) -> None:
         ai.with_options(api_key="sk-wrong").models.list()
 
 
-def test_many_at_once_each_get_the_text_of_their_seed(ai: openai.OpenAI) -> None:
+def test_concurrent_requests_get_the_text_of_their_seed(ai: openai.OpenAI) -> None:
     def streamed(seed: int) -> str:
         prompt = "To be, or not to be"[: 3 * seed]
         with ai.completions.create(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import trainyard_serving
-from trainyard_serving.app import page
+from trainyard_serving.pages import page
 
 FOLDER = Path(trainyard_serving.__file__).parent
 LOADED = re.compile(r"<link rel=\"stylesheet\"|<script src|@import|url\(|https?://[a-z]")

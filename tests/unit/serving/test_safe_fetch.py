@@ -116,7 +116,7 @@ def check(case: Case, response: httpx.Response) -> str | None:
     return f"{case.url[:80]!r}: {response.status_code} {said!r}, not {case.status} {case.says!r}"
 
 
-def test_no_url_reaches_an_internal_listener_and_each_is_told_why(attacked: Attacked) -> None:
+def test_no_url_reaches_an_internal_listener_and_each_gets_a_reason(attacked: Attacked) -> None:
     attacked.internal.connections = 0
     with ThreadPoolExecutor(8) as pool:
         wrong = list(pool.map(lambda case: check(case, attacked.ask(case.url)), CASES))
@@ -126,7 +126,7 @@ def test_no_url_reaches_an_internal_listener_and_each_is_told_why(attacked: Atta
     assert attacked.client.get("/health").json()["status"] == "healthy"
 
 
-def test_bodies_and_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
+def test_large_bodies_and_decompression_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
     assert attacked.ask("http://web.test/ok.png").status_code == 200  # all code is loaded
     before = attacked.forget_peak()
     for case in BODIES:
@@ -134,7 +134,7 @@ def test_bodies_and_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
     assert attacked.peak_kib() - before < MAX_GROWTH_KIB
 
 
-def test_the_largest_pictures_allowed_do_not_fill_it_either(attacked: Attacked) -> None:
+def test_the_largest_allowed_images_do_not_fill_the_memory(attacked: Attacked) -> None:
     before = attacked.forget_peak()
     for kind in ("progressive JPEG", "PNG", "WEBP"):  # those that cost the most
         side = int((MEMORY // BYTES_PER_PIXEL[kind]) ** 0.5)
@@ -148,13 +148,13 @@ def test_the_largest_pictures_allowed_do_not_fill_it_either(attacked: Attacked) 
 
 
 @pytest.mark.parametrize("name", ["ok.png", "ok.jpg", "ok.gif", "ok.webp", "redirect-chain?left=2"])
-def test_a_picture_at_a_public_address_is_answered(attacked: Attacked, name: str) -> None:
+def test_an_image_at_a_public_address_is_answered(attacked: Attacked, name: str) -> None:
     response = attacked.ask(f"http://WEB.test:80/{name}")
     assert response.status_code == 200, response.text
     assert response.json()["image"] == {"width": 40, "height": 20}
 
 
-def test_the_listener_counts(attacked: Attacked) -> None:
+def test_the_internal_listener_counts_connections(attacked: Attacked) -> None:
     before = attacked.internal.connections
     for host in ("127.0.0.1", "::1"):
         socket.create_connection((host, attacked.internal.port)).close()

@@ -77,7 +77,7 @@ async def test_connects_to_the_checked_address_under_the_hosts_name() -> None:
     assert not [line for line in head if line.startswith(("cookie", "authorization"))]
 
 
-async def test_an_address_that_does_not_answer_is_followed_by_the_next() -> None:
+async def test_after_an_address_that_does_not_answer_the_next_is_tried() -> None:
     recorder = Recorder()
     recorder.refuse = {"2606:2800::1"}
     both = fetcher(recorder, "2606:2800::1", "93.184.216.34")
@@ -85,7 +85,7 @@ async def test_an_address_that_does_not_answer_is_followed_by_the_next() -> None
     assert [address for address, _ in recorder.connected] == ["2606:2800::1", "93.184.216.34"]
 
 
-async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
+async def test_a_host_with_one_private_address_is_refused() -> None:
     recorder = Recorder()
     with pytest.raises(ApiError, match="not a public address"):
         await fetcher(recorder, "93.184.216.34", "10.0.0.1").fetch("http://example.com/")
@@ -96,7 +96,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> No
     ("address", "allowed"),
     [("10.0.0.1", True), ("127.0.0.1", False), ("169.254.169.254", False)],
 )
-async def test_a_host_that_may_be_private(address: str, allowed: bool) -> None:
+async def test_an_allowed_private_host_is_fetched(address: str, allowed: bool) -> None:
     recorder = Recorder()
     named = frozenset({"images.corp"})
     private = fetcher(recorder, address, private_hosts=named)

@@ -3,35 +3,35 @@
 import pytest
 import torch
 
-from trainyard_serving.generate.completion import Sampling
-from trainyard_serving.generate.sampling import Sampler, nucleus
+from trainyard_serving.generate.engine import SamplingOptions
+from trainyard_serving.generate.sequence import make_sampler, nucleus
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -torch.inf, 1.5])
 
 
-def draws(sampling: Sampling, count: int = 200) -> list[int]:
-    sampler = Sampler(sampling, CPU)
-    return [sampler.pick(LOGITS) for _ in range(count)]
+def draws(sampling: SamplingOptions, count: int = 200) -> list[int]:
+    sample = make_sampler(sampling, CPU)
+    return [sample(LOGITS) for _ in range(count)]
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-300, 1e-5])
-def test_no_temperature_is_greedy(temperature: float) -> None:
-    assert set(draws(Sampling(temperature=temperature))) == {1}
+def test_low_temperatures_are_greedy(temperature: float) -> None:
+    assert set(draws(SamplingOptions(temperature=temperature))) == {1}
 
 
 def test_a_seed_repeats_and_another_differs() -> None:
-    assert draws(Sampling(seed=1)) == draws(Sampling(seed=1))
-    assert draws(Sampling(seed=1)) != draws(Sampling(seed=2))
-    assert draws(Sampling()) != draws(Sampling())
+    assert draws(SamplingOptions(seed=1)) == draws(SamplingOptions(seed=1))
+    assert draws(SamplingOptions(seed=1)) != draws(SamplingOptions(seed=2))
+    assert draws(SamplingOptions()) != draws(SamplingOptions())
 
 
-def test_forbidden_tokens_never_come() -> None:
-    assert 3 not in draws(Sampling(temperature=2, seed=0), 2000)
+def test_excluded_tokens_are_never_sampled() -> None:
+    assert 3 not in draws(SamplingOptions(temperature=2, seed=0), 2000)
 
 
 def test_draws_follow_the_softmax() -> None:
-    counts = torch.bincount(torch.tensor(draws(Sampling(temperature=0.7, seed=0), 4000)))
+    counts = torch.bincount(torch.tensor(draws(SamplingOptions(temperature=0.7, seed=0), 4000)))
     expected = torch.softmax(LOGITS / 0.7, -1)
     assert torch.allclose(counts / 4000, expected, atol=0.04)
 

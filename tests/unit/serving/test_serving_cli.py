@@ -32,7 +32,7 @@ def test_verify_prints_step_and_digest(run_dir: Path) -> None:
     assert result.stdout == (f"verified {model}: run shakespeare, step 500, {digest(model)}\n")
 
 
-def test_verify_leads_another_program_to_the_model(run_dir: Path, tmp_path: Path) -> None:
+def test_verify_links_to_the_model(run_dir: Path, tmp_path: Path) -> None:
     link = tmp_path / "current"
     link.symlink_to(tmp_path)  # an earlier start of the pod made one
     assert run("verify", "--run-dir", str(run_dir), "--link", str(link)).returncode == 0

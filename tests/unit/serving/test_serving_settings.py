@@ -7,21 +7,35 @@ import pytest
 from trainyard_serving.settings import GenerateSettings, SettingsError, add_flags, read_settings
 
 
-def read(argv: list[str], env: dict[str, str] | None = None) -> GenerateSettings:
+def read(*argv: str) -> GenerateSettings:
     parser = argparse.ArgumentParser()
     add_flags(parser, GenerateSettings)
-    return read_settings(GenerateSettings, parser.parse_args(argv), env or {})
+    return read_settings(GenerateSettings, parser.parse_args(argv))
 
 
-def test_flags_win_over_variables_and_variables_over_defaults() -> None:
-    env = {"TRAINYARD_SERVING_PORT": "1", "TRAINYARD_SERVING_MAX_QUEUE": "5"}
-    settings = read(["--run-dir", "r", "--port", "2"], env)
+def test_flags_override_variables_and_variables_override_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRAINYARD_SERVING_PORT", "1")
+    monkeypatch.setenv("TRAINYARD_SERVING_MAX_QUEUE", "5")
+    monkeypatch.setenv("TRAINYARD_SERVING_MAX_PROMPTS", "")
+    settings = read("--run-dir", "r", "--port", "2")
     assert (settings.port, settings.max_queue, settings.max_prompts) == (2, 5, 16)
 
 
-def test_a_flag_for_the_model_replaces_a_variable_for_the_run() -> None:
-    settings = read(["--model", "m"], {"TRAINYARD_SERVING_RUN_DIR": "r"})
-    assert settings.run_dir is None
+def test_a_flag_for_the_model_replaces_variables_for_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRAINYARD_SERVING_RUN_DIR", "r")
+    monkeypatch.setenv("TRAINYARD_SERVING_STEP", "3")
+    settings = read("--model", "m")
+    assert (settings.run_dir, settings.step) == (None, None)
+
+
+def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINYARD_SERVING_PORT", "many")
+    with pytest.raises(SettingsError, match=r"--port: .* \(got 'many'\)"):
+        read("--model", "m")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +50,6 @@ def test_a_flag_for_the_model_replaces_a_variable_for_the_run() -> None:
 )
 def test_a_wrong_setting_is_one_line_that_names_the_flag(argv: list[str], message: str) -> None:
     with pytest.raises(SettingsError) as error:
-        read(argv)
+        read(*argv)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)

@@ -90,7 +90,7 @@ def test_openais_client_works_against_it(shared: tuple[httpx.Client, StandIn]) -
     assert tokens(client) - before == 2 + 3 + 4 + 10
 
 
-def test_what_sglang_is_sent_is_what_was_asked(shared: tuple[httpx.Client, StandIn]) -> None:
+def test_sglang_receives_the_requested_options(shared: tuple[httpx.Client, StandIn]) -> None:
     client, sglang = shared
     sglang.requests.clear()
     body: dict[str, Any] = {"prompt": "a", "top_p": 0.5, "unheard_of": 1, "user": "me"}
@@ -111,7 +111,7 @@ def test_what_sglang_is_sent_is_what_was_asked(shared: tuple[httpx.Client, Stand
         ("/v1/chat/completions", {"messages": []}, "messages"),
     ],
 )
-def test_our_own_limits_come_first(
+def test_our_limits_apply_before_sglangs(
     shared: tuple[httpx.Client, StandIn], path: str, change: dict[str, Any], param: str
 ) -> None:
     client, sglang = shared
@@ -157,12 +157,12 @@ def stream(client: httpx.Client) -> list[Any]:
     return [part if "[DONE]" in part else json.loads(part[6:]) for part in parts]
 
 
-def test_an_error_within_a_stream_is_said_and_a_broken_stream_is_not_a_good_end(
+def test_errors_within_a_stream_are_reported_at_its_end(
     shared: tuple[httpx.Client, StandIn],
 ) -> None:
     client, sglang = shared
     assert stream(client)[-1] == "data: [DONE]"
-    for ending, says in (("error", "CUDA"), ("break", "broke off")):
+    for ending, says in (("error", "CUDA"), ("break", "ended early")):
         sglang.ending = ending
         try:
             *pieces, last = stream(client)
@@ -173,7 +173,7 @@ def test_an_error_within_a_stream_is_said_and_a_broken_stream_is_not_a_good_end(
         assert set(last["error"]) == {"message", "type", "param", "code"}
 
 
-def test_leaving_a_stream_cancels_it_and_the_queue_is_bounded() -> None:
+def test_disconnecting_cancels_a_stream_and_the_queue_is_bounded() -> None:
     with forwarded(max_running=1, max_queue=1) as (client, sglang):
         sglang.held = True
         body = {"prompt": "a", "stream": True}
@@ -212,7 +212,7 @@ def test_the_digest_is_that_of_the_verified_model_sglang_serves(
         assert "x-trainyard-digest" not in client.get("/health").headers
 
 
-def test_a_model_that_does_not_verify_is_not_answered_from(tmp_path: Path) -> None:
+def test_a_model_that_does_not_verify_is_not_used(tmp_path: Path) -> None:
     model = tmp_path / MODELS / step_name(1)
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
@@ -227,7 +227,7 @@ def test_a_model_that_does_not_verify_is_not_answered_from(tmp_path: Path) -> No
         refused(client.post("/v1/completions", json={"prompt": "a"}), 503)
 
 
-def test_only_sglang_may_be_without_a_model() -> None:
+def test_only_sglang_needs_no_model_setting() -> None:
     assert GenerateSettings(engine="sglang").run_dir is None
     for fields in ({}, {"engine": "sglang", "step": 3}, {"engine": "sglang", "digest": "sha256:"}):
         with pytest.raises(ValueError, match="GenerateSettings"):

@@ -87,7 +87,7 @@ def test_an_answer_has_the_model_usage_size_and_time(
     assert "trainyard_serving_generated_tokens_total 3.0" in text
 
 
-def test_sglang_gets_pixels_and_the_question_never_a_url(
+def test_sglang_gets_pixels_and_the_question_but_no_url(
     shared: tuple[httpx.Client, StandIn],
 ) -> None:
     client, sglang = shared
@@ -105,7 +105,7 @@ def test_sglang_gets_pixels_and_the_question_never_a_url(
     assert text.model_dump() == {"type": "text", "text": "What is it?"}
 
 
-def test_a_picture_can_be_uploaded(shared: tuple[httpx.Client, StandIn]) -> None:
+def test_an_image_can_be_uploaded(shared: tuple[httpx.Client, StandIn]) -> None:
     client, _ = shared
     response = upload(client, picture(size=(33, 22)), max_tokens="2")
     assert response.json()["image"] == {"width": 33, "height": 22}
@@ -127,7 +127,7 @@ def test_a_picture_can_be_uploaded(shared: tuple[httpx.Client, StandIn]) -> None
         (b'{"question": "\xff", "image_url": "http://web.test/"}', 400, "not valid JSON"),
     ],
 )
-def test_a_wrong_body_is_told_why(
+def test_a_wrong_body_gets_the_reason(
     shared: tuple[httpx.Client, StandIn], body: bytes, status: int, says: str
 ) -> None:
     client, _ = shared
@@ -135,12 +135,12 @@ def test_a_wrong_body_is_told_why(
     assert says in refused(client.post("/answer", content=body, headers=headers), status)
 
 
-def test_a_wrong_form_is_told_why(shared: tuple[httpx.Client, StandIn]) -> None:
+def test_a_wrong_form_gets_the_reason(shared: tuple[httpx.Client, StandIn]) -> None:
     client, _ = shared
     assert "question" in refused(upload(client, picture(), question=""), 422)
     assert "Extra" in refused(upload(client, picture(), image_url="http://web.test/"), 422)
     assert "larger than 100000" in refused(upload(client, bytes(100_001)), 413)
-    assert "not a picture" in refused(upload(client, b"hello"), 415)
+    assert "not an image" in refused(upload(client, b"hello"), 415)
     form = {"question": (None, "What?")}
     assert "as a file" in refused(client.post("/answer", files=form), 422)
     broken = {"content-type": "multipart/form-data"}
@@ -156,10 +156,10 @@ def test_a_wrong_form_is_told_why(shared: tuple[httpx.Client, StandIn]) -> None:
         ((503, "The request queue is full."), 503, "busy: The request queue is full"),
         ((500, "Internal server error: CUDA"), 502, "SGLang failed on this request (500)"),
         ((401, {"error": "Unauthorized"}), 503, "refuses this server's key"),
-        ((200, {"choices": []}), 502, "not understood"),
+        ((200, {"choices": []}), 502, "unexpected response"),
     ],
 )
-def test_what_sglang_says_is_put_clearly(
+def test_sglangs_errors_become_clear_messages(
     shared: tuple[httpx.Client, StandIn], failure: tuple[int, Any], status: int, says: str
 ) -> None:
     client, sglang = shared
@@ -172,7 +172,7 @@ def test_what_sglang_says_is_put_clearly(
     assert ("retry-after" in response.headers) == (status == 503)
 
 
-def test_while_sglang_is_away_or_loading_it_is_a_503_that_says_so(web: int) -> None:
+def test_without_a_ready_sglang_requests_are_503_with_the_reason(web: int) -> None:
     with stand_in() as sglang:
         sglang.loading = True
         with vision(sglang, web) as client:
@@ -188,7 +188,7 @@ def test_while_sglang_is_away_or_loading_it_is_a_503_that_says_so(web: int) -> N
             assert (health["model_loaded"], health["model"]) == (True, "qwen2-vl")
             assert client.post("/answer", json=ASK).status_code == 200
             sglang.takes_images = False
-            until(lambda: "reads no pictures" in client.get("/ready").text)
+            until(lambda: "accepts no images" in client.get("/ready").text)
             sglang.takes_images = True
             until(lambda: client.get("/ready").status_code == 200)
     absent = StandIn()
@@ -199,7 +199,7 @@ def test_while_sglang_is_away_or_loading_it_is_a_503_that_says_so(web: int) -> N
         assert "not started yet" in refused(client.post("/answer", json=ASK), 503)
 
 
-def test_leaving_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
+def test_disconnecting_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
     with asked(web, max_running=1, max_queue=1) as (client, sglang):
         sglang.held = True
         leavers = [send(client, "/answer", json.dumps(ASK).encode()) for _ in range(2)]
@@ -216,27 +216,27 @@ def test_leaving_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
         assert client.post("/answer", json=ASK).status_code == 200
 
 
-def test_a_body_that_does_not_come_is_given_up(web: int) -> None:
+def test_a_body_that_does_not_arrive_times_out(web: int) -> None:
     with asked(web, fetch_seconds=0.2) as (client, _):
         peer = send(client, "/answer", b"{", length=50)
         assert peer.recv(12) == b"HTTP/1.1 408"
         peer.close()
 
 
-def test_a_page_that_takes_too_long_is_given_up(web: int) -> None:
+def test_a_slow_fetch_times_out(web: int) -> None:
     with asked(web, page_seconds=0.2) as (client, _):
         for page in ("drip", "drip-headers", "silence", "endless-continue"):
             response = client.post("/answer", json=ASK | {"image_url": f"http://web.test/{page}"})
             assert "took longer than 0.2 s" in refused(response, 422)
 
 
-def test_an_answer_that_does_not_come_is_given_up(web: int) -> None:
+def test_an_answer_that_does_not_arrive_times_out(web: int) -> None:
     with asked(web, answer_seconds=0.2) as (client, sglang):
         sglang.held = True
         assert "within 0.2 s" in refused(upload(client, picture()), 504)
 
 
-def test_an_api_key_guards_the_answers_and_sglangs_is_sent(web: int) -> None:
+def test_answers_need_the_api_key_and_sglang_gets_its_own(web: int) -> None:
     with stand_in() as sglang:
         sglang.api_key = "inner"
         with vision(sglang, web, api_key="outer", sglang_api_key="wrong") as client:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.serving.hostile_web import picture, png_chunk, png_claiming
 from trainyard_serving.errors import ApiError
-from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY, Picture, prepare
+from trainyard_serving.vision.images import BYTES_PER_PIXEL, MEMORY, PreparedImage, prepare
 
 PIXELS = 16_000_000
 SIDE = 1536
@@ -23,7 +23,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def opened(result: Picture) -> Image.Image:
+def opened(result: PreparedImage) -> Image.Image:
     image = Image.open(io.BytesIO(result.jpeg))
     image.load()
     return image
@@ -42,7 +42,7 @@ def test_each_format_becomes_a_jpeg_of_the_same_pixels(kind: str) -> None:
     assert near(image.getpixel((25, 15)), (0, 128, 0))
 
 
-def test_large_pictures_are_made_smaller_in_proportion() -> None:
+def test_large_images_are_scaled_down_in_proportion() -> None:
     result = prepare(picture("JPEG", (3000, 1000)), PIXELS, 600)
     assert (result.width, result.height) == (3000, 1000)
     width, height = opened(result).size
@@ -50,7 +50,7 @@ def test_large_pictures_are_made_smaller_in_proportion() -> None:
     assert abs(width / height - 3) < 0.05
 
 
-def test_bands_fit_together() -> None:
+def test_bands_join_without_seams() -> None:
     height = 2500  # many bands, and the last one is not full
     stripes = Image.frombytes("L", (1, height), bytes((y // 250) * 25 for y in range(height)))
     image = opened(prepare(saved(stripes.resize((900, height)), "PNG"), PIXELS, 1250))
@@ -74,7 +74,7 @@ def test_transparency_is_white_and_16_bits_are_scaled() -> None:
     assert near(opened(cmyk).getpixel((9, 9)), (255, 0, 0))
 
 
-def test_the_camera_says_which_way_is_up_and_nothing_else_goes_on() -> None:
+def test_exif_orientation_is_applied_and_metadata_is_removed() -> None:
     image = Image.new("RGB", (60, 40), "red")
     image.paste("blue", (0, 0, 30, 40))  # the left half
     exif = Image.Exif()
@@ -88,7 +88,7 @@ def test_the_camera_says_which_way_is_up_and_nothing_else_goes_on() -> None:
     assert not dict(turned.getexif())
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (30, 30), color) for color in ("red", "green", "blue")]
     for kind in ("GIF", "WEBP"):
         data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -103,7 +103,7 @@ def square(kind: str, pixels: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", BYTES_PER_PIXEL)
-def test_the_limit_is_what_the_format_costs(kind: str) -> None:
+def test_the_pixel_limit_depends_on_the_format(kind: str) -> None:
     allowed = min(400_000, MEMORY // BYTES_PER_PIXEL[kind])
     assert prepare(square(kind, allowed - 2000), allowed, SIDE)
     with pytest.raises(ApiError, match=f"at most {allowed}") as error:
@@ -122,7 +122,7 @@ def garbled(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
 @pytest.mark.parametrize("change", [lambda data: data[:30], garbled])
-def test_what_cannot_be_read_is_a_line(kind: str, change: Callable[[bytes], bytes]) -> None:
+def test_unreadable_images_are_one_line(kind: str, change: Callable[[bytes], bytes]) -> None:
     with pytest.raises(ApiError) as error:
         prepare(change(picture(kind, (64, 64))), PIXELS, SIDE)
     assert error.value.status_code == 422
@@ -136,7 +136,7 @@ def test_other_formats_are_a_415(data: bytes) -> None:
     assert error.value.status_code == 415
 
 
-def test_comments_are_not_unpacked_without_end() -> None:
+def test_decompressed_comments_are_limited() -> None:
     comment = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(900_000)))
     with pytest.raises(ApiError, match="cannot be read"):
         prepare(png_claiming(10, 10, *[comment] * 5), PIXELS, SIDE)

@@ -8,9 +8,9 @@ import pytest
 from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.places import newest_good, place_of
-from trainyard_serving.settings import Source
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.model_store.verified import VerifiedModel
+from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import digest
 
 
@@ -26,7 +26,9 @@ def run(tmp_path: Path) -> Path:
 
 
 def found(**source: Path) -> tuple[VerifiedModel, list[str]]:
-    return newest_good(place_of(Source.model_validate({k: str(v) for k, v in source.items()})))
+    return newest_verified(
+        location_of(ModelSource.model_validate({k: str(v) for k, v in source.items()}))
+    )
 
 
 def reason(**source: Path) -> str:
@@ -44,7 +46,7 @@ def test_the_newest_model_is_found(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "add", "no manifest", "bad manifest"])
-def test_a_damaged_model_is_stepped_over_and_named(run: Path, damage: str) -> None:
+def test_a_damaged_model_is_skipped_and_named(run: Path, damage: str) -> None:
     newest = run / MODELS / step_name(200)
     weights = newest / "model.safetensors"
     content = weights.read_bytes()
@@ -77,7 +79,7 @@ def test_when_every_model_is_damaged_each_is_named(run: Path) -> None:
     assert step_name(200) in why
 
 
-def test_a_run_that_has_not_finished_says_how_far_it_is(run: Path) -> None:
+def test_for_an_unfinished_run_the_message_has_its_progress(run: Path) -> None:
     shutil.rmtree(run / MODELS)
     assert reason(run_dir=run).endswith("no model yet: the run has not finished")
     checkpoint = run / CHECKPOINTS / step_name(40)

@@ -1,10 +1,10 @@
-"""Follows a place: a newer model is verified, loaded beside the old one, checked, and swapped in.
+"""Follows a location: a newer model is verified, loaded beside the current one, checked, swapped.
 
-    place.candidates() -> verify -> load -> check -> swap          (once every `poll_seconds`)
+    location.candidates() -> verify -> load -> check -> swap       (once every `poll_seconds`)
 
-Requests under way keep the model they began with, so a swap drops none. The model before the
-current one stays loaded for `roll_back`. What fails on the way is refused and reported; the old
-model goes on answering.
+Requests in progress keep the model they started with, so a swap drops none. The previous model
+stays loaded for `roll_back`. A model that fails one of these steps is refused and reported, and the
+current model keeps answering.
 """
 
 import gc
@@ -14,41 +14,40 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from trainyard_serving.backend import Served
+from trainyard_serving.concurrency import computing_thread
 from trainyard_serving.errors import BadModelError, ModelUnavailableError
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.places import Candidate, Place
-from trainyard_serving.threads import computing_thread
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.model_store.locations import Candidate, ModelLocation
+from trainyard_serving.model_store.verified import ServedModel, VerifiedModel
 from trainyard_storage.checkpoints import InvalidCheckpointError
 
 log = logging.getLogger(__name__)
 
 
-class Loaded(Protocol):
+class LoadedModel(Protocol):
     """A model in memory."""
 
     source: VerifiedModel
-    details: dict[str, Any]  # what /health and /ready tell of it, beside its name
+    details: dict[str, Any]  # additional fields of /health and /ready
 
     def check(self) -> None:
-        """Answer a golden request. Raises BadModelError when the answer is not right."""
+        """Answer the golden request. Raises BadModelError when the answer is wrong."""
 
 
-M = TypeVar("M", bound=Loaded)
+M = TypeVar("M", bound=LoadedModel)
 
 
 class Follower(Generic[M]):
-    """Holds the model served, and a thread that looks for newer ones."""
+    """Holds the current model, and a thread that looks for newer ones."""
 
     def __init__(
         self,
-        place: Place,
+        location: ModelLocation,
         load: Callable[[VerifiedModel], M],
         poll_seconds: float,
         metrics: Metrics,
     ) -> None:
-        self._place = place
+        self._location = location
         self._load = load
         self._poll_seconds = poll_seconds
         self._metrics = metrics
@@ -57,10 +56,10 @@ class Follower(Generic[M]):
         self._swapping = threading.Lock()
         self._current: tuple[Candidate, M] | None = None
         self._previous: tuple[Candidate, M] | None = None
-        self._refused: dict[str, str] = {}  # a candidate's stamp -> why
-        self._passed: set[str] = set()  # stamps of candidates that are no newer than the one served
+        self._refused: dict[str, str] = {}  # stamp of a candidate -> reason
+        self._skipped: set[str] = set()  # stamps of candidates not newer than the current model
         self._rolled_back: set[str] = set()  # digests
-        self._newest: datetime | None = None  # when the newest model ever served here was made
+        self._newest: datetime | None = None  # `created` of the newest model served so far
         self._reason = "the model is loading"
 
     @property
@@ -78,7 +77,7 @@ class Follower(Generic[M]):
         return self._current is not None
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> ServedModel | None:
         return model.source.served if (model := self.model) else None
 
     @property
@@ -97,15 +96,15 @@ class Follower(Generic[M]):
         self._thread.start()
 
     def stop(self) -> None:
-        """End the search; a load under way is finished first."""
+        """Stop the thread; a load in progress finishes first."""
         self._stop.set()
         self._thread.join()
         gc.unfreeze()
 
-    def roll_back(self) -> Served | None:
-        """Take the previous model back and refuse the current one from now on.
+    def roll_back(self) -> ServedModel | None:
+        """Serve the previous model again, and refuse the current one from now on.
 
-        Returns what is served now, or None when there is no previous model.
+        Returns the model now served, or None when there is no previous model.
         """
         with self._swapping:
             if self._current is None or self._previous is None:
@@ -113,46 +112,46 @@ class Follower(Generic[M]):
             candidate, model = self._current
             self._current, self._previous = self._previous, None
             self._rolled_back.add(model.source.digest)
-            self._refuse(candidate, _rolled_back(candidate), "rolled_back")
-            back = self._current[1].source.served
-        log.warning("rolled back from %s to %s", model.source.digest, back.digest)
-        return back
+            self._refuse(candidate, _rolled_back_reason(candidate), "rolled_back")
+            served = self._current[1].source.served
+        log.warning("rolled back from %s to %s", model.source.digest, served.digest)
+        return served
 
     def _follow(self) -> None:
         while not self._stop.is_set():
             try:
-                self._look()
+                self._poll()
             except ModelUnavailableError as error:
-                self._say(str(error))
-            except Exception as error:  # a full memory, a broken library: the next look may work
+                self._set_reason(str(error))
+            except Exception as error:  # such as too little memory: the next attempt may succeed
                 log.exception("looking for a model failed")
-                self._say(f"loading failed: {type(error).__name__}: {error}")
+                self._set_reason(f"loading failed: {type(error).__name__}: {error}")
             self._stop.wait(self._poll_seconds)
 
-    def _say(self, reason: str) -> None:
+    def _set_reason(self, reason: str) -> None:
         if reason != self._reason:
             log.warning("%s; looking again every %g s", reason, self._poll_seconds)
         self._reason = reason
 
-    def _look(self) -> None:
-        """Serve the newest candidate that is good, if it is newer than the one served.
+    def _poll(self) -> None:
+        """Serve the newest candidate that is valid, if it is newer than the current model.
 
         Raises ModelUnavailableError.
         """
-        candidates = self._place.candidates()
+        candidates = self._location.candidates()
         known = {candidate.stamp for candidate in candidates}
-        for stamp in self._refused.keys() - known:  # gone or mended: no longer worth a word
+        for stamp in self._refused.keys() - known:  # removed or repaired: nothing to report
             self._refused.pop(stamp, None)
-        self._passed &= known
+        self._skipped &= known
         unreadable = []
         for candidate in candidates:
             if self._current and candidate.stamp == self._current[0].stamp:
                 return
             try:
-                seen = candidate.stamp in self._refused or candidate.stamp in self._passed
+                seen = candidate.stamp in self._refused or candidate.stamp in self._skipped
                 if not seen and self._try(candidate):
                     return
-            except ModelUnavailableError as error:  # perhaps readable the next time
+            except ModelUnavailableError as error:  # it may be readable next time
                 unreadable.append(str(error))
         if self._current is None:
             raise ModelUnavailableError(
@@ -160,74 +159,74 @@ class Follower(Generic[M]):
             )
 
     def _try(self, candidate: Candidate) -> bool:
-        """Whether the search ends here: with this candidate swapped in, or with the old one."""
-        # Not the model itself, which must be able to go.
+        """Make a candidate the current model. False if it is not, so that older ones are tried."""
+        # A reference to the model itself would keep it in memory.
         before = self._previous and (self._previous[0], self._previous[1].source.digest)
         try:
             source = candidate.fetch()
             if self._is_served(candidate, source):
                 return True
-            if source.digest in self._rolled_back:  # touched, or copied, but the same
-                raise BadModelError(_rolled_back(candidate))
+            if source.digest in self._rolled_back:  # the same files, touched or copied
+                raise BadModelError(_rolled_back_reason(candidate))
             if not candidate.alone and self._newest and source.created <= self._newest:
-                self._passed.add(candidate.stamp)  # newer ones have gone, or were rolled back
+                self._skipped.add(candidate.stamp)  # newer ones were removed or rolled back
                 return False
             if self._current is None:
                 self._reason = f"the model {candidate.name} is loading"
-            # At most two models in memory, or three while one loads and old requests end.
+            # At most two models in memory; three while one loads and requests to an older one end.
             with self._swapping:
                 self._previous = None
             model = self._load(source)
             model.check()
         except (InvalidCheckpointError, BadModelError) as error:
             self._refuse(candidate, str(error), "refused")
-            self._bring_back(before)
+            self._reload_previous(before)
             return False
         except BaseException:
-            self._bring_back(before)
+            self._reload_previous(before)
             raise
         with self._swapping:
             self._previous, self._current = self._current, (candidate, model)
             self._newest = max(source.created, self._newest or source.created)
             first = self._previous is None
         if first:
-            # Half a million objects of libraries: looking through them for garbage would hold up
-            # every request for a quarter of a second, now and then. Models go without that.
+            # Libraries hold half a million objects: scanning them for garbage would sometimes delay
+            # every request by a quarter of a second. Models are freed without it.
             gc.freeze()
         self._metrics.model_swaps.labels("loaded").inc()
         log.info("serving %s, %s", candidate.name, source.digest)
         return True
 
     def _is_served(self, candidate: Candidate, source: VerifiedModel) -> bool:
-        """Whether `source` is what is served: its files were touched, or copied, not changed."""
+        """Whether `source` is the current model: its files were touched or copied, not changed."""
         with self._swapping:
             if self._current is None or self._current[1].source.digest != source.digest:
                 return False
             self._current = (candidate, self._current[1])
         return True
 
-    def _bring_back(self, before: tuple[Candidate, str] | None) -> None:
-        """Load the model for `roll_back` again, which made room for one that was no good."""
+    def _reload_previous(self, before: tuple[Candidate, str] | None) -> None:
+        """Load the model for `roll_back` again, which was unloaded for a model then refused."""
         if before is None or self._previous is not None:
             return
         candidate, digest = before
         if self._current and self._current[1].source.digest == digest:
-            return  # rolled back to in the meantime
+            return  # it was rolled back to meanwhile
         try:
             source = candidate.fetch()
             model = self._load(source) if source.digest == digest else None
         except Exception as error:
-            log.warning("%s cannot be rolled back to any more: %s", candidate.name, error)
+            log.warning("%s can no longer be rolled back to: %s", candidate.name, error)
             return
         if model is not None:
             with self._swapping:
                 self._previous = (candidate, model)
 
-    def _refuse(self, candidate: Candidate, why: str, result: str) -> None:
+    def _refuse(self, candidate: Candidate, reason: str, result: str) -> None:
         self._metrics.model_swaps.labels(result).inc()
-        log.warning("refused: %s", why)
-        self._refused[candidate.stamp] = why
+        log.warning("refused: %s", reason)
+        self._refused[candidate.stamp] = reason
 
 
-def _rolled_back(candidate: Candidate) -> str:
+def _rolled_back_reason(candidate: Candidate) -> str:
     return f"{candidate.name}: rolled back by request"

@@ -1,8 +1,8 @@
-"""Models in a bucket: s3://BUCKET/PATH of a run or of one model, copied here before they load.
+"""Models in a bucket: s3://BUCKET/PATH of a run or of one model, downloaded before it is loaded.
 
-What a bucket holds can be half an upload, so a copy is only made of what a manifest says is there,
-and the copy is verified as any model is. Credentials, region and endpoint come from where every
-AWS tool takes them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a role, ...).
+An upload may be incomplete, so a model is downloaded only once all files in its manifest are there;
+the copy is then verified like any model. Credentials, region and endpoint come from the
+sources that all AWS tools use (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a role, ...).
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
-from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.places import Candidate
-from trainyard_serving.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_serving.errors import ModelUnavailableError, one_line
+from trainyard_serving.model_store.locations import Candidate
+from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
 from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
 
 CONNECT_SECONDS = 5
-READ_SECONDS = 30  # between two pieces of an answer
-ABANDONED_SECONDS = 24 * 3600  # half a copy this old is of a process that was killed
-KEEP_COPIES = 2  # the model served, and the one to roll back to
+READ_SECONDS = 30  # between two reads of a response
+ABANDONED_SECONDS = 24 * 3600  # a partial copy this old was left by a killed process
+KEEP_COPIES = 2  # the current model, and the one to roll back to
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class _Object:
     etag: str
 
 
-Objects = dict[str, _Object]  # name relative to the model -> what the bucket says of it
+Objects = dict[str, _Object]  # file name inside the model -> its object
 
 
 @dataclass(frozen=True)
-class S3Place:
-    """A run's models, or with `alone` one model, in a bucket."""
+class S3Location:
+    """The models of a run in a bucket, or one model if `alone`."""
 
     url: str
     alone: bool = False
@@ -53,7 +53,7 @@ class S3Place:
     def candidates(self) -> list[Candidate]:
         root = self.url.removeprefix("s3://").strip("/")
         if not root:
-            raise ModelUnavailableError(f"{self.url}: names no bucket: give s3://BUCKET/PATH")
+            raise ModelUnavailableError(f"{self.url}: names no bucket: use s3://BUCKET/PATH")
         prefix = root if self.alone else f"{root}/{MODELS}"
         with _explained(self.url):
             listed: dict[str, Any] = self._filesystem().find(prefix, detail=True)
@@ -62,8 +62,8 @@ class S3Place:
             name = path.removeprefix(f"{prefix}/")
             model, _, rest = ("", "", name) if self.alone else name.partition("/")
             if rest and not rest.endswith("/"):
-                found = _Object(int(info["size"]), str(info.get("ETag", "")))
-                models.setdefault(model, {})[rest] = found
+                item = _Object(int(info["size"]), str(info.get("ETag", "")))
+                models.setdefault(model, {})[rest] = item
         if not self.alone:
             wanted = None if self.step is None else step_name(self.step)
             models = {
@@ -72,34 +72,34 @@ class S3Place:
                 if name == wanted or (wanted is None and _is_step(name))
             }
         if not models:
-            raise ModelUnavailableError(self._why_nothing_there())
+            raise ModelUnavailableError(self._why_empty())
         newest_first = sorted(models, key=lambda name: (len(name), name), reverse=True)
         return [
             self._candidate(f"{prefix}/{name}".rstrip("/"), models[name]) for name in newest_first
         ]
 
-    def _why_nothing_there(self) -> str:
+    def _why_empty(self) -> str:
         if self.alone:
-            return f"{self.url}: nothing is there: no such model"
+            return f"{self.url}: no such model"
         wanted = "no model yet" if self.step is None else f"no model of step {self.step}"
         return f"{self.url}: {wanted} under {MODELS}/"
 
     def _candidate(self, path: str, objects: Objects) -> Candidate:
-        lines = [f"{name} {o.size} {o.etag}\n" for name, o in sorted(objects.items())]
+        lines = [f"{name} {item.size} {item.etag}\n" for name, item in sorted(objects.items())]
         stamp = hashlib.sha256("".join([path, "\n", *lines]).encode()).hexdigest()
         fetch = partial(self._fetch, path, objects, stamp)
         return Candidate(f"s3://{path}", stamp, fetch, self.alone)
 
     def _fetch(self, path: str, objects: Objects, stamp: str) -> VerifiedModel:
         url = f"s3://{path}"
-        ours = MANIFEST in objects or path.split("/")[-2:-1] == [MODELS] or not self.alone
-        verify = verify_model if ours else describe_plain
+        of_run = MANIFEST in objects or path.split("/")[-2:-1] == [MODELS] or not self.alone
+        verify = verify_model if of_run else describe_plain
         cache = Path(self.cache_dir or tempfile.gettempdir())
         try:
-            home = _private(self.cache_dir) / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+            home = _cache_root(self.cache_dir) / hashlib.sha256(self.url.encode()).hexdigest()[:16]
             local = home / stamp[:16] / path.rpartition("/")[2]
-            if (model := _good_copy(local, verify)) is None:
-                self._copy(path, objects, local, ours)
+            if (model := _intact_copy(local, verify)) is None:
+                self._copy(path, objects, local, of_run)
                 model = verify(local)
         except InvalidCheckpointError as error:
             shutil.rmtree(local.parent, ignore_errors=True)
@@ -113,17 +113,17 @@ class S3Place:
             raise InvalidCheckpointError(f"{url}: its digest is {model.digest}, not {self.digest}")
         return model
 
-    def _copy(self, path: str, objects: Objects, local: Path, ours: bool) -> None:
-        """Download a model that is there as a whole; under its name only once it is here."""
+    def _copy(self, path: str, objects: Objects, local: Path, of_run: bool) -> None:
+        """Download a complete model into a temporary directory, then rename it to `local`."""
         shutil.rmtree(local.parent, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=_made(local.parents[1])))
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=_make_directory(local.parents[1])))
         try:
             inside = temporary / local.name
             inside.mkdir()
             names = sorted(objects)
-            if ours:
+            if of_run:
                 if MANIFEST not in objects:
-                    raise InvalidCheckpointError(f"{local}: no {MANIFEST}: not all uploaded yet?")
+                    raise InvalidCheckpointError(f"{local}: no {MANIFEST}: upload not complete?")
                 self._download(path, MANIFEST, inside)
                 _check_listing(inside, local, objects)
                 names.remove(MANIFEST)
@@ -142,12 +142,12 @@ class S3Place:
             self._filesystem().get_file(f"{path}/{name}", str(target))
 
     def _filesystem(self) -> Any:
-        """The client; made at the first use, since it is slow to import."""
+        """The client; made at first use because its import is slow."""
         if self._fs is None:
             import s3fs  # type: ignore[import-untyped]
 
-            for chatty in ("botocore", "aiobotocore"):  # where each credential was found
-                logging.getLogger(chatty).setLevel(logging.WARNING)
+            for name in ("botocore", "aiobotocore"):  # they log where they found each credential
+                logging.getLogger(name).setLevel(logging.WARNING)
             fs = s3fs.S3FileSystem(
                 use_listings_cache=False,
                 skip_instance_cache=True,
@@ -157,16 +157,16 @@ class S3Place:
                     "retries": {"max_attempts": 1},
                 },
             )
-            fs.retries = 1  # the follower tries again anyway
+            fs.retries = 1  # the follower retries anyway
             object.__setattr__(self, "_fs", fs)
         return self._fs
 
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """What the client raises, as one line that says what to change.
+    """Turn the client's errors into one line that says what to change.
 
-    Raises ModelUnavailableError; and OSError of this machine's disk as it is.
+    Raises ModelUnavailableError; OSErrors of the local disk pass through.
     """
     from botocore.exceptions import (  # type: ignore[import-untyped]
         BotoCoreError,
@@ -182,7 +182,7 @@ def _explained(url: str) -> Iterator[None]:
             " with a role that may read it"
         ) from None
     except PermissionError as error:
-        if error.filename:  # of this machine
+        if error.filename:  # a local file
             raise
         raise ModelUnavailableError(
             f"{url}: access denied: the credentials may not list or read it"
@@ -190,13 +190,11 @@ def _explained(url: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ModelUnavailableError(f"{url}: no such bucket or path") from None
     except (BotoCoreError, ClientError, TimeoutError, ConnectionError) as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelUnavailableError(f"{url}: cannot be reached: {why}") from None
+        raise ModelUnavailableError(f"{url}: cannot be reached: {one_line(error)}") from None
     except OSError as error:
         if error.filename:
             raise
-        why = " ".join(str(error).split())[:300]
-        raise ModelUnavailableError(f"{url}: cannot be read: {why}") from None
+        raise ModelUnavailableError(f"{url}: cannot be read: {one_line(error)}") from None
 
 
 def _is_step(name: str) -> bool:
@@ -204,52 +202,52 @@ def _is_step(name: str) -> bool:
 
 
 def _check_listing(directory: Path, shown: Path, objects: Objects) -> None:
-    """Compare the bucket's list with the manifest: half an upload is not worth a download."""
+    """Compare the bucket's listing with the manifest, to detect an incomplete upload early."""
     try:
         files = read_manifest(directory).files
     except InvalidCheckpointError as error:
         raise InvalidCheckpointError(str(error).replace(str(directory), str(shown))) from None
     for name, entry in files.items():
-        found = objects.get(name)
-        if found is None:
-            raise InvalidCheckpointError(f"{shown}/{name}: missing: not all uploaded yet?")
-        if found.size != entry.size:
+        item = objects.get(name)
+        if item is None:
+            raise InvalidCheckpointError(f"{shown}/{name}: missing: upload not complete?")
+        if item.size != entry.size:
             raise InvalidCheckpointError(
-                f"{shown}/{name}: {found.size} bytes, the manifest says {entry.size}"
+                f"{shown}/{name}: {item.size} bytes, the manifest says {entry.size}"
             )
     for name in sorted(objects.keys() - files.keys() - {MANIFEST}):
         raise InvalidCheckpointError(f"{shown}/{name}: is not in the manifest")
 
 
-def _good_copy(local: Path, verify: Callable[[Path], VerifiedModel]) -> VerifiedModel | None:
-    """An earlier copy, unless it was spoilt since."""
+def _intact_copy(local: Path, verify: Callable[[Path], VerifiedModel]) -> VerifiedModel | None:
+    """The model if an earlier copy of it still verifies; otherwise None."""
     try:
         return verify(local)
     except (InvalidCheckpointError, OSError):
         return None
 
 
-def _private(cache_dir: str | None) -> Path:
-    """The cache's directory, which nobody else can change."""
+def _cache_root(cache_dir: str | None) -> Path:
+    """The cache directory, which no other user may be able to change."""
     if cache_dir is not None:
-        return _made(Path(cache_dir))
+        return _make_directory(Path(cache_dir))
     directory = Path(tempfile.gettempdir()) / f"trainyard-models-{os.getuid()}"
-    _made(directory)
+    _make_directory(directory)
     status = directory.lstat()
     if directory.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ModelUnavailableError(
-            f"{directory}: others may change it: remove it, or choose another with --cache-dir"
+            f"{directory}: other users may change it: remove it, or choose another with --cache-dir"
         )
     return directory
 
 
-def _made(directory: Path) -> Path:
+def _make_directory(directory: Path) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory
 
 
 def _remove_superseded(home: Path, newest: Path) -> None:
-    """Keep the newest copies; those of models in memory may go, they have been read."""
+    """Keep only the newest copies; models in memory do not need theirs any more."""
     os.utime(newest)
     copies = sorted(
         (path for path in home.iterdir() if not path.name.startswith(".tmp-")),
@@ -257,6 +255,6 @@ def _remove_superseded(home: Path, newest: Path) -> None:
         reverse=True,
     )
     abandoned = time.time() - ABANDONED_SECONDS
-    halves = (path for path in home.glob(".tmp-*") if path.stat().st_mtime < abandoned)
-    for path in [*copies[KEEP_COPIES:], *halves]:
+    partial_copies = (path for path in home.glob(".tmp-*") if path.stat().st_mtime < abandoned)
+    for path in [*copies[KEEP_COPIES:], *partial_copies]:
         shutil.rmtree(path, ignore_errors=True)

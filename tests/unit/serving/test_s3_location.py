@@ -12,9 +12,9 @@ from tests.ports import free_port
 from tests.unit.serving.test_follower import Followed, publish
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.places import newest_good, place_of
-from trainyard_serving.settings import Source
-from trainyard_serving.verified import VerifiedModel
+from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.model_store.verified import VerifiedModel
+from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import digest
 
 moto_server = pytest.importorskip("moto.server", reason="the dev extra is not installed")
@@ -72,8 +72,8 @@ def bucket(
 
 
 def found(tmp_path: Path, **source: Any) -> tuple[VerifiedModel, list[str]]:
-    settings = Source.model_validate({"cache_dir": str(tmp_path / "cache"), **source})
-    return newest_good(place_of(settings))
+    settings = ModelSource.model_validate({"cache_dir": str(tmp_path / "cache"), **source})
+    return newest_verified(location_of(settings))
 
 
 def reason(tmp_path: Path, **source: Any) -> str:
@@ -87,7 +87,7 @@ def model(tmp_path: Path, step: int, weights: str = "weights") -> Path:
     return publish(tmp_path / "run", step, weights)
 
 
-def test_the_newest_whole_model_is_copied_and_verified(bucket: Bucket, tmp_path: Path) -> None:
+def test_the_newest_complete_model_is_copied_and_verified(bucket: Bucket, tmp_path: Path) -> None:
     whole, partial = model(tmp_path, 100), model(tmp_path, 200)
     bucket.upload(whole, f"run/{MODELS}/{step_name(100)}")
     bucket.upload(partial, f"run/{MODELS}/{step_name(200)}", ["model.safetensors"])
@@ -96,7 +96,7 @@ def test_the_newest_whole_model_is_copied_and_verified(bucket: Bucket, tmp_path:
     assert (got.step, got.digest) == (100, digest(whole))
     assert got.path.is_relative_to(tmp_path / "cache")
     url = f"s3://models/run/{MODELS}/{step_name(200)}"
-    assert refused == [f"{url}: no {MANIFEST}: not all uploaded yet?"]
+    assert refused == [f"{url}: no {MANIFEST}: upload not complete?"]
 
     bucket.upload(partial, f"run/{MODELS}/{step_name(200)}", [MANIFEST])
     assert found(tmp_path, **source)[0].step == 200
@@ -104,13 +104,13 @@ def test_the_newest_whole_model_is_copied_and_verified(bucket: Bucket, tmp_path:
     assert "no model of step 7" in reason(tmp_path, step=7, **source)
     one, _ = found(tmp_path, model=f"s3://models/run/{MODELS}/{step_name(100)}/")
     assert one.digest == digest(whole)
-    assert "nothing is there" in reason(tmp_path, model="s3://models/gone")
+    assert "no such model" in reason(tmp_path, model="s3://models/gone")
     assert "names no bucket" in reason(tmp_path, model="s3://")
     other = "sha256:" + "0" * 64
     assert f"not {other}" in reason(tmp_path, digest=other, **source)
 
 
-def test_what_does_not_fit_its_manifest_is_refused_under_its_own_name(
+def test_a_model_that_differs_from_its_manifest_is_refused_by_its_url(
     bucket: Bucket, tmp_path: Path
 ) -> None:
     path = f"run/{MODELS}/{step_name(1)}"
@@ -140,7 +140,7 @@ def test_a_plain_model_needs_no_manifest(bucket: Bucket, tmp_path: Path) -> None
     assert (got.path / "config.json").read_text() == "{}"
 
 
-def test_a_copy_is_used_again_unless_it_was_spoilt(bucket: Bucket, tmp_path: Path) -> None:
+def test_an_intact_copy_is_reused(bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
     first, _ = found(tmp_path, run_dir="s3://models/run")
     inode = (first.path / "model.safetensors").stat().st_ino
@@ -151,7 +151,7 @@ def test_a_copy_is_used_again_unless_it_was_spoilt(bucket: Bucket, tmp_path: Pat
     assert (mended.path / "model.safetensors").read_text() == "weights"
 
 
-def test_a_run_is_followed_and_old_copies_go(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_run_is_followed_and_old_copies_are_removed(bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload(model(tmp_path, 1, "one"), f"run/{MODELS}/{step_name(1)}")
     followed = Followed(run_dir="s3://models/run", cache_dir=str(tmp_path / "cache"))
     followed.follower.start()
@@ -187,7 +187,7 @@ def nobody_there(patch: pytest.MonkeyPatch) -> None:
         ("s3://models/run", nobody_there, "cannot be reached"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_errors_are_one_line(
     bucket: Bucket,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -209,5 +209,5 @@ def test_a_shared_cache_directory_is_not_trusted(
     (tmp_path / f"trainyard-models-{os.getuid()}").mkdir()
     (tmp_path / f"trainyard-models-{os.getuid()}").chmod(0o777)
     bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
-    with pytest.raises(ModelUnavailableError, match="others may change it"):
-        newest_good(place_of(Source(run_dir="s3://models/run")))
+    with pytest.raises(ModelUnavailableError, match="other users may change it"):
+        newest_verified(location_of(ModelSource(run_dir="s3://models/run")))

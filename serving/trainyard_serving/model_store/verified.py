@@ -1,25 +1,39 @@
-"""A model directory whose every file has been checked; reads directories, never weights."""
+"""A model directory in which every file has been verified; weights are not loaded here."""
 
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
+from trainyard_api.base import Model
 from trainyard_api.checkpoint import MANIFEST, MODELS, Manifest
-from trainyard_serving.backend import Served
+from trainyard_api.golden import InvalidGoldenError, read_golden
+from trainyard_serving.errors import BadModelError
 from trainyard_storage.checkpoints import InvalidCheckpointError, describe_files, digest, verify
+
+G = TypeVar("G", bound=Model)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Identifies the model that answers requests."""
+
+    run: str
+    step: int | None  # None for a plain Hugging Face directory, which no run made
+    digest: str
 
 
 @dataclass(frozen=True)
 class VerifiedModel:
-    """A model directory that is whole.
+    """A complete model directory.
 
     Attributes:
         path: the directory, on this machine.
-        run: the run that made it; a plain directory's own name.
+        run: the run that made it; for a plain directory, the directory's name.
         step: the run's step; None for a plain directory.
-        digest: `sha256:HEX` that names every byte of it.
-        created: when it was made (aware).
+        digest: `sha256:HEX`, which identifies every byte of it.
+        created: when it was made (timezone-aware).
         manifest: None for a plain directory.
     """
 
@@ -31,14 +45,14 @@ class VerifiedModel:
     manifest: Manifest | None = None
 
     @property
-    def served(self) -> Served:
-        return Served(self.run, self.step, self.digest)
+    def served(self) -> ServedModel:
+        return ServedModel(self.run, self.step, self.digest)
 
 
 def verify_model(directory: Path) -> VerifiedModel:
-    """`directory` as a model, every file's sha256 checked against its manifest.
+    """Check the sha256 of every file in `directory` against its manifest.
 
-    A file the manifest does not name is refused too: a loader might read it.
+    A file that is not in the manifest is refused too, because a loader might read it.
     Raises InvalidCheckpointError.
     """
     if not directory.is_dir():
@@ -59,9 +73,9 @@ def verify_model(directory: Path) -> VerifiedModel:
 
 
 def describe_plain(directory: Path) -> VerifiedModel:
-    """A Hugging Face directory that no run made: it has no manifest to be checked against.
+    """Describe a Hugging Face directory that no run made and that has no manifest.
 
-    Its digest is the sha256 of its files' names and sha256s, so that a pinned digest checks it.
+    Its digest is the sha256 of its files' names and sha256s, so a pinned digest verifies it.
     Raises InvalidCheckpointError.
     """
     if not (directory / "config.json").is_file():
@@ -80,3 +94,14 @@ def describe_plain(directory: Path) -> VerifiedModel:
         f"sha256:{hashlib.sha256(names.encode()).hexdigest()}",
         datetime.fromtimestamp(newest, UTC),
     )
+
+
+def golden_request(source: VerifiedModel, kind: type[G]) -> G | None:
+    """The golden request that was exported with a model; None if there is none.
+
+    Raises BadModelError when it cannot be read.
+    """
+    try:
+        return read_golden(source.path, kind)
+    except InvalidGoldenError as error:
+        raise BadModelError(str(error)) from None

@@ -14,15 +14,14 @@ from transformers import MistralConfig, MistralForCausalLM
 from tests.support.serving.completions import text_of, write
 from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt
 from trainyard_serving.errors import QueueFullError
-from trainyard_serving.generate.completion import Chunk, Sampling
-from trainyard_serving.generate.job import Job, JobFailedError
+from trainyard_serving.generate.engine import Chunk, SamplingOptions
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.generate.padded_cache import PaddedCache
-from trainyard_serving.generate.worker import Worker
+from trainyard_serving.generate.token_model import PaddedCache
+from trainyard_serving.generate.worker import Job, JobFailedError, Worker
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.verified import describe_plain
+from trainyard_serving.model_store.verified import describe_plain
 
-ENDLESS = Sampling(max_tokens=10**9, seed=1)
+ENDLESS = SamplingOptions(max_tokens=10**9, seed=1)
 TO_BE, OR_NOT = "To be, or not", "to be"
 
 
@@ -50,11 +49,13 @@ async def working(max_queue: int = 8, max_batch_size: int = 4) -> AsyncIterator[
 
 
 def submit(worker: Worker, model: LanguageModel, *prompts: str, **sampling: Any) -> Job:
-    return worker.submit(model, [model.encode(prompt) for prompt in prompts], Sampling(**sampling))
+    return worker.submit(
+        model, [model.encode(prompt) for prompt in prompts], SamplingOptions(**sampling)
+    )
 
 
 async def chunks_of(job: Job) -> list[Chunk]:
-    return [chunk async for chunk in job.results()]
+    return [chunk async for chunk in job.chunks()]
 
 
 async def text(job: Job) -> str:
@@ -74,10 +75,10 @@ def largest_batch(worker: Worker) -> int:
 
 async def begun(job: Job) -> None:
     """Wait until the text is being written."""
-    await anext(job.results())
+    await anext(job.chunks())
 
 
-async def test_texts_join_and_leave_at_any_token_and_stay_what_they_are_alone(
+async def test_texts_join_and_leave_the_batch_unchanged(
     model: LanguageModel,
 ) -> None:
     asked: list[dict[str, Any]] = [
@@ -95,7 +96,7 @@ async def test_texts_join_and_leave_at_any_token_and_stay_what_they_are_alone(
     assert texts == [alone(model, TO_BE, **sampling) for sampling in asked]
 
 
-async def test_the_prompts_of_a_request_are_written_together(model: LanguageModel) -> None:
+async def test_the_prompts_of_a_request_are_generated_together(model: LanguageModel) -> None:
     prompts = [TO_BE, OR_NOT, "a", "b", "c", "d"]  # more than there are places
     async with working(max_queue=1) as worker:
         chunks = await chunks_of(submit(worker, model, *prompts, max_tokens=9, seed=2))
@@ -107,7 +108,7 @@ async def test_the_prompts_of_a_request_are_written_together(model: LanguageMode
         assert [chunk.finish_reason for chunk in own][-1] == "length"
 
 
-async def test_a_newcomer_is_answered_before_the_long_text_beside_it(model: LanguageModel) -> None:
+async def test_a_short_text_ends_before_an_earlier_long_one(model: LanguageModel) -> None:
     async with working() as worker:
         long = worker.submit(model, [model.encode("a")], ENDLESS)
         await begun(long)
@@ -115,7 +116,7 @@ async def test_a_newcomer_is_answered_before_the_long_text_beside_it(model: Lang
         await begun(long)  # still being written
 
 
-async def test_the_queue_is_bounded_and_a_cancelled_job_gives_its_place_back(
+async def test_the_queue_is_bounded_and_a_cancelled_job_leaves_it(
     model: LanguageModel,
 ) -> None:
     async with working(max_queue=2, max_batch_size=1) as worker:
@@ -133,13 +134,13 @@ async def test_the_queue_is_bounded_and_a_cancelled_job_gives_its_place_back(
         assert await text(last) == alone(model, "b", max_tokens=2, seed=3)
 
 
-async def test_who_leaves_the_batch_changes_nothing_for_the_others(model: LanguageModel) -> None:
+async def test_cancelling_texts_does_not_change_the_others(model: LanguageModel) -> None:
     async with working() as worker:
         leaving = [worker.submit(model, [model.encode(p)], ENDLESS) for p in ("a", TO_BE)]
         for job in leaving:
             await begun(job)
         staying = submit(worker, model, OR_NOT, max_tokens=30, seed=4)
-        results = staying.results()
+        results = staying.chunks()
         chunks = [await anext(results)]
         for job in leaving:
             job.cancel()
@@ -157,23 +158,23 @@ async def test_a_request_that_fails_fails_alone(model: LanguageModel) -> None:
         assert await text(good) == alone(model, TO_BE, max_tokens=30, seed=4)
 
 
-async def test_a_failure_of_all_together_ends_all_and_the_next_works(
+async def test_a_failure_of_the_whole_batch_ends_it_and_the_next_works(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def join(*args: object) -> None:
+    def add_row(*args: object) -> None:
         raise MemoryError("boom")
 
     async with working() as worker:
         jobs = [worker.submit(model, [model.encode(p)], ENDLESS) for p in ("a", "b")]
         with monkeypatch.context() as patch:
-            patch.setattr(PaddedCache, "join", join)
+            patch.setattr(PaddedCache, "add_row", add_row)
             for job in jobs:
                 with pytest.raises(JobFailedError):
                     await text(job)
         assert len(await text(submit(worker, model, "b", max_tokens=3, seed=1))) == 3
 
 
-async def test_models_never_mix_and_the_old_one_goes_when_its_texts_have_ended(
+async def test_models_never_mix_and_the_old_one_is_freed_after_its_texts(
     model: LanguageModel, directory: Path
 ) -> None:
     old = LanguageModel.load(describe_plain(directory), "cpu")
@@ -214,7 +215,7 @@ def export_mistral(gpt2: Path, mistral: Path) -> None:
     MistralForCausalLM(config).save_pretrained(mistral)
 
 
-async def test_a_model_that_cannot_be_batched_writes_one_text_at_a_time(
+async def test_a_model_that_cannot_be_batched_generates_one_text_at_a_time(
     directory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     export_mistral(directory, tmp_path)
@@ -231,7 +232,7 @@ async def test_a_model_that_cannot_be_batched_writes_one_text_at_a_time(
     assert "DynamicSlidingWindowLayer" in line
 
 
-async def test_stopping_ends_what_runs_and_what_waits(model: LanguageModel) -> None:
+async def test_stopping_fails_running_and_waiting_jobs(model: LanguageModel) -> None:
     async with working(max_batch_size=1) as worker:
         jobs = [worker.submit(model, [model.encode("a")], ENDLESS) for _ in range(2)]
         await begun(jobs[0])

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from trainyard_serving.generate.text_stream import REPLACEMENT, Detokenizer, StopMatcher
+from trainyard_serving.generate.sequence import REPLACEMENT, Detokenizer, StopMatcher
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -31,7 +31,7 @@ def test_pieces_join_to_the_text(prompt: str, completion: str) -> None:
     assert "".join(stream(prompt, completion)) == completion
 
 
-def test_no_piece_holds_half_a_character() -> None:
+def test_no_piece_has_part_of_a_character() -> None:
     pieces = stream("à la ", "été 日本 🚂!")
     assert not any(REPLACEMENT in piece for piece in pieces)
     assert "🚂" in pieces
@@ -55,24 +55,24 @@ def test_stop_strings_cut_however_the_text_is_split(
 ) -> None:
     matcher, shown, rest = StopMatcher(stops), "", text
     for size in [*sizes, len(text)]:
-        if matcher.hit:
+        if matcher.matched:
             break
         shown += matcher.push(rest[:size])
         rest = rest[size:]
         # The earliest stop string may depend on text still to come only if none is complete.
         assert not any(stop in shown for stop in stops)
-    if not matcher.hit:
+    if not matcher.matched:
         shown += matcher.flush()
-    assert matcher.hit == any(stop in text for stop in stops)
-    if matcher.hit:
+    assert matcher.matched == any(stop in text for stop in stops)
+    if matcher.matched:
         assert any(text.startswith(shown + stop) for stop in stops)
     else:
         assert shown == text
 
 
-def test_nothing_is_held_back_without_need() -> None:
+def test_text_is_held_back_only_while_a_stop_string_may_follow() -> None:
     matcher = StopMatcher(["\n\n"])
     assert matcher.push("one\n") == "one"
     assert matcher.push("two") == "\ntwo"
     assert matcher.push("\n\nthree") == ""
-    assert matcher.hit
+    assert matcher.matched

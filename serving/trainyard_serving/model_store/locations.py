@@ -1,4 +1,4 @@
-"""Where models lie: a run's directory, whose newest model is wanted, or one model's directory."""
+"""Locations of models: a run's directory, of which the newest model is served, or one model's."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Protocol
 
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.settings import Source
-from trainyard_serving.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
     UnreadableCheckpointError,
@@ -23,11 +23,11 @@ class Candidate:
     """A model that may be served.
 
     Attributes:
-        name: what messages call it.
-        stamp: changes when any of its files does; cheap to find out.
-        fetch: brings it to this machine and verifies it. Raises InvalidCheckpointError, and
-            ModelUnavailableError when it can't be read at present.
-        alone: the place holds just this one: it is wanted even if it is older than what is served.
+        name: how messages refer to it.
+        stamp: changes whenever one of its files changes; cheap to compute.
+        fetch: copies it to this machine if necessary, and verifies it. Raises
+            InvalidCheckpointError, and ModelUnavailableError when it cannot be read at present.
+        alone: it is the location's only model: serve it even if it is older than the current one.
     """
 
     name: str
@@ -36,37 +36,37 @@ class Candidate:
     alone: bool = False
 
 
-class Place(Protocol):
-    """Somewhere that models are published."""
+class ModelLocation(Protocol):
+    """A directory or bucket in which models are published."""
 
     def candidates(self) -> list[Candidate]:
-        """What there is, newest first, at least one.
+        """The models, newest first; at least one.
 
-        Raises ModelUnavailableError saying why there is none.
+        Raises ModelUnavailableError, which says why there is none.
         """
 
 
-def place_of(source: Source) -> Place:
-    """The place that the settings name."""
+def location_of(source: ModelSource) -> ModelLocation:
+    """The location that the settings name."""
     url = source.run_dir or source.model
     if url is not None and url.startswith("s3://"):
-        from trainyard_serving.s3_place import S3Place
+        from trainyard_serving.model_store.s3 import S3Location
 
         alone = source.run_dir is None
-        return S3Place(url, alone, source.step, source.digest, source.cache_dir)
+        return S3Location(url, alone, source.step, source.digest, source.cache_dir)
     if source.run_dir is not None:
         return RunDirectory(Path(source.run_dir), source.step, source.digest)
-    assert source.model is not None  # Source holds exactly one
+    assert source.model is not None  # ModelSource has exactly one
     return ModelDirectory(Path(source.model), source.digest)
 
 
-def newest_good(place: Place) -> tuple[VerifiedModel, list[str]]:
-    """The newest model that verifies, and why newer ones were refused.
+def newest_verified(location: ModelLocation) -> tuple[VerifiedModel, list[str]]:
+    """The newest model that verifies, and the reasons why newer ones were refused.
 
     Raises ModelUnavailableError.
     """
     refused: list[str] = []
-    for candidate in place.candidates():
+    for candidate in location.candidates():
         try:
             return candidate.fetch(), refused
         except InvalidCheckpointError as error:
@@ -76,7 +76,7 @@ def newest_good(place: Place) -> tuple[VerifiedModel, list[str]]:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The models of a run, or only the one of `step`."""
+    """The models of a run, or only that of `step`."""
 
     path: Path
     step: int | None = None
@@ -89,14 +89,14 @@ class RunDirectory:
             raise _unreadable(error) from None
 
     def _candidates(self) -> list[Candidate]:
-        found = list(steps(self.path / MODELS))
+        directories = list(steps(self.path / MODELS))
         if self.step is not None:
-            found = [directory for directory in found if directory.name == step_name(self.step)]
-        if not found:
-            raise ModelUnavailableError(self._why_nothing_there())
-        return [_candidate(directory, verify_model, self.digest) for directory in found]
+            directories = [path for path in directories if path.name == step_name(self.step)]
+        if not directories:
+            raise ModelUnavailableError(self._why_empty())
+        return [_candidate(directory, verify_model, self.digest) for directory in directories]
 
-    def _why_nothing_there(self) -> str:
+    def _why_empty(self) -> str:
         if not self.path.is_dir():
             return f"{self.path}: no such run directory"
         wanted = "no model yet" if self.step is None else f"no model of step {self.step}"
@@ -123,8 +123,8 @@ class ModelDirectory:
             raise ModelUnavailableError(f"{self.path}: no such directory")
         # `x/models/step-00000100` without its manifest is broken, not plain.
         try:
-            ours = (self.path / MANIFEST).exists() or self.path.resolve().parent.name == MODELS
-            verify = verify_model if ours else describe_plain
+            of_run = (self.path / MANIFEST).exists() or self.path.resolve().parent.name == MODELS
+            verify = verify_model if of_run else describe_plain
             return [_candidate(self.path, verify, self.digest, alone=True)]
         except OSError as error:
             raise _unreadable(error) from None
@@ -133,18 +133,20 @@ class ModelDirectory:
 def _candidate(
     directory: Path,
     verify: Callable[[Path], VerifiedModel],
-    wanted: str | None,
+    expected_digest: str | None,
     alone: bool = False,
 ) -> Candidate:
     def fetch() -> VerifiedModel:
         try:
             model = verify(directory)
-        except UnreadableCheckpointError as error:  # nobody knows whether it is whole
+        except UnreadableCheckpointError as error:  # it may be complete
             raise ModelUnavailableError(str(error)) from None
-        except OSError as error:  # taken away while it was read
+        except OSError as error:  # it was removed while it was read
             raise _unreadable(error) from None
-        if wanted not in (None, model.digest):
-            raise InvalidCheckpointError(f"{directory}: its digest is {model.digest}, not {wanted}")
+        if expected_digest not in (None, model.digest):
+            raise InvalidCheckpointError(
+                f"{directory}: its digest is {model.digest}, not {expected_digest}"
+            )
         return model
 
     return Candidate(str(directory), _stamp(directory), fetch, alone)
@@ -155,12 +157,12 @@ def _unreadable(error: OSError) -> ModelUnavailableError:
 
 
 def _stamp(directory: Path) -> str:
-    """Sizes and times of change of all files."""
+    """A hash of the sizes and modification times of all files."""
     lines = []
     for path in sorted(directory.rglob("*")):
         try:
             stat = path.lstat()
-        except FileNotFoundError:  # another's retention is at work
+        except FileNotFoundError:  # retention has just removed it
             continue
         lines.append(f"{path} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()

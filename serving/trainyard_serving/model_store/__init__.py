@@ -1,0 +1,1 @@
+"""Where models come from: locations, verified copies, and the thread that follows new ones."""
