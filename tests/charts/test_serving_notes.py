@@ -38,7 +38,7 @@ def test_the_command_to_try_is_the_apps(
 ) -> None:
     text = notes(helm, *values)
     assert command(text, "curl")[1] == f"http://127.0.0.1:8000{route}"
-    assert f"(a page is at http://127.0.0.1:8000{page}" in text
+    assert f"(or open http://127.0.0.1:8000{page}" in text
     assert "bard-serving" in command(text, "kubectl -n ml port-forward")[4]
     assert "helm -n ml test bard" in text
 

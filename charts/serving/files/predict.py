@@ -1,4 +1,4 @@
-"""What `helm test` runs: one real prediction through the Service, from the model /ready names."""
+"""The program of `helm test`: one request through the Service, to the model that /ready reports."""
 
 import http.client
 import json
@@ -16,32 +16,32 @@ BOUNDARY = "a-red-square"
 
 
 class Server:
-    """One connection, so that every answer comes from the same pod."""
+    """One connection, so that all responses come from the same pod."""
 
     def __init__(self) -> None:
         host, port = os.environ["HOST"], int(os.environ["PORT"])
         self.connection = http.client.HTTPConnection(host, port, timeout=240)
 
     def ready(self) -> dict[str, Any]:
-        """What /ready says. Raises ConnectionError while it says no."""
+        """The response of /ready. Raises ConnectionError while the server is not ready."""
         status, _, answer = self.call("GET", "/ready")
         if status != 200:
             raise ConnectionError(answer.get("reason", answer))
         return answer
 
     def predict(self, path: str, body: bytes, kind: str = "application/json") -> dict[str, Any]:
-        """The answer, from the model that is ready before and after it."""
+        """The response, if the same model is ready before and after it."""
         before = self.ready().get("digest")
         status, digest, answer = self.call("POST", path, body, kind)
         assert status == 200, f"{status}: {answer}"
         if not before == digest == self.ready().get("digest"):
-            raise ConnectionError(f"a newer model came: {before}, {digest}")
+            raise ConnectionError(f"the model has changed: {before}, {digest}")
         return answer
 
     def call(
         self, method: str, path: str, body: bytes = b"", kind: str = ""
     ) -> tuple[int, str | None, dict[str, Any]]:
-        """Status, the digest in the header, JSON."""
+        """The status, the digest in the header, and the JSON."""
         headers = {"content-type": kind} if kind else {}
         headers |= {"authorization": f"Bearer {KEY}"} if KEY else {}
         self.connection.request(method, path, body or None, headers)
@@ -51,7 +51,7 @@ class Server:
 
 
 def generate(server: Server) -> str:
-    """OpenAI's completions."""
+    """A completion by OpenAI's API."""
     body = {"prompt": ASK, "max_tokens": 32, "seed": 0}
     text = server.predict("/v1/completions", json.dumps(body).encode())["choices"][0]["text"]
     assert text, "the completion is empty"
@@ -63,12 +63,14 @@ def classify(server: Server) -> str:
     answer = server.predict("/predict", json.dumps({"text": ASK}).encode())
     probabilities = answer["probs"]
     assert abs(sum(probabilities.values()) - 1) < 0.01, f"no probabilities: {probabilities}"
-    assert answer["confidence"] == max(probabilities.values()), f"not the likeliest: {answer}"
+    assert answer["confidence"] == max(probabilities.values()), (
+        f"not the most likely class: {answer}"
+    )
     return f"{answer['label']!r} with confidence {answer['confidence']:.2f}"
 
 
 def vision(server: Server) -> str:
-    """A question about an uploaded picture."""
+    """A question about an uploaded image."""
     disposition = "Content-Disposition: form-data; name="
     body = b"\r\n".join(
         [
@@ -98,7 +100,7 @@ def red_square() -> bytes:
 
 
 def main() -> None:
-    """One line that says what was asked and answered, or an exit status of 1."""
+    """Print one line with the answer, or exit with status 1."""
     app = {"generate": generate, "classify": classify, "vision": vision}[os.environ["APP"]]
     run = os.environ.get("RUN")
     while True:

@@ -1,4 +1,4 @@
-{{/* Values that don't fit together: each is refused with what to change. */}}
+{{/* Refuses values that do not fit together, and says what to change. */}}
 {{- define "serving.check" -}}
 {{- $v := .Values -}}
 {{- $engine := include "serving.engine" . -}}
@@ -20,15 +20,15 @@
 {{- fail "run: no recipe trains a vision-language model: set model instead" -}}
 {{- end -}}
 {{- if and $v.model $v.runDirectory -}}
-{{- fail "runDirectory: belongs to run: put the path into model" -}}
+{{- fail "runDirectory: applies only to run: put the path into model" -}}
 {{- end -}}
 {{- if and $v.model (not (kindIs "invalid" $v.step)) -}}
-{{- fail "step: belongs to run: name the step's directory in model" -}}
+{{- fail "step: applies only to run: put the step's directory into model" -}}
 {{- end -}}
 
 {{- $source := include "serving.source" . -}}
 {{- if and $v.claimName (eq $source "s3") -}}
-{{- fail "claimName: the model lies at s3://: leave claimName empty" -}}
+{{- fail "claimName: the model is at s3://: leave claimName empty" -}}
 {{- end -}}
 {{- if and (eq $source "claim") (hasPrefix "/" $v.model) -}}
 {{- fail (printf "model: %s: give the path on the claim %s without the leading /" $v.model $v.claimName) -}}
@@ -38,16 +38,16 @@
 {{- fail (printf "model: %s: only engine sglang fetches from the Hub; for a path on a volume, set claimName" $v.model) -}}
 {{- end -}}
 {{- if not (regexMatch "^[A-Za-z0-9][\\w.-]*(/[A-Za-z0-9][\\w.-]*)?$" $v.model) -}}
-{{- fail (printf "model: %s is no Hub id; for a path on a volume, set claimName" $v.model) -}}
+{{- fail (printf "model: %s is not a Hub id; for a path on a volume, set claimName" $v.model) -}}
 {{- end -}}
 {{- if $v.digest -}}
-{{- fail "digest: a model of the Hub is not checked against a digest: pin its commit by sglang.revision" -}}
+{{- fail "digest: a model from the Hub is not checked against a digest: pin its commit with sglang.revision" -}}
 {{- end -}}
 {{- else if $v.sglang.revision -}}
-{{- fail "sglang.revision: belongs to a Hub id: pin this model by digest or step" -}}
+{{- fail "sglang.revision: applies only to a Hub id: pin this model by digest or step" -}}
 {{- end -}}
 {{- if and (ne $source "s3") (or $v.s3.secretName $v.s3.endpoint) -}}
-{{- fail "s3: belongs to a model at s3://: leave s3.secretName and s3.endpoint empty" -}}
+{{- fail "s3: applies only to a model at s3://: leave s3.secretName and s3.endpoint empty" -}}
 {{- end -}}
 
 {{- $known := get (include "serving.settingsOf" . | fromYaml) $v.app -}}
@@ -70,24 +70,24 @@
 {{- if not (include "serving.apiKeySecret" .) -}}
 {{- range $key := list "protectHealth" "protectMetrics" -}}
 {{- if get $v.settings $key -}}
-{{- fail (printf "settings.%s: protects nothing without a key: set apiKey.value or apiKey.existingSecret" $key) -}}
+{{- fail (printf "settings.%s: has no effect without a key: set apiKey.value or apiKey.existingSecret" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if and $v.metrics.serviceMonitor.enabled $v.settings.protectMetrics (contains "," $v.apiKey.value) -}}
-{{- fail "metrics.serviceMonitor: Prometheus would send all of apiKey.value as one key: put a single key there" -}}
+{{- fail "metrics.serviceMonitor: Prometheus would send apiKey.value as one key: use a single key" -}}
 {{- end -}}
 
 {{- if eq $v.autoscaling.kind "cpu" -}}
 {{- if eq $engine "sglang" -}}
-{{- fail "autoscaling.kind: cpu says nothing about a GPU's load: set it to queue" -}}
+{{- fail "autoscaling.kind: cpu does not measure a GPU's load: use queue" -}}
 {{- end -}}
 {{- if not (get (default dict $v.resources.requests) "cpu") -}}
-{{- fail "autoscaling.kind: cpu is measured against resources.requests.cpu: set that" -}}
+{{- fail "autoscaling.kind: cpu needs resources.requests.cpu, of which it is a percentage" -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq $v.autoscaling.kind "queue") (not $v.autoscaling.queue.serverAddress) -}}
-{{- fail "autoscaling.queue.serverAddress: name the Prometheus that KEDA asks, for example http://prometheus-operated.monitoring:9090" -}}
+{{- fail "autoscaling.queue.serverAddress: set the address of Prometheus for KEDA, for example http://prometheus-operated.monitoring:9090" -}}
 {{- end -}}
 {{- if gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas) -}}
 {{- fail (printf "autoscaling: minReplicas %v is more than maxReplicas %v" $v.autoscaling.minReplicas $v.autoscaling.maxReplicas) -}}

@@ -1,4 +1,4 @@
-{{/* Names end in -serving: a run owns a Service of its own name. */}}
+{{/* Names end in -serving, because a run has a Service with its own name. */}}
 {{- define "serving.fullname" -}}
 {{- $name := default "serving" .Values.nameOverride -}}
 {{- if .Values.fullnameOverride -}}
@@ -36,12 +36,12 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- default (ternary "sglang" "torch" (eq .Values.app "vision")) .Values.engine -}}
 {{- end -}}
 
-{{/* The port of the container: each app's own default. */}}
+{{/* The container's port: the default of the app. */}}
 {{- define "serving.port" -}}
 {{- ternary 7860 8000 (eq .Values.app "classify") -}}
 {{- end -}}
 
-{{/* The least number of pods there are. */}}
+{{/* The smallest number of pods. */}}
 {{- define "serving.replicas" -}}
 {{- ternary .Values.replicas .Values.autoscaling.minReplicas (eq .Values.autoscaling.kind "none") -}}
 {{- end -}}

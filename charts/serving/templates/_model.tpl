@@ -1,9 +1,9 @@
-{{/* Where the model lies and how the programs are told of it. */}}
+{{/* Where the model is, and the programs' flags for it. */}}
 
 {{/* claim, s3 or hub. */}}
 {{- define "serving.source" -}}
-{{- $place := ternary .Values.runDirectory .Values.model (ne .Values.run "") -}}
-{{- if hasPrefix "s3://" $place -}}
+{{- $path := ternary .Values.runDirectory .Values.model (ne .Values.run "") -}}
+{{- if hasPrefix "s3://" $path -}}
 s3
 {{- else if or .Values.run .Values.claimName -}}
 claim
@@ -12,7 +12,7 @@ hub
 {{- end -}}
 {{- end -}}
 
-{{/* What is served, in a word, for people. */}}
+{{/* A description of the model for people. */}}
 {{- define "serving.modelTitle" -}}
 {{- if .Values.run -}}
 {{- if not (kindIs "invalid" .Values.step) -}}
@@ -47,14 +47,14 @@ step {{ int64 .Values.step }} of run {{ .Values.run }}
 {{- toJson $flags -}}
 {{- end -}}
 
-{{/* Whether the app itself reads the model's files: to compute, or to know its digest. */}}
+{{/* Whether the app itself reads the model's files: to compute, or to determine the digest. */}}
 {{- define "serving.appReadsModel" -}}
 {{- if and (ne .Values.app "vision") (ne (include "serving.source" .) "hub") -}}
 true
 {{- end -}}
 {{- end -}}
 
-{{/* Flags that tell the app of its engine and its model, as a list. */}}
+{{/* Flags for the app's engine and model, as a list. */}}
 {{- define "serving.appFlags" -}}
 {{- $flags := list -}}
 {{- if and (ne (include "serving.engine" .) "torch") (ne .Values.app "vision") -}}
@@ -71,12 +71,12 @@ true
 {{- toJson $flags -}}
 {{- end -}}
 
-{{/* Where SGLang finds the model: a Hub id, or the link that the verify container makes. */}}
+{{/* Where SGLang finds the model: a Hub id, or the link that the verify container creates. */}}
 {{- define "serving.sglangModel" -}}
 {{- ternary .Values.model "/models/current" (eq (include "serving.source" .) "hub") -}}
 {{- end -}}
 
-{{/* The name that SGLang and its clients call the model by. */}}
+{{/* The model's name for SGLang and its clients. */}}
 {{- define "serving.modelName" -}}
 {{- $settings := .Values.settings -}}
 {{- $given := ternary $settings.modelName $settings.servedModelName (eq .Values.app "vision") -}}

@@ -1,4 +1,4 @@
-{{/* The keys of `settings` that each app has; a test compares them with the program's. */}}
+{{/* The keys of `settings` for each app; a test compares them with the program's. */}}
 {{- define "serving.settingsOf" -}}
 generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, servedModelName, threads]
 classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, threads]
@@ -11,7 +11,7 @@ vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeco
 {{- if not (kindIs "invalid" $value) }}
 {{- $text := toString $value }}
 {{- if kindIs "slice" $value }}{{ $text = join "," $value }}{{ end }}
-{{- /* Numbers of a values file are floats, which would be written 1.048576e+06. */}}
+{{- /* Numbers in a values file are floats, which would be rendered as 1.048576e+06. */}}
 {{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ $text = toString (int64 $value) }}{{ end }}
 - {name: TRAINYARD_SERVING_{{ snakecase $key | upper }}, value: {{ $text | quote }}}
 {{- end }}
@@ -35,7 +35,7 @@ vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeco
 {{- end -}}
 {{- end -}}
 
-{{/* A probe of the kubelet's; where the path asks for the key, only a program in the pod can send it. */}}
+{{/* A probe. If its path requires the key, a program in the pod has to send it. */}}
 {{- define "serving.probe" -}}
 {{- if .root.Values.settings.protectHealth -}}
 exec:
@@ -45,7 +45,7 @@ httpGet: {path: {{ .path }}, port: http}
 {{- end -}}
 {{- end -}}
 
-{{/* Ports on the internet that the pod asks: of pictures' addresses, and of the Hub. */}}
+{{/* Ports on the internet that the pod may reach: of image URLs, and of the Hub. */}}
 {{- define "serving.outsidePorts" -}}
 {{- if eq .Values.app "vision" -}}
 {{ default "80,443" .Values.settings.allowedPorts }}{{ if eq (include "serving.source" .) "hub" }},443{{ end }}

@@ -1,7 +1,7 @@
 {{/*
-SGLang as a sidecar: it is up before the gateway starts and is told to end after the gateway has
-drained. It listens on loopback only, where the kubelet's httpGet doesn't reach: its probes are
-programs in its own container.
+SGLang as a sidecar: it starts before the gateway and is terminated after the gateway has drained.
+It listens on loopback only, which the kubelet's httpGet cannot reach, so its probes are programs in
+its container.
 */}}
 {{- define "serving.sglang" -}}
 {{- $v := .Values -}}
@@ -30,7 +30,7 @@ programs in its own container.
     {{- end }}
   env:
     - {name: HOME, value: /tmp}
-    - {name: USER, value: trainyard}  # PyTorch asks who it is, and the user is in no /etc/passwd
+    - {name: USER, value: trainyard}  # PyTorch looks up the user, who is not in /etc/passwd
     - {name: HF_HOME, value: /models/hub}
     {{- if not $hub }}
     - {name: HF_HUB_OFFLINE, value: "1"}
@@ -47,7 +47,7 @@ programs in its own container.
     {{- include "serving.sglangProbe" (dict "path" "/ready" "seconds" 10) | nindent 4 }}
     periodSeconds: 5
     failureThreshold: {{ divf $v.sglang.startupSeconds 5 | ceil | int }}
-  # /health has SGLang compute a token: a GPU that hangs is found out.
+  # /health makes SGLang compute a token, so a GPU that hangs is detected.
   livenessProbe:
     {{- include "serving.sglangProbe" (dict "path" "/health" "seconds" 25) | nindent 4 }}
     periodSeconds: 30

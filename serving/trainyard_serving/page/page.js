@@ -1,5 +1,5 @@
 "use strict";
-// What the pages to try an app by hand share: the line that says how it goes, the API key, sending.
+// Shared by the apps' pages: the status line, the API key, sending a form.
 
 const KEY = "trainyard-api-key";
 const at = (id) => document.getElementById(id);
@@ -18,8 +18,8 @@ function askForKey() {
   at("key").closest("details").open = true;
 }
 
-// Says what is served, and asks again until it is ready.
-async function look(describe) {
+// Shows which model is served; asks again until the server is ready.
+async function showModel(describe) {
   try {
     const answer = await fetch("ready", { headers: headers() });
     const body = await answer.json();
@@ -28,10 +28,10 @@ async function look(describe) {
   } catch (error) {
     at("served").textContent = "The server does not answer.";
   }
-  setTimeout(look, 2000, describe);
+  setTimeout(showModel, 2000, describe);
 }
 
-// The form's button sends, and so does Ctrl+Enter in `field`.
+// Sends on the form's button and on Ctrl+Enter in `field`.
 function onSend(field, send) {
   at("form").addEventListener("submit", (event) => { event.preventDefault(); send(); });
   field.addEventListener("keydown", (event) => {

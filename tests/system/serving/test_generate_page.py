@@ -17,7 +17,7 @@ from tests.support.serving.servers import loaded
 def test_writes_text(client: httpx.Client, page: Page, tmp_path: Path) -> None:
     page.goto(str(client.base_url))
     page.get_by_label("Prompt").fill("to be")
-    page.get_by_label("Most tokens").fill("8")
+    page.get_by_label("Maximum tokens").fill("8")
     page.get_by_role("button", name="Generate").click()
     expect(page.get_by_role("status")).to_contain_text("8 tokens in")
     expect(page.get_by_label("Chat")).to_be_hidden()  # it has no chat template
@@ -43,7 +43,7 @@ def test_holds_a_conversation_with_a_key(chat: httpx.Client, page: Page, tmp_pat
     page.get_by_label("Key (kept").press("Tab")
     page.get_by_label("Message").fill("Hello")
     page.get_by_label("Instructions").fill("Be kind")
-    page.get_by_label("Most tokens").fill("6")
+    page.get_by_label("Maximum tokens").fill("6")
     page.get_by_label("Message").press("Control+Enter")
     expect(page.get_by_role("status")).to_contain_text("tokens in")
     page.get_by_label("Message").fill("And now?")
@@ -61,6 +61,6 @@ def test_holds_a_conversation_with_a_key(chat: httpx.Client, page: Page, tmp_pat
     expect(page.get_by_label("Message")).to_be_visible()
     page.get_by_label("Plain text").check()
     page.get_by_label("Prompt").fill("to be")
-    page.get_by_label("Most tokens").fill("8")
+    page.get_by_label("Maximum tokens").fill("8")
     page.get_by_role("button", name="Generate").click()
     expect(page.get_by_role("status")).to_contain_text("tokens in")

@@ -34,7 +34,7 @@ def test_answers_about_an_address_and_a_file(
 ) -> None:
     page.goto(str(vision.base_url))
     expect(page.get_by_text("The model is ready.")).to_be_visible()
-    page.get_by_label("Address of a picture").fill("http://web.test/ok.png")
+    page.get_by_label("URL of an image").fill("http://web.test/ok.png")
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_role("status")).to_contain_text("send a valid API key")
 
@@ -42,9 +42,9 @@ def test_answers_about_an_address_and_a_file(
     page.get_by_label("Question").fill("What is it?")
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("region", name="Answer")).to_contain_text("one two three")
-    expect(page.get_by_role("status")).to_contain_text("picture 40 × 20")
+    expect(page.get_by_role("status")).to_contain_text("image 40 × 20")
 
-    page.get_by_label("Address of a picture").fill("http://169.254.169.254/")
+    page.get_by_label("URL of an image").fill("http://169.254.169.254/")
     page.get_by_role("button", name="Ask").click()
     expect(page.get_by_role("status")).to_contain_text("not a public address: link-local")
 
@@ -60,19 +60,19 @@ def test_answers_about_an_address_and_a_file(
     page.dispatch_event("main", "drop", {"dataTransfer": dropped})
     expect(page.get_by_text("dog.png")).to_be_visible()
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_role("status")).to_contain_text("picture 50 × 60")
+    expect(page.get_by_role("status")).to_contain_text("image 50 × 60")
 
     file = {"name": "cat.png", "mimeType": "image/png", "buffer": picture(size=(320, 200))}
-    page.get_by_label("Picture", exact=True).set_input_files(file)  # type: ignore[arg-type]
-    shown = page.get_by_alt_text("The picture you chose")
+    page.get_by_label("Image", exact=True).set_input_files(file)  # type: ignore[arg-type]
+    shown = page.get_by_alt_text("The selected image")
     expect(shown).to_be_visible()
     assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 320
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_role("status")).to_contain_text("picture 320 × 200")
+    expect(page.get_by_role("status")).to_contain_text("image 320 × 200")
     shoot(page, tmp_path, "vision")
     page.set_viewport_size(PHONE)
     assert fits(page)
     page.get_by_role("button", name="Remove").click()
     expect(shown).to_be_hidden()
     page.get_by_role("button", name="Ask").click()
-    expect(page.get_by_role("status")).to_contain_text("Give the address of a picture")
+    expect(page.get_by_role("status")).to_contain_text("Enter the URL of an image")
