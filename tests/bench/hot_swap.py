@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m tests.bench.hot_swap [generate classify] [--swaps 20] [--clients 8]
 
-A server follows a run into which good models and spoilt ones (a flipped byte, a cut file, NaN
+A server follows a run into which intact models and damaged ones (a flipped byte, a cut file, NaN
 weights, a wrong golden request) are published in turn, while clients ask without a pause. Every
 answer is checked against the model that its x-trainyard-digest header names.
 """
@@ -101,13 +101,14 @@ def measure(app: str, num_swaps: int, num_clients: int) -> None:
             took = time.monotonic() - began
     answers = swaps.answers
     print(
-        f"{app}: {num_swaps} models published in {took:.1f} s, {len(swaps.bad)} of them spoilt;"
+        f"{app}: {num_swaps} models published in {took:.1f} s,"
+        f" {len(swaps.damaged)} of them damaged;"
         f" {answers.total():,} requests by {num_clients} clients ({answers.total() / took:.0f}/s)"
     )
     print(f"  failed requests: {len(swaps.failed)}")
-    print(f"  spoilt models refused: {swaps.refused} of {len(swaps.bad)}")
-    print(f"  answers by a spoilt model: {sum(answers[name] for name in swaps.bad)}")
-    print(f"  answers under another model's digest: {len(swaps.untrue)}")
+    print(f"  damaged models refused: {swaps.refused} of {len(swaps.damaged)}")
+    print(f"  answers by a damaged model: {sum(answers[name] for name in swaps.damaged)}")
+    print(f"  answers under another model's digest: {len(swaps.wrong)}")
 
 
 def main() -> None:

@@ -153,7 +153,9 @@ async def _respond(
         if answer is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if body.stream:
-            return _EventStream(_events(answer), resources.pop_all(), headers=answer.headers)
+            return _EventStream(
+                server_sent_events(answer), resources.pop_all(), headers=answer.headers
+            )
         content = await unless_disconnected(request, answer.response())
         if content is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -174,7 +176,8 @@ class _EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
+async def server_sent_events(answer: Answer) -> AsyncIterator[bytes]:
+    """The events of an answer, as bytes of an event stream that ends with [DONE] or an error."""
     try:
         async for event in answer.events():
             yield format_sse_event(data_str=json.dumps(event, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""A tiny chat model: characters, ChatML's turns, and a template that writes them."""
+"""A tiny chat model: characters, ChatML's special tokens, and a template that uses them."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ TEMPLATE = (
 
 def chatml(*turns: tuple[str, str]) -> str:
     """What the template writes, by hand."""
-    said = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-    return said + "<|im_start|>assistant\n"
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return text + "<|im_start|>assistant\n"
 
 
 def export_chat_gpt(directory: Path, seed: int = 7, template: str | None = TEMPLATE) -> None:
@@ -48,6 +48,6 @@ def export_chat_gpt(directory: Path, seed: int = 7, template: str | None = TEMPL
         n_head=2,
         bos_token_id=None,
         eos_token_id=None,  # the template alone says what ends a turn
-        initializer_range=0.1,  # few opinions: it ends its turns now and then
+        initializer_range=0.1,  # logits are close, so that it ends a turn now and then
     )
     GPT2LMHeadModel(config).save_pretrained(directory)

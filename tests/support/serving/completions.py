@@ -1,4 +1,4 @@
-"""A prompt's completion by a loaded model, with nobody beside it."""
+"""A prompt's completion by a loaded model, alone in its batch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A web server on 127.0.0.1 that misbehaves in as many ways as it has paths; standard library."""
+"""A web server on 127.0.0.1 with a path for each kind of misbehaviour; standard library only."""
 
 import gzip
 import io

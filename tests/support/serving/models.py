@@ -58,6 +58,6 @@ def export_char_gpt(directory: Path, eos_token_id: int | None = None) -> None:
         n_head=2,
         bos_token_id=None,
         eos_token_id=eos_token_id,
-        initializer_range=0.3,  # untrained, but with strong opinions
+        initializer_range=0.3,  # untrained, but with distinct logits
     )
     GPT2LMHeadModel(config).save_pretrained(directory)

@@ -16,10 +16,10 @@ WORDS = [f"word{number}" for number in range(200)]
 CONTEXT = 32
 
 
-def write_news_model(directory: Path, seed: int = 0, spoil: Any = None, **manifest: Any) -> None:
+def write_news_model(directory: Path, seed: int = 0, change: Any = None, **manifest: Any) -> None:
     """Export an untrained DistilBERT; its own answers are the truth of its evaluation texts.
 
-    `spoil` changes the model before that.
+    `change` modifies the model before that.
     """
     directory.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
@@ -43,15 +43,15 @@ def write_news_model(directory: Path, seed: int = 0, spoil: Any = None, **manife
         dim=32,
         hidden_dim=64,
         pad_token_id=0,
-        initializer_range=0.3,  # untrained, but with strong opinions
+        initializer_range=0.3,  # untrained, but with distinct logits
         id2label=dict(enumerate(LABELS)),
         label2id={label: number for number, label in enumerate(LABELS)},
         architectures=["DistilBertForSequenceClassification"],
     )
     model = DistilBertForSequenceClassification(config).train(False)
-    if spoil:
+    if change:
         with torch.no_grad():
-            spoil(model)
+            change(model)
     model.save_pretrained(directory)
     choose = random.Random(1)
     texts = [" ".join(choose.choices(WORDS, k=choose.randint(1, 20))) for _ in range(200)]

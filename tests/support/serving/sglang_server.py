@@ -9,7 +9,7 @@ from tests.support.serving.servers import running
 from tests.support.serving.sglang_stand_in import StandIn
 from trainyard_serving import sglang
 
-# On a starved machine a whole SGLang may keep silent for longer than one would in earnest.
+# On a busy machine the stand-in may answer later than a real SGLang would.
 sglang.PROBE_SECONDS = patience.SECONDS
 
 

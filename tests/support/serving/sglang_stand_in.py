@@ -163,8 +163,12 @@ class StandIn:
     async def answer(self, request: Request, body: Sampled, form: "_Form") -> Response:
         self.requests.append(body)
         if self.failure:
-            status, said = self.failure
-            return self.error(status, said) if isinstance(said, str) else JSONResponse(said, status)
+            status, message = self.failure
+            return (
+                self.error(status, message)
+                if isinstance(message, str)
+                else JSONResponse(message, status)
+            )
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             events = self.stream(form, usage)

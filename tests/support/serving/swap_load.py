@@ -1,4 +1,4 @@
-"""Swaps under load: good and spoilt models are published while clients ask without a pause."""
+"""Swaps under load: intact and damaged models are published while clients send requests."""
 
 import asyncio
 import shutil
@@ -19,32 +19,33 @@ from trainyard_api.golden import GOLDEN
 from trainyard_storage.checkpoints import describe_files, digest
 
 WEIGHTS = "model.safetensors"
-SPOILT = ("flipped byte", "cut file", "NaN weights", "wrong golden")
-# A request; what came back besides the HTTP status that shows which model computed it.
+DAMAGES = ("flipped byte", "cut file", "NaN weights", "wrong golden")
+# Sends a request.
 Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
-Tell = Callable[[httpx.Response], str]
+# The text of a response, by which the test recognises the model.
+TextOf = Callable[[httpx.Response], str]
 
 
 @dataclass
 class Swaps:
-    """What the clients saw."""
+    """The results of all clients."""
 
     answers: Counter[str] = field(default_factory=Counter)  # digest -> answers
     failed: list[str] = field(default_factory=list)
-    untrue: list[str] = field(default_factory=list)  # answers under another model's digest
-    bad: list[str] = field(default_factory=list)  # digests of spoilt models
+    wrong: list[str] = field(default_factory=list)  # answers under another model's digest
+    damaged: list[str] = field(default_factory=list)  # digests of damaged models
     refused: int = 0
 
 
-def publish_copy(model: Path, run: Path, step: int, spoil: str | None = None) -> str:
+def publish_copy(model: Path, run: Path, step: int, damage: str | None = None) -> str:
     """Publish a copy of `model` as the run's next one; its digest."""
     hidden, final = run / MODELS / f".tmp-{step}", run / MODELS / step_name(step)
     hidden.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(model, hidden)
     weights = hidden / WEIGHTS
-    if spoil == "NaN weights":
+    if damage == "NaN weights":
         _fill_with_nan(weights)
-    if spoil == "wrong golden":
+    if damage == "wrong golden":
         golden = hidden / GOLDEN
         text = golden.read_text()
         for outputs in ('"topLogits":[[', '"probabilities":[['):
@@ -52,11 +53,11 @@ def publish_copy(model: Path, run: Path, step: int, spoil: str | None = None) ->
         golden.write_text(text)
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=step)
     write_manifest(hidden, step=step, created=created, files=describe_files(hidden))
-    if spoil == "flipped byte":
+    if damage == "flipped byte":
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-    if spoil == "cut file":
+    if damage == "cut file":
         weights.write_bytes(weights.read_bytes()[:-1])
     hidden.rename(final)
     return digest(final)
@@ -77,25 +78,25 @@ async def swap_under_load(
     run: Path,
     models: list[tuple[Path, str]],
     ask: Ask,
-    tell: Tell,
+    text_of: TextOf,
     num_swaps: int,
     num_clients: int,
 ) -> Swaps:
-    """Publish `num_swaps` models, spoilt ones between the good, while clients ask.
+    """Publish `num_swaps` models, alternately intact and damaged, while clients send requests.
 
     Args:
-        models: a model's directory, and what `tell` says of its answers; they take turns.
+        models: a model's directory, and what `text_of` returns for its answers; they take turns.
     """
     swaps = Swaps()
     truth: dict[str, str] = {}
     step = 0
 
-    def publish(spoil: str | None = None) -> str:
+    def publish(damage: str | None = None) -> str:
         nonlocal step
         step += 1
-        directory, said = models[step % len(models)]
-        name = publish_copy(directory, run, step, spoil)
-        truth[name] = said
+        directory, answer = models[step % len(models)]
+        name = publish_copy(directory, run, step, damage)
+        truth[name] = answer
         return name
 
     async def ready() -> dict[str, Any]:
@@ -116,7 +117,7 @@ async def swap_under_load(
         await until_async(answered)
 
     async def all_refused() -> bool:
-        return len((await ready())["refused"]) >= len(swaps.bad)
+        return len((await ready())["refused"]) >= len(swaps.damaged)
 
     async def keep_asking(client: httpx.AsyncClient) -> None:
         while True:
@@ -124,8 +125,8 @@ async def swap_under_load(
             name = response.headers.get("x-trainyard-digest", "")
             if response.status_code != 200:
                 swaps.failed.append(f"{response.status_code}: {response.text[:200]}")
-            elif truth.get(name) != tell(response):
-                swaps.untrue.append(f"{name}: {tell(response)!r}")
+            elif truth.get(name) != text_of(response):
+                swaps.wrong.append(f"{name}: {text_of(response)!r}")
             swaps.answers[name] += 1
 
     limits = httpx.Limits(max_connections=num_clients + 2)
@@ -136,7 +137,7 @@ async def swap_under_load(
         clients = [asyncio.create_task(keep_asking(client)) for _ in range(num_clients)]
         for number in range(num_swaps):
             if number % 2:
-                swaps.bad.append(publish(SPOILT[number // 2 % len(SPOILT)]))
+                swaps.damaged.append(publish(DAMAGES[number // 2 % len(DAMAGES)]))
                 await until_async(all_refused)
             else:
                 newer = publish()

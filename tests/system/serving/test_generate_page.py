@@ -1,4 +1,4 @@
-"""The page to try a language model by hand, in a real browser."""
+"""The page to try a language model, in a real browser."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +49,8 @@ def test_holds_a_conversation_with_a_key(chat: httpx.Client, page: Page, tmp_pat
     page.get_by_label("Message").fill("And now?")
     with page.expect_request("**/v1/chat/completions") as sent:
         page.get_by_role("button", name="Send").click()
-    asked: Any = sent.value.post_data_json
-    roles = [message["role"] for message in asked["messages"]]
+    body: Any = sent.value.post_data_json
+    roles = [message["role"] for message in body["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
     expect(page.get_by_role("log").locator(".turn")).to_have_count(4)
     expect(page.get_by_role("status")).to_contain_text("tokens in")

@@ -1,4 +1,4 @@
-"""The page to ask about a picture, in a real browser."""
+"""The page to ask about an image, in a real browser."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which addresses are public, and which private ones a company may allow."""
+"""Which addresses are public, and which private ones may be allowed."""
 
 from ipaddress import ip_address
 

@@ -20,7 +20,7 @@ from trainyard_serving.vision.app import create_vision_app
 
 KEYS = ["sk-first", "sk-second"]
 HEALTH, METRICS = {"/health", "/ready"}, {"/metrics"}
-# All that anybody may read: pages to try an app and its documentation, which hold nothing of the
+# Open to everyone: the apps' pages and their documentation, which contain no data of the
 # user's and ask for the key themselves. A new route is closed unless it is added here, too.
 PAGES = {"/", "/openapi.json"}
 FILES = ("/docs", "/docs/static", "/static")  # what is below them is public
@@ -44,13 +44,13 @@ apps = pytest.mark.parametrize("name", CLOSED)
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A server with two keys; no model is needed to be turned away."""
+    """A server with two keys; no model is needed to refuse requests."""
     with serving(run_dir=tmp_path_factory.mktemp("run"), api_key=" , ".join(KEYS)) as client:
         yield client
 
 
 def create(name: str, **settings: Any) -> FastAPI:
-    """An app that is never started: it has no model, and needs none to turn strangers away."""
+    """An app that is never started: it has no model, and needs none to refuse requests."""
     match name:
         case "generate":
             return create_generate_app(GenerateSettings(run_dir="nowhere", **settings))
@@ -64,31 +64,31 @@ def create(name: str, **settings: Any) -> FastAPI:
 
 
 def routes(app: FastAPI) -> set[tuple[str, str]]:
-    """Method and path of all that the app answers: its routes, and what its OpenAPI tells of."""
+    """Method and path of all routes, which include all operations of the app's OpenAPI."""
     found = set()
     for route in app.routes:
         assert isinstance(route, Route | Mount), route
         path = route.path + "/x" if isinstance(route, Mount) else route.path
         methods = {"GET"} if isinstance(route, Mount) else route.methods or set()
         found |= {(method, re.sub("{[^}]*}", "x", path)) for method in methods}
-    told = {
+    documented = {
         (method.upper(), re.sub("{[^}]*}", "x", path))
         for path, operations in app.openapi()["paths"].items()
         for method in operations
     }
-    assert told <= found
+    assert documented <= found
     return found
 
 
 async def statuses(app: FastAPI, **headers: str) -> dict[str, set[int]]:
     """Path -> the statuses of its methods' answers, and of methods and paths that aren't there."""
     found: dict[str, set[int]] = {}
-    asked = routes(app) | {("GET", "/nothing"), ("PUT", "/health"), ("POST", "/predict/")}
+    requests = routes(app) | {("GET", "/nothing"), ("PUT", "/health"), ("POST", "/predict/")}
     # Dots lead nowhere: what a prefix opens are files, and no route is behind them.
-    asked |= {("GET", f"{prefix}/%2e%2e/metrics") for prefix in FILES}
+    requests |= {("GET", f"{prefix}/%2e%2e/metrics") for prefix in FILES}
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        for method, path in asked:
+        for method, path in requests:
             response = await client.request(method, path, headers=headers)
             found.setdefault(path, set()).add(response.status_code)
             if response.status_code == 401:

@@ -1,4 +1,4 @@
-"""Texts written together are the texts written alone, whoever joins and leaves beside them."""
+"""A text does not depend on the texts in its batch, whichever join and leave."""
 
 import random
 from functools import cache
@@ -34,7 +34,7 @@ ROPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "initializer_range": 0.3,  # untrained, but with strong opinions
+    "initializer_range": 0.3,  # untrained, but with distinct logits
     "bos_token_id": None,
     "eos_token_id": None,
 }
@@ -106,19 +106,19 @@ def alone(model: TokenModel, prompt: list[int], sampling: SamplingOptions) -> st
 
 @cache
 def pool(name: str) -> tuple[TokenModel, list[tuple[list[int], SamplingOptions, str]]]:
-    """Prompts, how to go on from them, and their texts alone; most slide past the context.
+    """Prompts, options and the texts generated alone; most exceed the context.
 
     In 64 bits rounding decides no token, so that the texts must be the same on every machine.
     """
     model = make(name, torch.float64)
     rng = random.Random(11)
-    asked = []
+    cases = []
     for number in range(8):
         prompt = [rng.randrange(VOCABULARY - 2) for _ in range(rng.choice([1, 5, 13, CONTEXT]))]
         how: dict[str, Any] = {"temperature": 0} if number % 2 else {"seed": number, "top_p": 0.9}
         sampling = SamplingOptions(max_tokens=rng.choice([1, 9, 28, 28]), **how)
-        asked.append((prompt, sampling, alone(model, prompt, sampling)))
-    return model, asked
+        cases.append((prompt, sampling, alone(model, prompt, sampling)))
+    return model, cases
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -127,10 +127,10 @@ def test_a_text_does_not_depend_on_the_texts_in_its_batch(
     name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(batch_module.PREFILL_TOKENS, "cpu", 5)
-    model, asked = pool(name)
+    model, cases = pool(name)
     rng = random.Random(seed)
     batch, collected = Batch(model, rng.randint(2, 6)), Collected()
-    waiting = [(new_sequence(prompt, sampling), text) for prompt, sampling, text in asked]
+    waiting = [(new_sequence(prompt, sampling), text) for prompt, sampling, text in cases]
     rng.shuffle(waiting)
     expected: dict[TextSequence, str] = dict(waiting)
     dropped = set()
@@ -147,7 +147,7 @@ def test_a_text_does_not_depend_on_the_texts_in_its_batch(
         together = max(together, batch.num_decoding)
         collected.add(batch.decode())
         check_bounds(batch)
-    assert together > 1  # there was company
+    assert together > 1  # some tokens were computed together
     assert collected.failed == {}
     assert collected.ended == expected.keys() - dropped
     for sequence, text in collected.texts.items():
@@ -226,10 +226,10 @@ def failing_sampler() -> Sampler:
 
 
 def test_a_text_that_fails_does_not_change_the_others() -> None:
-    model, asked = pool("gpt2")
+    model, cases = pool("gpt2")
     batch, collected = Batch(model, 4), Collected()
-    good = {new_sequence(prompt, sampling): text for prompt, sampling, text in asked[:3]}
-    bad = TextSequence(
+    good = {new_sequence(prompt, sampling): text for prompt, sampling, text in cases[:3]}
+    failing = TextSequence(
         0,
         [1],
         SamplingOptions(max_tokens=99),
@@ -240,17 +240,17 @@ def test_a_text_that_fails_does_not_change_the_others() -> None:
     )
     unreadable = new_sequence([VOCABULARY + 1], SamplingOptions())  # no such token
     first, *others = good
-    for sequence in (first, bad, unreadable, *others):
+    for sequence in (first, failing, unreadable, *others):
         batch.add(sequence)
     while batch.sequences:
         collected.add(batch.prefill())
         collected.add(batch.decode())
-    assert collected.failed.keys() == {bad, unreadable}
+    assert collected.failed.keys() == {failing, unreadable}
     assert {sequence: collected.texts[sequence] for sequence in good} == good
 
 
-class Careless(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
-    """Takes a mask and forgets it."""
+class IgnoringMask(GPT2LMHeadModel):  # type: ignore[no-untyped-call]
+    """Takes an attention mask and ignores it."""
 
     def forward(
         self, *args: Any, attention_mask: Any = None, position_ids: Any = None, **more: Any
@@ -273,8 +273,8 @@ def test_models_that_cannot_be_batched_are_recognised_by_their_class(name: str, 
 
 
 def test_a_model_that_ignores_padding_is_detected_by_a_trial() -> None:
-    careless = TokenModel(Careless(CONFIGS["gpt2"]).train(False), CPU, CONTEXT, VOCABULARY)
-    found = why_not_batchable(careless)
+    ignoring_mask = TokenModel(IgnoringMask(CONFIGS["gpt2"]).train(False), CPU, CONTEXT, VOCABULARY)
+    found = why_not_batchable(ignoring_mask)
     assert found is not None
     assert "differed by" in found
     assert why_not_batchable(make("gpt2")) is None

@@ -1,10 +1,10 @@
 """/v1/chat/completions over real HTTP: the template, the protocol's form, what is refused."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ from tests.support.serving.chat_model import CHAT_CONTEXT, chatml, export_chat_g
 from tests.support.serving.completions import write
 from tests.support.serving.models import write_manifest
 from tests.support.serving.servers import loaded
+from trainyard_serving.generate.app import server_sent_events
 from trainyard_serving.generate.language_model import ChatTemplate, LanguageModel
 from trainyard_serving.model_store.verified import VerifiedModel
 
@@ -88,6 +89,22 @@ def test_a_stream_starts_with_the_role_and_has_the_same_text(chat: httpx.Client)
     assert reasons == [None] * (len(pieces) - 1) + [whole["choices"][0]["finish_reason"]]
     assert usage["choices"] == []
     assert usage["usage"] == whole["usage"]
+
+
+async def test_a_line_separator_does_not_split_an_event() -> None:
+    """U+2028 ends a line for str.splitlines, but not in an event stream."""
+
+    class Answer:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def response(self) -> dict[str, Any]:
+            raise NotImplementedError
+
+        async def events(self) -> AsyncIterator[dict[str, Any]]:
+            yield {"text": "a\u2028b"}
+
+    events = [event.decode() async for event in server_sent_events(Answer())]
+    assert events == ['data: {"text": "a\u2028b"}\n\n', "data: [DONE]\n\n"]
 
 
 def test_limits_stop_and_seed_work_as_for_completions(chat: httpx.Client) -> None:

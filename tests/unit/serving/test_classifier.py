@@ -1,4 +1,4 @@
-"""The classifier by itself: engines agree, and what is not right is refused."""
+"""The classifier by itself: engines agree, and models that fail a check are refused."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def outlier(model: Any) -> None:
 
 
 def test_the_details_show_the_accuracy_of_int8(tmp_path: Path) -> None:
-    write_news_model(tmp_path, spoil=confident)
+    write_news_model(tmp_path, change=confident)
     model = load(tmp_path, engine="onnx", precision="int8")
     assert model.details == {
         "engine": "onnx",
@@ -85,7 +85,7 @@ def test_the_details_show_the_accuracy_of_int8(tmp_path: Path) -> None:
 
 
 def test_fp32_is_served_when_int8_costs_accuracy(tmp_path: Path) -> None:
-    write_news_model(tmp_path, spoil=outlier)
+    write_news_model(tmp_path, change=outlier)
     model = load(tmp_path, engine="onnx", precision="int8")
     assert model.details["precision"] == "fp32"
     assert model.details["note"].startswith("serving fp32: int8 costs ")
@@ -148,7 +148,7 @@ def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:
 
     write_news_model(tmp_path)
     golden = (tmp_path / GOLDEN).read_bytes()
-    write_news_model(tmp_path, spoil=nan)
+    write_news_model(tmp_path, change=nan)
     (tmp_path / GOLDEN).write_bytes(golden)
     write_manifest(tmp_path)
     assert "differ from the trainer's" in refusal(tmp_path)

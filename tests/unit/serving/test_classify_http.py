@@ -140,9 +140,9 @@ def test_requests_beyond_the_queue_are_429_and_the_others_are_answered(
         full = client.post("/predict/batch", json={"texts": ["c", "d"]})
         assert full.status_code == 429
         assert int(full.headers["retry-after"]) >= 1
-        leaver = send(client, "/predict", b'{"text": "e"}')
+        leaving = send(client, "/predict", b'{"text": "e"}')
         until(lambda: "queue_depth 3.0" in client.get("/metrics").text)
-        leaver.close()  # a client that goes away gives its place back
+        leaving.close()  # a client that disconnects leaves the queue
         until(lambda: "queue_depth 2.0" in client.get("/metrics").text)
         third = pool.submit(client.post, "/predict", json={"text": "f"})
         until(lambda: "queue_depth 3.0" in client.get("/metrics").text)

@@ -1,4 +1,4 @@
-"""Following a place: what is swapped in, what is refused, and what can be rolled back to."""
+"""Following a location: what is swapped in, what is refused, and what can be rolled back to."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ class Model:
 
 
 class Followed:
-    """A follower at work, and what it tells the world."""
+    """A running follower and its metrics."""
 
     def __init__(self, **source: Any) -> None:
         self.metrics = Metrics()
@@ -164,15 +164,15 @@ def test_an_invalid_newer_model_is_refused_until_it_is_repaired(
     publish(tmp_path, 1, "one")
     followed = follow(run_dir=tmp_path)
     followed.serves("one")
-    bad = publish(tmp_path, 2, "two" if damage in ("flip", "cut") else damage)
+    damaged = publish(tmp_path, 2, "two" if damage in ("flip", "cut") else damage)
     if damage in ("flip", "cut"):
         # Published whole, damaged at once: what is served in between does not matter here.
-        (bad / WEIGHTS).write_text("twX" if damage == "flip" else "tw")
+        (damaged / WEIGHTS).write_text("twX" if damage == "flip" else "tw")
     followed.refuses(step_name(2))
     followed.polls_again()
     assert followed.swaps("refused") >= 1
-    publish(tmp_path, 2, "mended", minutes=3)
-    followed.serves("mended")
+    publish(tmp_path, 2, "repaired", minutes=3)
+    followed.serves("repaired")
     until(lambda: followed.follower.refused == [])
 
 
@@ -219,7 +219,7 @@ def test_touched_files_are_verified_once_and_do_not_swap_the_model(
 def test_a_directory_that_is_replaced_by_an_older_model_is_followed(
     tmp_path: Path, follow: Any
 ) -> None:
-    """--model names what is wanted: its age is no reason."""
+    """A model named by --model is served even if it is older."""
     newer = publish(tmp_path, 2, "two")
     older = publish(tmp_path, 1, "one")
     link = tmp_path / "wanted"

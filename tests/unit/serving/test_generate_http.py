@@ -218,9 +218,9 @@ def test_metrics_count_what_happened_under_shared_names(client: httpx.Client) ->
     post(client, max_tokens=5, stream=True)
     until(lambda: value(ok) == before[0] + 2)  # counted once the answer is out
     assert value(names.GENERATED_TOKENS.name) == before[1] + 12
-    client.get("/some/path/of/a/stranger")
+    client.get("/some/unknown/path")
     text = client.get("/metrics").text
-    assert "stranger" not in text
+    assert "unknown/path" not in text
     assert re.search(rf'{names.MODEL_INFO.name}{{digest="sha256:\w+",run="shakespeare",', text)
     known = {metric.name for metric in vars(names).values() if isinstance(metric, names.Metric)}
     types = re.findall(r"^# TYPE (\S+) ", text, re.M)

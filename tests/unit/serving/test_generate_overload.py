@@ -1,4 +1,4 @@
-"""Too many requests, clients that leave, and stopping."""
+"""Too many requests, clients that disconnect, and stopping."""
 
 import json
 import re
@@ -61,9 +61,9 @@ def test_a_full_queue_is_a_429_and_disconnecting_makes_room(run_dir: Path) -> No
 def test_disconnecting_cancels_an_answer_that_does_not_stream(run_dir: Path) -> None:
     with loaded(run_dir=run_dir, max_tokens=10**9) as client:
         before = metric(client, "trainyard_serving_generated_tokens_total")
-        leaver = send(client, PATH, json.dumps(ENDLESS).encode())
+        leaving = send(client, PATH, json.dumps(ENDLESS).encode())
         until(lambda: metric(client, "trainyard_serving_generated_tokens_total") > before)
-        leaver.close()
+        leaving.close()
         until(lambda: served(client, 499) == 1)
         assert client.post(PATH, json={"prompt": "a"}).status_code == 200
 

@@ -1,4 +1,4 @@
-"""Twenty swaps under load, half of them of spoilt models: nobody notices, every answer is true."""
+"""Twenty swaps under load, half of them to damaged models: every request gets a right answer."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ REQUEST = {"prompt": "to be", "max_tokens": 8, "temperature": 0}
 
 
 def export(directory: Path, seed: int) -> str:
-    """A model with opinions, and its greedy answer."""
+    """Export a model; returns its greedy answer."""
     directory.mkdir()
     export_trained_gpt(directory, seed, n_layer=1)
     loaded = LanguageModel.load(describe_plain(directory), "cpu")
@@ -39,7 +39,7 @@ async def ask(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/v1/completions", json=REQUEST)
 
 
-def tell(response: httpx.Response) -> str:
+def text_of_response(response: httpx.Response) -> str:
     return str(response.json()["choices"][0]["text"])
 
 
@@ -49,13 +49,15 @@ def test_swaps_fail_no_request_and_every_answer_names_its_model(
     with serving(run_dir=tmp_path, poll_seconds=0.02, max_queue=64) as client:
         base = str(client.base_url)
         swaps = asyncio.run(
-            swap_under_load(base, tmp_path, models, ask, tell, num_swaps=20, num_clients=4)
+            swap_under_load(
+                base, tmp_path, models, ask, text_of_response, num_swaps=20, num_clients=4
+            )
         )
     assert swaps.failed == []
-    assert swaps.untrue == []
-    assert swaps.refused == len(swaps.bad) == 10
-    assert not swaps.answers.keys() & set(swaps.bad)
-    assert len(swaps.answers) == 11  # the first model and ten newer ones, each of them asked
+    assert swaps.wrong == []
+    assert swaps.refused == len(swaps.damaged) == 10
+    assert not swaps.answers.keys() & set(swaps.damaged)
+    assert len(swaps.answers) == 11  # the first model and ten newer ones, each of which answered
 
 
 def test_rollback_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_rollback_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> 
         before = client.post("/v1/completions", json=REQUEST, headers=headers)
         back = client.post("/admin/rollback", headers=headers)
         after = client.post("/v1/completions", json=REQUEST, headers=headers)
-        assert (tell(before), tell(after)) == (models[1][1], models[0][1])
+        assert (text_of_response(before), text_of_response(after)) == (models[1][1], models[0][1])
         digests = [r.headers["x-trainyard-digest"] for r in (before, back, after)]
         assert digests == [second, first, first]
         assert back.json() == {"run": "shakespeare", "step": 1, "digest": first}

@@ -1,4 +1,4 @@
-"""Which model is found, and why another is refused."""
+"""Which model of a location is found, and why others are refused."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,9 @@ def test_the_newest_model_is_found(run: Path) -> None:
     assert refused == []
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "add", "no manifest", "bad manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "remove", "add", "no manifest", "invalid manifest"]
+)
 def test_a_damaged_model_is_skipped_and_named(run: Path, damage: str) -> None:
     newest = run / MODELS / step_name(200)
     weights = newest / "model.safetensors"
@@ -61,7 +63,7 @@ def test_a_damaged_model_is_skipped_and_named(run: Path, damage: str) -> None:
             (newest / "adapter_config.json").write_text("{}")
         case "no manifest":
             (newest / MANIFEST).unlink()
-        case "bad manifest":
+        case "invalid manifest":
             (newest / MANIFEST).write_text('{"format": 9}')
     model, refused = found(run_dir=run)
     assert model.step == 100

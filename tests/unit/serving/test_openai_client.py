@@ -72,12 +72,12 @@ def test_a_conversation_continues_with_the_clients_message_object(ai: openai.Ope
     first = ai.chat.completions.create(
         model="chat", messages=[{"role": "user", "content": "Hi"}], max_tokens=4, seed=1
     )
-    said = first.choices[0].message
+    message = first.choices[0].message
     second = ai.chat.completions.create(
         model="chat",
         messages=[
             {"role": "user", "content": "Hi"},
-            said,  # type: ignore[list-item]  # the client takes its own answers
+            message,  # type: ignore[list-item]  # the client takes its own answers
             {"role": "user", "content": "And?"},
         ],
         max_tokens=4,

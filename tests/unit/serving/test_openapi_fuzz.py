@@ -1,4 +1,4 @@
-"""Whatever the apps' own OpenAPI allows or forbids, and what no schema speaks of: never a 5xx."""
+"""Requests that the apps' OpenAPI allows or forbids, and malformed ones, never cause a 5xx."""
 
 import socket
 from collections.abc import Iterator

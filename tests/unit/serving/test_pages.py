@@ -1,4 +1,4 @@
-"""The pages to try an app by hand, as they are served: everything they need is in them."""
+"""The apps' pages, as they are served, need no other files."""
 
 import re
 from pathlib import Path

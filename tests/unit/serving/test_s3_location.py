@@ -146,9 +146,9 @@ def test_an_intact_copy_is_reused(bucket: Bucket, tmp_path: Path) -> None:
     inode = (first.path / "model.safetensors").stat().st_ino
     again, _ = found(tmp_path, run_dir="s3://models/run")
     assert (again.path / "model.safetensors").stat().st_ino == inode
-    (first.path / "model.safetensors").write_text("spoilt!")
-    mended, _ = found(tmp_path, run_dir="s3://models/run")
-    assert (mended.path / "model.safetensors").read_text() == "weights"
+    (first.path / "model.safetensors").write_text("damaged")
+    repaired, _ = found(tmp_path, run_dir="s3://models/run")
+    assert (repaired.path / "model.safetensors").read_text() == "weights"
 
 
 def test_a_run_is_followed_and_old_copies_are_removed(bucket: Bucket, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def no_keys(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
 
-def nobody_there(patch: pytest.MonkeyPatch) -> None:
+def unreachable(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
 
 
@@ -184,7 +184,7 @@ def nobody_there(patch: pytest.MonkeyPatch) -> None:
         ("s3://models/run", lambda patch: None, "no model yet under models/"),
         ("s3://nowhere/run", lambda patch: None, "no such bucket"),
         ("s3://models/run", no_keys, "no AWS credentials: set AWS_ACCESS_KEY_ID"),
-        ("s3://models/run", nobody_there, "cannot be reached"),
+        ("s3://models/run", unreachable, "cannot be reached"),
     ],
 )
 def test_errors_are_one_line(

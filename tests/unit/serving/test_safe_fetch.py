@@ -57,7 +57,7 @@ class Listener:
 
 
 @dataclass
-class Attacked:
+class ServerUnderTest:
     """The server under attack, and what must not be reached from it."""
 
     client: httpx.Client
@@ -82,13 +82,13 @@ class Attacked:
 
 
 @pytest.fixture(scope="module")
-def attacked() -> Iterator[Attacked]:
+def server() -> Iterator[ServerUnderTest]:
     with ExitStack() as stack:
         web = stack.enter_context(hostile_web())
         sglang = stack.enter_context(stand_in())
         internal = Listener()
         stack.callback(internal.close)
-        # A proxy from the environment would be asked to fetch whatever passes the checks.
+        # A proxy from the environment would fetch what passes the checks.
         proxy = f"http://127.0.0.1:{internal.port}"
         names = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
         module = "tests.support.serving.vision_server"
@@ -105,57 +105,61 @@ def attacked() -> Iterator[Attacked]:
         base = process.stdout.readline().removeprefix("listening on ").strip()
         client = stack.enter_context(httpx.Client(base_url=base, timeout=patience.SECONDS))
         until(lambda: client.get("/ready").status_code == 200)
-        yield Attacked(client, process.pid, internal, sglang)
+        yield ServerUnderTest(client, process.pid, internal, sglang)
 
 
 def check(case: Case, response: httpx.Response) -> str | None:
     """What is wrong with the answer; None when it is right."""
-    said = response.json().get("detail", "")
-    if response.status_code == case.status and case.says in said and "\n" not in said:
+    detail = response.json().get("detail", "")
+    if response.status_code == case.status and case.says in detail and "\n" not in detail:
         return None
-    return f"{case.url[:80]!r}: {response.status_code} {said!r}, not {case.status} {case.says!r}"
+    return f"{case.url[:80]!r}: {response.status_code} {detail!r}, not {case.status} {case.says!r}"
 
 
-def test_no_url_reaches_an_internal_listener_and_each_gets_a_reason(attacked: Attacked) -> None:
-    attacked.internal.connections = 0
+def test_no_url_reaches_an_internal_listener_and_each_gets_a_reason(
+    server: ServerUnderTest,
+) -> None:
+    server.internal.connections = 0
     with ThreadPoolExecutor(8) as pool:
-        wrong = list(pool.map(lambda case: check(case, attacked.ask(case.url)), CASES))
+        wrong = list(pool.map(lambda case: check(case, server.ask(case.url)), CASES))
     assert [line for line in wrong if line] == []
-    assert attacked.internal.connections == 0
-    assert attacked.sglang.requests == []
-    assert attacked.client.get("/health").json()["status"] == "healthy"
+    assert server.internal.connections == 0
+    assert server.sglang.requests == []
+    assert server.client.get("/health").json()["status"] == "healthy"
 
 
-def test_large_bodies_and_decompression_bombs_do_not_fill_the_memory(attacked: Attacked) -> None:
-    assert attacked.ask("http://web.test/ok.png").status_code == 200  # all code is loaded
-    before = attacked.forget_peak()
+def test_large_bodies_and_decompression_bombs_do_not_fill_the_memory(
+    server: ServerUnderTest,
+) -> None:
+    assert server.ask("http://web.test/ok.png").status_code == 200  # all code is loaded
+    before = server.forget_peak()
     for case in BODIES:
-        assert check(case, attacked.ask(case.url)) is None
-    assert attacked.peak_kib() - before < MAX_GROWTH_KIB
+        assert check(case, server.ask(case.url)) is None
+    assert server.peak_kib() - before < MAX_GROWTH_KIB
 
 
-def test_the_largest_allowed_images_do_not_fill_the_memory(attacked: Attacked) -> None:
-    before = attacked.forget_peak()
+def test_the_largest_allowed_images_do_not_fill_the_memory(server: ServerUnderTest) -> None:
+    before = server.forget_peak()
     for kind in ("progressive JPEG", "PNG", "WEBP"):  # those that cost the most
         side = int((MEMORY // BYTES_PER_PIXEL[kind]) ** 0.5)
         out = io.BytesIO()
         picture = Image.new("RGB", (side, side), "red")
         picture.save(out, kind.split()[-1], progressive=kind.startswith("progressive"), method=0)
         files = {"image": ("a", out.getvalue())}
-        response = attacked.client.post("/answer", files=files, data={"question": "?"})
+        response = server.client.post("/answer", files=files, data={"question": "?"})
         assert response.json()["image"] == {"width": side, "height": side}
-    assert attacked.peak_kib() - before < MAX_GROWTH_KIB
+    assert server.peak_kib() - before < MAX_GROWTH_KIB
 
 
 @pytest.mark.parametrize("name", ["ok.png", "ok.jpg", "ok.gif", "ok.webp", "redirect-chain?left=2"])
-def test_an_image_at_a_public_address_is_answered(attacked: Attacked, name: str) -> None:
-    response = attacked.ask(f"http://WEB.test:80/{name}")
+def test_an_image_at_a_public_address_is_answered(server: ServerUnderTest, name: str) -> None:
+    response = server.ask(f"http://WEB.test:80/{name}")
     assert response.status_code == 200, response.text
     assert response.json()["image"] == {"width": 40, "height": 20}
 
 
-def test_the_internal_listener_counts_connections(attacked: Attacked) -> None:
-    before = attacked.internal.connections
+def test_the_internal_listener_counts_connections(server: ServerUnderTest) -> None:
+    before = server.internal.connections
     for host in ("127.0.0.1", "::1"):
-        socket.create_connection((host, attacked.internal.port)).close()
-    until(lambda: attacked.internal.connections == before + 2)
+        socket.create_connection((host, server.internal.port)).close()
+    until(lambda: server.internal.connections == before + 2)

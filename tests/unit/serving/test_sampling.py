@@ -1,4 +1,4 @@
-"""Token picking: greedy, seeded, nucleus."""
+"""Sampling: greedy, seeded, nucleus."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Streams of text: characters stay whole, stop strings cut exactly."""
+"""Streams of text: no partial characters, and exact ends at stop strings."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The vision server over real HTTP: questions, answers, what SGLang is sent, what goes wrong."""
+"""The vision server over real HTTP: questions, answers, requests to SGLang, errors."""
 
 import base64
 import json
@@ -202,15 +202,15 @@ def test_without_a_ready_sglang_requests_are_503_with_the_reason(web: int) -> No
 def test_disconnecting_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> None:
     with asked(web, max_running=1, max_queue=1) as (client, sglang):
         sglang.held = True
-        leavers = [send(client, "/answer", json.dumps(ASK).encode()) for _ in range(2)]
+        leaving = [send(client, "/answer", json.dumps(ASK).encode()) for _ in range(2)]
         until(lambda: sglang.waiting == 1)
         until(lambda: "trainyard_serving_queue_depth 1.0" in client.get("/metrics").text)
         full = client.post("/answer", json=ASK)
         assert "too many requests" in refused(full, 429)
         assert int(full.headers["retry-after"]) >= 1
-        leavers[1].close()  # from the queue
+        leaving[1].close()  # from the queue
         until(lambda: "trainyard_serving_queue_depth 0.0" in client.get("/metrics").text)
-        leavers[0].close()
+        leaving[0].close()
         until(lambda: sglang.cancelled == 1)
         sglang.held = False
         assert client.post("/answer", json=ASK).status_code == 200

@@ -1,4 +1,4 @@
-"""Strangers' pictures: what comes out is plain, small and upright; what is too much is refused."""
+"""Untrusted images become small, upright JPEGs; too large ones are refused."""
 
 import io
 import struct

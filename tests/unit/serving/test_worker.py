@@ -1,4 +1,4 @@
-"""The worker: texts written together, order, bounds, cancelling, swaps, and surviving a failure."""
+"""The worker: batches, order, bounds, cancellation, swaps, and failures."""
 
 import asyncio
 import logging
@@ -81,23 +81,23 @@ async def begun(job: Job) -> None:
 async def test_texts_join_and_leave_the_batch_unchanged(
     model: LanguageModel,
 ) -> None:
-    asked: list[dict[str, Any]] = [
+    options: list[dict[str, Any]] = [
         {"max_tokens": CONTEXT, "seed": 5},
         {"max_tokens": 5, "temperature": 0},
         {"max_tokens": 40, "seed": 6, "top_p": 0.8},
     ]
     async with working() as worker:
         endless = worker.submit(model, [model.encode("a")], ENDLESS)
-        await begun(endless)  # and goes on beside all the others
-        jobs = [submit(worker, model, TO_BE, **sampling) for sampling in asked]
+        await begun(endless)  # and continues beside all the others
+        jobs = [submit(worker, model, TO_BE, **sampling) for sampling in options]
         texts = await asyncio.gather(*map(text, jobs))
         endless.cancel()
         assert largest_batch(worker) == 4
-    assert texts == [alone(model, TO_BE, **sampling) for sampling in asked]
+    assert texts == [alone(model, TO_BE, **sampling) for sampling in options]
 
 
 async def test_the_prompts_of_a_request_are_generated_together(model: LanguageModel) -> None:
-    prompts = [TO_BE, OR_NOT, "a", "b", "c", "d"]  # more than there are places
+    prompts = [TO_BE, OR_NOT, "a", "b", "c", "d"]  # more than fit into a batch
     async with working(max_queue=1) as worker:
         chunks = await chunks_of(submit(worker, model, *prompts, max_tokens=9, seed=2))
         assert largest_batch(worker) == 4
@@ -152,9 +152,9 @@ async def test_cancelling_texts_does_not_change_the_others(model: LanguageModel)
 async def test_a_request_that_fails_fails_alone(model: LanguageModel) -> None:
     async with working() as worker:
         good = submit(worker, model, TO_BE, max_tokens=30, seed=4)
-        bad = worker.submit(model, [model.encode("a"), [10**6]], ENDLESS)  # no such token
+        failing = worker.submit(model, [model.encode("a"), [10**6]], ENDLESS)  # no such token
         with pytest.raises(JobFailedError):
-            await text(bad)
+            await text(failing)
         assert await text(good) == alone(model, TO_BE, max_tokens=30, seed=4)
 
 

@@ -12,7 +12,7 @@ TEXT = "to be, or not to be: that is the question"
 
 
 def export_trained_gpt(directory: Path, seed: int, n_layer: int = 2) -> None:
-    """Untrained, but with opinions."""
+    """Untrained, but with distinct logits."""
     torch.manual_seed(seed)
     tokenizer = CharTokenizer.of(TEXT)
     shape = GPTShape(tokenizer.vocab_size, block_size=32, n_layer=n_layer, n_head=2, n_embd=16)
