@@ -78,7 +78,8 @@ class Answer(Protocol):
 class Engine(Protocol):
     """Generates text. All methods raise ApiError, with status 503 while there is no model."""
 
-    def model_card(self) -> ModelCard: ...
+    def model_card(self) -> ModelCard:
+        """The model that answers now."""
 
     async def complete(self, request: "CompletionRequest", resources: AsyncExitStack) -> Answer:
         """Begin to answer. `resources` receives what must be released once the answer ends."""
