@@ -4,10 +4,11 @@ A `Rule` says one thing about a model in two languages: CEL, which the API serve
 Python, which `trainyard run` evaluates. Both carry the same message.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -108,3 +109,49 @@ def validation_errors(error: ValidationError) -> list[str]:
 def validation_message(error: ValidationError) -> str:
     """A pydantic error as one line: `spec.numNodes: ... (got 0)`."""
     return "; ".join(validation_errors(error))
+
+
+# pydantic's errors for a key, and for a value of an enum, that a newer version may know.
+_UNKNOWN = ("extra_forbidden", "literal_error")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def is_unknown(error: ValidationError) -> bool:
+    """Whether all that is wrong are keys and values that a newer version may know."""
+    return all(item["type"] in _UNKNOWN for item in error.errors())
+
+
+def without_unknown(
+    data: dict[str, Any],
+    error: ValidationError,
+    *,
+    within: tuple[str, ...] = (),
+    keep: tuple[str | int, ...] = (),
+) -> dict[str, Any]:
+    """A copy of `data` without what `error` calls unknown: what an older version ignores.
+
+    within: only below these keys (default: anywhere); keep: a place that is left as it is.
+    """
+    known = copy.deepcopy(data)
+    for item in error.errors():
+        where = item["loc"]
+        if item["type"] not in _UNKNOWN or where == keep or (within and where[0] not in within):
+            continue
+        parent: Any = known
+        for step in where[:-1]:
+            parent = parent[step]
+        if isinstance(parent, dict):
+            parent.pop(where[-1], None)
+    return known
+
+
+def parse_known(model: type[M], data: Any) -> M | None:
+    """What this version knows of a document that another wrote; None if that is nothing."""
+    try:
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            return model.model_validate(without_unknown(data, error))
+    except (ValidationError, TypeError, KeyError, AttributeError, IndexError):
+        return None

@@ -1,4 +1,4 @@
-"""Labels on every object a run owns, and on the runs of a study."""
+"""Labels on every object a run owns and on the runs of a study, and annotations of runs."""
 
 from trainyard_api.run import GROUP
 from trainyard_api.spec import CONTAINER
@@ -11,6 +11,7 @@ __all__ = [
     "MANAGER",
     "NODE",
     "REPEAT",
+    "RETRY",
     "RUN",
     "STUDY",
 ]
@@ -21,5 +22,6 @@ NODE = f"{GROUP}/node"
 STUDY = f"{GROUP}/study"
 CELL = f"{GROUP}/cell"
 REPEAT = f"{GROUP}/repeat"
+RETRY = f"{GROUP}/retry"  # an annotation: each new value asks a failed run for another attempt
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "trainyard"

@@ -29,7 +29,7 @@ class ProgressReport(Model):
 
     run: str
     attempt: int
-    phase: TrainerPhase
+    phase: str = Field(description="A TrainerPhase, or one of a newer trainer.")
     ranks_joined: int = Field(description="Ranks in the process group; 0 before it exists.")
     world_size: int
     step: int | None = None

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from trainyard_api.base import Rule, SpecModel, matches
 from trainyard_api.pod_template import PodTemplate
+from trainyard_api.policy import Backoff, Deadlines, FailurePolicy
 
 GPU = "nvidia.com/gpu"
 CONTAINER = "trainer"  # the container that trains; podTemplate overrides it by this name
@@ -67,25 +68,6 @@ class Elastic(SpecModel):
 
     min_nodes: int = Field(ge=1, le=1024, description="Smallest number of nodes to train with.")
     max_nodes: int = Field(ge=1, le=1024, description="Largest number of nodes to train with.")
-
-
-class Backoff(SpecModel):
-    """How long to wait before the next attempt; the wait doubles with each failed attempt."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.initialSeconds <= self.maxSeconds",
-            "backoff.initialSeconds must not be greater than backoff.maxSeconds",
-            lambda s: s.initial_seconds <= s.max_seconds,
-        ),
-    )
-
-    initial_seconds: int = Field(
-        default=5, ge=0, le=86400, description="Seconds to wait after the first failed attempt."
-    )
-    max_seconds: int = Field(
-        default=300, ge=0, le=86400, description="Longest wait between two attempts, in seconds."
-    )
 
 
 class Resources(SpecModel):
@@ -310,21 +292,32 @@ class TrainingRunSpec(SpecModel):
         default=3,
         ge=0,
         le=10_000,
-        description="How often to restart after a failed attempt before the run fails.",
+        description="Failures in a row that are followed by a restart. The count starts again once"
+        " training has got further: once there is a newer checkpoint than at the last failure."
+        " Disruptions (preemption, eviction, a lost node) do not count.",
     )
+    max_disruptions: int | None = Field(
+        default=None,
+        ge=0,
+        description="Disruptions (preemption, eviction, a lost node, a deleted pod) that are"
+        " followed by a restart. Default: no limit.",
+    )
+    failure_policy: FailurePolicy | None = None
     backoff: Backoff = Field(default_factory=Backoff)
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
-        description="The run fails once it has been active (not suspended) for this many seconds."
-        " Default: no limit.",
+        description="The run fails once its attempts have been active for this many seconds in"
+        " all, from when every pod is scheduled. Time in a queue, suspended or between two attempts"
+        " does not count. Default: no limit.",
     )
-    start_deadline_seconds: int = Field(
-        default=600,
+    deadlines: Deadlines = Field(default_factory=Deadlines)
+    start_deadline_seconds: int | None = Field(
+        default=None,
         ge=1,
         le=86400,
-        description="Seconds within which every pod must be scheduled and every rank must have"
-        " joined. After that the attempt ends.",
+        description="Deprecated: the value of those of deadlines.scheduleSeconds, startSeconds and"
+        " joinSeconds that are not set.",
     )
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -342,6 +335,21 @@ class TrainingRunSpec(SpecModel):
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
     queue: Queue | None = immutable(default=None)
     pod_template: PodTemplate | None = None
+
+    @property
+    def schedule_seconds(self) -> int:
+        """The deadline for scheduling, with its default."""
+        return self.deadlines.schedule_seconds or self.start_deadline_seconds or 600
+
+    @property
+    def start_seconds(self) -> int:
+        """The deadline for starting the containers, with its default."""
+        return self.deadlines.start_seconds or self.start_deadline_seconds or 1800
+
+    @property
+    def join_seconds(self) -> int:
+        """The deadline for joining, with its default."""
+        return self.deadlines.join_seconds or self.start_deadline_seconds or 600
 
 
 def immutable_changes(old: TrainingRunSpec, new: TrainingRunSpec) -> list[str]:

@@ -18,13 +18,18 @@ Phase = Literal[
 ]
 FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")  # a study's final phases, too
 
-ConditionType = Literal["Scheduled", "Running", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal[
+    "Scheduled", "Running", "Suspended", "Succeeded", "Failed", "ProgressUnknown", "Unsupported"
+]
 
 
 class Condition(Model):
     """One aspect of the state, as a Kubernetes condition."""
 
-    type: str = Field(description="Scheduled, Running, Suspended, Succeeded or Failed.")
+    type: str = Field(
+        description="Scheduled, Running, Suspended, Succeeded, Failed, ProgressUnknown or"
+        " Unsupported."
+    )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
     reason: str = Field(
         default="", description="One word that says why the condition has this status."
@@ -70,6 +75,15 @@ class Attempt(Model):
 
     number: int = Field(description="Number of the attempt, counted from 1.")
     start_time: datetime = Field(description="When the attempt began.")
+    admitted_time: datetime | None = Field(
+        default=None, description="When no pod was held back by a queue any more."
+    )
+    scheduled_time: datetime | None = Field(
+        default=None, description="When every pod had been scheduled."
+    )
+    running_time: datetime | None = Field(
+        default=None, description="When every pod's container ran."
+    )
     end_time: datetime | None = Field(
         default=None, description="When the attempt ended. Absent while it runs."
     )
@@ -89,6 +103,22 @@ class Attempt(Model):
         default=None, description="Exit code of the process that failed first."
     )
     pod: str = Field(default="", description="Pod that failed first.")
+    counted: bool | None = Field(
+        default=None,
+        description="Whether the failure counts against spec.maxRestarts. Absent unless failed.",
+    )
+    generation: int | None = Field(
+        default=None, description="Generation of the spec that the pods were created from."
+    )
+    spec_digest: str = Field(
+        default="", description="The sha256 of that spec, without suspend and the TTL."
+    )
+    step: int | None = Field(
+        default=None, description="Optimizer steps done when the attempt ended, as far as known."
+    )
+    checkpoint_step: int | None = Field(
+        default=None, description="Step of the newest checkpoint when the attempt ended."
+    )
     resumed_from_step: int | None = Field(
         default=None, description="Step of the checkpoint that the attempt resumed from."
     )
@@ -113,7 +143,8 @@ class TrainingRunStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Scheduled, Running, Suspended, Succeeded and Failed, as Kubernetes "
-        "conditions.",
+        "conditions. ProgressUnknown: rank 0's report can't be fetched. Unsupported: the spec has"
+        " something that this version of the operator does not know.",
     )
 
     attempt: int = Field(default=0, description="Number of the current attempt, counted from 1.")
@@ -121,7 +152,36 @@ class TrainingRunStatus(Model):
         default_factory=list, description="The newest ten attempts, oldest first."
     )
     restarts: int = Field(
-        default=0, description="Failed attempts counted against spec.maxRestarts."
+        default=0, description="Restarts after failures, in the whole life of the run."
+    )
+    failures: int = Field(
+        default=0,
+        description="Failures in a row, which spec.maxRestarts limits: 0 again once there is a"
+        " newer checkpoint than at the last failure.",
+    )
+    disruptions: int = Field(
+        default=0, description="Restarts after disruptions, which spec.maxDisruptions limits."
+    )
+    failed_generation: int | None = Field(
+        default=None,
+        description="Generation of the spec that failed. A newer one, with another digest, starts"
+        " the next attempt.",
+    )
+    failed_spec_digest: str = Field(
+        default="", description="The sha256 of the spec that failed, without suspend and the TTL."
+    )
+    retried: str = Field(
+        default="", description="Value of the annotation trainyard.dev/retry that was acted on."
+    )
+    finished_max_steps: int | None = Field(
+        default=None,
+        description="Value of config.max_steps when the run succeeded. A larger one starts the next"
+        " attempt.",
+    )
+    finished_num_epochs: float | None = Field(
+        default=None,
+        description="Value of config.num_epochs when the run succeeded. A larger one starts the"
+        " next attempt.",
     )
     created: bool = Field(
         default=False, description="Whether every pod of the current attempt has been created."

@@ -1,4 +1,4 @@
-"""Why a worker failed or isn't running yet, in one line, and whether trying again can help.
+"""Why a worker failed, in one line. What follows from it is for policy.py to decide.
 
 Evidence of a failure, strongest first: what Kubernetes says (lost node, eviction, OOM kill), the
 error JSON that torchelastic leaves as termination message, torchrun's failure table and the
@@ -7,16 +7,17 @@ tracebacks in the log, the exit code.
 
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainyard_api.job import EXIT_CONFIG
 from trainyard_lifecycle.plan import Worker
 from trainyard_lifecycle.torchrun_output import (
+    RankFailure,
     find_errors,
     find_single_line_errors,
     parse_error_file,
-    parse_first_failure,
+    parse_failures,
     split_by_local_rank,
     strip_prefixes,
 )
@@ -27,38 +28,51 @@ class Failure:
     """Why one worker failed.
 
     Attributes:
-        precedence: orders the failures of a gang: the lowest is the root cause.
         worker: its name; empty where the gang failed as a whole.
+        exception: class of the exception that ended it, without its module.
     """
 
     reason: str
     message: str
-    retryable: bool
-    precedence: int
     worker: str = ""
     exit_code: int | None = None
+    exception: str = ""
+
+    @property
+    def precedence(self) -> int:
+        """Orders the failures of a gang: the lowest is the root cause."""
+        return _PRECEDENCE[self.reason]
+
+    @property
+    def words(self) -> str:
+        """The message without the worker's name, which has the attempt's number."""
+        return self.message.removeprefix(f"{self.worker}: ")
 
 
-# reason -> (precedence, retryable). A gang's first failure drags the others down, so a rank that
-# only saw its peer disappear must never be named while any other explanation exists.
-_REASONS: dict[str, tuple[int, bool]] = {
-    "ConfigError": (0, False),
-    "UserException": (1, False),
-    "OOMKilled": (2, True),
-    "NodeLost": (3, True),
-    "Evicted": (3, True),
-    "Preempted": (3, True),
-    "PodDeleted": (3, True),
-    "Hang": (4, True),
-    "Signal": (5, True),
-    "ExitCode": (6, False),
-    "StartTimeout": (6, True),
-    "PeerLost": (7, True),
-    "Unknown": (8, True),
+# A gang's first failure drags the others down, so a rank that only saw its peer disappear must
+# never be named while any other explanation exists.
+_PRECEDENCE = {
+    "ConfigError": 0,
+    "HardwareError": 1,
+    "DiskFull": 1,
+    "Unavailable": 1,
+    "UserException": 1,
+    "OOMKilled": 2,
+    "NodeLost": 3,
+    "Evicted": 3,
+    "Preempted": 3,
+    "PodDeleted": 3,
+    "Hang": 4,
+    "Signal": 5,
+    "ExitCode": 6,
+    "StartTimeout": 6,
+    "PeerLost": 7,
+    "Unknown": 8,
 }
 # Every reason of a failed attempt: those above, and what keeps a gang from starting or ends it.
-REASONS = frozenset(_REASONS) | {
+REASONS = frozenset(_PRECEDENCE) | {
     "DeadlineExceeded",
+    "QueueTimeout",
     "Image",
     "Volume",
     "Container",
@@ -67,6 +81,7 @@ REASONS = frozenset(_REASONS) | {
     "Rejected",
 }
 
+# The reasons of a true condition DisruptionTarget, and Kueue's TerminationTarget, as ours.
 _DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",
     "PreemptionByKubeScheduler": "Preempted",
@@ -74,6 +89,7 @@ _DISRUPTIONS = {
     "DeletionByPodGC": "NodeLost",
     "EvictionByEvictionAPI": "Evicted",
     "TerminationByKubelet": "Evicted",
+    "TerminationTarget": "Preempted",
 }
 
 # What a rank says when a peer vanished or the network failed: a consequence, worth another try.
@@ -84,6 +100,22 @@ _PEER_LOST = re.compile(
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
+# What PyTorch says of a GPU that is broken; a script's own mistakes (an illegal memory access, a
+# device-side assert) are none of it. Not measured here.
+_HARDWARE = re.compile(
+    r"uncorrectable ecc|\bxid\b|nvlink error|unhandled system error|ncclsystemerror"
+    r"|gpu (is lost|has fallen off the bus)|cuda error: unspecified launch failure"
+    r"|device unavailable|cudaerrordevicesunavailable",
+    re.IGNORECASE,
+)
+# Classes of the trainer's errors that are reasons of their own.
+_TRAINER_ERRORS = {
+    "ConfigError": "ConfigError",
+    "DiskFullError": "DiskFull",
+    "HangError": "Hang",
+    "HardwareError": "HardwareError",
+    "UnavailableError": "Unavailable",
+}
 # The trainer names the rank that is stopped, or that the others wait for.
 _HANG = "HangError: "
 _MAX_MESSAGE = 500
@@ -100,6 +132,8 @@ def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | No
             "NodeLost": f"node {worker.host} was lost",
             "Preempted": f"preempted{where} by a pod of higher priority",
         }
+        if worker.disruption == "TerminationTarget":
+            text["Preempted"] = f"preempted{where} by the queue"
         return _failure(reason, worker, text.get(reason, f"evicted{where}: {worker.disruption}"))
     if worker.deleting and worker.phase != "Succeeded":
         return _failure("PodDeleted", worker, "the pod was deleted")
@@ -115,14 +149,12 @@ def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | No
 
 def missing_worker_failure(name: str) -> Failure:
     """The failure of a worker that was created and no longer exists."""
-    precedence, retryable = _REASONS["PodDeleted"]
-    return Failure("PodDeleted", f"{name}: the pod no longer exists", retryable, precedence, name)
+    return Failure("PodDeleted", f"{name}: the pod no longer exists", name)
 
 
 def start_timeout_failure(message: str) -> Failure:
     """The failure of a gang whose ranks didn't all join in time."""
-    precedence, retryable = _REASONS["StartTimeout"]
-    return Failure("StartTimeout", message, retryable, precedence)
+    return Failure("StartTimeout", message)
 
 
 def find_root_cause(failures: Iterable[Failure]) -> Failure | None:
@@ -139,17 +171,29 @@ def _diagnose_output(worker: Worker) -> Failure | None:
     for error in [reported or "", *single_lines]:
         if error.startswith(_HANG):  # every rank ends with it, a stopped one by a signal
             return _diagnose_error(error, worker)
-    first = parse_first_failure(log)
-    if first and first.exit_code < 0:
-        message = f"rank {first.rank}: {_signal_name(-first.exit_code)}"
-        return _failure("Signal", worker, message, exit_code=128 - first.exit_code)
+    table = parse_failures(log)
+    first = table[0] if table else None
+    if first and first.exit_code < 0 and first.exit_code != -signal.SIGTERM:
+        return _signal_failure(first, worker)
     lines = streams.get(first.local_rank, []) if first else []
     errors = ([reported] if reported else []) + find_errors(lines)[-1:]
+    # torchrun notices a killed rank only when it looks next; a peer that lost it has written its
+    # error by then, and comes first in the table. SIGTERM is how torchrun itself ends the others.
+    killed = [f for f in table if f.exit_code < 0 and f.exit_code != -signal.SIGTERM]
+    if killed and all(_PEER_LOST.search(error) for error in errors):
+        return _signal_failure(killed[0], worker)
+    if first and first.exit_code < 0 and not errors:
+        return _signal_failure(first, worker)
     if first and not errors:
         return _diagnose_exit(worker, first.exit_code, f"rank {first.rank}: ", lines)
     errors += [error for stream in streams.values() for error in find_errors(stream)]
     causes = [error for error in errors if not _PEER_LOST.search(error)]
     return _diagnose_error((causes or errors)[0], worker) if errors else None
+
+
+def _signal_failure(rank: RankFailure, worker: Worker) -> Failure:
+    message = f"rank {rank.rank}: {_signal_name(-rank.exit_code)}"
+    return _failure("Signal", worker, message, exit_code=128 - rank.exit_code)
 
 
 def _diagnose_exit_code(worker: Worker) -> Failure:
@@ -173,20 +217,28 @@ def _diagnose_exit(worker: Worker, code: int, rank: str, lines: list[str]) -> Fa
 
 def _diagnose_error(line: str, worker: Worker) -> Failure:
     """The failure that an exception's line stands for."""
-    if line.startswith("ConfigError"):
-        return _failure("ConfigError", worker, line.partition(": ")[2] or line)
-    if line.startswith(_HANG):
-        return _failure("Hang", worker, line.removeprefix(_HANG))
+    name, _, text = line.partition(": ")
+    name = name.rpartition(".")[2]
+    if name in _TRAINER_ERRORS:
+        return _failure(_TRAINER_ERRORS[name], worker, text or line, exception=name)
+    if _HARDWARE.search(line):
+        return _failure("HardwareError", worker, line, exception=name)
     if _PEER_LOST.search(line):
-        return _failure("PeerLost", worker, f"lost contact with the other ranks: {line}")
-    return _failure("UserException", worker, line)
+        message = f"lost contact with the other ranks: {line}"
+        return _failure("PeerLost", worker, message, exception=name)
+    return _failure("UserException", worker, line, exception=name)
 
 
-def _failure(reason: str, worker: Worker, message: str, exit_code: int | None = None) -> Failure:
-    precedence, retryable = _REASONS[reason]
-    line = _shorten(f"{worker.name}: {message}", _MAX_MESSAGE)
+def _failure(
+    reason: str,
+    worker: Worker,
+    message: str,
+    exit_code: int | None = None,
+    exception: str = "",
+) -> Failure:
+    line = shorten(f"{worker.name}: {message}", _MAX_MESSAGE)
     code = worker.exit_code if exit_code is None else exit_code
-    return Failure(reason, line, retryable, precedence, worker.name, code)
+    return Failure(reason, line, worker.name, code, exception)
 
 
 def _signal_name(number: int) -> str:
@@ -196,70 +248,6 @@ def _signal_name(number: int) -> str:
         return f"killed by signal {number}"
 
 
-def _shorten(text: str, limit: int) -> str:
+def shorten(text: str, limit: int) -> str:
     """The text on one line, cut at `limit` characters."""
     return " ".join(text.split())[:limit]
-
-
-# The kubelet won't get over these without a change to the run.
-_IMAGE_PERMANENT = ("InvalidImageName", "ErrImageNeverPull")
-_IMAGE = ("ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable")
-_VOLUME_WORDS = ("persistentvolumeclaim", "volume", "mount")
-_STARTING = ("ContainerCreating", "PodInitializing")
-_MAX_PENDING_MESSAGE = 300
-
-
-@dataclass(frozen=True)
-class PendingReason:
-    """What a gang waits for.
-
-    Attributes:
-        reason: Image, Scheduling, Volume, Container or Creating.
-        permanent: waiting longer can't help: fail now.
-        retryable: at the start deadline delete the pods and try again later, rather than fail.
-    """
-
-    reason: str
-    message: str
-    permanent: bool = False
-    retryable: bool = False
-
-
-_URGENCY = ("Image", "Volume", "Container", "Scheduling", "Creating")
-
-
-def diagnose_pending(workers: Sequence[Worker], wanted: int) -> PendingReason:
-    """The most telling reason among the workers that aren't running."""
-    reasons = [_pending_reason(worker) for worker in workers if worker.phase == "Pending"]
-    if not reasons:
-        return PendingReason("Creating", f"creating workers: {len(workers)} of {wanted} exist")
-    worst = min(reasons, key=lambda pending: _URGENCY.index(pending.reason))
-    running = sum(worker.phase != "Pending" for worker in workers)
-    if wanted > 1:
-        text = f"{worst.message} ({running} of {wanted} workers are running)"
-        return PendingReason(worst.reason, text, worst.permanent, worst.retryable)
-    return worst
-
-
-def _pending_reason(worker: Worker) -> PendingReason:
-    def line(text: str) -> str:
-        return f"{worker.name}: {_shorten(text, _MAX_PENDING_MESSAGE)}"
-
-    container = ": ".join(filter(None, (worker.waiting_reason, worker.waiting_message)))
-    if worker.waiting_reason in (*_IMAGE, *_IMAGE_PERMANENT):
-        permanent = worker.waiting_reason in _IMAGE_PERMANENT
-        return PendingReason("Image", line(container), permanent)
-    if worker.unschedulable:
-        if _names_a_volume(worker.unschedulable):
-            return PendingReason("Volume", line(worker.unschedulable))
-        return PendingReason("Scheduling", line(worker.unschedulable), retryable=True)
-    if worker.warning:
-        reason = "Volume" if _names_a_volume(worker.warning) else "Container"
-        return PendingReason(reason, line(worker.warning))
-    if worker.waiting_reason and worker.waiting_reason not in _STARTING:
-        return PendingReason("Container", line(container))
-    return PendingReason("Creating", line("the container is being created"))
-
-
-def _names_a_volume(text: str) -> bool:
-    return any(word in text.lower() for word in _VOLUME_WORDS)

@@ -68,7 +68,8 @@ def argv(run: TrainingRun) -> list[str]:
 
 def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> dict[str, str]:
     """Environment of one worker in a gang of `nodes`."""
-    wait = run.spec.start_deadline_seconds + JOIN_MARGIN_SECONDS
+    spec = run.spec
+    wait = spec.schedule_seconds + spec.start_seconds + spec.join_seconds + JOIN_MARGIN_SECONDS
     rdzv_conf = {
         "is_host": "true" if key.node == 0 else "false",
         "join_timeout": wait,

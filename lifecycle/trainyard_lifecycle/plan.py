@@ -28,6 +28,7 @@ class Worker:
         name: pod name, RUN-ATTEMPT-NODE.
         phase: as the pod's, but Running only once the trainer container runs.
         waiting_reason, waiting_message: why a container can't start (ImagePullBackOff, ...).
+        gated: a queue has not admitted it yet.
         unschedulable: the scheduler's message while it has found no node for the pod.
         warning: newest warning event of a pending pod (FailedMount and the like).
         exit_code: of the trainer container (128 + signal when a signal ended it).
@@ -36,6 +37,8 @@ class Worker:
         log_tail: last lines of the log; only fetched for workers that failed.
         disruption: reason of a true DisruptionTarget condition (node lost, preempted, evicted).
         deleting: deletion was requested; on a lost node such a pod stays forever.
+        gone_by: when a worker that is being deleted will have been killed.
+        lingering: the trainer has ended, but something beside it (a mesh's sidecar) still runs.
         host: name of the machine the worker is on.
     """
 
@@ -53,12 +56,20 @@ class Worker:
     log_tail: str = ""
     disruption: str = ""
     deleting: bool = False
+    gone_by: datetime | None = None
+    lingering: bool = False
+    gated: bool = False
     host: str = ""
     finished_at: datetime | None = None
 
     @property
     def finished(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it has found its place."""
+        return self.phase != "Pending" or bool(self.host and not self.unschedulable)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Observed:
 
     Attributes:
         report: rank 0's, of any attempt.
+        report_error: why it couldn't be fetched although rank 0's worker runs.
         lost_hosts: nodes that the control plane has lost; their pods still say Running.
     """
 
@@ -75,6 +87,7 @@ class Observed:
     workers: tuple[Worker, ...] = ()
     report: ProgressReport | None = None
     lost_hosts: frozenset[str] = frozenset()
+    report_error: str = ""
 
     def report_of(self, attempt: int) -> ProgressReport | None:
         """Rank 0's report, if it is of this attempt."""

@@ -7,23 +7,29 @@ again repairs a crash anywhere.
 
 from dataclasses import replace
 
+from trainyard_api.labels import RETRY
 from trainyard_api.status import FINISHED, Phase, TrainingRunStatus
 from trainyard_lifecycle.diagnosis import (
     Failure,
-    PendingReason,
     diagnose_failure,
-    diagnose_pending,
     find_root_cause,
     missing_worker_failure,
     start_timeout_failure,
 )
+from trainyard_lifecycle.pending import (
+    diagnose_pending,
+    overdue,
+    record_progress,
+)
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker, WorkerKey, worker_name
+from trainyard_lifecycle.policy import request_to_continue
 from trainyard_lifecycle.status import apply_report, current_attempt, format_count, set_condition
 from trainyard_lifecycle.transitions import (
     POLL_STARTING,
     active_seconds,
     clean_up_finished,
     complete_run,
+    continue_run,
     end_attempt,
     fail_attempt,
     fail_run,
@@ -32,8 +38,10 @@ from trainyard_lifecycle.transitions import (
     stale_workers,
     start_attempt,
     suspend_run,
+    workers_still_ending,
 )
 
+MISSING_SECONDS = 30.0  # without a report, until the run's progress counts as unknown
 POLL_RUNNING = 5.0  # seconds between readings of rank 0's report
 # A rank that lost its peer fails at once, while evidence of what happened to the peer (above all a
 # lost node) arrives later: wait this long for it before blaming the network, or a rank that hangs.
@@ -56,23 +64,44 @@ def _decide(observed: Observed) -> Plan:
     status = run.status.model_copy(deep=True)
     if run.metadata.deletion_timestamp is not None:
         return Plan(status)  # ownerReferences clean up
-    status.observed_generation = run.metadata.generation
+    if any(c.type == "Unsupported" and c.status == "True" for c in status.conditions):
+        set_condition(status, "Unsupported", False, "Supported", "", now)
     if status.phase in FINISHED:
-        return clean_up_finished(observed, status)
+        why = request_to_continue(run, status)
+        status.observed_generation = run.metadata.generation
+        if why is None:
+            return clean_up_finished(observed, status)
+        status.retried = run.metadata.annotations.get(RETRY, "")
+        return continue_run(observed, status, why)
+    status.observed_generation = run.metadata.generation
     if run.spec.suspend:
         return suspend_run(observed, status)
+    asked_again = run.metadata.annotations.get(RETRY, "") != status.retried
+    status.retried = run.metadata.annotations.get(RETRY, "")
     if status.attempt == 0 or status.phase == "Suspended":
-        status.active_since = now
-        return start_attempt(observed, status, run.spec.num_nodes)
+        return _start_next(observed, status, run.spec.num_nodes)
     limit = run.spec.active_deadline_seconds
     if limit is not None and active_seconds(status, now) > limit:
-        return fail_run(observed, status, "DeadlineExceeded", f"active for more than {limit} s")
+        message = f"active for more than {limit} s: raise activeDeadlineSeconds to continue"
+        return fail_run(observed, status, "DeadlineExceeded", message)
     if status.next_attempt_time is None:
         return _reconcile_attempt(observed, status)
     wait = (status.next_attempt_time - now).total_seconds()
-    if wait > 0:
+    if wait > 0 and not asked_again:
         return Plan(status, delete=stale_workers(observed, status), requeue_after=wait)
-    return start_attempt(observed, status, next_attempt_nodes(observed, status))
+    return _start_next(observed, status, next_attempt_nodes(observed, status))
+
+
+def _start_next(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
+    """Start an attempt, once the workers of the last one have had their time to save."""
+    ending = workers_still_ending(observed, status)
+    if not ending:
+        return start_attempt(observed, status, nodes)
+    if status.phase == "Restarting":  # the time has come, also where it was brought forward
+        status.next_attempt_time = observed.now
+    pods = format_count(len(ending), "worker")
+    status.message = f"attempt {status.attempt + 1} starts once {pods} of the last one has ended"
+    return Plan(status, delete=stale_workers(observed, status), requeue_after=POLL_STARTING)
 
 
 def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
@@ -103,14 +132,14 @@ def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
         return Plan(status, delete=stale_workers(observed, status), requeue_after=wait)
     if any(worker.phase == "Pending" for worker in gang):
         return _reconcile_pending(observed, status, gang)
-    return _reconcile_started(observed, status)
+    return _reconcile_started(observed, status, gang)
 
 
 def _create_missing(observed: Observed, status: TrainingRunStatus, missing: list[int]) -> Plan:
-    if _is_past_start_deadline(observed, status):
-        limit = observed.run.spec.start_deadline_seconds
-        message = f"not created within {limit} s: {status.message}"
-        return fail_run(observed, status, status.reason or "Creating", message)
+    attempt = current_attempt(status)
+    late = attempt and overdue(attempt, observed.run.spec, observed.now, queued=False)
+    if attempt and late:
+        return _give_back(observed, status, attempt.nodes, f"{late}: {status.message}")
     return Plan(
         status,
         delete=stale_workers(observed, status),
@@ -147,24 +176,30 @@ def _reconcile_pending(observed: Observed, status: TrainingRunStatus, gang: list
     pending = diagnose_pending(gang, status.nodes)
     if pending.permanent:
         return fail_run(observed, status, pending.reason, pending.message)
-    scheduled = not any(worker.unschedulable for worker in gang)
+    attempt = current_attempt(status)
+    if attempt:
+        record_progress(attempt, gang, observed.now)
+        status.active_since = attempt.scheduled_time
+        queued = any(worker.gated for worker in gang)
+        late = overdue(attempt, observed.run.spec, observed.now, queued)
+        if late and queued:
+            return fail_run(observed, status, "QueueTimeout", f"{late}: {pending.message}")
+        if late:
+            nodes = sum(worker.scheduled for worker in gang)
+            return _give_back(observed, status, nodes, f"{late}: {pending.message}")
+    scheduled = all(worker.scheduled for worker in gang)
     set_condition(status, "Scheduled", scheduled, pending.reason, pending.message, observed.now)
-    if _is_past_start_deadline(observed, status):
-        return _end_pending_attempt(observed, status, gang, pending)
     events = _set_phase(status, "Pending", pending.reason, pending.message)
     return Plan(status, events, delete=stale_workers(observed, status), requeue_after=POLL_RUNNING)
 
 
-def _end_pending_attempt(
-    observed: Observed, status: TrainingRunStatus, gang: list[Worker], pending: PendingReason
-) -> Plan:
-    limit = observed.run.spec.start_deadline_seconds
-    message = f"not started within {limit} s: {pending.message}"
-    if not pending.retryable:
-        return fail_run(observed, status, pending.reason, message)
-    end_attempt(status, observed.now, "GivenBack", "Unschedulable", message)
-    # An elastic run may continue with as many.
-    status.attempts[-1].nodes = sum(not worker.unschedulable for worker in gang)
+def _give_back(observed: Observed, status: TrainingRunStatus, nodes: int, message: str) -> Plan:
+    """End an attempt that could not start, and try again later: meanwhile it holds no places.
+
+    `nodes`: how many found a place; an elastic run may continue with as many.
+    """
+    end_attempt(status, observed.now, "GivenBack", "GivenBack", message)
+    status.attempts[-1].nodes = nodes
     given_back = 0
     for record in reversed(status.attempts):
         if record.outcome != "GivenBack":
@@ -173,9 +208,13 @@ def _end_pending_attempt(
     return schedule_retry(observed, status, given_back, "GivenBack", message)
 
 
-def _reconcile_started(observed: Observed, status: TrainingRunStatus) -> Plan:
+def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list[Worker]) -> Plan:
     """Every container runs: Starting until every rank has joined, then Running."""
     run, now = observed.run, observed.now
+    attempt = current_attempt(status)
+    if attempt:
+        record_progress(attempt, gang, now)
+        status.active_since = attempt.scheduled_time
     ranks = status.nodes * run.nproc
     set_condition(status, "Scheduled", True, "Scheduled", "every worker is scheduled", now)
     report = observed.report_of(status.attempt)
@@ -183,20 +222,48 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus) -> Plan:
     if run.spec.command:
         # The user's own script reports nothing: all we can know is that its containers run.
         return _mark_running(observed, status, "PodsRunning", "progress unknown: no report")
+    late = attempt and overdue(attempt, run.spec, now, queued=False)
+    unknown = _note_missing_report(observed, status, bool(late))
     if joined == ranks or status.phase == "Running":
         status.world_size = ranks
         reason = report.phase.capitalize() if report else status.reason
-        return _mark_running(observed, status, reason, report.message if report else "")
+        return _mark_running(observed, status, reason, report.message if report else unknown)
+    if report is None and late:
+        # Unreachable is not dead: torchrun ends a worker whose peers never come.
+        return _mark_running(observed, status, "ProgressUnknown", unknown)
     if report is None:
         message = "waiting for rank 0's report"
     else:
         message = report.message or f"{joined} of {ranks} ranks have joined"
-    if _is_past_start_deadline(observed, status):
-        limit = run.spec.start_deadline_seconds
-        failure = start_timeout_failure(f"ranks didn't join within {limit} s: {message}")
-        return fail_attempt(observed, status, failure)
+    if late:
+        return fail_attempt(observed, status, start_timeout_failure(f"{late}: {message}"))
     events = _set_phase(status, "Starting", "Joining", message)
     return Plan(status, events, delete=stale_workers(observed, status), requeue_after=POLL_STARTING)
+
+
+def _note_missing_report(observed: Observed, status: TrainingRunStatus, late: bool) -> str:
+    """Keep the condition ProgressUnknown; returns its message while it is true, else "".
+
+    One unanswered request changes nothing: first the condition is Unknown, later True.
+    """
+    now = observed.now
+    old = next((c for c in status.conditions if c.type == "ProgressUnknown"), None)
+    if observed.report_of(status.attempt):
+        if old:
+            set_condition(status, "ProgressUnknown", False, "Reported", "", now)
+        return ""
+    if status.phase != "Running" and not late:
+        return ""
+    since = old.last_transition_time if old and old.status != "False" else None
+    missed = (now - since).total_seconds() if since else 0.0
+    message = "rank 0's report can't be fetched"
+    if observed.report_error:
+        message = f"{message}: {observed.report_error}"
+    known: bool | None = True if late or missed >= MISSING_SECONDS else None
+    if old and old.status == "True":
+        known = True
+    set_condition(status, "ProgressUnknown", known, "NoReport", message, now)
+    return message if known else ""
 
 
 def _mark_running(observed: Observed, status: TrainingRunStatus, reason: str, message: str) -> Plan:
@@ -220,11 +287,3 @@ def _set_phase(
     key = f"{status.attempt}-{phase}-{reason if phase == 'Pending' else ''}".lower().strip("-")
     text = event or f"attempt {status.attempt}: {message}"
     return (Event("Warning" if is_warning else "Normal", name, text, key),)
-
-
-def _is_past_start_deadline(observed: Observed, status: TrainingRunStatus) -> bool:
-    attempt = current_attempt(status)
-    if attempt is None or status.phase == "Running":
-        return False
-    waited = (observed.now - attempt.start_time).total_seconds()
-    return waited > observed.run.spec.start_deadline_seconds

@@ -12,15 +12,15 @@ MAX_ATTEMPTS_KEPT = 10
 def set_condition(
     status: TrainingRunStatus | ScalingStudyStatus,
     kind: ConditionType,
-    value: bool,
+    value: bool | None,
     reason: str,
     message: str,
     now: datetime,
 ) -> None:
-    """Set a condition; lastTransitionTime moves only when its status does."""
+    """Set a condition (None: Unknown); lastTransitionTime moves only when its status does."""
     new = Condition(
         type=kind,
-        status="True" if value else "False",
+        status="Unknown" if value is None else "True" if value else "False",
         reason=reason,
         message=message,
         last_transition_time=now,

@@ -14,24 +14,34 @@ _TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
 
 
 @dataclass(frozen=True)
-class FirstFailure:
-    """The rank that failed first; a negative exit code is the signal that ended it."""
+class RankFailure:
+    """A rank in torchrun's failure table; a negative exit code is the signal that ended it."""
 
     rank: int
     local_rank: int
     exit_code: int
 
 
-def parse_first_failure(log: str) -> FirstFailure | None:
-    """Torchrun's own "Root Cause (first observed failure)", the end of its failure table."""
-    _, heading, table = log.rpartition("Root Cause")
+def parse_failures(log: str) -> list[RankFailure]:
+    """The ranks of torchrun's newest failure table: its "Root Cause" first, then the others."""
+    before, heading, root = log.rpartition("Root Cause")
+    if not heading:
+        return []
+    # The table: a title, "Failures:" with the other ranks, and the root cause at its end.
+    others = before.rpartition("\nFailures:")[2]
+    return [*_parse_ranks(root), *_parse_ranks(others)]
+
+
+def _parse_ranks(table: str) -> list[RankFailure]:
+    failures: list[RankFailure] = []
     rank: re.Match[str] | None = None
-    for line in table.splitlines() if heading else ():
+    for line in table.splitlines():
         rank = _TABLE_RANK.match(line) or rank
         code = _TABLE_EXIT.search(line)
         if rank and code:
-            return FirstFailure(int(rank[1]), int(rank[2]), int(code[1]))
-    return None
+            failures.append(RankFailure(int(rank[1]), int(rank[2]), int(code[1])))
+            rank = None
+    return failures
 
 
 def parse_error_file(text: str) -> str | None:

@@ -3,14 +3,16 @@
 Each writes the new status and returns the Plan that carries it out.
 """
 
+import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from pydantic import ValidationError
-
+from trainyard_api.base import parse_known
 from trainyard_api.progress import ProgressReport
 from trainyard_api.status import Attempt, TrainingRunStatus
 from trainyard_lifecycle.diagnosis import Failure
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker, WorkerKey
+from trainyard_lifecycle.policy import chosen_action, failures_in_a_row, judge, spec_digest
 from trainyard_lifecycle.status import (
     add_attempt,
     apply_report,
@@ -22,6 +24,7 @@ from trainyard_lifecycle.status import (
 )
 
 POLL_STARTING = 1.0  # seconds between reconciles while a gang is starting
+OVERDUE_SECONDS = 10.0  # after its grace period a pod that is still there is not waited for
 
 
 def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
@@ -36,7 +39,14 @@ def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> 
     clear_rates(status)
     add_attempt(
         status,
-        Attempt(number=number, start_time=now, nodes=nodes, wanted_nodes=run.spec.num_nodes),
+        Attempt(
+            number=number,
+            start_time=now,
+            nodes=nodes,
+            wanted_nodes=run.spec.num_nodes,
+            generation=run.metadata.generation,
+            spec_digest=spec_digest(run.spec),
+        ),
     )
     set_condition(status, "Running", False, "Starting", f"attempt {number} is starting", now)
     if any(condition.type == "Suspended" for condition in status.conditions):
@@ -53,19 +63,49 @@ def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> 
     )
 
 
+def continue_run(observed: Observed, status: TrainingRunStatus, why: str) -> Plan:
+    """Start the next attempt of a run that has finished, with new budgets."""
+    now = observed.now
+    status.completion_time = None
+    status.failures = status.disruptions = 0
+    for kind in ("Failed", "Succeeded"):
+        if any(condition.type == kind for condition in status.conditions):
+            set_condition(status, kind, False, "Continued", why, now)
+    plan = start_attempt(observed, status, observed.run.spec.num_nodes)
+    event = Event("Normal", "Continued", why, f"{status.attempt}-continued")
+    return replace(plan, events=(event, *plan.events))
+
+
 def fail_attempt(observed: Observed, status: TrainingRunStatus, failure: Failure) -> Plan:
-    """End the attempt; retry if that can help and maxRestarts allows it."""
+    """End the attempt after a failure, and do what the policy says."""
+    spec = observed.run.spec
     if report := observed.report_of(status.attempt):
         apply_report(status, report)
     end_attempt(status, observed.now, "Failed", failure.reason, failure.message, failure)
-    limit = observed.run.spec.max_restarts
-    if not failure.retryable:
-        return fail_run(observed, status, failure.reason, failure.message)
-    if status.restarts >= limit:
-        message = f"{failure.message} (maxRestarts {limit} reached)"
-        return fail_run(observed, status, failure.reason, message)
-    status.restarts += 1
-    return schedule_retry(observed, status, status.restarts, failure.reason, failure.message)
+    status.attempts[-1].counted = chosen_action(failure, spec) != "Ignore"
+    verdict = judge(failure, spec, status)
+    if verdict.counted:
+        status.failures = failures_in_a_row(status)
+    if not verdict.restart:
+        note = f" ({verdict.note})" if verdict.note else ""
+        return fail_run(observed, status, failure.reason, failure.message + note)
+    if verdict.counted:
+        status.restarts += 1
+        status.failures += 1
+    else:
+        status.disruptions += 1
+    tries = status.failures if verdict.counted else _uncounted_in_a_row(status)
+    return schedule_retry(observed, status, tries, failure.reason, failure.message)
+
+
+def _uncounted_in_a_row(status: TrainingRunStatus) -> int:
+    """How many of the newest attempts ended without being counted, and got no further."""
+    tries = 0
+    for record in reversed(status.attempts):
+        if record.counted is not False or (tries and record.step != status.attempts[-1].step):
+            break
+        tries += 1
+    return max(1, tries)
 
 
 def schedule_retry(
@@ -99,8 +139,6 @@ def suspend_run(observed: Observed, status: TrainingRunStatus) -> Plan:
     now = observed.now
     if status.attempt and current_attempt(status) and status.attempts[-1].outcome is None:
         end_attempt(status, now, "Suspended", "Suspended", "spec.suspend is true")
-    status.active_seconds = round(active_seconds(status, now))
-    status.active_since = None
     status.next_attempt_time = None
     clear_rates(status)
     message = "spec.suspend is true; set it to false to resume from the newest checkpoint"
@@ -121,14 +159,23 @@ def complete_run(observed: Observed, status: TrainingRunStatus, gang: list[Worke
     now = observed.now
     end_attempt(status, now, "Succeeded", "Succeeded", "")
     status.completion_time = now
+    config = observed.run.spec.config or {}
+    max_steps, epochs = config.get("max_steps"), config.get("num_epochs")
+    status.finished_max_steps = max_steps if isinstance(max_steps, int) else status.total_steps
+    status.finished_num_epochs = epochs if isinstance(epochs, int | float) else None
     took = format_duration((now - (status.start_time or now)).total_seconds())
     restarts = f", {format_count(status.restarts, 'restart')}" if status.restarts else ""
     message = f"finished in {took}{restarts}"
     set_condition(status, "Succeeded", True, "Succeeded", message, now)
     set_condition(status, "Running", False, "Succeeded", message, now)
     status.phase, status.reason, status.message = "Succeeded", "Succeeded", message
-    event = Event("Normal", "Succeeded", message, "succeeded")
-    return Plan(status, (event,), requeue_after=_seconds_until_ttl(observed, status))
+    event = Event("Normal", "Succeeded", message, f"{status.attempt}-succeeded")
+    return Plan(
+        status,
+        (event,),
+        delete=_active_workers(observed.workers),  # a sidecar that outlives the trainer
+        requeue_after=_seconds_until_ttl(observed, status),
+    )
 
 
 def fail_run(observed: Observed, status: TrainingRunStatus, reason: str, message: str) -> Plan:
@@ -137,13 +184,20 @@ def fail_run(observed: Observed, status: TrainingRunStatus, reason: str, message
     attempt = current_attempt(status)
     if attempt and attempt.outcome is None:
         end_attempt(status, now, "Failed", reason, message)
+    # Another generation than the pods': a spec that was mended in the meantime has not failed yet.
+    run = observed.run
+    status.failed_generation = run.metadata.generation
+    status.failed_spec_digest = spec_digest(run.spec)
+    if attempt and attempt.generation is not None and reason != "DeadlineExceeded":
+        status.failed_generation = attempt.generation
+        status.failed_spec_digest = attempt.spec_digest
     clear_rates(status)
     status.next_attempt_time = None
     status.completion_time = now
     set_condition(status, "Failed", True, reason, message, now)
     set_condition(status, "Running", False, reason, message, now)
     status.phase, status.reason, status.message = "Failed", reason, message
-    event = Event("Warning", "Failed", f"{reason}: {message}", "failed")
+    event = Event("Warning", "Failed", f"{reason}: {message}", f"{status.attempt}-failed")
     return Plan(
         status,
         (event,),
@@ -183,8 +237,12 @@ def end_attempt(
             "message": message,
             "exit_code": failure.exit_code if failure else None,
             "pod": failure.worker if failure else "",
+            "step": status.step,
+            "checkpoint_step": status.last_checkpoint.step if status.last_checkpoint else None,
         }
     )
+    status.active_seconds = round(active_seconds(status, now))
+    status.active_since = None
 
 
 def next_attempt_nodes(observed: Observed, status: TrainingRunStatus) -> int:
@@ -207,11 +265,28 @@ def stale_workers(observed: Observed, status: TrainingRunStatus) -> tuple[str, .
 
 
 def _active_workers(workers: tuple[Worker, ...] | list[Worker]) -> tuple[str, ...]:
-    return tuple(w.name for w in workers if not w.finished and not w.deleting)
+    return tuple(w.name for w in workers if not w.deleting and (w.lingering or not w.finished))
+
+
+def workers_still_ending(observed: Observed, status: TrainingRunStatus) -> list[Worker]:
+    """Workers of earlier attempts that may still be saving their last step.
+
+    Nobody can confirm the end of those on a lost node, and some are overdue: they hold up nothing.
+    """
+    return [
+        worker
+        for worker in observed.workers
+        if worker.attempt <= status.attempt
+        and worker.deleting
+        and not worker.finished
+        and worker.host not in observed.lost_hosts
+        and worker.gone_by is not None
+        and (observed.now - worker.gone_by).total_seconds() < OVERDUE_SECONDS
+    ]
 
 
 def active_seconds(status: TrainingRunStatus, now: datetime) -> float:
-    """Wall time since the run began, without suspensions."""
+    """Seconds that attempts were active in all, each from when all its pods were scheduled."""
     since = (now - status.active_since).total_seconds() if status.active_since else 0.0
     return status.active_seconds + since
 
@@ -225,6 +300,6 @@ def _seconds_until_ttl(observed: Observed, status: TrainingRunStatus) -> float |
 
 def _parse_final_report(text: str) -> ProgressReport | None:
     try:
-        return ProgressReport.model_validate_json(text)
-    except ValidationError:
+        return parse_known(ProgressReport, json.loads(text))
+    except ValueError:
         return None

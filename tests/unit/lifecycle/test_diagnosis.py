@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 
 from tests.support.lifecycle.builders import make_worker
-from trainyard_lifecycle.diagnosis import diagnose_failure, find_root_cause
+from trainyard_lifecycle.diagnosis import Failure, diagnose_failure, find_root_cause
 from trainyard_lifecycle.plan import Worker
+from trainyard_lifecycle.policy import DEFAULT_ACTIONS
 
 LOGS = Path(__file__).parent / "torchrun_logs"
+
+
+def tried_again(failure: Failure) -> bool:
+    """What follows where failurePolicy says nothing."""
+    return DEFAULT_ACTIONS[failure.reason] != "Fail"
 
 
 def failed(**fields: Any) -> Worker:
@@ -31,7 +37,7 @@ def test_torchrun_logs_name_the_rank_that_died_first(
 ) -> None:
     failure = diagnose_failure(failed(log_tail=(LOGS / f"{log}.log").read_text()))
     assert failure is not None
-    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert (failure.reason, tried_again(failure)) == (reason, retryable)
     assert failure.message == f"r-1-0: {message}"
 
 
@@ -68,6 +74,14 @@ def reported(message: str) -> dict[str, str]:
         ({"phase": "Running", "disruption": "PreemptionByScheduler"}, "Preempted", True,
          "preempted"),
         ({"phase": "Running", "disruption": "EvictionByEvictionAPI"}, "Evicted", True, "evicted"),
+        (reported("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"),
+         "HardwareError", True, "uncorrectable ECC"),
+        (reported("RuntimeError: CUDA error: device-side assert triggered"),
+         "UserException", False, "device-side assert"),
+        (reported("HardwareError: GPU 3 has fallen off the bus"), "HardwareError", True, "GPU 3"),
+        (reported("DiskFullError: /data is full"), "DiskFull", False, "/data is full"),
+        (reported("UnavailableError: the Hub is away"), "Unavailable", True, "the Hub"),
+        ({"phase": "Running", "disruption": "TerminationTarget"}, "Preempted", True, "the queue"),
         ({"phase": "Running", "deleting": True}, "PodDeleted", True, "was deleted"),
     ],
 )  # fmt: skip
@@ -76,7 +90,7 @@ def test_each_kind_of_evidence_gives_its_reason(
 ) -> None:
     failure = diagnose_failure(failed(**fields))
     assert failure is not None
-    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert (failure.reason, tried_again(failure)) == (reason, retryable)
     assert text in failure.message
     assert "\n" not in failure.message
 
@@ -103,7 +117,7 @@ def test_the_trainers_single_line_errors_are_read_from_the_log(
     log = (LOGS / "exit.log").read_text().replace("cannot open license file", line)
     failure = diagnose_failure(failed(log_tail=log.replace("exitcode  : 3", "exitcode  : 1")))
     assert failure is not None
-    assert (failure.reason, failure.retryable) == (reason, retryable)
+    assert (failure.reason, tried_again(failure)) == (reason, retryable)
     assert line.removeprefix("rank 1: ") in failure.message
 
 
@@ -113,6 +127,20 @@ def test_a_rank_that_lost_its_peer_does_not_hide_the_signal_beside_it() -> None:
     failure = diagnose_failure(failed(log_tail=log, termination_message=words))
     assert failure is not None
     assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
+
+
+def test_a_killed_rank_is_named_although_its_peer_is_first_in_the_table() -> None:
+    log = (LOGS / "kill.log").read_text()
+    swapped = log.replace("exitcode  : -15 (pid: 21086)  (SIGTERM)", "exitcode  : 1 (pid: 21086)")
+    others, root = swapped.split("Failures:\n")[1].split("Root Cause (first observed failure):\n")
+    swapped = swapped.split("Failures:\n")[0] + f"Failures:\n{root}\nRoot Cause (first):\n{others}"
+    failure = diagnose_failure(failed(log_tail=swapped, **reported("RankLostError: lost another")))
+    assert failure is not None
+    assert failure.message == "r-1-0: rank 1: killed by SIGKILL"
+    # An exception of the first one is the cause: torchrun kills who doesn't end by SIGTERM.
+    failure = diagnose_failure(failed(log_tail=swapped, **reported("ValueError: no label")))
+    assert failure is not None
+    assert failure.message == "r-1-0: ValueError: no label"
 
 
 HANG = "HangError: rank 1 (host1, pid 7) is stopped: no heartbeat for 20 s; last seen in step 9"
@@ -126,7 +154,7 @@ def test_a_hang_explains_the_signals_that_end_it(line: str, words: str) -> None:
         log = f"[default0]:{line}\n[default0]:  rank 1 (host1, pid 7), step 9:\n{log}"
     failure = diagnose_failure(failed(log_tail=log, termination_message=words))
     assert failure is not None
-    assert (failure.reason, failure.retryable) == ("Hang", True)
+    assert (failure.reason, tried_again(failure)) == ("Hang", True)
     assert failure.message == f"r-1-0: {HANG.removeprefix('HangError: ')}"
     killed = diagnose_failure(failed(node=1, exit_code=137))
     lost = diagnose_failure(make_worker(node=1, phase="Running"), host_lost=True)

@@ -219,6 +219,7 @@ def test_success_takes_the_final_report_from_the_termination_message() -> None:
 def test_a_gang_that_cannot_be_scheduled_is_retried() -> None:
     story = started_story(startDeadlineSeconds=60, maxRestarts=0)
     half = [make_worker(0), make_worker(1, phase="Pending", unschedulable="0/1 nodes available")]
+    story.see(*half)
     assert story.see(*half, after=59).delete == ()
     plan = story.see(*half, after=2)
     assert (plan.status.phase, plan.status.reason) == ("Restarting", "GivenBack")
@@ -230,6 +231,7 @@ def test_a_gang_that_cannot_be_scheduled_is_retried() -> None:
 def test_an_elastic_run_continues_with_the_nodes_available() -> None:
     story = started_story(startDeadlineSeconds=60, elastic={"minNodes": 1, "maxNodes": 2})
     half = [make_worker(0), make_worker(1, phase="Pending", unschedulable="0/1 nodes available")]
+    story.see(*half)
     story.see(*half, after=61)
     plan = story.see(after=10)
     assert keys(plan) == [(2, 0)]
@@ -237,13 +239,35 @@ def test_an_elastic_run_continues_with_the_nodes_available() -> None:
     assert story.see(make_worker(0, 2)).status.phase == "Starting"
 
 
-def test_a_wrong_image_fails_the_run_at_the_deadline() -> None:
-    story = started_story(startDeadlineSeconds=60)
+def test_an_image_that_does_not_come_is_waited_for_without_holding_places() -> None:
+    story = started_story(deadlines={"startSeconds": 60}, maxRestarts=0)
     stuck = pair(phase="Pending", waiting_reason="ImagePullBackOff", waiting_message="x:1")
+    story.see(*stuck)
     assert story.see(*stuck, after=59).status.phase == "Pending"
     plan = story.see(*stuck, after=2)
-    assert (plan.status.phase, plan.status.reason) == ("Failed", "Image")
+    assert (plan.status.phase, plan.status.reason) == ("Restarting", "GivenBack")
+    assert "x:1" in plan.status.message
     assert plan.delete == ("r-1-0", "r-1-1")
+    assert keys(story.see(after=10)) == [(2, 0), (2, 1)]
+
+
+def test_a_gang_in_a_queue_waits_for_ever_and_its_time_there_does_not_count() -> None:
+    story = started_story(activeDeadlineSeconds=100)
+    gated = pair(phase="Pending", gated=True, host="")
+    plan = story.see(*gated, after=90_000)
+    assert (plan.status.phase, plan.status.reason, plan.delete) == ("Pending", "Queued", ())
+    waiting = pair(phase="Pending", host="", unschedulable="no room")
+    assert story.see(*waiting, after=1).status.reason == "Scheduling"
+    assert story.see(*waiting, after=599).status.phase == "Pending"
+    assert story.see(*pair(), after=1, report=make_report()).status.phase == "Running"
+    assert story.see(*pair(), after=100).status.phase == "Running"
+    assert story.see(*pair(), after=1).status.reason == "DeadlineExceeded"
+
+
+def test_a_queue_that_admits_too_late_stops_the_run_where_that_was_asked_for() -> None:
+    story = started_story(deadlines={"queueSeconds": 60})
+    plan = story.see(*pair(phase="Pending", gated=True, host=""), after=61)
+    assert (plan.status.phase, plan.status.reason) == ("Failed", "QueueTimeout")
 
 
 def test_an_invalid_image_name_fails_at_once() -> None:
@@ -253,6 +277,7 @@ def test_an_invalid_image_name_fails_at_once() -> None:
 
 def test_ranks_that_never_join_are_a_failed_attempt() -> None:
     story = started_story(startDeadlineSeconds=60)
+    story.see(*pair())
     plan = story.see(*pair(), after=61, report=make_report(joined=1))
     assert (plan.status.phase, plan.status.reason) == ("Restarting", "StartTimeout")
     assert "1 of 2 ranks have joined" in plan.status.message
@@ -290,10 +315,12 @@ def test_a_run_created_suspended_creates_no_pods() -> None:
 
 def test_suspended_time_does_not_count_towards_the_deadline() -> None:
     story = started_story(activeDeadlineSeconds=100)
+    story.see(*pair())
     story.run.spec.suspend = True
     story.see(*pair(), after=60)
     story.run.spec.suspend = False
     story.see(after=3600)
+    assert story.see(*pair(2)).status.phase == "Starting"
     assert story.see(*pair(2), after=30).status.phase == "Starting"
     plan = story.see(*pair(2), after=20)
     assert (plan.status.phase, plan.status.reason) == ("Failed", "DeadlineExceeded")
@@ -303,6 +330,7 @@ def test_suspended_time_does_not_count_towards_the_deadline() -> None:
 def test_the_next_reconcile_is_at_the_deadline_at_the_latest() -> None:
     story = Story(make_run(activeDeadlineSeconds=2))
     assert story.see().requeue_after == pytest.approx(1.0)
+    story.see(*pair(), report=make_report())
     plan = story.see(*pair(), after=1.5, report=make_report())
     assert plan.requeue_after == pytest.approx(0.6)
 
