@@ -19,8 +19,8 @@ from trainyard_operator.objects import (
     InvalidObjectError,
     ObjectKey,
     emit_event,
-    fail_invalid,
     parse,
+    refuse_invalid,
     replace_status,
     to_status,
 )
@@ -122,7 +122,7 @@ class Controller(Generic[R, S, P]):
         try:
             resource = parse(reconciler.model, raw)
         except InvalidObjectError as invalid:
-            await fail_invalid(self._kube, reconciler.plural, invalid, reconciler.status_model)
+            await refuse_invalid(self._kube, reconciler.plural, invalid, reconciler.status_model)
             return "invalid", None
         observed = await reconciler.observe(resource)
         plan = reconciler.decide(observed)

@@ -1,7 +1,6 @@
 """Runs and studies on the API server: parsing them, writing their statuses and Events."""
 
 import asyncio
-import copy
 import logging
 import math
 import re
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from trainyard_api.base import Model, validation_message
+from trainyard_api import __version__
+from trainyard_api.base import Model, is_unknown, validation_message, without_unknown
 from trainyard_api.resource import Resource
 from trainyard_api.run import API_VERSION, GROUP, PLURAL, TrainingRun
 from trainyard_api.status import FINISHED, TrainingRunStatus
@@ -21,6 +21,7 @@ from trainyard_lifecycle.plan import Event
 from trainyard_operator.client import ApiError, ExpectedError, Kube, Object, RejectedError, path_of
 
 COMPONENT = "trainyard-operator"
+UNSUPPORTED = "Unsupported"  # the condition of an object that this version can't read
 MAX_PARALLEL = 16  # requests at once per object: a large gang must not starve the API server
 _MAX_EVENT_MESSAGE = 1024
 
@@ -41,23 +42,28 @@ class ObjectKey:
 
 
 class InvalidObjectError(ExpectedError):
-    """The API server accepted an object that our model does not."""
+    """The API server accepted an object that our model does not.
+
+    Attributes:
+        unknown: it has only keys or values that this version doesn't know: a newer one would.
+    """
 
     def __init__(self, raw: Object, error: ValidationError) -> None:
         self.reason = validation_message(error)
         super().__init__(f"{raw.get('kind')} {raw['metadata'].get('name')}: {self.reason}")
         self.raw = raw
+        self.unknown = is_unknown(error)
 
 
 def parse(model: type[M], raw: Object) -> M:
-    """The stored object as a model; keys of a status that a newer operator wrote are dropped.
+    """The stored object as a model; what a newer operator wrote into its status is dropped.
 
-    Raises InvalidObjectError.
+    Raises InvalidObjectError; also for an unknown phase, which nothing may be decided on.
     """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        known = {**raw, "status": _drop_unknown_keys(raw.get("status", {}), error)}
+        known = without_unknown(raw, error, within=("status",), keep=("status", "phase"))
     try:
         return model.model_validate(known)
     except ValidationError as error:
@@ -94,22 +100,44 @@ async def replace_status(kube: Kube, plural: str, raw: Object, status: Object) -
     return await kube.replace(path, {**raw, "status": status})
 
 
-async def fail_invalid(
+async def refuse_invalid(
     kube: Kube,
     plural: str,
     invalid: InvalidObjectError,
     status: type[TrainingRunStatus] | type[ScalingStudyStatus],
 ) -> None:
-    """Say in the status what is wrong with a spec that can't be read."""
-    before = invalid.raw.get("status") or {}
+    """Say in the status why the object can't be read, and touch nothing else of what has begun.
+
+    After an upgrade of the CRDs, or a downgrade of the operator, a run may have what this operator
+    does not know: its phase and its pods stay as they are until one does that knows it.
+    """
+    before: Object = invalid.raw.get("status") or {}
     if before.get("phase") in FINISHED:
+        return
+    now = datetime.now(UTC)
+    if before.get("phase") or invalid.unknown:
+        conditions = [c for c in before.get("conditions") or [] if c.get("type") != UNSUPPORTED]
+        old = [c for c in before.get("conditions") or [] if c.get("type") == UNSUPPORTED]
+        since = old[0].get("lastTransitionTime") if old and old[0]["status"] == "True" else None
+        condition = {
+            "type": UNSUPPORTED,
+            "status": "True",
+            "reason": "UnknownToThisVersion" if invalid.unknown else "InvalidSpec",
+            "message": f"this operator (version {__version__}) can't read it: {invalid.reason}",
+            "lastTransitionTime": since or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        changed = {**before, "conditions": [*conditions, condition]}
+        if not before.get("phase"):
+            text = {"phase": "Pending", "reason": UNSUPPORTED, "message": condition["message"]}
+            changed |= text
+        await replace_status(kube, plural, invalid.raw, changed)
         return
     failed = status(
         observed_generation=invalid.raw["metadata"].get("generation"),
         phase="Failed",
         reason="InvalidSpec",
         message=invalid.reason,
-        completion_time=datetime.now(UTC),
+        completion_time=now,
     )
     await replace_status(kube, plural, invalid.raw, {**before, **to_status(failed)})
 
@@ -130,11 +158,14 @@ async def emit_event(kube: Kube, about: Resource, event: Event) -> None:
 
 
 async def or_rejected(request: Awaitable[Object | None]) -> Object | None:
-    """The answer; refusals that only the user can resolve become RejectedError."""
+    """The answer; refusals that somebody else must resolve become RejectedError.
+
+    500 is what the API server says when a webhook can't be called or fails.
+    """
     try:
         return await request
     except ApiError as error:
-        if error.status in (400, 403, 404, 422):
+        if error.status in (400, 403, 404, 422, 500):
             raise RejectedError(" ".join(str(error).split())) from None
         raise
 
@@ -189,18 +220,6 @@ def event_object(about: Resource, event: Event, now: datetime) -> Object:
         "lastTimestamp": time,
         "count": 1,
     }
-
-
-def _drop_unknown_keys(status: Object, error: ValidationError) -> Object:
-    """A copy of `status` without the keys that `error` calls unknown."""
-    known = copy.deepcopy(status)
-    for item in error.errors():
-        if item["type"] == "extra_forbidden" and item["loc"][0] == "status":
-            parent: Any = known
-            for step in item["loc"][1:-1]:
-                parent = parent[step]
-            parent.pop(item["loc"][-1], None)
-    return known
 
 
 def _drop_non_finite(value: Any) -> Any:

@@ -20,7 +20,7 @@ Status = dict[str, Any]
 
 def to_worker(pod: Object) -> Worker:
     """The worker of a pod that carries our labels."""
-    metadata, spec, status = pod["metadata"], pod.get("spec", {}), pod.get("status") or {}
+    metadata, spec, status = pod["metadata"], pod.get("spec", {}), _without_sidecars(pod)
     phase = _phase(status)
     ended = _ended(status)
     waiting_reason, waiting_message = _waiting(status) if phase == "Pending" else ("", "")
@@ -31,14 +31,18 @@ def to_worker(pod: Object) -> Worker:
         phase=phase,
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
+        gated=phase == "Pending" and _scheduling(status).get("reason") == "SchedulingGated",
         unschedulable=_unschedulable(status) if phase == "Pending" else "",
         exit_code=ended.get("exitCode") if phase != "Pending" else None,
         exit_reason=_exit_reason(status, ended) if phase == "Failed" else "",
         termination_message=_termination_message(status, ended)
         if phase in ("Failed", "Succeeded")
         else "",
-        disruption=_condition(status, "DisruptionTarget", "True").get("reason", ""),
+        disruption=_disruption(status),
         deleting="deletionTimestamp" in metadata,
+        # The API server writes the time by which the pod has been killed, not that of the request.
+        gone_by=_time(metadata.get("deletionTimestamp")),
+        lingering=_is_lingering(status),
         host=spec.get("nodeName", ""),
         finished_at=_time(ended.get("finishedAt")),
     )
@@ -46,7 +50,7 @@ def to_worker(pod: Object) -> Worker:
 
 def failed_init(pod: Object) -> str:
     """Name of the init container that ended the pod; empty when none did."""
-    return str(_failed_init(pod.get("status") or {}).get("name", ""))
+    return str(_failed_init(_without_sidecars(pod)).get("name", ""))
 
 
 def is_starting(pod: Object, now: datetime) -> bool:
@@ -159,11 +163,48 @@ def _waiting(status: Status) -> tuple[str, str]:
     return waiting.get("reason", ""), waiting.get("message", "")
 
 
+def _scheduling(status: Status) -> dict[str, Any]:
+    return _condition(status, "PodScheduled", "False")
+
+
 def _unschedulable(status: Status) -> str:
-    condition = _condition(status, "PodScheduled", "False")
-    if condition.get("reason") in ("Unschedulable", "SchedulingGated"):
+    condition = _scheduling(status)
+    if condition.get("reason") == "Unschedulable":
         return str(condition.get("message") or condition["reason"])
     return ""
+
+
+def _disruption(status: Status) -> str:
+    """Why the cluster ends the pod: Kubernetes' condition, or Kueue's when it preempts."""
+    reason = _condition(status, "DisruptionTarget", "True").get("reason", "")
+    if not reason and _condition(status, "TerminationTarget", "True"):
+        return "TerminationTarget"
+    return str(reason)
+
+
+def _is_lingering(status: Status) -> bool:
+    """Whether another container still runs after the trainer has ended.
+
+    Kubernetes itself ends native sidecars (init containers that restart).
+    """
+    if "terminated" not in _trainer(status):
+        return False
+    states = [container.get("state") or {} for container in status.get("containerStatuses") or []]
+    return any("running" in state for state in states)
+
+
+def _without_sidecars(pod: Object) -> Status:
+    """The pod's status without its native sidecars: a restart of one means nothing for the run."""
+    status: Status = pod.get("status") or {}
+    sidecars = {
+        container.get("name")
+        for container in (pod.get("spec") or {}).get("initContainers") or []
+        if container.get("restartPolicy") == "Always"
+    }
+    if not sidecars:
+        return status
+    inits = status.get("initContainerStatuses") or []
+    return {**status, "initContainerStatuses": [c for c in inits if c.get("name") not in sidecars]}
 
 
 def _condition(status: Status, kind: str, value: str) -> dict[str, Any]:

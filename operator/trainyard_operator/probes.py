@@ -3,11 +3,10 @@
 import asyncio
 import json
 import time
-from typing import Any
 
 import aiohttp
-from pydantic import ValidationError
 
+from trainyard_api.base import parse_known
 from trainyard_api.progress import REPORT_PORT, ProgressReport
 from trainyard_operator.client import ApiError, Kube, path_of
 from trainyard_operator.pods import find_lost_hosts
@@ -54,27 +53,29 @@ def session() -> aiohttp.ClientSession:
 
 async def fetch_report(
     http: aiohttp.ClientSession, address: str, port: int = REPORT_PORT
-) -> ProgressReport | None:
-    """Rank 0's report from its pod; None while there is none that can be read."""
+) -> tuple[ProgressReport | None, str]:
+    """Rank 0's report from its pod; without one, why there is none, in one line."""
     host = f"[{address}]" if ":" in address else address
+    blocked = (
+        f"no connection to {host}:{port}: allow ingress to the run's pods on port {port} from the"
+        " operator's namespace (NetworkPolicy, or an exception from strict mTLS)"
+    )
     try:
         async with http.get(f"http://{host}:{port}/progress", allow_redirects=False) as answer:
             if answer.status != 200:
-                return None
+                return None, f"{host}:{port} answers with HTTP {answer.status}"
             body = await answer.content.readexactly(MAX_REPORT_BYTES)  # a report is far shorter
     except asyncio.IncompleteReadError as short:
-        return parse_report(short.partial)
+        body = short.partial
     except (TimeoutError, aiohttp.ClientError, OSError):
-        return None
-    return parse_report(body)
+        return None, blocked
+    report = parse_report(body)
+    return report, "" if report else f"{host}:{port} answers with what is no report"
 
 
 def parse_report(body: bytes) -> ProgressReport | None:
-    """A report of a trainer that may be newer than us: keys we don't know are dropped."""
+    """A report of a trainer that may be newer than us: what we don't know is dropped."""
     try:
-        report: dict[str, Any] = json.loads(body)
-        names = {field.alias for field in ProgressReport.model_fields.values()}
-        known = {key: value for key, value in report.items() if key in names}
-        return ProgressReport.model_validate(known)
-    except (ValueError, ValidationError, AttributeError):
+        return parse_known(ProgressReport, json.loads(body))
+    except ValueError:
         return None

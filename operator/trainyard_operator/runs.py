@@ -16,6 +16,7 @@ from trainyard_api import labels
 from trainyard_api.run import PLURAL, TrainingRun
 from trainyard_api.status import TrainingRunStatus
 from trainyard_lifecycle.plan import Observed, Plan, Worker
+from trainyard_lifecycle.policy import GRACEFUL
 from trainyard_lifecycle.reconcile import reconcile
 from trainyard_operator import manifests, probes
 from trainyard_operator.client import ApiError, Kube, Object, RejectedError, path_of
@@ -61,10 +62,12 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         workers = await self._with_details(run, pods, now)
         leader = next((pod for pod, worker in pods if _is_leader(worker, attempt)), None)
         address = (leader or {}).get("status", {}).get("podIP")
-        report = await probes.fetch_report(self._http, address) if address else None
+        report, problem = None, ""
+        if address and run.spec.recipe:
+            report, problem = await probes.fetch_report(self._http, address)
         if report and (report.run, report.attempt) != (run.name, attempt):
             report = None
-        return Observed(run, now, workers, report, lost)
+        return Observed(run, now, workers, report, lost, problem)
 
     def decide(self, observed: Observed) -> Plan:
         return reconcile(observed)
@@ -164,8 +167,22 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
             manifests.pod(run, key, plan.nodes, trainer_image=self._trainer_image)
             for key in plan.create
         ]
-        path = path_of("v1", "pods", run.namespace)
-        await run_all(or_rejected(self._kube.create(path, pod)) for pod in pods)
+        await run_all(self._create_pod(run, pod) for pod in pods)
+
+    async def _create_pod(self, run: TrainingRun, body: Object) -> None:
+        """Create a pod; one of the run's own that exists is left as it is.
+
+        Raises RejectedError when the name is taken by a pod that isn't the run's.
+        """
+        collection, name = path_of("v1", "pods", run.namespace), body["metadata"]["name"]
+        if await or_rejected(self._kube.create(collection, body)) is not None:
+            return
+        existing = await self._kube.find(f"{collection}/{name}")
+        if existing is None or owned_by(existing, run.metadata.uid):
+            return
+        if "deletionTimestamp" in existing["metadata"]:
+            raise RejectedError(f"Pod {name} of an earlier run is still being deleted")
+        raise RejectedError(f"a Pod named {name} already exists: delete it, or rename the run")
 
     async def _ensure(
         self, run: TrainingRun, api: str, plural: str, body: Object, *, keep: bool = False
@@ -193,8 +210,12 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
 
 
 def grace_seconds(status: TrainingRunStatus) -> int | None:
-    """Time for pods to end; None: what the pod itself says, enough for a last checkpoint."""
-    failed = bool(status.attempts) and status.attempts[-1].outcome == "Failed"
+    """Time for pods to end; None: what the pod itself says, enough for a last checkpoint.
+
+    After a disruption the ranks still reach each other, so they can save their step.
+    """
+    last = status.attempts[-1] if status.attempts else None
+    failed = last is not None and last.outcome == "Failed" and last.reason not in GRACEFUL
     return FAILED_GRACE_SECONDS if failed else None
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trainyard_api import labels
+from trainyard_api.base import parse_known
 from trainyard_api.run import API_VERSION, KIND, PLURAL, TrainingRun
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
@@ -16,7 +17,6 @@ from trainyard_operator.objects import (
     or_rejected,
     owned_by,
     owner_reference,
-    parse,
     run_all,
 )
 from trainyard_study.plan import StudyObserved, StudyPlan
@@ -38,7 +38,9 @@ class StudyReconciler(Reconciler[ScalingStudy, StudyObserved, StudyPlan]):
     async def observe(self, study: ScalingStudy) -> StudyObserved:
         path = path_of(API_VERSION, PLURAL, study.namespace)
         items = await self._kube.list_all(path, labelSelector=f"{labels.STUDY}={study.name}")
-        runs = [parse(TrainingRun, item) for item in items if owned_by(item, study.metadata.uid)]
+        own = (item for item in items if owned_by(item, study.metadata.uid))
+        # A run with a field that only a newer operator knows still counts, as far as it is known.
+        runs = [run for item in own if (run := parse_known(TrainingRun, item))]
         return StudyObserved(study, datetime.now(UTC), tuple(runs))
 
     def decide(self, observed: StudyObserved) -> StudyPlan:

@@ -61,15 +61,35 @@ def test_a_users_script_runs_unchanged_on_two_nodes(space: Namespace) -> None:
     assert "sum of ranks: 4" in space.kubectl("logs", "ddp-1-0")
 
 
-def test_a_wrong_image_says_so_while_pending_and_fails_at_the_deadline(space: Namespace) -> None:
+def test_an_image_that_does_not_come_is_waited_for_without_holding_places(
+    space: Namespace,
+) -> None:
     image = "localhost:5051/trainyard/no-such-image:1"
-    space.apply(training_run("img", {"recipe": "char-gpt", "image": image}))
+    later = {"initialSeconds": 3600, "maxSeconds": 3600}
+    space.apply(training_run("img", {"recipe": "char-gpt", "image": image, "backoff": later}))
     status = space.wait_status("img", "Image", lambda s: s.get("reason") == "Image")
     assert status["phase"] == "Pending"
     assert "no-such-image" in status["message"]
     set_spec(space, "img", NOW)
-    assert "no-such-image" in wait_failed(space, "img")["message"]
+    status = space.wait_status("img", "given back", lambda s: s.get("reason") == "GivenBack")
+    assert "no-such-image" in status["message"]
     wait_until("its pod is gone", lambda: not space.pods("img"))
+    space.kubectl("annotate", "trun", "img", "trainyard.dev/retry=now")
+    space.wait_status("img", "attempt 2", lambda s: s.get("attempt") == 2)
+
+
+def test_a_failed_run_goes_on_once_its_spec_is_mended(
+    space: Namespace, corpus: dict[str, Any]
+) -> None:
+    space.apply(char_gpt("mend", corpus, {"n_layrs": 6}, **ONE))
+    wait_failed(space, "mend")
+    space.kubectl("annotate", "trun", "mend", "trainyard.dev/retry=1")
+    status = space.wait_status("mend", "attempt 2", lambda s: s.get("attempt") == 2)
+    status = wait_failed(space, "mend")
+    assert "n_layrs" in status["message"]
+    set_spec(space, "mend", {"config": {"n_layrs": None}})
+    status = space.wait_phase("mend", "Succeeded")
+    assert (status["attempt"], status["restarts"]) == (3, 0)
 
 
 # Set once what is waited for is seen: a machine may take its time to show it.
@@ -97,7 +117,8 @@ def test_a_missing_volume_is_named(space: Namespace) -> None:
     status = space.wait_status("vol", "Volume", lambda s: s.get("reason") == "Volume")
     assert '"nowhere" not found' in status["message"]
     set_spec(space, "vol", NOW)
-    assert wait_failed(space, "vol")["reason"] == "Volume"
+    status = space.wait_status("vol", "given back", lambda s: s.get("reason") == "GivenBack")
+    assert '"nowhere" not found' in status["message"]
 
 
 def test_a_pod_that_the_cluster_rejects_says_why(space: Namespace) -> None:

@@ -65,7 +65,9 @@ class Cluster:
                 }
                 self.state.put(path, {**pod, "status": status})
 
-    async def fetch(self, http: aiohttp.ClientSession, address: str) -> ProgressReport | None:
+    async def fetch(
+        self, http: aiohttp.ClientSession, address: str
+    ) -> tuple[ProgressReport | None, str]:
         return await _fetch_report(http, "127.0.0.1", self.report_ports[address])
 
     async def watch(self, app: App, stop: asyncio.Event) -> None:

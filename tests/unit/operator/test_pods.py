@@ -40,7 +40,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "gated by a queue",
         {"conditions": [condition("PodScheduled", "False", "SchedulingGated")]},
-        {"phase": "Pending", "unschedulable": "SchedulingGated"},
+        {"phase": "Pending", "gated": True, "unschedulable": ""},
     ),
     (
         "scheduled",
@@ -204,6 +204,28 @@ def test_deleting() -> None:
     status = trainer(running={})
     assert not to_worker(make_pod(status)).deleting
     assert to_worker(make_pod(status, deletionTimestamp="2026-01-01T00:00:00Z")).deleting
+
+
+def test_a_native_sidecar_that_crashes_means_nothing() -> None:
+    crashed = {"name": "proxy", "state": {"terminated": ENDED}}
+    pod = make_pod({**trainer(running={}), "initContainerStatuses": [crashed]})
+    assert to_worker(pod).phase == "Failed"
+    pod["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}]
+    assert to_worker(pod).phase == "Running"
+    assert failed_init(pod) == ""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_sidecar_that_outlives_the_trainer_lingers(code: int) -> None:
+    status = trainer(terminated=ENDED | {"exitCode": code})
+    assert not to_worker(make_pod(status)).lingering
+    status["containerStatuses"].append({"name": "mesh", "state": {"running": {}}})
+    assert to_worker(make_pod(status)).lingering
+
+
+def test_kueues_preemption_is_a_disruption() -> None:
+    status = trainer(running={}) | {"conditions": [condition("TerminationTarget", "True", "x")]}
+    assert to_worker(make_pod(status)).disruption == "TerminationTarget"
 
 
 def test_failed_init_container_is_named() -> None:

@@ -10,7 +10,7 @@ from trainyard_operator import probes
 from trainyard_operator.app import serve
 
 
-async def fetch_from(report: web.Response) -> Any:
+async def fetch_from(report: web.Response) -> tuple[Any, str]:
     async def progress(_: web.Request) -> web.Response:
         return report
 
@@ -22,12 +22,19 @@ async def fetch_from(report: web.Response) -> Any:
 
 async def test_report() -> None:
     report = make_report(step=5, loss=1.5)
-    assert await fetch_from(web.json_response(report.to_wire())) == report
+    assert await fetch_from(web.json_response(report.to_wire())) == (report, "")
 
 
 async def test_unknown_keys_of_a_newer_trainer_are_dropped() -> None:
     report = make_report(step=5)
-    assert await fetch_from(web.json_response({**report.to_wire(), "novelty": 1})) == report
+    newer = {**report.to_wire(), "novelty": 1}
+    assert await fetch_from(web.json_response(newer)) == (report, "")
+
+
+async def test_a_phase_of_a_newer_trainer_is_taken_as_it_is() -> None:
+    newer = {**make_report(step=5).to_wire(), "phase": "distilling"}
+    report, _ = await fetch_from(web.json_response(newer))
+    assert (report.step, report.phase) == (5, "distilling")
 
 
 @pytest.mark.parametrize(
@@ -42,9 +49,13 @@ async def test_unknown_keys_of_a_newer_trainer_are_dropped() -> None:
     ],
 )
 async def test_an_invalid_report_is_ignored(body: web.Response) -> None:
-    assert await fetch_from(body) is None
+    report, problem = await fetch_from(body)
+    assert report is None
+    assert problem
 
 
 async def test_an_unreachable_pod_has_no_report() -> None:
     async with probes.session() as http:
-        assert await probes.fetch_report(http, "127.0.0.1", 1) is None
+        report, problem = await probes.fetch_report(http, "127.0.0.1", 1)
+        assert report is None
+        assert "allow ingress to the run's pods on port 1" in problem

@@ -144,15 +144,34 @@ async def test_the_status_says_why_a_pod_was_rejected(
 
 async def test_an_error_of_the_api_server_is_not_a_rejection() -> None:
     async with make_stage() as (state, stage):
-        state.refuse("POST", "/pods", 500, "InternalError", "etcd is away")
+        state.refuse("POST", "/pods", 503, "ServiceUnavailable", "etcd is away")
         with pytest.raises(ApiError, match="etcd is away"):
             await stage.apply(plan())
         assert stage.status["reason"] == "Creating"
 
 
+async def test_the_error_of_a_webhook_is_in_the_status() -> None:
+    async with make_stage() as (state, stage):
+        said = 'failed calling webhook "quota.example.com"'
+        state.refuse("POST", "/pods", 500, "InternalError", said)
+        with pytest.raises(RejectedError, match="failed calling webhook"):
+            await stage.apply(plan())
+        assert (stage.status["phase"], stage.status["reason"]) == ("Pending", "Rejected")
+        assert said in stage.status["message"]
+
+
+async def test_a_name_that_another_pod_has_is_said() -> None:
+    async with make_stage() as (state, stage):
+        state.put(f"{NS}/pods/r-1-0", {})
+        with pytest.raises(RejectedError, match="a Pod named r-1-0 already exists"):
+            await stage.apply(plan())
+        assert "r-1-0" in stage.status["message"]
+
+
 async def test_a_pod_that_exists_does_not_stop_the_others() -> None:
     async with make_stage(numNodes=8) as (state, stage):
-        state.put(f"{NS}/pods/r-1-3", {})
+        owner = {"ownerReferences": [{"uid": stage.raw["metadata"]["uid"]}]}
+        state.put(f"{NS}/pods/r-1-3", {"metadata": owner})
         create = tuple(WorkerKey(1, node) for node in range(8))
         await stage.apply(plan(create=create, nodes=8))
         pods = [path for path in state.objects if path.startswith(f"{NS}/pods/")]
@@ -218,12 +237,30 @@ def test_pods_of_a_failed_attempt_get_little_time(outcome: str, grace: int | Non
     assert grace_seconds(TrainingRunStatus(attempts=[attempt])) == grace
 
 
+@pytest.mark.parametrize("changes", [{"precision": "fp8"}, {"novelty": {"a": 1}}])
+async def test_what_only_a_newer_operator_knows_changes_no_phase(changes: dict[str, Any]) -> None:
+    async with make_stage() as (state, stage):
+        await stage.apply(plan())
+        before = dict(stage.status)
+        stage.raw["spec"] |= changes
+        assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
+        after = dict(stage.status)
+        condition = after.pop("conditions")[-1]
+        assert (condition["type"], condition["status"]) == ("Unsupported", "True")
+        assert next(iter(changes)) in condition["message"]
+        before.pop("conditions", None)
+        assert after == before
+        written = len(state.writes())
+        assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
+        assert len(state.writes()) == written
+
+
 async def test_an_invalid_spec_is_reported_once_in_the_status() -> None:
     async with make_stage() as (state, stage):
-        stage.raw["spec"]["precision"] = "fp8"
+        stage.raw["spec"]["seed"] = -1
         assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
         assert (stage.status["phase"], stage.status["reason"]) == ("Failed", "InvalidSpec")
-        assert stage.status["message"].startswith("spec.precision: Input should be 'fp32'")
+        assert stage.status["message"].startswith("spec.seed: Input should be greater")
         written = len(state.writes())
         assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
         assert len(state.writes()) == written
