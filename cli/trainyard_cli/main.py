@@ -121,11 +121,28 @@ def _delete(args: argparse.Namespace) -> int:
     names = [name for name in args.name if name in existing or not args.ignore_not_found]
     run_dirs = [find_run(name) for name in names]
     if run_dirs:
-        from trainyard_cli.run import delete
+        from trainyard_cli.run import delete, describe_loss
 
         for run_dir in run_dirs:
-            print(delete(run_dir), flush=True)
+            loss = describe_loss(run_dir, keep_data=args.keep_data)
+            if loss and not args.yes and not _confirms(run_dir.name, loss):
+                return EXIT_REFUSED
+            print(delete(run_dir, keep_data=args.keep_data), flush=True)
     return 0
+
+
+def _confirms(name: str, loss: str) -> bool:
+    """Ask on a terminal whether this may be destroyed; elsewhere it takes --yes."""
+    if not sys.stdin.isatty():
+        raise UserError(f"deleting {name} destroys {loss}: add --yes, or --keep-data to keep them")
+    print(f"deleting {name} destroys {loss} (--keep-data would keep them)")
+    return input("delete? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from trainyard_cli.run import retry
+
+    return retry(find_run(args.name))
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -224,10 +241,20 @@ def _parser() -> argparse.ArgumentParser:
     suspend.add_argument("name", metavar="NAME", help="name of the run")
     suspend.set_defaults(handler=_suspend)
 
+    retry = commands.add_parser(
+        "retry", help="start the next attempt of a failed run, from its newest checkpoint"
+    )
+    retry.add_argument("name", metavar="NAME", help="name of the run")
+    retry.set_defaults(handler=_retry)
+
     delete = commands.add_parser("delete", help="stop runs and delete their files")
     delete.add_argument("name", metavar="NAME", nargs="+", help="names of the runs")
     delete.add_argument(
         "--ignore-not-found", action="store_true", help="don't fail for runs that don't exist"
+    )
+    delete.add_argument("-y", "--yes", action="store_true", help="don't ask what may be destroyed")
+    delete.add_argument(
+        "--keep-data", action="store_true", help="keep checkpoints, models and metrics"
     )
     delete.set_defaults(handler=_delete)
 

@@ -1,4 +1,4 @@
-"""`trainyard run`, `suspend` and `delete`, and the summary that they print of a run."""
+"""`trainyard run`, `retry`, `suspend` and `delete`, and the summary that they print of a run."""
 
 import contextlib
 import signal
@@ -7,17 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from trainyard_api.checkpoint import CHECKPOINTS
+from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_cli.display import new_display
 from trainyard_cli.serve import APP_BY_RECIPE
+from trainyard_lifecycle.policy import request_to_continue
+from trainyard_lifecycle.status import format_count
 from trainyard_local import preflight
 from trainyard_local.backend import LocalBackend
 from trainyard_local.display import Display
-from trainyard_local.driver import Stop, apply_manifest, drive, end_driver, set_suspend
+from trainyard_local.driver import (
+    Stop,
+    apply_manifest,
+    drive,
+    end_driver,
+    request_retry,
+    set_suspend,
+)
 from trainyard_local.manifest import load_run
-from trainyard_local.store import MANIFEST, RunDir
+from trainyard_local.store import MANIFEST, RunDir, UserError
 from trainyard_local.workers import Workers
 from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest, steps
 
@@ -33,18 +42,39 @@ def run_manifest(path: Path) -> int:
     with RunDir(wanted.name).locked():
         backend = LocalBackend(RunDir(wanted.name))
         run = apply_manifest(backend, wanted)
-        display = new_display()
-        if run.status.phase in FINISHED:
-            display.say(_already_finished(run))
-            return 0 if run.status.phase == "Succeeded" else 1
-        for name in preflight.ignored_settings(run):
-            display.say(f"note: {name} has no effect on one machine and is ignored")
-        with stop_on_signals() as stop, display:
-            run = drive(backend, run, display, stop)
-        display.say(summary(backend, run, by_manifest=wanted.spec.suspend))
-        if run.status.phase == "Suspended" and stop.requests:
-            return EXIT_INTERRUPTED
+        return _drive_to_the_end(backend, run)
+
+
+def retry(run_dir: RunDir) -> int:
+    """Start the next attempt of a run that failed, from its newest checkpoint; its exit status."""
+    with run_dir.locked():
+        backend = LocalBackend(run_dir)
+        run = backend.load()
+        if run.status.phase == "Succeeded":
+            raise UserError(_already_finished(run))
+        if run.status.phase == "Suspended":
+            raise UserError(
+                f"{run.name} is suspended; to resume it: trainyard run {_manifest_file(run)}"
+            )
+        if run.spec.recipe is not None:
+            preflight.require_extra("trainer", "trainyard retry")
+        return _drive_to_the_end(backend, request_retry(backend, run))
+
+
+def _drive_to_the_end(backend: LocalBackend, run: TrainingRun) -> int:
+    """Drive the run until it stops, and print how it ended; returns the exit status."""
+    display = new_display()
+    if run.status.phase in FINISHED and request_to_continue(run, run.status) is None:
+        display.say(_already_finished(run))
         return 0 if run.status.phase == "Succeeded" else 1
+    for name in preflight.ignored_settings(run):
+        display.say(f"note: {name} has no effect on one machine and is ignored")
+    with stop_on_signals() as stop, display:
+        run = drive(backend, run, display, stop)
+    display.say(summary(backend, run, by_manifest=run.spec.suspend and not stop.requests))
+    if run.status.phase == "Suspended" and stop.requests:
+        return EXIT_INTERRUPTED
+    return 0 if run.status.phase == "Succeeded" else 1
 
 
 def suspend(run_dir: RunDir) -> str:
@@ -60,13 +90,31 @@ def suspend(run_dir: RunDir) -> str:
         return summary(backend, run)
 
 
-def delete(run_dir: RunDir) -> str:
+def describe_loss(run_dir: RunDir, *, keep_data: bool = False) -> str:
+    """What deleting the run would destroy, in one line; empty if that is nothing of value."""
+    run = run_dir.read()
+    data = run_dir.data(run)
+    if keep_data or run_dir.keeps_data(run):
+        return ""
+    checkpoints, models = [*steps(data / CHECKPOINTS)], [*steps(data / MODELS)]
+    parts = []
+    if checkpoints:
+        newest = _newest_step(data)
+        parts.append(format_count(len(checkpoints), "checkpoint"))
+        if newest is not None:
+            parts[-1] += f", the newest of step {newest}"
+    if models:
+        parts.append(format_count(len(models), "model"))
+    return " and ".join(parts)
+
+
+def delete(run_dir: RunDir, *, keep_data: bool = False) -> str:
     """Stop the run and delete its directory; returns a line about it."""
     if (pid := run_dir.holder()) is not None:
         end_driver(run_dir, pid, force=True)
     with run_dir.locked():
         Workers(run_dir).kill_all()
-        freed, kept = run_dir.remove(run_dir.read())
+        freed, kept = run_dir.remove(run_dir.read(), keep_data=keep_data)
     kept_text = f"; its data is kept in {kept}" if kept else ""
     return f"deleted {run_dir.name}: {_size_text(freed)} freed{kept_text}"
 
@@ -103,7 +151,11 @@ def summary(backend: LocalBackend, run: TrainingRun, *, by_manifest: bool = Fals
 def _already_finished(run: TrainingRun) -> str:
     ended = "succeeded" if run.status.phase == "Succeeded" else "failed"
     why = f": {run.status.message}" if run.status.message else ""
-    again = f"to train it again, first: trainyard delete {run.name}"
+    if run.status.phase == "Failed":
+        file = _manifest_file(run)
+        again = f"mend {file} and run it again, or try again as it is: trainyard retry {run.name}"
+    else:
+        again = "to train it further, raise config.max_steps"
     serve = f"; to serve its model: trainyard serve {run.name}" if run.status.model else ""
     return f"{run.name} has already {ended}{why}; {again}{serve}"
 
@@ -139,16 +191,20 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
         lines.append(f"  log     {log}")
     if status.last_checkpoint:
         lines.append(f"  kept    checkpoint of step {status.last_checkpoint.step}")
-    file = run.metadata.annotations.get(MANIFEST, "FILE")
-    lines.append(f"  retry   trainyard delete {run.name} && trainyard run {file}")
+    lines.append(f"  mended  trainyard run {_manifest_file(run)}")
+    lines.append(f"  as is   trainyard retry {run.name}")
     return lines
+
+
+def _manifest_file(run: TrainingRun) -> str:
+    return run.metadata.annotations.get(MANIFEST, "FILE")
 
 
 def _suspended(backend: LocalBackend, run: TrainingRun, by_manifest: bool) -> list[str]:
     # Workers save their last step while they stop, after the last report: read it from the data.
     step = _newest_step(backend.dir.data(run.to_wire()))
     start = "from the beginning" if step is None else f"from the checkpoint of step {step}"
-    file = run.metadata.annotations.get(MANIFEST, "FILE")
+    file = _manifest_file(run)
     first = "set spec.suspend to false, then " if by_manifest else ""
     lines = [f"{run.name} is suspended; no worker is running"]
     lines.append(f"  resume  {first}trainyard run {file}  ({start})")

@@ -1,6 +1,7 @@
 """The local executor: observes a run's processes and carries out the plans of `reconcile`."""
 
 import http.client
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import validation_message
+from trainyard_api.base import parse_known, validation_message
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker
@@ -111,11 +112,12 @@ class LocalBackend:
         if text is None:
             return None
         try:
-            report = ProgressReport.model_validate_json(text)
-        except ValidationError:
+            report = parse_known(ProgressReport, json.loads(text))
+        except ValueError:
             return None
         # Another run's process may listen on the port by now.
-        return report if (report.run, report.attempt) == (run.name, attempt) else None
+        own = report is not None and (report.run, report.attempt) == (run.name, attempt)
+        return report if own else None
 
 
 def _append(losses: list[LossPoint], point: LossPoint) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from trainyard_api.labels import RETRY
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import immutable_changes
 from trainyard_api.status import FINISHED
@@ -89,11 +90,20 @@ def _update(backend: LocalBackend, old: TrainingRun, wanted: TrainingRun) -> Tra
     if changed := immutable_changes(old.spec, wanted.spec):
         raise UserError(
             f"{old.name} exists with another {', '.join(changed)}, which can't be changed:"
-            f" change metadata.name, or first delete the run with `trainyard delete {old.name}`"
+            " set it back, or change metadata.name to start another run"
         )
-    if old.status.phase in FINISHED or old.spec == wanted.spec:
+    if old.spec == wanted.spec:
         return old
     run = _new_generation(old, spec=wanted.spec)
+    backend.save(run)
+    return run
+
+
+def request_retry(backend: LocalBackend, run: TrainingRun) -> TrainingRun:
+    """Ask for another attempt without a change of the spec, as `kubectl annotate` does."""
+    annotations = {**run.metadata.annotations, RETRY: datetime.now(UTC).isoformat()}
+    metadata = run.metadata.model_copy(update={"annotations": annotations})
+    run = run.model_copy(update={"metadata": metadata})
     backend.save(run)
     return run
 

@@ -149,10 +149,14 @@ class RunDir:
             finally:
                 self._remove_if_empty()
 
-    def remove(self, run: dict[str, Any]) -> tuple[int, Path | None]:
-        """Delete everything; returns (bytes freed, data kept). Call it only with the lock held."""
+    def remove(self, run: dict[str, Any], *, keep_data: bool = False) -> tuple[int, Path | None]:
+        """Delete everything; returns (bytes freed, data kept). Call it only with the lock held.
+
+        keep_data: keep the data also where the run's storage doesn't say so.
+        """
         before = _size(self.path)
-        keep = self.data(run) if self.keeps_data(run) and self.data(run).exists() else None
+        keeps = keep_data or self.keeps_data(run)
+        keep = self.data(run) if keeps and self.data(run).exists() else None
         # run.json is deleted last: after a crash half-way the run can be deleted again.
         for entry in sorted(self.path.iterdir(), key=lambda path: path == self.run_file):
             if entry not in (self.lock_file, keep):

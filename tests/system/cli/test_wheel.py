@@ -125,4 +125,4 @@ def test_quickstart_from_the_wheel_trains_and_answers(wheel: Path, tmp_path: Pat
     assert answer.startswith("def ")
     assert len(answer) > len("def ")
     assert "quickstart" in installed.trainyard("get")
-    assert installed.trainyard("delete", "quickstart").startswith("deleted quickstart")
+    assert installed.trainyard("delete", "quickstart", "--yes").startswith("deleted quickstart")

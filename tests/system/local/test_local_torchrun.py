@@ -18,6 +18,16 @@ if not (data / "again").exists():
     time.sleep(600)
 """
 
+# Counts its starts beside a checkpoint, and fails.
+KEEPS = """
+import os, pathlib, sys
+data = pathlib.Path(os.environ["TRAINYARD_RUN_DIR"]) / "checkpoints" / "step-00000007"
+data.mkdir(parents=True, exist_ok=True)
+with (data / "starts").open("a") as file:
+    file.write("x")
+sys.exit(3)
+"""
+
 
 def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     box.script("train.py", STUBBORN)
@@ -66,7 +76,7 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     assert box.status("quick") == status
 
 
-def test_a_users_exception_is_reported_and_not_retried(box: Any) -> None:
+def test_a_users_exception_is_reported_and_mended(box: Any) -> None:
     box.script("bad.py", "def load():\n    raise ValueError('corpus has 3 characters')\nload()\n")
     manifest = box.manifest("bad", command=["bad.py"], numProcPerNode=2)
     code, output = box.cli("run", manifest)
@@ -77,4 +87,41 @@ def test_a_users_exception_is_reported_and_not_retried(box: Any) -> None:
     assert (status["attempt"], status["restarts"]) == (1, 0)
     code, output = box.cli("run", manifest)
     assert code == 1
-    assert "trainyard delete bad" in output
+    assert "mend bad.yaml and run it again, or try again as it is: trainyard retry bad" in output
+    assert box.status("bad")["attempt"] == 1
+
+    box.script("bad.py", "print('mended')\n")
+    code, output = box.cli("retry", "bad")
+    assert code == 0, output
+    status = box.status("bad")
+    assert [attempt["outcome"] for attempt in status["attempts"]] == ["Failed", "Succeeded"]
+    code, output = box.cli("retry", "bad")
+    assert (code, len(output.splitlines())) == (2, 1)
+    assert "has already succeeded" in output
+
+
+def test_a_mended_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any) -> None:
+    box.script("keeps.py", KEEPS)
+    spec = {"command": ["keeps.py", "no"], "maxRestarts": 0}
+    code, output = box.cli("run", box.manifest("keeps", **spec))
+    assert code == 1, output
+    assert "mended  trainyard run keeps.yaml" in output
+    assert "delete" not in output  # no next step that is printed destroys anything
+    # `command` can't be changed; what the script reads can.
+    box.script("keeps.py", KEEPS.replace("sys.exit(3)", "pass"))
+    code, output = box.cli("run", box.manifest("keeps", **spec | {"maxRestarts": 1}))
+    assert code == 0, output
+    data = box.run_dir("keeps") / "data" / "checkpoints" / "step-00000007"
+    assert (data / "starts").read_text() == "xx"
+
+    code, output = box.cli("delete", "keeps")
+    assert (code, len(output.splitlines())) == (2, 1)
+    assert "destroys 1 checkpoint: add --yes, or --keep-data to keep them" in output
+    code, output = box.cli("delete", "keeps", "--keep-data")
+    assert code == 0, output
+    assert data.is_dir()
+    code, output = box.cli("run", box.manifest("keeps", **spec))
+    assert code == 0, output
+    assert (data / "starts").read_text() == "xxx"
+    assert box.cli("delete", "keeps", "--yes")[0] == 0
+    assert not data.exists()
