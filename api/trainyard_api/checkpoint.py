@@ -4,7 +4,8 @@ Layout of a run's directory::
 
     checkpoints/step-00000200/   training state, to resume from
     models/step-00000500/        exported model in Hugging Face form, to serve
-    attempt                      the newest attempt's number: older writers must not publish
+    attempt                      the newest attempt's number, its writer and the run's uid, a line
+                                 each: other writers must not publish
 
 Readers ignore a directory without a valid manifest.json. Writers fill a `.tmp-*`
 directory beside it, write the manifest last, sync, and rename. The manifest holds the sha256 of

@@ -171,7 +171,7 @@ def _load(
     """
     run_dir = Path(job.run_dir)
     fence = group.run_or_fail_all(
-        lambda: prepare_run_dir(run_dir, job.attempt) if group.is_main else None
+        lambda: prepare_run_dir(run_dir, job.attempt, job.uid) if group.is_main else None
     )
     if job.strategy == "fsdp":
         writer = group.broadcast(fence.writer if fence else "")

@@ -84,6 +84,57 @@ def test_the_same_attempt_started_twice(tmp_path: Path) -> None:
         put(tmp_path, first, 2)
 
 
+def test_a_new_run_takes_over_the_directory_of_another(tmp_path: Path) -> None:
+    """Attempt numbers of different runs say nothing about which is newer: the last claim wins."""
+    old = prepare_run_dir(tmp_path, 12, "old")
+    put(tmp_path, old, 1)
+    new = prepare_run_dir(tmp_path, 1, "a-longer-uid")
+    put(tmp_path, new, 2)
+    with pytest.raises(SupersededError, match="12 stops: attempt 1 of the run with uid a-longer-"):
+        put(tmp_path, old, 3)
+    next_one = prepare_run_dir(tmp_path, 2, "a-longer-uid")
+    with pytest.raises(SupersededError, match="attempt 1 stops: attempt 2 of this run"):
+        put(tmp_path, new, 4)
+    with pytest.raises(SupersededError, match="attempt 1 stops: attempt 2 of this run"):
+        prepare_run_dir(tmp_path, 1, "a-longer-uid")
+    put(tmp_path, next_one, 5)
+    nameless = prepare_run_dir(tmp_path, 1)
+    with pytest.raises(SupersededError, match="attempt 1 of a run without a uid has taken"):
+        put(tmp_path, next_one, 6)
+    put(tmp_path, nameless, 7)
+    assert (tmp_path / "attempt").read_text() == f"1\n{nameless.writer}\n\n"
+
+
+def as_earlier_versions_read(file: Path) -> tuple[int, str]:
+    number, _, rest = file.read_bytes()[:200].decode().partition("\n")
+    return int(number), rest.partition("\n")[0]
+
+
+def as_earlier_versions_write(file: Path, attempt: int, writer: str) -> None:
+    """Over the old content, of which a longer one's end remains."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
+    os.pwrite(descriptor, f"{attempt}\n{writer}\n".encode(), 0)
+    os.close(descriptor)
+
+
+def test_an_upgrade_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "attempt"
+    as_earlier_versions_write(file, 3, "attempt-3-0123abcd")
+    new = prepare_run_dir(tmp_path, 4, "uid")
+    # The process of attempt 3, if it is still alive, sees a larger number, and stops.
+    assert as_earlier_versions_read(file) == (4, new.writer)
+    # And back: the earlier version's attempt 5 fences off attempt 4; attempt 6 goes on.
+    as_earlier_versions_write(file, 5, "attempt-5-0123abcd")
+    with pytest.raises(SupersededError, match="attempt 4 stops"):
+        put(tmp_path, new, 1)
+    put(tmp_path, prepare_run_dir(tmp_path, 6, "uid"), 2)
+
+
+def test_a_new_run_on_the_data_that_an_earlier_version_left(tmp_path: Path) -> None:
+    as_earlier_versions_write(tmp_path / "attempt", 2, "attempt-2-0123abcd")
+    put(tmp_path, prepare_run_dir(tmp_path, 1, "uid"), 1)
+
+
 def test_an_empty_attempt_file_is_replaced_and_a_damaged_one_refused(tmp_path: Path) -> None:
     file = tmp_path / "attempt"
     file.write_text("")  # a full disk

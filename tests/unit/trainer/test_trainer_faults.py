@@ -231,6 +231,24 @@ def test_an_older_attempt_stops_when_a_newer_one_has_started(
     assert line.startswith("SupersededError: attempt 2 stops: attempt 3 of this run has started")
 
 
+def test_a_new_run_resumes_from_the_kept_data_of_one_with_more_attempts(
+    make_job: MakeJob, launch: Any, train: Any
+) -> None:
+    """As whenDeleted: Retain and claimName leave it. The older run, still alive, must stop."""
+    train(make_job({"uid": "older"}, max_steps=4, lr_decay_steps=12))
+    endless = {"max_steps": 100_000, "lr_decay_steps": 12}
+    older = launch(make_job({"uid": "older", "attempt": 2}, **endless), ranks=2)
+    older.wait_for_step(6)
+    newer = launch(make_job({"uid": "newer", "attempt": 1}, **endless))
+    older.wait()
+    assert "SupersededError: attempt 2 stops: attempt 1 of the run with uid newer has" in older.err
+    report = newer.wait_for_step(12)
+    assert report.resumed_from_step is not None
+    assert report.resumed_from_step >= 4
+    newer.kill()
+    assert (newer.run_dir / "attempt").read_text().splitlines()[::2] == ["1", "newer"]
+
+
 def test_an_older_attempt_does_not_publish(make_job: MakeJob, launch: Any) -> None:
     run = launch(make_job(max_steps=100_000, eval_steps=0, log_steps=100), ranks=2)
     run.wait_until(lambda: (run.run_dir / CHECKPOINTS / "step-00000004").exists(), "it has saved")

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from trainyard_api.checkpoint import ATTEMPT_FILE, CHECKPOINTS, MANIFEST, MODELS, Manifest
 from trainyard_storage.checkpoints import describe_files, digest, manifest_bytes
@@ -19,38 +20,60 @@ _REPLACED = f"{TEMPORARY}replaced-"
 LOCK_TIMEOUT = 30.0  # seconds; the lock is held for a few renames only
 
 
+class Claim(NamedTuple):
+    """Who may write: the content of the run directory's `attempt` file, one value per line."""
+
+    attempt: int = 0
+    writer: str = ""
+    uid: str = ""  # of the run; "" where none is known, as in files of earlier versions
+
+
 class Fence:
     """Keeps an older attempt, still alive on a lost node, from publishing beside a newer one.
 
-    A file in the run directory has the newest attempt's number and its writer's name. It is read
-    before every rename, under the lock that also guards its writing.
+    A file in the run directory says who claimed it last: the attempt's number, its writer's name
+    and the run's uid. It is read before every rename, under the lock that also guards its writing.
+    Attempts of one run are ordered by their numbers. Those of different runs are not comparable: a
+    new run on the kept data of an older one begins with attempt 1. So among runs the newest claim
+    wins, and a process of the older run that is still alive publishes nothing more.
+
+    Earlier versions wrote and read only the first two lines. Their file is that of an unknown run,
+    so a run with a uid takes it over, with any attempt number. An old process that reads a new file
+    stops if the number is larger than its own, or the same with another writer: so it does within a
+    run, whose next attempt has the larger number. Only an old process of *another* run does not
+    stop, if it is of a later attempt than the one that took over; to leave it no chance, end it
+    before its directory is given to a new run.
 
     Attributes:
         writer: a unique name of this process. Two processes never write into the same directory,
             even if the same attempt is started twice by mistake.
     """
 
-    def __init__(self, run_dir: Path, attempt: int) -> None:
+    def __init__(self, run_dir: Path, attempt: int, uid: str = "") -> None:
         self.path = run_dir / ATTEMPT_FILE
         self.attempt = attempt
+        self.uid = uid
         self.writer = f"attempt-{attempt}-{secrets.token_hex(4)}"
 
     def claim(self) -> None:
-        """Make this the newest attempt. Raises SupersededError if there is a newer one."""
+        """Make this the newest claim. Raises SupersededError if this run has a newer attempt."""
         with self._locked() as file:
-            newest, _ = self._read(file)
-            if newest > self.attempt:
+            newest = self._read(file)
+            if newest.uid == self.uid and newest.attempt > self.attempt:
                 raise self._superseded(newest)
-            # One write, never shorter than the old content: the file always has a number.
-            os.pwrite(file, f"{self.attempt}\n{self.writer}\n".encode(), 0)
+            # One write that leaves no moment without a number; then what was longer is cut off.
+            content = f"{self.attempt}\n{self.writer}\n{self.uid}\n".encode()
+            os.pwrite(file, content, 0)
+            os.ftruncate(file, len(content))
             os.fsync(file)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The lock, held by the newest attempt. Raises SupersededError if this is another."""
+        """The lock, held by the newest claim. Raises SupersededError if that is another's."""
         with self._locked() as file:
-            newest, writer = self._read(file)
-            if newest > self.attempt or (newest == self.attempt and writer != self.writer):
+            newest = self._read(file)
+            older = newest.uid == self.uid and newest.attempt < self.attempt
+            if newest.writer != self.writer and not older:
                 raise self._superseded(newest)
             yield
 
@@ -68,21 +91,24 @@ class Fence:
         finally:
             os.close(file)
 
-    def _read(self, file: int) -> tuple[int, str]:
-        text = os.pread(file, 200, 0).decode(errors="replace")
-        number, _, rest = text.partition("\n")
+    def _read(self, file: int) -> Claim:
+        text = os.pread(file, 500, 0).decode(errors="replace")
+        number, writer, uid, *_ = [*text.split("\n"), "", ""]
         if not number:
-            return 0, ""
+            return Claim()
         if not number.isdecimal():
             raise ConfigError(
                 f"{self.path}: {number[:40]!r} is not an attempt number; if no other attempt of"
                 " this run is alive, remove the file"
             )
-        return int(number), rest.partition("\n")[0]
+        return Claim(int(number), writer, uid)
 
-    def _superseded(self, newest: int) -> SupersededError:
-        started = f"attempt {newest} of this run has started"
-        if newest == self.attempt:
+    def _superseded(self, newest: Claim) -> SupersededError:
+        started = f"attempt {newest.attempt} of this run has started"
+        if newest.uid != self.uid:
+            of = f"of the run with uid {newest.uid}" if newest.uid else "of a run without a uid"
+            started = f"attempt {newest.attempt} {of} has taken the directory over"
+        elif newest.attempt == self.attempt:
             started = "the same attempt was started a second time"
         return SupersededError(
             f"attempt {self.attempt} stops: {started} ({self.path}); nothing was published"
@@ -100,12 +126,12 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def prepare_run_dir(run_dir: Path, attempt: int) -> Fence:
-    """Create the run's directories, claim them for `attempt`, and remove older leftovers."""
+def prepare_run_dir(run_dir: Path, attempt: int, uid: str = "") -> Fence:
+    """Create the directories of the run `uid`, claim them for `attempt`, remove older leftovers."""
     try:
         for name in (CHECKPOINTS, MODELS):
             (run_dir / name).mkdir(parents=True, exist_ok=True)
-        fence = Fence(run_dir, attempt)
+        fence = Fence(run_dir, attempt, uid)
         fence.claim()
         for name in (CHECKPOINTS, MODELS):
             _clear(run_dir / name)
