@@ -41,13 +41,19 @@ class ConfigError(UserError):
 
 
 class CheckpointError(UserError):
-    """No checkpoint could be used, or the last one could not be written."""
+    """No checkpoint could be used, or the last one, or the model, could not be written."""
+
+    on_every_rank = True
+
+
+class DiskFullError(UserError):
+    """The last checkpoint or the model does not fit on the disk, into a quota or a limit."""
 
     on_every_rank = True
 
 
 class NonFiniteLossError(UserError):
-    """The loss became nan or infinite."""
+    """The loss, or the weights, became nan or infinite."""
 
     on_every_rank = True
 

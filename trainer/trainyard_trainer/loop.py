@@ -11,6 +11,7 @@ import torch
 
 from trainyard_api.job import TrainerJob
 from trainyard_trainer.checkpoint.checkpointer import Checkpointer, Saved
+from trainyard_trainer.checkpoint.disk import what_to_do
 from trainyard_trainer.checkpoint.epoch_file import write_epoch_file
 from trainyard_trainer.checkpoint.export import Exporter
 from trainyard_trainer.config import TrainConfig
@@ -19,7 +20,13 @@ from trainyard_trainer.data.sampling import Batch, epoch_ended
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.distributed.stop import Stop
-from trainyard_trainer.errors import CheckpointError, NonFiniteLossError, StoppedError
+from trainyard_trainer.errors import (
+    CheckpointError,
+    DiskFullError,
+    NonFiniteLossError,
+    StoppedError,
+    UserError,
+)
 from trainyard_trainer.evaluate import evaluate
 from trainyard_trainer.optim import learning_rate, set_learning_rate
 from trainyard_trainer.recipes.base import Recipe
@@ -54,7 +61,10 @@ class Loop:
     Attributes:
         step: completed optimizer steps; also the position in the data.
         metrics: the newest training and evaluation metrics.
+        unsaved: why there is no checkpoint of the last step, if none could be written.
     """
+
+    unsaved: UserError | None = None
 
     def __init__(self, training: Training) -> None:
         self.job = job = training.job
@@ -295,7 +305,7 @@ class Loop:
         try:
             with self.reporter.doing("exporting"):
                 model = self.exporter.export(self.step, self.metrics)
-        except CheckpointError as error:
+        except (DiskFullError, CheckpointError) as error:
             self.reporter.console.warn(f"{error}; training continues")
             return
         if model:
@@ -337,18 +347,24 @@ class Loop:
         )
 
     def _finish_saving(self) -> None:
-        """Wait for the last checkpoint, which must succeed."""
+        """Wait for the last checkpoint; a disk without room for it may still take the model.
+
+        Raises NonFiniteLossError, on every rank, if there is nothing to export either.
+        """
         self.reporter.update(phase="saving")
         self.reporter.draw(last=True)
         self._wait_for_copy()
         saved = self.checkpointer.wait()
-
-        def check() -> None:
-            if self.group.is_main and saved is not None and saved.error:
-                raise CheckpointError(f"the last checkpoint could not be saved: {saved.error}")
-
-        self.group.run_or_fail_all(check)
-        self._report_save(saved)
+        failed = None
+        if self.group.is_main and saved is not None and saved.error:
+            failed = saved.failure(f"the last checkpoint could not be saved: {saved.error}")
+            if not isinstance(failed, NonFiniteLossError):
+                failed.args = (f"{failed}{what_to_do(saved.failure, saved.size)}",)
+        else:
+            self._report_save(saved)
+        self.unsaved = self.group.broadcast(failed)
+        if isinstance(self.unsaved, NonFiniteLossError):
+            raise self.unsaved
 
 
 def _due(step: int, every: int) -> bool:

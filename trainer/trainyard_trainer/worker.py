@@ -3,10 +3,12 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from trainyard_api.job import TrainerJob
+from trainyard_api.status import ModelRef
 from trainyard_trainer.checkpoint.checkpointer import (
     Checkpointer,
     Resume,
@@ -14,7 +16,7 @@ from trainyard_trainer.checkpoint.checkpointer import (
     restore,
     seed_rank,
 )
-from trainyard_trainer.checkpoint.export import Exporter
+from trainyard_trainer.checkpoint.export import Exporter, find_exported, note_exported
 from trainyard_trainer.checkpoint.publish import Fence, check_shared, prepare_run_dir
 from trainyard_trainer.checkpoint.state import StateFiles, make_state_files
 from trainyard_trainer.config import (
@@ -28,7 +30,14 @@ from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
 from trainyard_trainer.distributed.stop import Stop
-from trainyard_trainer.errors import StoppedError, as_out_of_memory, as_rank_lost, one_line
+from trainyard_trainer.errors import (
+    CheckpointError,
+    DiskFullError,
+    StoppedError,
+    as_out_of_memory,
+    as_rank_lost,
+    one_line,
+)
 from trainyard_trainer.loop import Loop, Training
 from trainyard_trainer.optim import build_optimizer
 from trainyard_trainer.recipes import find_recipe
@@ -72,6 +81,22 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     fence, resume, recipe, config = _load(job, config, group)
     group.run_or_fail_all(lambda: check_report_to(config) if group.is_main else None)
     reporter.console.info(f"data: {recipe.describe()}")
+    settings = config.model_dump(mode="json")
+    run = _spec(job) | {"config": settings}
+    hosts = group.gather(socket.gethostname())
+    about = {"world_size": group.world_size, "device": group.device.type} | run
+    exported = find_exported(Path(job.run_dir), config.max_steps, run) if fence else None
+    exported = group.broadcast(exported)
+    if exported and (resume is None or resume.manifest.step < exported.step):
+        if group.is_main:
+            reporter.open_history(job, config, hosts, exported.step, about)
+        reporter.update(total_steps=config.max_steps)
+        reporter.console.info(
+            f"step {exported.step} was the last one: its model is in {exported.path}, although its"
+            " checkpoint could not be written; nothing is left to train"
+        )
+        _finish(job, exported.step, exported, recipe, group, reporter)
+        return
 
     torch.manual_seed(job.seed)  # the same weights on every rank
     module = group.run_or_fail_all(recipe.build)
@@ -84,11 +109,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     files = make_state_files(parallel, optimizer)
     seed_rank(job.seed, 0, group.rank)
     start = _restore(resume, files, job, reporter.console) if resume else 0
-    settings = config.model_dump(mode="json")
-    hosts = group.gather(socket.gethostname())
     if group.is_main:
-        device = {"world_size": group.world_size, "device": group.device.type}
-        about = device | _spec(job) | {"config": settings}
         reporter.open_history(job, config, hosts, start if resume else None, about)
         if resume:
             reporter.newest_checkpoint(start, resume.manifest.created)
@@ -120,18 +141,48 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             raise as_rank_lost(reason, f"in step {step}", stop.requested) from error
 
     reporter.update(phase="exporting")
-    model = exporter.export(loop.step, loop.metrics)
+    model = _export(exporter, loop, run if fence else None, Path(job.run_dir))
+    if model:
+        reporter.console.info(f"model exported to {Path(job.run_dir) / model.path}")
+    checkpointer.close()
+    _finish(job, loop.step, model, recipe, group, reporter)
+
+
+def _export(
+    exporter: Exporter, loop: Loop, run: dict[str, Any] | None, run_dir: Path
+) -> ModelRef | None:
+    """Export the model. Raises, on every rank, what kept it or the last checkpoint off the disk.
+
+    `run`: on rank 0, the settings that determine the result.
+    """
+    try:
+        model = exporter.export(loop.step, loop.metrics)
+    except (DiskFullError, CheckpointError) as error:
+        raise loop.unsaved or error from None
+    if loop.unsaved:
+        if model and run:
+            note_exported(run_dir, model, run)
+        loop.unsaved.args = (f"{loop.unsaved} (the model of step {loop.step} is exported)",)
+        raise loop.unsaved
+    return model
+
+
+def _finish(
+    job: TrainerJob,
+    step: int,
+    model: ModelRef | None,
+    recipe: Recipe,
+    group: Group,
+    reporter: RunReporter,
+) -> None:
+    """Upload the exported model and report the end."""
     if model:
         directory = Path(job.run_dir) / model.path
-        reporter.console.info(f"model exported to {directory}")
         with reporter.doing("uploading"):
             _upload(recipe, directory, reporter.console)
     reporter.finish_drawing()
-    checkpointer.close()
     peak = max(group.gather(peak_memory_bytes(group.device)))
-    reporter.update(
-        phase="finished", step=loop.step, model=model, eta_seconds=0, peak_memory_bytes=peak
-    )
+    reporter.update(phase="finished", step=step, model=model, eta_seconds=0, peak_memory_bytes=peak)
     group.run_or_fail_all(lambda: None)  # no rank exits while another still needs the group
 
 

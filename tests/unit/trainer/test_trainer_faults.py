@@ -208,9 +208,41 @@ def test_a_disk_that_fills_up_costs_a_warning(make_job: MakeJob, launch: Any) ->
     assert "step-00000004: File too large (" in run.err
     assert " MiB free); training continues" in run.err
     assert "step 6/6" in run.out
-    assert "CheckpointError: the last checkpoint could not be saved: " in run.err
+    assert "DiskFullError: the last checkpoint could not be saved: " in run.err
+    assert " MiB: free some space, and start the run again\n" in run.err
+    assert "Traceback" not in run.err
     assert 1 in codes
     assert steps_in(run.run_dir) == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_model_is_exported_though_its_checkpoint_does_not_fit(
+    make_job: MakeJob, launch: Any, train: Any, strategy: str
+) -> None:
+    """Once there is room, the run ends without training a step again; changed, it trains them."""
+    job = make_job({"strategy": strategy}, max_steps=6, n_embd=64)
+    limit = 700_000 if strategy == "ddp" else 500_000  # bytes; a shard is half of the state
+    run = launch(job, ranks=2, max_file_bytes=limit)
+    run.wait()
+    assert "Traceback" not in run.err
+    last = run.err.splitlines()[-1]
+    assert last.startswith("DiskFullError: the last checkpoint could not be saved: ")
+    assert last.endswith("start the run again (the model of step 6 is exported)")
+    assert run.error_message().startswith("DiskFullError: ")
+    assert steps_in(run.run_dir) == []
+    model = verify(run.run_dir / "models" / "step-00000006")
+
+    again = train(job.model_copy(update={"attempt": 2}), ranks=2)
+    assert "step 6 was the last one" in again.out
+    assert "step 1/6" not in again.out
+    assert again.result["step"] == again.result["totalSteps"] == 6
+    assert again.result["model"]["path"] == "models/step-00000006"
+    assert verify(run.run_dir / "models" / "step-00000006") == model
+    assert sorted(again.losses()) == list(range(1, 7))
+
+    longer = job.model_copy(update={"attempt": 3, "config": job.config | {"max_steps": 7}})
+    assert train(longer, ranks=2).result["step"] == 7
+    assert not (run.run_dir / CHECKPOINTS / "exported.json").exists()
 
 
 def test_a_port_in_use_costs_a_warning(make_job: MakeJob, train: Any) -> None:

@@ -1,14 +1,11 @@
 """Checkpoints: saved in the background, published by rank 0, found by the next attempt."""
 
 import contextlib
-import errno
 import json
-import os
-import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,28 +17,36 @@ from trainyard_api.checkpoint import CHECKPOINTS, Manifest, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import CheckpointRef
 from trainyard_storage.checkpoints import newest_valid
+from trainyard_trainer.checkpoint.disk import free_space, kind, reason
 from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence, publish
 from trainyard_trainer.checkpoint.retention import Retention
 from trainyard_trainer.checkpoint.state import StateFiles
 from trainyard_trainer.distributed.parallel import Parallel
-from trainyard_trainer.errors import CheckpointError, SupersededError, one_line
+from trainyard_trainer.errors import (
+    CheckpointError,
+    NonFiniteLossError,
+    SupersededError,
+    UserError,
+)
 
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
-
-# torch's archive writer reports a short write by these names; with less free space than _FULL the
-# reason is a full disk.
-_SHORT_WRITE = re.compile(r"inline_container|PytorchStreamWriter")
-_FULL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The result of a save, on rank 0."""
+    """The result of a save, on rank 0.
+
+    Attributes:
+        error: why there is no `ref`; `failure` is its class if nothing can follow the save.
+        size: bytes of the state.
+    """
 
     step: int
     seconds: float
     ref: CheckpointRef | None = None
     error: str = ""
+    failure: type[UserError] = CheckpointError
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def restore(resume: Resume, files: StateFiles, seed: int) -> None:
     except BaseException as error:  # torch's CheckpointException is not an Exception
         if isinstance(error, KeyboardInterrupt):
             raise
-        reason = _reason(error, resume.directory)
-        raise CheckpointError(f"{resume.directory}: cannot be loaded: {reason}") from error
+        why = reason(error, resume.directory)
+        raise CheckpointError(f"{resume.directory}: cannot be loaded: {why}") from error
     files.parallel.scaler.load_state_dict(resume.description["scaler"])
     if not same_ranks:
         seed_rank(seed, resume.manifest.step, group.rank)
@@ -154,12 +159,14 @@ class Checkpointer:
         )
         description = self.header | {"step": step, "scaler": parallel.scaler.state_dict()}
 
+        size = self.files.size()
+
         def finish() -> Saved:
             try:
-                ref, error = self._write(write, manifest, description)
+                saved = self._write(write, manifest, description)
             finally:
                 self.files.copied.set()  # also after a failure: training waits for this
-            return Saved(step, time.perf_counter() - began, ref, error)
+            return replace(saved, seconds=time.perf_counter() - began, size=size)
 
         self._pending = self._background.submit(finish)
 
@@ -185,9 +192,7 @@ class Checkpointer:
         self._background.shutdown()
         self.files.close()
 
-    def _write(
-        self, write: Any, manifest: Manifest, description: dict[str, Any]
-    ) -> tuple[CheckpointRef | None, str]:
+    def _write(self, write: Any, manifest: Manifest, description: dict[str, Any]) -> Saved:
         """In the background: write this rank's files; rank 0 publishes those of all ranks."""
         name = step_name(manifest.step)
         temporary = self.parent / f"{TEMPORARY}{name}-{self.writer}"
@@ -195,44 +200,22 @@ class Checkpointer:
         try:
             write(temporary)
             if self.fence is None or self.retention is None:
-                return None, ""
+                return Saved(manifest.step, 0)
             (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
             digest = publish(temporary, final, manifest, self.fence)
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is not an Exception
-            message = f"{final}: {_reason(error, self.parent)}{_space(self.parent)}"
-            if isinstance(error, CheckpointError):
-                message = f"{final}: {error}"
+            message = f"{final}: {reason(error, self.parent)}{free_space(self.parent)}"
+            failure = kind(error, self.parent)
+            if isinstance(error, NonFiniteLossError):
+                message, failure = f"{final}: {error}", NonFiniteLossError
             if self.fence is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
-            return None, message
+            return Saved(manifest.step, 0, None, message, failure)
         self.retention.trust(final, manifest)
         with contextlib.suppress(OSError):  # the surplus stays until the next save
             self.retention.prune(final)
-        return CheckpointRef(step=manifest.step, digest=digest, time=manifest.created), ""
-
-
-def _reason(error: BaseException, directory: Path) -> str:
-    """The operating system's message, from any wrapped cause; else the innermost error's."""
-    pending = [error]
-    while pending:
-        cause = pending.pop()
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno)
-        if code := re.search(r"\(os error (\d+)\)", str(cause)):  # safetensors' format
-            return os.strerror(int(code[1]))
-        if _SHORT_WRITE.search(str(cause)) and shutil.disk_usage(directory).free < _FULL:
-            return os.strerror(errno.ENOSPC)
-        failures = getattr(cause, "failures", {})  # of torch's CheckpointException, by rank
-        error = error if failures else cause
-        pending.extend(wrapped[0] for wrapped in failures.values())
-        pending.extend(e for e in (cause.__cause__, cause.__context__) if e is not None)
-    return one_line(error)[:300]
-
-
-def _space(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return f" ({shutil.disk_usage(path).free / 2**20:,.1f} MiB free)"
-    return ""
+        ref = CheckpointRef(step=manifest.step, digest=digest, time=manifest.created)
+        return Saved(manifest.step, 0, ref)

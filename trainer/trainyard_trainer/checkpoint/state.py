@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainyard_trainer.distributed.parallel import Parallel, canonical_names, local_tensor
-from trainyard_trainer.errors import CheckpointError
+from trainyard_trainer.errors import NonFiniteLossError
 
 STATE_TENSORS = "state.safetensors"
 Optimizer = torch.optim.Optimizer
@@ -84,6 +84,11 @@ class StateFiles(ABC):
         states) is copied at once.
         """
 
+    def size(self) -> int:
+        """Bytes of the state, all shards together."""
+        tensors = state_of(self.parallel, self.optimizer).values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def _state(self) -> dict[str, Tensor]:
         """As `state_of`, with the buffers copied."""
         tensors = state_of(self.parallel, self.optimizer)
@@ -93,7 +98,7 @@ class StateFiles(ABC):
         return tensors
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
-        """Raise CheckpointError, on every rank that writes, unless all weights are finite.
+        """Raise NonFiniteLossError, on every rank that writes, unless all weights are finite.
 
         A run resumed from NaN or infinity could not recover.
         """
@@ -105,7 +110,7 @@ class StateFiles(ABC):
             and local_tensor(tensor).numel()
         )
         if not self._on_all_ranks(finite):
-            raise CheckpointError("the weights are not finite")
+            raise NonFiniteLossError("the weights are not finite")
 
     def _on_all_ranks(self, holds: bool) -> bool:
         """Whether `holds` is true on every rank that writes; called in the background."""
