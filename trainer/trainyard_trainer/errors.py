@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -91,11 +92,24 @@ class OutOfMemoryError(UserError):
     """A step does not fit into memory."""
 
 
+class HardwareError(UserError):
+    """A GPU or its links failed: another attempt, best on another node, can succeed."""
+
+
 _PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
 )
 # torch's errors for a store or a peer that doesn't respond; torch isn't imported here.
 _PEER_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
+# cudaGetErrorString of cudaErrorECCUncorrectable, NvlinkUncorrectable, HardwareStackError,
+# LaunchFailure, Contained, SystemNotReady and DevicesUnavailable, and the driver's Xid numbers.
+_HARDWARE = re.compile(
+    r"uncorrectable (ECC|NVLink) error|hardware stack error|unspecified launch failure"
+    r"|invalid access of peer GPU memory over nvlink or a hardware error"
+    r"|GPU has fallen off the bus|\bXid\b|CUDA[^.]* system not yet initialized"
+    r"|CUDA-capable device\(s\) is/are busy or unavailable",
+    re.IGNORECASE,
+)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -124,6 +138,22 @@ def as_out_of_memory(error: Exception, step: int) -> Exception:
         f"the batch of step {step} doesn't fit into memory: lower config.batch_size, raise"
         " gradient_accumulation_steps or set activation_checkpointing"
         f" ({text.partition('. ')[0][:200]})"
+    )
+
+
+def as_hardware(error: BaseException, where: str) -> BaseException:
+    """A HardwareError in place of torch's errors for a broken GPU or link; else `error`.
+
+    An illegal memory access or a device-side assert is a mistake in a program, not a fault of the
+    hardware, and a peer that is lost is not one either: its own rank or node reports the cause.
+    Made from the documented messages of CUDA's runtime errors; not measured here.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not (found := _HARDWARE.search(text)):
+        return error
+    return HardwareError(
+        f"{where}: {found[0]} (on {socket.gethostname()}); if this node fails again, have its GPUs"
+        f" and the kernel log (Xid) checked: {text.partition('. ')[0][:300]}"
     )
 
 

@@ -34,6 +34,7 @@ from trainyard_trainer.errors import (
     CheckpointError,
     DiskFullError,
     StoppedError,
+    as_hardware,
     as_out_of_memory,
     as_rank_lost,
     one_line,
@@ -67,8 +68,9 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
         with watching(group, config, reporter):
             _train(job, config, group, reporter)
     except BaseException as error:
+        where = f"while {reporter.liveness}"
         reporter.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
-        lost = as_rank_lost(error, f"while {reporter.liveness}")
+        lost = as_rank_lost(as_hardware(error, where), where)
         if lost is not error:
             raise lost from error
         raise
@@ -137,7 +139,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             loop.run(stop)
         except Exception as error:
             step = loop.step + 1
-            reason = as_out_of_memory(error, step)
+            reason = as_hardware(as_out_of_memory(error, step), f"in step {step}")
             raise as_rank_lost(reason, f"in step {step}", stop.requested) from error
 
     reporter.update(phase="exporting")
