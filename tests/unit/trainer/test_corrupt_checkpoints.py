@@ -72,7 +72,7 @@ def test_a_full_disk_keeps_what_was_saved(
     make_job: MakeJob, launch: Any, train: Any, small_disk: Path, strategy: str
 ) -> None:
     saves = {"strategy": strategy, "checkpoint": {"everySteps": 1, "keepLast": 5}}
-    job = make_job(saves | {"run_dir": str(small_disk / "run")}, max_steps=8)
+    job = make_job(saves | {"run_dir": str(small_disk / "run")}, max_steps=8, lr_decay_steps=8)
     run = launch(job, ranks=2)
     codes = run.wait()
     assert 1 in codes
@@ -83,14 +83,15 @@ def test_a_full_disk_keeps_what_was_saved(
     for line in warnings:
         assert line.endswith(" MiB free); training continues")
     assert "step 8/8" in run.out
-    assert "CheckpointError: the last checkpoint could not be saved: " in run.err
+    assert "DiskFullError: the last checkpoint could not be saved: " in run.err
     kept = list(steps(run.run_dir / CHECKPOINTS))
     assert kept
     newest = max(verify(directory).step for directory in kept)
     assert not list((run.run_dir / CHECKPOINTS).glob(".tmp-*"))  # nothing half-written stays
 
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    again = train(job.model_copy(update={"attempt": 2}), ranks=2)
+    longer = job.config | {"max_steps": 9}  # with 8, an exported model would end the run at once
+    again = train(job.model_copy(update={"attempt": 2, "config": longer}), ranks=2)
     assert again.result["resumedFromStep"] == newest
 
 
