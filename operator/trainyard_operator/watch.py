@@ -85,7 +85,8 @@ class Informer:
         self.last_contact = time.monotonic()
         key, meta = key_of(body), body["metadata"]
         self._series.update(key, None if deleted else body)
-        wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"))
+        retry = (meta.get("annotations") or {}).get(labels.RETRY)
+        wanted = (meta["uid"], meta.get("generation"), meta.get("deletionTimestamp"), retry)
         # Our own status writes come back as events, too: answering them would never end.
         if deleted or wanted != self._wanted.get(key):
             self._add(key)

@@ -159,9 +159,12 @@ async def test_changes_by_users_are_queued_and_our_own_are_not(
         assert change() == 1, "a new run"
         assert change() == 1, "another version of the same spec: a status was written"
         assert change(generation=2) == 2, "the spec was changed"
+        assert change(generation=2, annotations={"a": "b"}) == 2, "nothing that we act on"
         assert change(generation=2, deletionTimestamp="2026-01-01T00:00:00Z") == 3
         assert change(deleted=True, generation=2) == 4
         assert change(uid="another", generation=2) == 5, "made again under the same name"
+        retry = {"trainyard.dev/retry": "1"}
+        assert change(uid="another", generation=2, annotations=retry) == 6, "retry was asked for"
 
 
 async def test_endpoints() -> None:
