@@ -84,10 +84,11 @@ def test_a_failed_run_goes_on_once_its_spec_is_mended(
     space.apply(char_gpt("mend", corpus, {"n_layrs": 6}, **ONE))
     wait_failed(space, "mend")
     space.kubectl("annotate", "trun", "mend", "trainyard.dev/retry=1")
-    status = space.wait_status("mend", "attempt 2", lambda s: s.get("attempt") == 2)
+    wait_attempt(space, "mend", 2)
     status = wait_failed(space, "mend")
     assert "n_layrs" in status["message"]
     set_spec(space, "mend", {"config": {"n_layrs": None}})
+    wait_attempt(space, "mend", 3)
     status = space.wait_phase("mend", "Succeeded")
     assert (status["attempt"], status["restarts"]) == (3, 0)
 
@@ -162,6 +163,11 @@ def test_pods_get_no_api_token(space: Namespace) -> None:
     script = "import os, sys; sys.exit(os.path.exists('/var/run/secrets/kubernetes.io'))"
     space.apply(training_run("plain", {"command": ["python3", "-c", script]}))
     space.wait_phase("plain", "Succeeded")
+
+
+def wait_attempt(space: Namespace, name: str, number: int) -> None:
+    """Until a run that has failed has been brought back."""
+    wait_until(f"attempt {number}", lambda: space.status(name).get("attempt") == number, LONG)
 
 
 def wait_failed(space: Namespace, name: str) -> dict[str, Any]:
