@@ -34,6 +34,8 @@ def test_the_api_server_refuses_changes_of_immutable_fields(space: Namespace) ->
     for index, (case, field, before, after) in enumerate(CHANGED):
         name = f"run-{index}"
         space.kubectl("create", "-f", "-", stdin=run(before, field, name))
+        # A status written between the two requests that `kubectl replace` makes is a conflict.
+        space.wait_phase(name, "Suspended")
         with pytest.raises(CommandError, match=f"{field}.* immutable"):
             space.kubectl("replace", "-f", "-", stdin=run(after, field, name))
         assert case
