@@ -66,14 +66,9 @@ class SupersededError(UserError):
 
 
 class StoppedError(UserError):
-    """SIGTERM stopped the run before its last step.
-
-    Attributes:
-        alone: whether this rank got the signal and others did not: its launcher did not, either.
-    """
+    """SIGTERM stopped the run before its last step."""
 
     on_every_rank = True
-    alone = False
 
 
 class RankLostError(UserError):
@@ -260,14 +255,6 @@ def _write_error_files(error: BaseException, file: int | None) -> None:
     try:
         if file is not None and not reported:
             os.pwrite(file, text.encode(), 0)
-    except OSError as problem:
-        print(f"warning: error file not written: {problem}", file=sys.stderr)
-    _write_own_error_file(text)
-
-
-def _write_own_error_file(text: str) -> None:
-    """Write the error JSON of this rank for torchrun."""
-    try:
         if name := os.environ.get(ERROR_FILE_ENV):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text(text)
@@ -317,9 +304,6 @@ def exit_with(error: BaseException, rank: int) -> int:
     if isinstance(error, StoppedError):
         if rank == 0:
             print(error, flush=True)
-        if error.alone:
-            # torchrun names the rank whose error is the earliest on file, and else its first one.
-            _write_own_error_file(_error_json(error))
         # Die by SIGTERM, as without a handler: torchrun and its caller expect that.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

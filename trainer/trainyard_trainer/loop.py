@@ -131,7 +131,7 @@ class Loop:
                 self._save()
             self._report_save(self.checkpointer.poll())
             if not done and stop.agreed(self.step):
-                self._save_and_stop(stop)
+                self._save_and_stop()
         self._finish_saving()
 
     def _train_step(self) -> torch.Tensor:
@@ -332,27 +332,19 @@ class Loop:
         self._saved = saved.step
         self.reporter.checkpoint_saved(saved.ref, saved.seconds)
 
-    def _save_and_stop(self, stop: Stop) -> NoReturn:
+    def _save_and_stop(self) -> NoReturn:
         """Save this step, unless it has just been saved, and stop on every rank."""
         self.reporter.update(phase="saving")
         if self._saving != self.step:
             self._save()
         self._wait_for_copy()
         self._report_save(self.checkpointer.wait())
-        # No rank exits before rank 0 has published.
-        saved = self.group.broadcast(self._saved == self.step)
-        told = stop.requested
-        ranks = [rank for rank, got in enumerate(self.group.gather(told)) if got]
-        outcome = "which is saved" if saved else "which could not be saved"
-        alone = len(ranks) < self.group.world_size
-        named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}"
-        who = f" (sent to {named}{'…' if ranks[8:] else ''} only)" if alone else ""
-        stopped = StoppedError(
-            f"SIGTERM{who}: stopped after step {self.step} of {self.config.max_steps}, {outcome};"
-            " start it again to resume from the newest checkpoint"
+        self.group.gather(None)  # no rank exits before rank 0 has published
+        outcome = "which is saved" if self._saved == self.step else "which could not be saved"
+        raise StoppedError(
+            f"SIGTERM: stopped after step {self.step} of {self.config.max_steps}, {outcome}; start"
+            " it again to resume from the newest checkpoint"
         )
-        stopped.alone = alone and told
-        raise stopped
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; a disk without room for it may still take the model.

@@ -43,17 +43,12 @@ def test_all_ranks_save_the_same_step_though_one_got_the_signal(
     # As if nothing had been done: whoever started them sees them end by the signal.
     assert run.wait(terminate=False) == [-signal.SIGTERM] * ranks
     assert run.err == ""
-    alone = [f"error-{rank}.json" for rank in told if len(told) < ranks]
-    assert [path.name for path in run.folder.glob("error-*")] == alone  # torchrun blames it
+    assert list(run.folder.glob("error-*")) == []
     _, manifest, skipped = newest_valid(run.run_dir / CHECKPOINTS)
     assert manifest
     assert not skipped
     last = run.out.splitlines()[-1]
-    who = f" (sent to rank {told[0]} only)" if alone else ""
-    said = f"SIGTERM{who}: stopped after step {manifest.step} of 100000, which is saved"
-    assert last.startswith(said)
-    if alone:
-        assert run.error_message(told[0]).startswith(f"StoppedError: {said}")
+    assert last.startswith(f"SIGTERM: stopped after step {manifest.step} of 100000, which is saved")
     assert manifest.step == max(run.losses())  # not one step is lost
 
     config = job.config | {"max_steps": manifest.step + 2, "lr_decay_steps": 100_000}
