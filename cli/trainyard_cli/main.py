@@ -136,7 +136,11 @@ def _confirms(name: str, loss: str) -> bool:
     if not sys.stdin.isatty():
         raise UserError(f"deleting {name} destroys {loss}: add --yes, or --keep-data to keep them")
     print(f"deleting {name} destroys {loss} (--keep-data would keep them)")
-    return input("delete? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        answer = input("delete? [y/N] ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _retry(args: argparse.Namespace) -> int:
