@@ -3,6 +3,7 @@
 It is passed as JSON in the environment variable TRAINYARD_JOB.
 """
 
+import re
 from typing import Any
 
 from pydantic import Field
@@ -19,6 +20,17 @@ RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
 
 # The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
 EXIT_CONFIG = 78
+
+# What PyTorch says of a GPU or a link that is broken, in the trainer and in any script: texts of
+# cudaGetErrorString of cudaErrorECCUncorrectable, NvlinkUncorrectable, HardwareStackError,
+# LaunchFailure, Contained, SystemNotReady and DevicesUnavailable, and the driver's Xid numbers.
+HARDWARE_FAULT = re.compile(
+    r"uncorrectable (ECC|NVLink) error|hardware stack error|unspecified launch failure"
+    r"|invalid access of peer GPU memory over nvlink or a hardware error"
+    r"|GPU has fallen off the bus|\bXid\b|CUDA[^.]* system not yet initialized"
+    r"|CUDA-capable device\(s\) is/are busy or unavailable",
+    re.IGNORECASE,
+)
 
 # Where volumes are mounted in pods; a run's directory is MOUNT_PATH/NAME.
 MOUNT_PATH = "/trainyard"

@@ -83,6 +83,26 @@ class Deadlines(SpecModel):
     )
 
 
+# Why an attempt can fail: docs/start/concepts.md says what each means.
+FailureReason = Literal[
+    "ConfigError",
+    "UserException",
+    "ExitCode",
+    "DiskFull",
+    "HardwareError",
+    "OOMKilled",
+    "Hang",
+    "Signal",
+    "StartTimeout",
+    "PeerLost",
+    "Unknown",
+    "NodeLost",
+    "Evicted",
+    "Preempted",
+    "PodDeleted",
+]
+
+
 class ExitCodes(SpecModel):
     """Exit codes that a rule applies to."""
 
@@ -118,7 +138,7 @@ class FailureRule(SpecModel):
         description="Restart: start the next attempt, counted against maxRestarts. Ignore: start"
         " it without counting, as after a disruption. Fail: stop, and wait for the user."
     )
-    on_reasons: list[Annotated[str, StringConstraints(max_length=63)]] | None = Field(
+    on_reasons: list[FailureReason] | None = Field(
         default=None,
         min_length=1,
         max_length=32,

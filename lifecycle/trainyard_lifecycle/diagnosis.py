@@ -10,7 +10,8 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainyard_api.job import EXIT_CONFIG
+from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT
+from trainyard_api.policy import FailureReason
 from trainyard_lifecycle.plan import Worker
 from trainyard_lifecycle.torchrun_output import (
     RankFailure,
@@ -32,7 +33,7 @@ class Failure:
         exception: class of the exception that ended it, without its module.
     """
 
-    reason: str
+    reason: FailureReason
     message: str
     worker: str = ""
     exit_code: int | None = None
@@ -51,11 +52,10 @@ class Failure:
 
 # A gang's first failure drags the others down, so a rank that only saw its peer disappear must
 # never be named while any other explanation exists.
-_PRECEDENCE = {
+_PRECEDENCE: dict[FailureReason, int] = {
     "ConfigError": 0,
     "HardwareError": 1,
     "DiskFull": 1,
-    "Unavailable": 1,
     "UserException": 1,
     "OOMKilled": 2,
     "NodeLost": 3,
@@ -82,7 +82,7 @@ REASONS = frozenset(_PRECEDENCE) | {
 }
 
 # The reasons of a true condition DisruptionTarget, and Kueue's TerminationTarget, as ours.
-_DISRUPTIONS = {
+_DISRUPTIONS: dict[str, FailureReason] = {
     "PreemptionByScheduler": "Preempted",
     "PreemptionByKubeScheduler": "Preempted",
     "DeletionByTaintManager": "NodeLost",
@@ -100,21 +100,12 @@ _PEER_LOST = re.compile(
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
-# What PyTorch says of a GPU that is broken; a script's own mistakes (an illegal memory access, a
-# device-side assert) are none of it. Not measured here.
-_HARDWARE = re.compile(
-    r"uncorrectable ecc|\bxid\b|nvlink error|unhandled system error|ncclsystemerror"
-    r"|gpu (is lost|has fallen off the bus)|cuda error: unspecified launch failure"
-    r"|device unavailable|cudaerrordevicesunavailable",
-    re.IGNORECASE,
-)
 # Classes of the trainer's errors that are reasons of their own.
-_TRAINER_ERRORS = {
+_TRAINER_ERRORS: dict[str, FailureReason] = {
     "ConfigError": "ConfigError",
     "DiskFullError": "DiskFull",
     "HangError": "Hang",
     "HardwareError": "HardwareError",
-    "UnavailableError": "Unavailable",
 }
 # The trainer names the rank that is stopped, or that the others wait for.
 _HANG = "HangError: "
@@ -211,7 +202,7 @@ def _diagnose_exit(worker: Worker, code: int, rank: str, lines: list[str]) -> Fa
     if code == EXIT_CONFIG:
         return _diagnose_error(f"ConfigError: {last}", worker)
     # 128 and more is a shell's way to say that a signal ended its child.
-    reason = "Signal" if code >= 128 else "ExitCode"
+    reason: FailureReason = "Signal" if code >= 128 else "ExitCode"
     return _failure(reason, worker, f"{rank}exit code {code}{detail}", exit_code=code)
 
 
@@ -221,7 +212,7 @@ def _diagnose_error(line: str, worker: Worker) -> Failure:
     name = name.rpartition(".")[2]
     if name in _TRAINER_ERRORS:
         return _failure(_TRAINER_ERRORS[name], worker, text or line, exception=name)
-    if _HARDWARE.search(line):
+    if HARDWARE_FAULT.search(line):
         return _failure("HardwareError", worker, line, exception=name)
     if _PEER_LOST.search(line):
         message = f"lost contact with the other ranks: {line}"
@@ -230,7 +221,7 @@ def _diagnose_error(line: str, worker: Worker) -> Failure:
 
 
 def _failure(
-    reason: str,
+    reason: FailureReason,
     worker: Worker,
     message: str,
     exit_code: int | None = None,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from trainyard_api.job import EXIT_CONFIG, RESULT_FILE_ENV
+from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT, RESULT_FILE_ENV
 
 # torchrun sets each worker's error file (torchelastic's error handling).
 ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
@@ -96,15 +96,8 @@ _PEER_LOST = re.compile(
 )
 # torch's errors for a store or a peer that doesn't respond; torch isn't imported here.
 _PEER_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
-# cudaGetErrorString of cudaErrorECCUncorrectable, NvlinkUncorrectable, HardwareStackError,
-# LaunchFailure, Contained, SystemNotReady and DevicesUnavailable, and the driver's Xid numbers.
-_HARDWARE = re.compile(
-    r"uncorrectable (ECC|NVLink) error|hardware stack error|unspecified launch failure"
-    r"|invalid access of peer GPU memory over nvlink or a hardware error"
-    r"|GPU has fallen off the bus|\bXid\b|CUDA[^.]* system not yet initialized"
-    r"|CUDA-capable device\(s\) is/are busy or unavailable",
-    re.IGNORECASE,
-)
+
+
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
@@ -144,7 +137,7 @@ def as_hardware(error: BaseException, where: str) -> BaseException:
     Made from the documented messages of CUDA's runtime errors; not measured here.
     """
     text = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or not (found := _HARDWARE.search(text)):
+    if not isinstance(error, RuntimeError) or not (found := HARDWARE_FAULT.search(text)):
         return error
     return HardwareError(
         f"{where}: {found[0]} (on {socket.gethostname()}); if this node fails again, have its GPUs"
