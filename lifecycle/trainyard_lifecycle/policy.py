@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainyard_api.labels import RETRY
-from trainyard_api.policy import FailureRule, finds
+from trainyard_api.policy import FailureReason, FailureRule, finds
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import TrainingRunSpec
 from trainyard_api.status import Attempt, TrainingRunStatus
@@ -21,7 +21,7 @@ from trainyard_lifecycle.diagnosis import Failure
 Action = Literal["Restart", "Ignore", "Fail"]
 
 # What follows where failurePolicy says nothing. docs/start/concepts.md has the same table.
-DEFAULT_ACTIONS: dict[str, Action] = {
+DEFAULT_ACTIONS: dict[FailureReason, Action] = {
     "ConfigError": "Fail",
     "UserException": "Fail",
     "ExitCode": "Fail",
@@ -33,7 +33,6 @@ DEFAULT_ACTIONS: dict[str, Action] = {
     "StartTimeout": "Restart",
     "PeerLost": "Restart",
     "Unknown": "Restart",
-    "Unavailable": "Ignore",
     "NodeLost": "Ignore",
     "Evicted": "Ignore",
     "Preempted": "Ignore",
@@ -74,10 +73,11 @@ def judge(failure: Failure, spec: TrainingRunSpec, status: TrainingRunStatus) ->
         if limit is not None and status.disruptions >= limit:
             return Verdict(False, False, f"maxDisruptions {limit} reached")
         return Verdict(restart=True, counted=False)
-    if _repeats(status.attempts):
+    before = failures_in_a_row(status)
+    if before + 1 >= SAME_FAILURES and _repeats(status.attempts):
         note = f"the same failure at the same step {SAME_FAILURES} times in a row: not tried again"
         return Verdict(False, True, note)
-    if failures_in_a_row(status) >= spec.max_restarts:
+    if before >= spec.max_restarts:
         return Verdict(False, True, f"maxRestarts {spec.max_restarts} reached")
     return Verdict(restart=True, counted=True)
 
@@ -88,7 +88,7 @@ def chosen_action(failure: Failure, spec: TrainingRunSpec) -> Action:
         for rule in spec.failure_policy.failure_rules:
             if _applies(rule, failure):
                 return rule.action
-    return DEFAULT_ACTIONS.get(failure.reason, "Restart")
+    return DEFAULT_ACTIONS[failure.reason]
 
 
 def failures_in_a_row(status: TrainingRunStatus) -> int:

@@ -34,6 +34,7 @@ from trainyard_lifecycle.transitions import (
     fail_attempt,
     fail_run,
     next_attempt_nodes,
+    resize_run,
     schedule_retry,
     stale_workers,
     start_attempt,
@@ -119,8 +120,7 @@ def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
     attempt = current_attempt(status)
     if attempt and attempt.wanted_nodes != run.spec.num_nodes:
         text = f"numNodes changed from {attempt.wanted_nodes} to {run.spec.num_nodes}"
-        end_attempt(status, observed.now, "Resized", "Resized", text)
-        return start_attempt(observed, status, run.spec.num_nodes)
+        return resize_run(observed, status, text)
 
     if report := observed.report_of(status.attempt):
         apply_report(status, report)

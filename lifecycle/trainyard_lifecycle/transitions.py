@@ -63,6 +63,18 @@ def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> 
     )
 
 
+def resize_run(observed: Observed, status: TrainingRunStatus, text: str) -> Plan:
+    """End the attempt, and start one of another size once its workers have saved their step."""
+    end_attempt(status, observed.now, "Resized", "Resized", text)
+    clear_rates(status)
+    set_condition(status, "Running", False, "Resized", text, observed.now)
+    status.next_attempt_time = observed.now
+    status.phase, status.reason, status.message = "Restarting", "Resized", text
+    event = Event("Normal", "Resized", text, f"{status.attempt}-resized")
+    delete = _active_workers(observed.workers)
+    return Plan(status, (event,), delete=delete, requeue_after=POLL_STARTING)
+
+
 def continue_run(observed: Observed, status: TrainingRunStatus, why: str) -> Plan:
     """Start the next attempt of a run that has finished, with new budgets."""
     now = observed.now
@@ -243,6 +255,8 @@ def end_attempt(
     )
     status.active_seconds = round(active_seconds(status, now))
     status.active_since = None
+    # It is about this attempt's report.
+    status.conditions = [c for c in status.conditions if c.type != "ProgressUnknown"]
 
 
 def next_attempt_nodes(observed: Observed, status: TrainingRunStatus) -> int:

@@ -195,6 +195,30 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_fourth_time() -> None:
     assert "the same failure at the same step 3 times in a row" in plan.status.message
 
 
+def test_a_retry_by_the_user_begins_a_new_row_of_failures() -> None:
+    story = story_of(maxRestarts=1)
+    for _ in range(2):
+        fail(story, step=7)
+        story.see()
+    assert story.run.status.phase == "Failed"
+    story.run.metadata.annotations[RETRY] = "1"
+    story.see()
+    assert fail(story, step=7).status.phase == "Restarting"
+
+
+def test_a_reason_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="OOMKilled"):
+        FailureRule.model_validate({"action": "Ignore", "onReasons": ["OOMKiled"]})
+
+
+def test_a_condition_about_the_report_ends_with_its_attempt() -> None:
+    story = story_of()
+    story.see(make_worker(0), report=make_report(joined=1))
+    story.see(make_worker(0), after=1)
+    plan = fail(story)
+    assert "ProgressUnknown" not in [condition.type for condition in plan.status.conditions]
+
+
 def test_another_step_is_another_failure() -> None:
     story = story_of(maxRestarts=100)
     for step in (7, 7, 8, 7):

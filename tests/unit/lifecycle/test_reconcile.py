@@ -343,15 +343,18 @@ def test_ttl_deletes_the_finished_run() -> None:
     assert story.see(*done, after=1).delete_run
 
 
-def test_a_changed_number_of_nodes_resizes_without_counting_a_restart() -> None:
+def test_a_changed_number_of_nodes_resizes_once_the_step_is_saved() -> None:
     story = started_story()
     story.see(*pair(), report=make_report())
     story.run.spec.num_nodes = 3
     plan = story.see(*pair())
-    assert keys(plan) == [(2, 0), (2, 1), (2, 2)]
-    assert plan.delete == ("r-1-0", "r-1-1")
-    assert plan.status.restarts == 0
+    assert (plan.create, plan.delete) == ((), ("r-1-0", "r-1-1"))
     assert plan.status.attempts[0].outcome == "Resized"
+    saving = pair(deleting=True, gone_by=story.now + timedelta(seconds=30))
+    assert story.see(*saving, after=10).create == ()
+    plan = story.see(after=1)
+    assert keys(plan) == [(2, 0), (2, 1), (2, 2)]
+    assert plan.status.restarts == 0
 
 
 def test_a_run_being_deleted_is_left_alone() -> None:
