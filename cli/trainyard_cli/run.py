@@ -152,8 +152,8 @@ def _already_finished(run: TrainingRun) -> str:
     ended = "succeeded" if run.status.phase == "Succeeded" else "failed"
     why = f": {run.status.message}" if run.status.message else ""
     if run.status.phase == "Failed":
-        file = _manifest_file(run)
-        again = f"mend {file} and run it again, or try again as it is: trainyard retry {run.name}"
+        fix = f"fix {_manifest_file(run)} and run it again"
+        again = f"{fix}, or retry without a change: trainyard retry {run.name}"
     else:
         again = "to train it further, raise config.max_steps"
     serve = f"; to serve its model: trainyard serve {run.name}" if run.status.model else ""
@@ -191,8 +191,8 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
         lines.append(f"  log     {log}")
     if status.last_checkpoint:
         lines.append(f"  kept    checkpoint of step {status.last_checkpoint.step}")
-    lines.append(f"  mended  trainyard run {_manifest_file(run)}")
-    lines.append(f"  as is   trainyard retry {run.name}")
+    lines.append(f"  fixed   trainyard run {_manifest_file(run)}")
+    lines.append(f"  retry   trainyard retry {run.name}")
     return lines
 
 

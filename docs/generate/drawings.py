@@ -5,7 +5,7 @@ from docs.generate.svg import Drawing
 
 def phases() -> Drawing:
     """The phases of a run, and what leads from one to the other."""
-    d = Drawing("Phases of a run", 760, 250)
+    d = Drawing("Phases of a run", 760, 275)
     for x, name, kind in ((20, "Pending", ""), (170, "Starting", ""), (320, "Running", "a")):
         d.box(x, 40, 110, 42, name, kind)
     d.arrow(130, 61, 170, 61)
@@ -29,6 +29,8 @@ def phases() -> Drawing:
     d.text(510, 150, "spec.suspend", "start", "soft", 12)
     d.path("M620 212 L620 232 L40 232 L40 82")
     d.text(440, 227, "resumed", "middle", "soft", 12)
+    d.path("M680 103 L715 103 L715 257 L30 257 L30 82")
+    d.text(440, 252, "spec changed, or trainyard retry", "middle", "soft", 12)
     return d
 
 

@@ -1,7 +1,7 @@
 """What follows from a failure: one pure decision from the failure, the run's policy and history.
 
 A disruption (the cluster took a pod away) is not a failure of the run: it is tried again without
-being counted. A failure that trying again can mend is counted against maxRestarts, which starts
+being counted. A failure that another attempt can fix is counted against maxRestarts, which starts
 again once training has got further. Everything else stops the run, which then waits for its user:
 a changed spec or `trainyard retry` starts the next attempt from the newest checkpoint.
 """
@@ -106,11 +106,11 @@ def failures_in_a_row(status: TrainingRunStatus) -> int:
 
 
 def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | None:
-    """Why a finished run should go on, in one line; None: it stays finished.
+    """Why a finished run should resume, in one line; None: it stays finished.
 
-    A failed run goes on when its spec was changed after the pods that failed were created (but for
+    A failed run resumes when its spec was changed after the pods that failed were created (but for
     suspend and the TTL), or when the annotation trainyard.dev/retry has a new value. One that
-    succeeded goes on only when it is asked for more steps: applying the same object again, or any
+    succeeded resumes only when it is asked for more steps: applying the same object again, or any
     other change, trains nothing.
     """
     if run.spec.suspend:

@@ -196,7 +196,7 @@ def fail_run(observed: Observed, status: TrainingRunStatus, reason: str, message
     attempt = current_attempt(status)
     if attempt and attempt.outcome is None:
         end_attempt(status, now, "Failed", reason, message)
-    # Another generation than the pods': a spec that was mended in the meantime has not failed yet.
+    # That of the pods: a spec that was corrected in the meantime has not failed yet.
     run = observed.run
     status.failed_generation = run.metadata.generation
     status.failed_spec_digest = spec_digest(run.spec)

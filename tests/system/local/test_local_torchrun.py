@@ -87,7 +87,7 @@ def test_a_users_exception_is_reported_and_mended(box: Any) -> None:
     assert (status["attempt"], status["restarts"]) == (1, 0)
     code, output = box.cli("run", manifest)
     assert code == 1
-    assert "mend bad.yaml and run it again, or try again as it is: trainyard retry bad" in output
+    assert "fix bad.yaml and run it again, or retry without a change: trainyard retry bad" in output
     assert box.status("bad")["attempt"] == 1
 
     box.script("bad.py", "print('mended')\n")
@@ -105,7 +105,7 @@ def test_a_mended_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any)
     spec = {"command": ["keeps.py", "no"], "maxRestarts": 0}
     code, output = box.cli("run", box.manifest("keeps", **spec))
     assert code == 1, output
-    assert "mended  trainyard run keeps.yaml" in output
+    assert "fixed   trainyard run keeps.yaml" in output
     assert "delete" not in output  # no next step that is printed destroys anything
     # `command` can't be changed; what the script reads can.
     box.script("keeps.py", KEEPS.replace("sys.exit(3)", "pass"))

@@ -57,5 +57,5 @@ def kind(error: BaseException, directory: Path) -> type[UserError]:
 def what_to_do(cls: type[UserError], size: int) -> str:
     """The end of the message of an error of class `cls` about `size` bytes."""
     if cls is not DiskFullError:
-        return "; when that is mended, start the run again"
+        return "; when that is fixed, start the run again"
     return f"; it needs {max(0.1, size / _MIB):,.1f} MiB: free some space, and start the run again"

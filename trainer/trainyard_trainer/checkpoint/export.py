@@ -124,7 +124,7 @@ def note_exported(run_dir: Path, model: ModelRef, run: dict[str, Any]) -> None:
 def find_exported(run_dir: Path, step: int, run: dict[str, Any]) -> ModelRef | None:
     """The model of `step` that an earlier attempt has noted, if it is intact and of this `run`.
 
-    Any other note is removed: the run goes on, and its end will be another one.
+    Any other note is removed: the run continues, and ends differently.
     """
     path = run_dir / CHECKPOINTS / EXPORTED_FILE
     directory = run_dir / MODELS / step_name(step)
