@@ -1,4 +1,7 @@
-"""`make demo`: trains the quickstart on this machine, serves it, and times each phase."""
+"""`make demo`: trains the quickstart on this machine, serves it, and times each phase.
+
+A quickstart that is there already may be the user's: it is not deleted, but resumed and served.
+"""
 
 import subprocess
 import sys
@@ -18,7 +21,6 @@ def main(started: float) -> int:
     """Run the phases; `started`: when make started, in seconds since the epoch."""
     console = Console()
     seconds = {"set up": time.time() - started}
-    subprocess.run([TRAINYARD, "delete", RUN, "--ignore-not-found"], check=True)
     for phase, command in (
         ("train", ["run", str(EXAMPLES / "quickstart.yaml")]),
         ("serve and answer", ["serve", RUN, "--port", "0", "--prompt", PROMPT]),
@@ -35,6 +37,9 @@ def main(started: float) -> int:
         table.add_row(phase, f"{took:.1f}")
     table.add_row("total", f"{sum(seconds.values()):.1f}")
     console.print(table)
+    console.print(
+        f"To train it again: [bold].venv/bin/trainyard delete {RUN}[/bold], then make demo."
+    )
     console.print(
         f"Next: [bold].venv/bin/trainyard serve {RUN}[/bold] prints the address of a page to try"
         " the model; README.md continues with Kubernetes."
