@@ -9,7 +9,7 @@ from tests.support.lifecycle.builders import T0
 from trainyard_lifecycle.plan import Plan
 from trainyard_study.plan import StudyPlan
 
-_LIMIT = 400
+_LIMIT = 1500
 
 
 class World(ABC):

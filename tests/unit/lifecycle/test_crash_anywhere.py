@@ -1,7 +1,13 @@
 """Property: whatever the faults, an operator killed between any two actions ends where an
-undisturbed one does, and nothing is created, counted or emitted twice."""
+undisturbed one does, and nothing is created, counted or emitted twice.
 
-from dataclasses import replace
+The user takes part: a run that has failed is retried, mended or left alone. So does the release:
+the operator may be replaced by a newer or an older one between any two actions.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,36 +15,107 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.lifecycle import crashing
-from tests.support.lifecycle.builders import make_run
+from tests.support.lifecycle.builders import T0, make_run
+from trainyard_api.base import parse_known
+from trainyard_api.labels import RETRY
+from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
+from trainyard_api.status import CheckpointRef, TrainingRunStatus
 from trainyard_lifecycle.plan import Observed, Plan, Worker, worker_name
 from trainyard_lifecycle.reconcile import reconcile
 
-# How an attempt goes: (what happens, to which node).
-FATES = st.tuples(
-    st.sampled_from(["killed", "oom", "node lost", "deleted", "exception"]),
+# Longer than crashes alone can delay a start.
+SCHEDULE_SECONDS = 40
+ACTIVE_SECONDS = 100  # longer than all attempts take together that are not stuck
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How an attempt goes.
+
+    Attributes:
+        what: what happens to it.
+        node: the node that it happens to.
+        gain: checkpoints that it saves first.
+    """
+
+    what: str
+    node: int
+    gain: int
+
+
+FATES = st.builds(
+    Fate,
+    st.sampled_from(
+        [
+            *("killed", "oom", "exception", "node lost", "deleted"),
+            *("preempted", "unschedulable", "stuck"),
+        ]
+    ),
     st.integers(min_value=0, max_value=2),
+    st.integers(min_value=0, max_value=1),
 )
+# What the user does each time the run has failed; at the end of the list it is left alone.
+USER = st.lists(st.sampled_from(["retry", "mend", "raise maxRestarts", "touch"]), max_size=3)
 
 
 class World(crashing.World):
     """A small cluster: workers start, run, and meet the fate that their attempt has."""
 
-    def __init__(self, run: TrainingRun, fates: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, run: TrainingRun, fates: list[Fate], user: list[str], versions: set[int]
+    ) -> None:
         super().__init__()
         self.run = run
         self.fates = fates
+        self.user = list(user)
+        self.versions = versions  # the status is written by another version at these writes
+        self.writes = 0
+        self.checkpoint = 0
+        self.acted = 0  # the attempt after whose failure the user did something
         self.workers: dict[str, Worker] = {}
-        self.created: list[str] = []
+        # Each with whether its pod mounts the claim of startFrom.
+        self.created: list[tuple[str, bool]] = []
 
     def decide(self) -> Plan:
-        return reconcile(Observed(self.run, self.now, tuple(self.workers.values())))
+        workers = tuple(self.workers.values())
+        return reconcile(Observed(self.run, self.now, workers, self.report()))
+
+    def report(self) -> ProgressReport | None:
+        """Rank 0's, while all workers of the newest attempt run."""
+        attempt = self.run.status.attempt
+        gang = [worker for worker in self.workers.values() if worker.attempt == attempt]
+        if not gang or not self._all_run(gang):
+            return None
+        step = self.checkpoint + self.fate_of(attempt).gain
+        saved = CheckpointRef(step=step, digest=f"sha256:{step}", time=T0) if step else None
+        return ProgressReport(
+            run="r",
+            attempt=attempt,
+            phase="training",
+            ranks_joined=len(gang),
+            world_size=len(gang),
+            step=step,
+            last_checkpoint=saved,
+            time=T0,
+        )
+
+    def _all_run(self, gang: list[Worker]) -> bool:
+        complete = len(gang) == self.run.status.nodes
+        return complete and all(w.phase == "Running" and not w.deleting for w in gang)
+
+    def fate_of(self, attempt: int) -> Fate:
+        return self.fates[attempt - 1] if attempt <= len(self.fates) else Fate("succeeds", 0, 0)
 
     def over(self) -> bool:
-        return self.run.status.completion_time is not None
+        failed = self.run.status.phase == "Failed"
+        return self.run.status.completion_time is not None and not (failed and self.user)
 
     def apply(self, kind: str, value: Any) -> None:
         if kind == "status":
+            self.writes += 1
+            if self.writes in self.versions:
+                value = through_another_version(value)
             self.run = self.run.model_copy(update={"status": value})
         elif kind == "delete":
             worker = self.workers.get(value)
@@ -49,76 +126,157 @@ class World(crashing.World):
         else:
             name = worker_name(self.run.name, value.attempt, value.node)
             if name not in self.workers:
-                assert name not in self.created, f"{name} was created a second time"
-                self.created.append(name)
-                self.workers[name] = Worker(name, value.attempt, value.node, "Pending", host="h")
+                assert name not in dict(self.created), f"{name} was created a second time"
+                self.created.append((name, self.run.status.last_checkpoint is None))
+                unschedulable = self.fate_of(value.attempt).what == "unschedulable"
+                self.workers[name] = Worker(
+                    name,
+                    value.attempt,
+                    value.node,
+                    "Pending",
+                    host="" if unschedulable else "h",
+                    unschedulable="0/3 nodes are available" if unschedulable else "",
+                )
 
     def tick(self, second: int) -> None:
-        """A second passes: pending workers run; a whole gang meets its fate."""
+        """A second passes: pending workers run, a whole gang meets its fate, the user acts."""
         self.now += timedelta(seconds=1)
+        status = self.run.status
+        if status.phase == "Failed" and self.user and self.acted != status.attempt:
+            action = self.user.pop(0)
+            if action != "touch":  # which changes nothing, so that the user does something else
+                self.acted = status.attempt
+            self._user_acts(action)
         attempts = {w.attempt for w in self.workers.values() if not w.finished and not w.deleting}
         for attempt in attempts:
             gang = [w for w in self.workers.values() if w.attempt == attempt]
             if any(worker.phase == "Pending" for worker in gang):
                 for worker in gang:
-                    self.workers[worker.name] = replace(worker, phase="Running")
-            elif attempt == self.run.status.attempt and len(gang) == self.run.status.nodes:
+                    if not worker.unschedulable:
+                        self.workers[worker.name] = replace(worker, phase="Running")
+            elif attempt == self.run.status.attempt and self._all_run(gang):
                 self._meet_fate(attempt, gang)
 
+    def _user_acts(self, action: str) -> None:
+        metadata, spec = self.run.metadata.model_copy(deep=True), self.run.spec
+        if action == "retry":
+            metadata.annotations[RETRY] = str(len(self.user))
+        else:
+            metadata.generation = (metadata.generation or 0) + 1
+            changes: dict[str, dict[str, Any]] = {
+                "mend": {"active_deadline_seconds": None, "config": {"seen": len(self.user)}},
+                "raise maxRestarts": {"max_restarts": spec.max_restarts + 1},
+                "touch": {},  # a controller applies the same object again
+            }
+            spec = spec.model_copy(update=changes[action])
+        self.run = self.run.model_copy(update={"metadata": metadata, "spec": spec})
+
     def _meet_fate(self, attempt: int, gang: list[Worker]) -> None:
-        if not self.run.status.created:
-            return  # a pod deleted before the operator saw it all there is created again
-        if attempt > len(self.fates):
+        # Only what the operator has seen: a pod deleted before that is created again, and a
+        # checkpoint that no report told of is not known.
+        if not self.run.status.created or self.run.status.phase != "Running":
+            return
+        fate = self.fate_of(attempt)
+        victim = gang[fate.node % len(gang)]
+        if fate.what == "stuck" and self.run.spec.active_deadline_seconds is not None:
+            return
+        self.checkpoint += fate.gain
+        if fate.what in ("succeeds", "stuck"):
             for worker in gang:
                 self.workers[worker.name] = replace(worker, phase="Succeeded")
-            return
-        fate, node = self.fates[attempt - 1]
-        victim = gang[node % len(gang)]
-        changes: dict[str, dict[str, Any]] = {
-            "killed": {"phase": "Failed", "exit_code": 137},
-            "oom": {"phase": "Failed", "exit_code": 137, "exit_reason": "OOMKilled"},
-            "exception": {
-                "phase": "Failed",
-                "exit_code": 1,
-                "log_tail": "Traceback (most recent call last):\n  x\nValueError: no\n",
-            },
-            "node lost": {
-                "deleting": True,
-                "disruption": "DeletionByTaintManager",
-                "host": "gone",
-            },
-        }
-        if fate == "deleted":
+        elif fate.what == "deleted":
             del self.workers[victim.name]
         else:
-            self.workers[victim.name] = replace(victim, **changes[fate])
+            self.workers[victim.name] = HAPPENS[fate.what](victim)
 
 
-def play(run: TrainingRun, fates: list[tuple[str, int]], crashes: list[int]) -> World:
-    world = World(run, fates)
+HAPPENS: dict[str, Callable[[Worker], Worker]] = {
+    "killed": lambda worker: replace(worker, phase="Failed", exit_code=137),
+    "oom": lambda worker: replace(worker, phase="Failed", exit_code=137, exit_reason="OOMKilled"),
+    "exception": lambda worker: replace(
+        worker,
+        phase="Failed",
+        exit_code=1,
+        log_tail="Traceback (most recent call last):\n  x\nValueError: no\n",
+    ),
+    "node lost": lambda worker: replace(
+        worker, deleting=True, disruption="DeletionByTaintManager", host="gone"
+    ),
+    "preempted": lambda worker: replace(
+        worker, phase="Failed", exit_code=143, disruption="PreemptionByScheduler"
+    ),
+}
+
+
+def through_another_version(status: TrainingRunStatus) -> TrainingRunStatus:
+    """As read back from one that a newer version wrote: with keys that this one doesn't know."""
+    wire = status.to_wire() | {"newerField": {"a": 1}}
+    for attempt in wire["attempts"]:
+        attempt["newerField"] = 1
+    for condition in wire["conditions"]:
+        condition["newerField"] = 1
+    wire["conditions"].append({"type": "Newer", "status": "True", "reason": "", "message": ""})
+    known = parse_known(TrainingRunStatus, json.loads(json.dumps(wire)))
+    assert known is not None
+    return known
+
+
+def play(
+    run: TrainingRun,
+    fates: list[Fate],
+    user: list[str],
+    crashes: list[int],
+    versions: list[int] = [],  # noqa: B006 never changed
+) -> World:
+    world = World(run, fates, user, set(versions))
     world.play(crashes)
     return world
 
 
 def outcome(world: World) -> tuple[Any, ...]:
     status = world.run.status
-    history = [(a.number, a.outcome, a.reason, a.message) for a in status.attempts]
-    return status.phase, status.reason, status.restarts, status.attempt, history
+    history = [
+        (a.number, a.outcome, a.reason, a.message, a.counted, a.step, a.checkpoint_step)
+        for a in status.attempts
+    ]
+    counts = (status.restarts, status.failures, status.disruptions, status.attempt)
+    why = status.message if status.phase == "Failed" else ""  # else it has the duration
+    return status.phase, status.reason, why, counts, history
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     nodes=st.integers(min_value=1, max_value=3),
     restarts=st.integers(min_value=0, max_value=4),
-    fates=st.lists(FATES, max_size=4),
-    crashes=st.lists(st.integers(min_value=1, max_value=60), max_size=25, unique=True),
+    disruptions=st.none() | st.integers(min_value=0, max_value=2),
+    fates=st.lists(FATES, max_size=6),
+    user=USER,
+    crashes=st.lists(st.integers(min_value=1, max_value=80), max_size=25, unique=True),
+    versions=st.lists(st.integers(min_value=1, max_value=40), max_size=6, unique=True),
 )
 def test_crash_anywhere(
-    nodes: int, restarts: int, fates: list[tuple[str, int]], crashes: list[int]
+    nodes: int,
+    restarts: int,
+    disruptions: int | None,
+    fates: list[Fate],
+    user: list[str],
+    crashes: list[int],
+    versions: list[int],
 ) -> None:
-    run = make_run(numNodes=nodes, maxRestarts=restarts, command=["train.py"])
-    calm = play(run, fates, [])
-    stormy = play(run, fates, crashes)
+    spec: dict[str, Any] = {
+        "numNodes": nodes,
+        "maxRestarts": restarts,
+        "deadlines": {"scheduleSeconds": SCHEDULE_SECONDS},
+        "activeDeadlineSeconds": ACTIVE_SECONDS,
+        "startFrom": {"run": "other"},
+        # A gang that finds no place is tried again after this.
+        "backoff": {"initialSeconds": 1, "maxSeconds": 2},
+    }
+    if disruptions is not None:
+        spec["maxDisruptions"] = disruptions
+    run = make_run(**spec)
+    calm = play(run, fates, user, [])
+    stormy = play(run, fates, user, crashes, versions)
     assert outcome(stormy) == outcome(calm)
     assert sorted(stormy.created) == sorted(calm.created)
     assert {*stormy.events} >= {key for key in calm.events if "end" in key or key == "failed"}
