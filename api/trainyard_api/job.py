@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.spec import CheckpointPolicy, Precision, Strategy
+from trainyard_api.spec import CheckpointPolicy, Precision, StartFrom, Strategy
 
 JOB_ENV = "TRAINYARD_JOB"
 # Where the trainer leaves its termination message: a final ProgressReport if it succeeds,
@@ -34,6 +34,8 @@ HARDWARE_FAULT = re.compile(
 
 # Where volumes are mounted in pods; a run's directory is MOUNT_PATH/NAME.
 MOUNT_PATH = "/trainyard"
+# Where the claim of spec.startFrom.run is mounted, read-only, unless it is the run's own claim.
+START_PATH = "/trainyard-start"
 
 
 class TrainerJob(Model):
@@ -51,6 +53,12 @@ class TrainerJob(Model):
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
     run_dir: str = Field(
         description="Directory of this run on the volume (see trainyard_api.checkpoint)."
+    )
+    start_from: StartFrom | None = None
+    start_dir: str | None = Field(
+        default=None,
+        description="Directory of start_from: of the other run, or of one checkpoint. Absent once"
+        " the run has had a checkpoint of its own.",
     )
     report_port: int = Field(description="Where rank 0 serves /metrics and /progress.")
     require_gpu: bool = Field(

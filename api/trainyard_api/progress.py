@@ -53,6 +53,13 @@ class ProgressReport(Model):
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
     resumed_from_step: int | None = None
+    changed: list[str] = Field(
+        default_factory=list,
+        description="Settings that have changed since the checkpoint that it resumed from.",
+    )
+    started_from: str | None = Field(
+        default=None, description="The other run's checkpoint that this run began with."
+    )
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None
     sample: str | None = Field(default=None, description="Newest sample of generated text.")

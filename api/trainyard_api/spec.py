@@ -3,6 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from trainyard_api.base import Rule, SpecModel, matches
 from trainyard_api.pod_template import PodTemplate
@@ -170,6 +171,80 @@ class Storage(SpecModel):
     )
 
 
+def _step(value: Any) -> Any:
+    if value in ("newest", "best") or (type(value) is int and value >= 0):
+        return value
+    # A word may be one that a newer version knows.
+    kind = "literal_error" if isinstance(value, str) else "value_error"
+    raise PydanticCustomError(kind, "must be newest, best or the number of a step")
+
+
+class StartFrom(SpecModel):
+    """The checkpoint of another run that this run begins with. The other run is only read."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.run) != has(self.path)",
+            "startFrom: set exactly one of run (the name of a run) and path (a directory)",
+            lambda s: (s.run is None) != (s.path is None),
+        ),
+        Rule(
+            "has(self.run) || !has(self.claimName)",
+            "startFrom.claimName is the claim of startFrom.run: it does not go with path",
+            lambda s: s.run is not None or s.claim_name is None,
+        ),
+    )
+
+    run: Annotated[str, matches(NAME_PATTERN, "must be the name of a TrainingRun")] | None = Field(
+        default=None,
+        max_length=63,
+        description="Name of the other run, in the same namespace. It need not exist any more if"
+        " its data was kept.",
+    )
+    claim_name: (
+        Annotated[
+            str,
+            matches(
+                "[a-z0-9]([-a-z0-9.]*[a-z0-9])?",
+                "must be the name of a PersistentVolumeClaim: lower-case letters, digits, dashes",
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        max_length=253,
+        description="Name of the PersistentVolumeClaim with the other run's data, if that run has"
+        " a storage.claimName. Default: the claim that the operator created for it.",
+    )
+    path: Annotated[str, matches("/.*", "must be an absolute path")] | None = Field(
+        default=None,
+        max_length=1024,
+        description="Directory of a run, or of one checkpoint, in the container (mounted by"
+        " podTemplate) or on this machine.",
+    )
+    step: Annotated[
+        Literal["newest", "best"] | int,
+        BeforeValidator(_step),
+        WithJsonSchema(
+            {
+                "x-kubernetes-int-or-string": True,
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "pattern": "^(newest|best)$",
+                "minimum": 0,
+            }
+        ),
+    ] = Field(
+        default="newest",
+        description="Which of its verified checkpoints: newest, best (the lowest evaluation loss)"
+        " or the number of a step.",
+    )
+    what: Literal["everything", "weights"] = Field(
+        default="everything",
+        description="What of it: everything (weights, optimizer, random states, step and position"
+        " in the data, as if the other run resumed), or weights (a new run from step 0 with them).",
+    )
+
+
 class CheckpointPolicy(SpecModel):
     """How often checkpoints are saved and which of them are kept."""
 
@@ -214,6 +289,11 @@ class TrainingRunSpec(SpecModel):
             "has(self.recipe) || !has(self.config)",
             "config belongs to a recipe: with command, pass settings as arguments",
             lambda s: s.recipe is not None or s.config is None,
+        ),
+        Rule(
+            "has(self.recipe) || !has(self.startFrom)",
+            "startFrom belongs to a recipe: with command, pass the checkpoint as an argument",
+            lambda s: s.recipe is not None or s.start_from is None,
         ),
         Rule(
             "!has(self.elastic) || (self.elastic.minNodes <= self.numNodes"
@@ -332,6 +412,11 @@ class TrainingRunSpec(SpecModel):
     resources_per_node: Resources | None = None
     network: Network | None = None
     storage: Storage | None = immutable(default=None)
+    start_from: StartFrom | None = Field(
+        default=None,
+        description="Begin with a checkpoint of another run, for example with a lower learning"
+        " rate or more data. Read only until the run has a checkpoint of its own.",
+    )
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
     queue: Queue | None = immutable(default=None)
     pod_template: PodTemplate | None = None

@@ -122,6 +122,10 @@ class Attempt(Model):
     resumed_from_step: int | None = Field(
         default=None, description="Step of the checkpoint that the attempt resumed from."
     )
+    changed: list[str] = Field(
+        default_factory=list,
+        description="Settings that had changed since that checkpoint, with both values.",
+    )
 
 
 class TrainingRunStatus(Model):
@@ -238,6 +242,9 @@ class TrainingRunStatus(Model):
     )
     resumed_from_step: int | None = Field(
         default=None, description="Step of the checkpoint that the current attempt resumed from."
+    )
+    started_from: str = Field(
+        default="", description="The other run's checkpoint that the run began with (startFrom)."
     )
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None

@@ -58,6 +58,7 @@ def describe(run_dir: RunDir) -> str:
                 "Eval loss": _number(status.get("evalLoss")),
                 "Throughput": status.get("throughput", ""),
                 "Restarts": f"{status.get('restarts', 0)} of {run['spec'].get('maxRestarts')}",
+                "Branch of": status.get("startedFrom", ""),
                 "Checkpoint": _reference(status.get("lastCheckpoint")),
                 "Model": _reference(status.get("model")),
                 "Data": str(run_dir.data(run)),
@@ -69,6 +70,8 @@ def describe(run_dir: RunDir) -> str:
         lines.append(note)
     lines += ["Conditions:", *_indented(_conditions(status))]
     lines += ["Attempts:", *_indented(_attempts(status))]
+    if changes := _changes(status):
+        lines += ["Changed settings:", *_indented(changes)]
     lines += ["Events:", *_indented(_events(run_dir))]
     return "\n".join(lines)
 
@@ -147,6 +150,16 @@ def _attempts(status: dict[str, Any]) -> list[list[str]]:
         number, nodes = str(item["number"]), str(item.get("nodes", 1))
         rows.append([number, outcome, nodes, resumed, took, item["reason"], item["message"]])
     return rows
+
+
+def _changes(status: dict[str, Any]) -> list[list[str]]:
+    """Settings that changed between attempts; empty if none did."""
+    rows = [
+        [str(item["number"]), change]
+        for item in status.get("attempts", [])
+        for change in item.get("changed", [])
+    ]
+    return [["ATTEMPT", "CHANGE"], *rows] if rows else []
 
 
 def _events(run_dir: RunDir) -> list[list[str]]:

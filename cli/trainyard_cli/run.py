@@ -189,8 +189,10 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
     log = backend.dir.log_file(status.attempt, int(node))
     if log.is_file():
         lines.append(f"  log     {log}")
-    if status.last_checkpoint:
-        lines.append(f"  kept    checkpoint of step {status.last_checkpoint.step}")
+    # A save may have ended after the last report: read the step from the data.
+    step = _newest_step(backend.dir.data(run.to_wire()))
+    if step is not None:
+        lines.append(f"  kept    checkpoint of step {step}")
     lines.append(f"  fixed   trainyard run {_manifest_file(run)}")
     lines.append(f"  retry   trainyard retry {run.name}")
     return lines

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.config import ARCHITECTURE, CHANGEABLE, TrainConfig
 from trainyard_trainer.recipes import RECIPES, find_recipe
 
 HEAD = """\
@@ -30,6 +30,11 @@ SHARED = """\
 
 Names are those of the Hugging Face Trainer where it has one. A recipe with another default says so
 in its own table.
+
+*On resume* says whether a setting may change while a run has checkpoints: what is `fixed` may
+change in a [branch](../start/concepts.md#branching-start-from-another-run), the `architecture` may
+not.
+Where a setting names data, the data itself is compared, not the name.
 """
 
 
@@ -65,15 +70,28 @@ def _own(config: type[TrainConfig]) -> dict[str, FieldInfo]:
     }
 
 
-def _table(config: type[BaseModel], fields: dict[str, FieldInfo], prefix: str = "") -> str:
-    rows = "" if prefix else "\n| setting | type | default | description |\n|---|---|---|---|\n"
+HEADER = "\n| setting | type | default | on resume | description |\n|---|---|---|---|---|\n"
+
+
+def _table(config: type[TrainConfig], fields: dict[str, FieldInfo]) -> str:
+    changeable, architecture = config.marked(CHANGEABLE), config.marked(ARCHITECTURE)
+    rows = HEADER
+    for name, field in fields.items():
+        word = "may change" if name in changeable else "fixed"
+        rows += _rows({name: field}, "architecture" if name in architecture else word)
+    return rows
+
+
+def _rows(fields: dict[str, FieldInfo], on_resume: str, prefix: str = "") -> str:
+    rows = ""
     for name, field in fields.items():
         inner = _model(field.annotation)
         default = "required" if field.is_required() else f"`{_shown(field.default)}`"
         what = " ".join((field.description or _inherited(name)).split()).replace("|", "\\|")
-        rows += f"| `{prefix}{name}` | {_type(field.annotation)} | {default} | {what} |\n"
+        cells = (f"`{prefix}{name}`", _type(field.annotation), default, on_resume, what)
+        rows += f"| {' | '.join(cells)} |\n"
         if inner is not None:
-            rows += _table(inner, inner.model_fields, f"{prefix}{name}.")
+            rows += _rows(inner.model_fields, on_resume, f"{prefix}{name}.")
     return rows
 
 

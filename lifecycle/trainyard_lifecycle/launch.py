@@ -35,6 +35,7 @@ class LaunchTarget:
             rank 0 must run on node 0 (where reports are read and the store is), so node 0's
             address must sort first.
         run_dir: the run's directory on its volume.
+        start_dir: the directory of spec.startFrom; None without it, or once it isn't needed.
         report_port: where rank 0 serves /metrics and /progress.
         result_file: where the trainer leaves its termination message.
         log_dir: torchrun's own directory; each worker's error.json goes there.
@@ -49,6 +50,7 @@ class LaunchTarget:
     result_file: str
     log_dir: str
     error_file: str | None = None
+    start_dir: str | None = None
 
 
 def argv(run: TrainingRun) -> list[str]:
@@ -132,6 +134,8 @@ def _job(run: TrainingRun, recipe: str, attempt: int, target: LaunchTarget) -> T
         seed=spec.seed,
         checkpoint=spec.checkpoint,
         run_dir=target.run_dir,
+        start_from=spec.start_from,
+        start_dir=target.start_dir,
         report_port=target.report_port,
         require_gpu=run.gpus_per_node > 0,
     )

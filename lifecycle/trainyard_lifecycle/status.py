@@ -7,6 +7,8 @@ from trainyard_api.status import Attempt, Condition, ConditionType, TrainingRunS
 from trainyard_api.study_status import ScalingStudyStatus
 
 MAX_ATTEMPTS_KEPT = 10
+MAX_CHANGES_KEPT = 20  # of an attempt's settings, each of at most MAX_CHANGE characters
+MAX_CHANGE = 200
 
 
 def set_condition(
@@ -70,6 +72,7 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         "step_seconds",
         "peak_memory_bytes",
         "resumed_from_step",
+        "started_from",
         "last_checkpoint",
         "model",
     ):
@@ -82,6 +85,7 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
     attempt = current_attempt(status)
     if attempt and report.resumed_from_step is not None:
         attempt.resumed_from_step = report.resumed_from_step
+        attempt.changed = [text[:MAX_CHANGE] for text in report.changed[:MAX_CHANGES_KEPT]]
     if status.step is not None:
         status.progress = f"{status.step}/{status.total_steps or '?'}"
     status.throughput = format_throughput(status.tokens_per_second, status.samples_per_second)

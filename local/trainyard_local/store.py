@@ -21,10 +21,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard_local import lock
 from trainyard_storage.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from trainyard_api.run import TrainingRun
 
 HOME_ENV = "TRAINYARD_HOME"
 # Annotations of a local run: what its relative paths are relative to, and the user's manifest.
@@ -106,6 +109,18 @@ class RunDir:
         """The run's directory on its volume: what the trainer writes and serving reads."""
         claim = (run["spec"].get("storage") or {}).get("claimName")
         return self._root / "volumes" / claim / self.name if claim else self.path / "data"
+
+    def start_dir(self, run: "TrainingRun") -> str | None:
+        """The directory of spec.startFrom, of which the other run itself may be deleted."""
+        start = run.spec.start_from
+        if start is None:
+            return None
+        if start.run is None:
+            return start.path
+        other = RunDir(start.run, self._root)
+        if start.claim_name is None and other.exists():
+            return str(other.data(other.read()))
+        return str(other.data({"spec": {"storage": {"claimName": start.claim_name}}}))
 
     def keeps_data(self, run: dict[str, Any]) -> bool:
         """Whether the data outlives the run, as a volume claim would."""

@@ -101,6 +101,7 @@ class Workers:
             result_file=str(directory / RESULT_FILE),
             log_dir=str(directory / "torchelastic"),
             error_file=str(directory / ERROR_FILE),
+            start_dir=self._dir.start_dir(run),
         )
         variables = launch.env(run, key, nodes, target)
         if nodes > 1 and "OMP_NUM_THREADS" not in os.environ:

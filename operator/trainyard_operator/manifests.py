@@ -6,7 +6,7 @@ PodGroups and the marks on pods are what queueing systems need to schedule a gan
 from typing import Any
 
 from trainyard_api import labels
-from trainyard_api.job import MOUNT_PATH
+from trainyard_api.job import MOUNT_PATH, START_PATH
 from trainyard_api.progress import REPORT_PORT
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import GPU
@@ -178,6 +178,7 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str)
         report_port=REPORT_PORT,
         result_file=TERMINATION_LOG,
         log_dir="/tmp/torchelastic",
+        start_dir=_start_dir(run),
     )
     variables |= launch.env(run, key, nodes, target)
     ours = run.spec.image is None
@@ -195,10 +196,7 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str)
             # A user's image may write anywhere.
             "readOnlyRootFilesystem": ours,
         },
-        "volumeMounts": [
-            {"name": volume["name"], "mountPath": _MOUNTS[volume["name"]]}
-            for volume in _volumes(run)
-        ],
+        "volumeMounts": [_mount(volume["name"]) for volume in _volumes(run)],
     }
     if ours:
         container["imagePullPolicy"] = "IfNotPresent"
@@ -212,13 +210,38 @@ _SCRAPE = {
     "prometheus.io/port": str(REPORT_PORT),
     "prometheus.io/path": "/metrics",
 }
-_MOUNTS = {"storage": MOUNT_PATH, "shm": "/dev/shm", "tmp": "/tmp"}
+_MOUNTS = {"storage": MOUNT_PATH, "start": START_PATH, "shm": "/dev/shm", "tmp": "/tmp"}
+
+
+def _mount(volume: str) -> dict[str, Any]:
+    mount: dict[str, Any] = {"name": volume, "mountPath": _MOUNTS[volume]}
+    return mount | {"readOnly": True} if volume == "start" else mount
+
+
+def _start_claim(run: TrainingRun) -> str | None:
+    """The claim of spec.startFrom.run, while it is needed: until there is an own checkpoint."""
+    start = run.spec.start_from
+    if start is None or start.run is None or run.status.last_checkpoint:
+        return None
+    return start.claim_name or start.run
+
+
+def _start_dir(run: TrainingRun) -> str | None:
+    start, claim = run.spec.start_from, _start_claim(run)
+    if start is None or claim is None:
+        return start.path if start else None
+    mounted = MOUNT_PATH if claim == run.claim_name else START_PATH
+    return f"{mounted}/{start.run}"
 
 
 def _volumes(run: TrainingRun) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         {"name": "storage", "persistentVolumeClaim": {"claimName": run.claim_name}}
     ]
+    start = _start_claim(run)
+    if start is not None and start != run.claim_name:
+        source = {"claimName": start, "readOnly": True}
+        volumes.append({"name": "start", "persistentVolumeClaim": source})
     if run.gpus_per_node or run.nproc > 1:
         # Data loaders and NCCL share memory between processes; a container's default is 64 MiB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})

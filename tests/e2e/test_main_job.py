@@ -27,6 +27,7 @@ def test_train_kill_resume_serve(
     saved = survives_a_killed_worker(space)
     finishes(space, saved)
     shows_itself(space)
+    begins_another(space, corpus)
     serves(space, forward, image_values["serving"])
     serves_by_sglang(space, forward, image_values["serving"], image_names["serving"])
     leaves_nothing_behind(space)
@@ -88,6 +89,23 @@ def shows_itself(space: Namespace) -> None:
         assert f"{STEPS}/{STEPS}" in text
     header = space.kubectl("get", "trun").splitlines()[0].split()
     assert {"PHASE", "PROGRESS", "LOSS", "THROUGHPUT", "ETA", "RESTARTS", "AGE"} <= set(header)
+
+
+def begins_another(space: Namespace, corpus: dict[str, Any]) -> None:
+    """A branch of the run: its claim is mounted read-only, until the branch has its own."""
+    name, step = f"{RUN}-2", STEPS - 50
+    config = {"max_steps": STEPS, "learning_rate": 0.001}
+    start = {"startFrom": {"run": RUN, "step": step}, "numNodes": 1}
+    space.apply(char_gpt(name, corpus, config, **start))
+    status = space.wait_phase(name, "Succeeded")
+    (pod,) = space.pods(name, attempt=1)
+    (claim,) = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if v["name"] == "start"]
+    assert claim == {"claimName": RUN, "readOnly": True}
+    assert status["startedFrom"] == f"step {step} of run {RUN}"
+    assert status["resumedFromStep"] == step
+    assert "config.learning_rate: 0.003 -> 0.001" in status["attempts"][0]["changed"]
+    assert space.status(RUN)["lastCheckpoint"]["step"] == STEPS
+    space.kubectl("delete", "trainingrun", name, TIMEOUT)
 
 
 def serves(space: Namespace, forward: Forwarder, image: str) -> None:

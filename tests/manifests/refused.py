@@ -71,6 +71,32 @@ REFUSED = (
     Refused("recipe in capitals", ("recipe",), {"recipe": "Char_GPT"}),
     Refused("unknown precision", ("precision", "fp32", "bf16", "fp16"), {"precision": "fp8"}),
     Refused("unknown strategy", ("strategy", "ddp", "fsdp"), {"strategy": "deepspeed"}),
+    Refused(
+        "startFrom without a source",
+        ("startFrom: set exactly one of run", "path"),
+        {"startFrom": {"step": "best"}},
+    ),
+    Refused(
+        "startFrom with two sources",
+        ("startFrom: set exactly one of run", "path"),
+        {"startFrom": {"run": "a", "path": "/data/a"}},
+    ),
+    Refused(
+        "startFrom with a claim beside a path",
+        ("startFrom.claimName is the claim of startFrom.run",),
+        {"startFrom": {"path": "/data/a", "claimName": "c"}},
+    ),
+    Refused("startFrom a relative path", ("absolute path",), {"startFrom": {"path": "a"}}),
+    Refused("startFrom a word", ("startFrom.step",), {"startFrom": {"run": "a", "step": "last"}}),
+    Refused(
+        "startFrom a negative step", ("startFrom.step",), {"startFrom": {"run": "a", "step": -1}}
+    ),
+    Refused(
+        "startFrom with command",
+        ("startFrom belongs to a recipe",),
+        {"command": ["train.py"], "startFrom": {"run": "a"}},
+        remove=("recipe", "config"),
+    ),
     Refused("negative seed", ("seed", "0"), {"seed": -1}),
     Refused("negative restarts", ("maxRestarts", "0"), {"maxRestarts": -1}),
     Refused(

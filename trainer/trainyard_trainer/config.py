@@ -2,11 +2,34 @@
 
 import difflib
 import math
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainyard_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What holds of a setting when a run resumes, or starts from another run's checkpoint."""
+
+    word: str
+
+
+CHANGEABLE = Mark("changeable")
+ARCHITECTURE = Mark("architecture")
+T = TypeVar("T")
+
+# A setting may change when the run resumes; the change is recorded. An unmarked one may not: the
+# state or the position in the data would no longer fit. It may in a new run with spec.startFrom.
+Changeable = Annotated[T, CHANGEABLE]
+# Weights fit only a model with the same value: it may not change in a run with startFrom either.
+Architecture = Annotated[T, ARCHITECTURE]
+
+
+# The other way on, where a change is refused: what a refusal says after "or".
+BRANCH = "start a run under another name with startFrom: {run: NAME OF THIS ONE}"
 
 
 class TrainConfig(BaseModel):
@@ -14,112 +37,92 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
-    # Settings that may change between attempts: they don't change the results of a step.
-    changeable_on_resume: ClassVar[frozenset[str]] = frozenset(
-        {
-            "max_steps",  # the schedule depends on lr_decay_steps
-            "num_epochs",
-            "gradient_accumulation_steps",  # the same samples, summed in another order
-            "activation_checkpointing",  # the same numbers, computed twice
-            "sharding_strategy",
-            "dataloader_num_workers",
-            "eval_steps",
-            "eval_batches",
-            "export_steps",
-            "log_steps",
-            "report_to",
-            "sample_steps",
-            "hang_timeout_seconds",
-            "timing_warmup_steps",
-        }
-    )
-
-    max_steps: int = Field(default=500, ge=1)
+    max_steps: Changeable[int] = Field(default=500, ge=1)
     """Optimizer steps of the whole run."""
 
-    num_epochs: float | None = Field(default=None, gt=0)
+    num_epochs: Changeable[float | None] = Field(default=None, gt=0)
     """Passes over the training samples, instead of max_steps. Each pass ends with an evaluation and
     a checkpoint."""
 
     batch_size: int = Field(default=32, ge=1)
     """Samples per optimizer step, over all ranks and accumulation steps."""
 
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: Changeable[int] = Field(default=1, ge=1)
     """Micro-batches per rank and optimizer step."""
 
-    learning_rate: float = Field(default=1e-3, ge=0)
+    learning_rate: Changeable[float] = Field(default=1e-3, ge=0)
     """Peak learning rate, reached after the warm-up."""
 
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_scheduler_type: Changeable[Literal["cosine", "linear", "constant"]] = "cosine"
     """Shape of the learning rate's decay after the warm-up."""
 
-    min_learning_rate: float | None = Field(default=None, ge=0)
+    min_learning_rate: Changeable[float | None] = Field(default=None, ge=0)
     """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
 
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: Changeable[int] = Field(default=0, ge=0)
     """Steps of linear warm-up from 0."""
 
-    lr_decay_steps: int | None = Field(default=None, ge=1)
+    lr_decay_steps: Changeable[int | None] = Field(default=None, ge=1)
     """Step at which the schedule reaches min_learning_rate. Default: max_steps."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov momentum."""
 
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: Changeable[float] = Field(default=0.9, ge=0, lt=1)
     """SGD's momentum."""
 
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: Changeable[float] = Field(default=0.1, ge=0)
     """Weight decay, on matrices only (decoupled in AdamW)."""
 
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta1: Changeable[float] = Field(default=0.9, ge=0, lt=1)
     """Decay of AdamW's mean of the gradient."""
 
-    adam_beta2: float = Field(default=0.99, ge=0, lt=1)
+    adam_beta2: Changeable[float] = Field(default=0.99, ge=0, lt=1)
     """Decay of AdamW's mean of the squared gradient."""
 
-    max_grad_norm: float = Field(default=1.0, ge=0)
+    max_grad_norm: Changeable[float] = Field(default=1.0, ge=0)
     """Clip gradients to this norm; 0 disables clipping."""
 
-    compile: bool = False
+    compile: Changeable[bool] = False
     """torch.compile the model's blocks: faster steps after a slow first one."""
 
-    activation_checkpointing: bool = False
+    activation_checkpointing: Changeable[bool] = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
 
-    sharding_strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP"] = "FULL_SHARD"
+    sharding_strategy: Changeable[Literal["FULL_SHARD", "SHARD_GRAD_OP"]] = "FULL_SHARD"
     """With strategy fsdp: free a block's gathered parameters after its forward pass, or keep them
     until its backward pass (more memory, less traffic)."""
 
-    dataloader_num_workers: int = Field(default=0, ge=0, le=64)
+    dataloader_num_workers: Changeable[int] = Field(default=0, ge=0, le=64)
     """Worker processes per rank that load batches ahead; 0 loads them in the training process."""
 
-    eval_steps: int = Field(default=100, ge=0)
+    eval_steps: Changeable[int] = Field(default=100, ge=0)
     """Steps between evaluations; 0 evaluates only at the end (and after each epoch)."""
 
-    eval_batches: int | None = Field(default=16, ge=1)
+    eval_batches: Changeable[int | None] = Field(default=16, ge=1)
     """Global batches of held-out data in one evaluation, always the same; null for all."""
 
-    eval_on_start: bool = False
+    eval_on_start: Changeable[bool] = False
     """Also evaluate the model before the first step, for comparison."""
 
-    export_steps: int = Field(default=0, ge=0)
+    export_steps: Changeable[int] = Field(default=0, ge=0)
     """Steps between exports of the model, for servers that follow the run; the last three are kept.
     0 exports only the finished one."""
 
-    log_steps: int = Field(default=10, ge=1)
+    log_steps: Changeable[int] = Field(default=10, ge=1)
     """Steps between progress lines (and device synchronisations)."""
 
-    report_to: list[Literal["mlflow", "tensorboard"]] = []
+    report_to: Changeable[list[Literal["mlflow", "tensorboard"]]] = []
     """Trackers for the run's metrics, besides metrics.jsonl: mlflow (at MLFLOW_TRACKING_URI),
     tensorboard (in the run's directory)."""
 
-    sample_steps: int = Field(default=0, ge=0)
+    sample_steps: Changeable[int] = Field(default=0, ge=0)
     """Steps between samples of generated output; 0 for a single one at the end."""
 
-    timing_warmup_steps: int = Field(default=1, ge=0)
+    timing_warmup_steps: Changeable[int] = Field(default=1, ge=0)
     """First steps of an attempt, which are excluded from the statistics of step times."""
 
-    hang_timeout_seconds: float = Field(default=20, ge=0)
+    hang_timeout_seconds: Changeable[float] = Field(default=20, ge=0)
     """When a rank is stopped, or does not reach a collective that the others wait in, the attempt
     fails after this time with an error that names the rank. Slow steps are allowed five times their
     recent duration. 0 disables the watchdog, for debuggers."""
@@ -130,6 +133,20 @@ class TrainConfig(BaseModel):
         for name, field in TrainConfig.model_fields.items():
             own = cls.model_fields[name]
             own.description = own.description or field.description
+
+    @classmethod
+    def marked(cls, mark: Mark) -> frozenset[str]:
+        """The settings with that mark, also where a recipe only gives them another default."""
+        bases = [base for base in cls.__mro__ if issubclass(base, TrainConfig)]
+        return frozenset(
+            name
+            for name in cls.model_fields
+            if any(
+                mark in base.model_fields[name].metadata
+                for base in bases
+                if name in base.model_fields
+            )
+        )
 
     @model_validator(mode="after")
     def _fill_defaults(self) -> Self:
@@ -207,19 +224,46 @@ def check_batch_size(config: TrainConfig, world_size: int) -> None:
         )
 
 
-def check_unchanged(
-    old: dict[str, Any], new: dict[str, Any], changeable: frozenset[str], where: str, step: int
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each setting that both have and that differs, sorted by name.
+
+    A setting that only one of them has is that of another version, with its default.
+    """
+    shared = sorted(old.keys() & new.keys())
+    return {key: (old[key], new[key]) for key in shared if old[key] != new[key]}
+
+
+def check_resumable(
+    where: str, changed: dict[str, tuple[Any, Any]], config: type[TrainConfig], step: int
 ) -> None:
-    """Raise ConfigError if settings that define the run differ from the checkpoint's."""
-    for key in sorted(old.keys() & new.keys() - changeable):
-        if old[key] != new[key]:
-            hint = ""
-            if key == "lr_decay_steps":
-                hint = " (its default is max_steps: set it yourself to train longer)"
-            raise ConfigError(
-                f"{where}.{key}: {new[key]!r}, but the checkpoint of step {step} was trained with"
-                f" {old[key]!r}; set it back{hint}, or start a run under another name"
-            )
+    """Raise ConfigError if a run can't resume from its own checkpoint with these changes.
+
+    `where`: config, whose settings declare whether they may change, or spec, whose can't.
+    """
+    fixed = frozenset() if where == "spec" else config.marked(CHANGEABLE)
+    for key in sorted(changed.keys() - fixed):
+        old, new = changed[key]
+        other = BRANCH
+        if key in config.marked(ARCHITECTURE) or key == "recipe":
+            other = "start a run under another name from step 0: the weights don't fit"
+        raise ConfigError(
+            f"{where}.{key}: {new!r}, but the checkpoint of step {step} was trained with {old!r};"
+            f" set it back, or {other}"
+        )
+
+
+def check_branch(
+    changed: dict[str, tuple[Any, Any]], config: type[TrainConfig], weights_only: bool, source: str
+) -> None:
+    """Raise ConfigError if a run can't start from the checkpoint `source` with these changes."""
+    fixed = config.marked(ARCHITECTURE) | (frozenset() if weights_only else {"optimizer"})
+    for key in sorted(changed.keys() & fixed):
+        old, new = changed[key]
+        other = ", or set startFrom.what to weights" if key == "optimizer" else ""
+        raise ConfigError(
+            f"config.{key}: {new!r}, but {source} was trained with {old!r}, which its state needs;"
+            f" set it to {old!r}{other}"
+        )
 
 
 def processes(count: int) -> str:

@@ -62,6 +62,8 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
     if not run.spec.recipe:
         raise ConfigError(f"{path}: spec.command is your own script: start it with torchrun")
     directory = run_dir or Path("runs") / run.name
+    start = run.spec.start_from
+    start_dir = start and (start.path or str(directory.parent / str(start.run)))
     return TrainerJob(
         run=run.name,
         namespace=run.namespace,
@@ -74,6 +76,8 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
         seed=run.spec.seed,
         checkpoint=run.spec.checkpoint,
         run_dir=str(directory),
+        start_from=start,
+        start_dir=start_dir,
         report_port=report_port,
         require_gpu=run.gpus_per_node > 0,
     )

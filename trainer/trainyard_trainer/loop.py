@@ -41,6 +41,7 @@ class Training:
     Attributes:
         start: completed optimizer steps; 0 in a new run.
         metrics: those of the checkpoint of step `start`.
+        branched: that checkpoint is another run's; this run has none yet.
     """
 
     job: TrainerJob
@@ -53,6 +54,7 @@ class Training:
     reporter: RunReporter
     start: int
     metrics: dict[str, float]
+    branched: bool = False
 
 
 class Loop:
@@ -77,6 +79,7 @@ class Loop:
         self.exporter = training.exporter
         self.reporter = training.reporter
         self.start = self.step = start = training.start
+        self._branched = training.branched
         self.metrics = training.metrics
         micro_batches = MicroBatches(
             config, job.seed, len(recipe.train), recipe.weights, self.group, start
@@ -106,6 +109,8 @@ class Loop:
         )
         if self.step == 0 and config.eval_on_start:
             self._evaluate(prefix="base_")
+        if self._branched:
+            self._save()  # from now on the run depends on no other
         began = time.perf_counter()
         while self.step < last:
             norm = self._train_step()
@@ -204,7 +209,7 @@ class Loop:
         self._report_save(self.checkpointer.wait())
         raise NonFiniteLossError(
             f"the {what}; lower config.learning_rate ({self.config.learning_rate:g}) or lengthen"
-            " warmup_steps. Checkpoints of earlier steps are kept"
+            " warmup_steps: the run then resumes from its newest checkpoint"
         )
 
     def _log(self, norm: torch.Tensor, eta: float) -> None:

@@ -9,20 +9,17 @@ import torch
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import ModelRef
-from trainyard_trainer.checkpoint.checkpointer import (
-    Checkpointer,
-    Resume,
-    find_resume,
-    restore,
-    seed_rank,
-)
+from trainyard_trainer.checkpoint.checkpointer import Checkpointer
 from trainyard_trainer.checkpoint.export import Exporter, find_exported, note_exported
 from trainyard_trainer.checkpoint.publish import Fence, check_shared, prepare_run_dir
+from trainyard_trainer.checkpoint.resume import Resume, find_resume, restore, seed_rank
 from trainyard_trainer.checkpoint.state import StateFiles, make_state_files
 from trainyard_trainer.config import (
     TrainConfig,
     check_batch_size,
-    check_unchanged,
+    check_branch,
+    check_resumable,
+    differences,
     parse_config,
     processes,
 )
@@ -32,6 +29,7 @@ from trainyard_trainer.distributed.process_group import Group, join, leave, pick
 from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import (
     CheckpointError,
+    ConfigError,
     DiskFullError,
     StoppedError,
     as_hardware,
@@ -87,9 +85,11 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     run = _spec(job) | {"config": settings}
     hosts = group.gather(socket.gethostname())
     about = {"world_size": group.world_size, "device": group.device.type} | run
+    if resume:
+        about |= _report_resume(resume, settings, reporter)
     exported = find_exported(Path(job.run_dir), config.max_steps, run) if fence else None
     exported = group.broadcast(exported)
-    if exported and (resume is None or resume.manifest.step < exported.step):
+    if exported and (resume is None or resume.step < exported.step):
         if group.is_main:
             reporter.open_history(job, config, hosts, exported.step, about)
         reporter.update(total_steps=config.max_steps)
@@ -112,13 +112,14 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
     seed_rank(job.seed, 0, group.rank)
     start = _restore(resume, files, job, reporter.console) if resume else 0
     if group.is_main:
-        reporter.open_history(job, config, hosts, start if resume else None, about)
-        if resume:
+        continues = resume is not None and not resume.weights_only
+        reporter.open_history(job, config, hosts, start if continues else None, about)
+        if resume and not resume.source:
             reporter.newest_checkpoint(start, resume.manifest.created)
 
     header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
     checkpointer = Checkpointer(job, files, fence, header, resume)
-    metrics = resume.manifest.metrics if resume else {}
+    metrics = resume.manifest.metrics if resume and not resume.weights_only else {}
     exporter = Exporter(job, recipe, parallel, fence, settings)
     loop = Loop(
         Training(
@@ -132,6 +133,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             reporter=reporter,
             start=start,
             metrics=metrics,
+            branched=resume is not None and bool(resume.source),
         )
     )
     with Stop(group, start) as stop:
@@ -229,7 +231,7 @@ def _load(
     if job.strategy == "fsdp":
         writer = group.broadcast(fence.writer if fence else "")
         group.run_or_fail_all(lambda: check_shared(run_dir, writer))
-    found = group.run_or_fail_all(lambda: find_resume(run_dir) if group.is_main else None)
+    found = group.run_or_fail_all(lambda: find_resume(job) if group.is_main else None)
     resume = group.broadcast(found)
     recipe, config = group.run_or_fail_all(lambda: _load_recipe(job, config, resume))
     return fence, resume, recipe, config
@@ -238,28 +240,42 @@ def _load(
 def _load_recipe(
     job: TrainerJob, config: TrainConfig, resume: Resume | None
 ) -> tuple[Recipe, TrainConfig]:
+    """The recipe with its data, checked against the checkpoint. Raises ConfigError."""
     saved = None
     if resume is not None:
-        step, saved = resume.manifest.step, resume.description["recipe"]
-        check_unchanged(resume.description["spec"], _spec(job), frozenset(), "spec", step)
+        saved = resume.description["recipe"]
         # First what doesn't depend on the data, so that a changed path is reported as such.
-        lengths = frozenset({"lr_decay_steps"})
-        settings = config.model_dump(mode="json")
-        check_unchanged(
-            resume.description["config"],
-            settings,
-            config.changeable_on_resume | lengths,
-            "config",
-            step,
-        )
+        _check_settings(job, config, resume)
     recipe = find_recipe(job.recipe)(config, saved)
+    if saved is not None and resume is not None and not resume.source:
+        recipe.check_data(saved)
     config = config.for_samples(len(recipe.train))
-    if resume is not None:
-        settings = config.model_dump(mode="json")
-        check_unchanged(
-            resume.description["config"], settings, config.changeable_on_resume, "config", step
+    if resume is not None and resume.step > config.max_steps:
+        key = "max_steps" if config.num_epochs is None else "num_epochs"
+        asked = "" if key == "max_steps" else f" ({config.num_epochs:g} epochs)"
+        of = resume.source or f"the newest checkpoint (of step {resume.step})"
+        raise ConfigError(
+            f"config.{key}: {config.max_steps} steps{asked}, but {of} is further; raise it to at"
+            f" least {resume.step} steps, or start a run under another name with"
+            " startFrom: {run: ..., step: N} from an earlier checkpoint"
         )
     return recipe, config
+
+
+def _check_settings(job: TrainerJob, config: TrainConfig, resume: Resume) -> None:
+    spec = differences(resume.description["spec"], _spec(job))
+    settings = differences(resume.description["config"], config.model_dump(mode="json"))
+    cls = type(config)
+    if not resume.source:
+        check_resumable("spec", spec, cls, resume.step)
+        check_resumable("config", settings, cls, resume.step)
+        return
+    if "recipe" in spec:
+        raise ConfigError(
+            f"startFrom: {resume.source} is of the recipe {spec['recipe'][0]}, this run of"
+            f" {job.recipe}; name a run of the same recipe"
+        )
+    check_branch(settings, cls, resume.weights_only, resume.source)
 
 
 def _spec(job: TrainerJob) -> dict[str, object]:
@@ -272,18 +288,35 @@ def _spec(job: TrainerJob) -> dict[str, object]:
     }
 
 
-def _restore(
-    resume: Resume,
-    files: StateFiles,
-    job: TrainerJob,
-    console: Console,
-) -> int:
+def _report_resume(
+    resume: Resume, settings: dict[str, Any], reporter: RunReporter
+) -> dict[str, Any]:
+    """Report what the attempt begins with; returns the same for the history."""
+    changed = [
+        f"config.{key}: {old!r} -> {new!r}"
+        for key, (old, new) in differences(resume.description["config"], settings).items()
+    ]
+    for change in changed:
+        reporter.console.info(f"changed since the checkpoint: {change}")
+    reporter.update(changed=changed)
+    about: dict[str, Any] = {"changed": changed} if changed else {}
+    if resume.source:
+        what = "the weights of " if resume.weights_only else ""
+        reporter.update(started_from=what + resume.source)
+        about["started_from"] = what + resume.source
+    return about
+
+
+def _restore(resume: Resume, files: StateFiles, job: TrainerJob, console: Console) -> int:
     for reason in resume.skipped:
         console.warn(f"checkpoint skipped: {reason}")
-    restore(resume, files, job.seed)
-    step = resume.manifest.step
+    restore(resume, files, job)
     note = ""
     if resume.manifest.world_size != files.group.world_size:
         note = f"; saved by {processes(resume.manifest.world_size)}"
-    console.info(f"resuming from step {step} ({resume.directory.name}{note})")
-    return step
+    if resume.source:
+        what = "the weights of " if resume.weights_only else ""
+        console.info(f"starting from {what}{resume.source}{note}")
+    else:
+        console.info(f"resuming from step {resume.step} ({resume.directory.name}{note})")
+    return resume.step

@@ -1,10 +1,12 @@
 """The objects made for a run."""
 
+import json
 from typing import Any
 
 import pytest
 
-from tests.support.lifecycle.builders import make_run
+from tests.support.lifecycle.builders import T0, make_run
+from trainyard_api.status import CheckpointRef
 from trainyard_lifecycle.plan import WorkerKey
 from trainyard_operator import manifests
 from trainyard_operator.client import RejectedError
@@ -194,6 +196,37 @@ def test_users_own_claim() -> None:
     assert manifests.claim(make_run(storage=storage)) is None
     [volume] = [v for v in pod(storage=storage)["spec"]["volumes"] if v["name"] == "storage"]
     assert volume["persistentVolumeClaim"] == {"claimName": "mine"}
+
+
+def job_of(built: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(env(built)["TRAINYARD_JOB"]))
+
+
+def test_the_claim_of_another_run_is_mounted_read_only_until_it_is_not_needed() -> None:
+    run = make_run(startFrom={"run": "a"})
+    built = manifests.pod(run, WorkerKey(1, 0), 2, trainer_image="ours:1")
+    claims = {v["name"]: v.get("persistentVolumeClaim") for v in built["spec"]["volumes"]}
+    assert claims["start"] == {"claimName": "a", "readOnly": True}
+    mount = {"name": "start", "mountPath": "/trainyard-start", "readOnly": True}
+    assert mount in trainer(built)["volumeMounts"]
+    assert job_of(built)["startDir"] == "/trainyard-start/a"
+
+    own = CheckpointRef(step=4, digest="sha256:0", time=T0)
+    run.status.last_checkpoint = own
+    built = manifests.pod(run, WorkerKey(2, 0), 2, trainer_image="ours:1")
+    assert "start" not in mounts(built).values()
+    assert job_of(built)["startFrom"]["run"] == "a"
+    assert "startDir" not in job_of(built)
+
+
+def test_another_run_on_the_same_claim_or_in_a_path_needs_no_second_mount() -> None:
+    shared = pod(storage={"claimName": "c"}, startFrom={"run": "a", "claimName": "c"})
+    assert "start" not in mounts(shared).values()
+    assert job_of(shared)["startDir"] == "/trainyard/a"
+    path = pod(startFrom={"path": "/mnt/step-00000004"})
+    assert "start" not in mounts(path).values()
+    assert job_of(path)["startDir"] == "/mnt/step-00000004"
+    assert job_of(pod(startFrom={"run": "a", "claimName": "c"}))["startDir"] == "/trainyard-start/a"
 
 
 def test_template_overrides_but_a_worker_stays_a_worker() -> None:

@@ -12,7 +12,7 @@ from tests.support.trainer.checkpoint_tensors import digests
 from trainyard_api.checkpoint import CHECKPOINTS, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_storage.checkpoints import steps, verify
-from trainyard_trainer.checkpoint.checkpointer import find_resume
+from trainyard_trainer.checkpoint.resume import find_resume
 
 MakeJob = Callable[..., TrainerJob]
 both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -40,7 +40,7 @@ def test_damage_to_any_file_is_seen(make_job: MakeJob, train: Any, strategy: str
             file.unlink()
             if damaged is not None:
                 file.write_bytes(damaged)
-            resume = find_resume(run.run_dir)
+            resume = find_resume(run.job)
             assert resume
             assert resume.manifest.step == 4
             (line,) = resume.skipped
@@ -110,7 +110,7 @@ def test_two_attempts_alive_at_once(
     assert "SupersededError: attempt 1 stops: attempt 2 of this run has started" in old.err
     new.kill()
 
-    resume = find_resume(new.run_dir)
+    resume = find_resume(new.job)
     assert resume
     step = resume.manifest.step
     whole = make_job(saves | {"run_dir": str(tmp_path / "whole")}, **endless | {"max_steps": step})

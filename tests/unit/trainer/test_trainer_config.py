@@ -10,11 +10,20 @@ from pydantic import BaseModel, ConfigDict
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.run import TrainingRun
-from trainyard_trainer.config import TrainConfig, check_batch_size, check_unchanged, parse_config
+from trainyard_trainer.config import (
+    ARCHITECTURE,
+    CHANGEABLE,
+    TrainConfig,
+    check_batch_size,
+    check_resumable,
+    differences,
+    parse_config,
+)
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.jobs import from_manifest, read_job
 from trainyard_trainer.optim import learning_rate
 from trainyard_trainer.recipes import RECIPES, find_recipe
+from trainyard_trainer.recipes.gpt_base import GPTConfig
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RUNS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if "  recipe: " in path.read_text()]
@@ -77,13 +86,28 @@ def settings(**values: Any) -> dict[str, Any]:
 
 def test_settings_that_define_the_run_must_stay() -> None:
     old = settings(max_steps=100)
-    changeable = TrainConfig.changeable_on_resume
-    check_unchanged(old, settings(max_steps=200, lr_decay_steps=100), changeable, "c", 5)
-    check_unchanged(old, settings(max_steps=100, log_steps=1), changeable, "c", 5)
-    with pytest.raises(ConfigError, match=r"c\.lr_decay_steps: 200, .* trained with 100"):
-        check_unchanged(old, settings(max_steps=200), changeable, "c", 5)
-    with pytest.raises(ConfigError, match=r"c\.learning_rate: 0\.1, .* trained with 0\.001"):
-        check_unchanged(old, settings(max_steps=100, learning_rate=0.1), changeable, "c", 5)
+
+    def check(**values: Any) -> None:
+        check_resumable("config", differences(old, settings(**values)), GPTConfig, 5)
+
+    check(max_steps=200)
+    check(max_steps=100, log_steps=1)
+    check(max_steps=100, learning_rate=0.1)
+    with pytest.raises(
+        ConfigError, match=r"config\.batch_size: 8, .* trained with 32; set it back"
+    ):
+        check(max_steps=100, batch_size=8)
+
+
+def test_a_recipe_with_another_default_inherits_the_mark() -> None:
+    """Every setting of every recipe is changeable, fixed or architecture, and not two of these."""
+    for name in RECIPES:
+        config = find_recipe(name).Config
+        changeable, architecture = config.marked(CHANGEABLE), config.marked(ARCHITECTURE)
+        assert not changeable & architecture
+        assert changeable >= TrainConfig.marked(CHANGEABLE)
+        assert not changeable & {"batch_size", "optimizer", "num_labels", "slice"}
+    assert find_recipe("gpt").Config.marked(ARCHITECTURE) >= {"n_layer", "n_head", "block_size"}
 
 
 def test_epochs_become_steps() -> None:

@@ -105,14 +105,16 @@ def test_what_breaks_exact_resume_is_refused(make_job: MakeJob, launch: Any, tra
     again = {"attempt": 2}
     line = refused(launch(make_job(again, max_steps=4, batch_size=16)))
     assert "config.batch_size: 16, but the checkpoint of step 4 was trained with 8" in line
-    line = refused(launch(make_job(again, max_steps=8)))
-    assert "config.lr_decay_steps: 8, but the checkpoint of step 4 was trained with 4" in line
+    assert "start a run under another name with startFrom" in line
+    line = refused(launch(make_job(again, max_steps=4, n_layer=3)))
+    assert "config.n_layer: 3, but" in line
+    assert "under another name from step 0: the weights don't fit" in line
     line = refused(launch(make_job(again | {"seed": 8}, max_steps=4)))
     assert "spec.seed: 8, but" in line
     line = refused(launch(make_job(again | {"strategy": "fsdp"}, max_steps=4), ranks=2))
     assert "spec.strategy: 'fsdp', but the checkpoint of step 4 was trained with 'ddp'" in line
-    # Longer, with the schedule named, is the same run.
-    assert train(make_job(again, max_steps=6, lr_decay_steps=4)).result["step"] == 6
+    # Longer, with another schedule, is the same run.
+    assert train(make_job(again, max_steps=6)).result["step"] == 6
 
 
 def test_another_text_under_the_same_name_is_refused(

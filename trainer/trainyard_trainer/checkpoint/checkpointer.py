@@ -1,4 +1,4 @@
-"""Checkpoints: saved in the background, published by rank 0, found by the next attempt."""
+"""Checkpoints: saved in the background, published by rank 0."""
 
 import contextlib
 import json
@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from trainyard_api.checkpoint import CHECKPOINTS, Manifest, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import CheckpointRef
-from trainyard_storage.checkpoints import newest_valid
 from trainyard_trainer.checkpoint.disk import free_space, kind, reason
 from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence, publish
+from trainyard_trainer.checkpoint.resume import DESCRIPTION_FILE, Resume
 from trainyard_trainer.checkpoint.retention import Retention
 from trainyard_trainer.checkpoint.state import StateFiles
 from trainyard_trainer.distributed.parallel import Parallel
@@ -28,8 +25,6 @@ from trainyard_trainer.errors import (
     SupersededError,
     UserError,
 )
-
-DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
 
 
 @dataclass(frozen=True)
@@ -47,61 +42,6 @@ class Saved:
     error: str = ""
     failure: type[UserError] = CheckpointError
     size: int = 0
-
-
-@dataclass(frozen=True)
-class Resume:
-    """The checkpoint to resume from."""
-
-    directory: Path
-    manifest: Manifest
-    description: dict[str, Any]
-    skipped: list[str]
-
-
-def find_resume(run_dir: Path) -> Resume | None:
-    """The newest valid checkpoint; None in a new run.
-
-    Raises CheckpointError when there are checkpoints but none is valid: starting again from step 0
-    would silently discard the run's work.
-    """
-    parent = run_dir / CHECKPOINTS
-    directory, manifest, skipped = newest_valid(parent)
-    if directory is None or manifest is None:
-        if skipped:
-            raise CheckpointError(
-                f"none of the {len(skipped)} checkpoints in {parent} is valid ({skipped[0]});"
-                " restore one from a backup, or remove that folder to start from step 0"
-            )
-        return None
-    description = json.loads((directory / DESCRIPTION_FILE).read_text())
-    return Resume(directory, manifest, description, skipped)
-
-
-def restore(resume: Resume, files: StateFiles, seed: int) -> None:
-    """Load a checkpoint into the model, optimizer, loss scaler and random generators.
-
-    With the same number of ranks the next step is bitwise the one the saved run would have taken.
-    With another number every rank gets a new random state, from the seed, the step and the rank.
-    """
-    group = files.group
-    same_ranks = resume.manifest.world_size == group.world_size
-    try:
-        files.read(resume.directory, same_ranks)
-    except BaseException as error:  # torch's CheckpointException is not an Exception
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        why = reason(error, resume.directory)
-        raise CheckpointError(f"{resume.directory}: cannot be loaded: {why}") from error
-    files.parallel.scaler.load_state_dict(resume.description["scaler"])
-    if not same_ranks:
-        seed_rank(seed, resume.manifest.step, group.rank)
-
-
-def seed_rank(seed: int, step: int, rank: int) -> None:
-    """Seed the generators (for dropout), differently for every rank and starting step."""
-    seeds = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(seeds[0]))
 
 
 class Checkpointer:
@@ -126,7 +66,7 @@ class Checkpointer:
         if fence is not None:
             keep = job.checkpoint
             self.retention = Retention(self.parent, keep.keep_last, keep.keep_best, fence)
-            if resume is not None:
+            if resume is not None and not resume.source:
                 self.retention.trust(resume.directory, resume.manifest)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None

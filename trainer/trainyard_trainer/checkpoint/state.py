@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainyard_trainer.distributed.parallel import Parallel, canonical_names, local_tensor
+from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import NonFiniteLossError
 
 STATE_TENSORS = "state.safetensors"
@@ -50,6 +51,22 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
+
+
+def _distributed(full: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, sharded as `like` is."""
+    if local_tensor(like) is like:
+        return full
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)
+
+
+def own_random_state(group: Group) -> dict[str, Tensor]:
+    """This rank's, by the names they have in checkpoints."""
+    states = random_state(group.device)
+    return {f"rng.{group.rank}.{device}": tensor for device, tensor in states.items()}
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
@@ -116,9 +133,60 @@ class StateFiles(ABC):
         """Whether `holds` is true on every rank that writes; called in the background."""
         return holds
 
-    @abstractmethod
-    def read(self, directory: Path, same_ranks: bool) -> None:
-        """Load a saved state; random states only if `same_ranks`."""
+    def read(self, directory: Path, *, optimizer: bool, random: bool) -> None:
+        """Load a saved state, of either format; with these parts of it beside the weights."""
+        path = directory / STATE_TENSORS
+        full = self.group.broadcast(path.exists())  # rank 0's answer: others need not see it
+        states = self._read_full(path) if full else self._read_sharded(directory, optimizer, random)
+        if full:
+            self._assign(states, optimizer)
+        if random:
+            prefix = f"rng.{self.group.rank}."
+            own = {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
+            set_random_state(own, self.group.device)
+
+    def _read_full(self, path: Path) -> dict[str, Tensor]:
+        """The tensors of one safetensors file, which rank 0 reads, on every rank."""
+        from safetensors.torch import load_file
+
+        saved = load_file(path) if self.group.is_main else {}
+        shapes = self.group.broadcast({name: (t.shape, t.dtype) for name, t in saved.items()})
+        for name, (shape, dtype) in shapes.items():
+            tensor = saved.setdefault(name, torch.empty(shape, dtype=dtype))
+            self.group.broadcast_tensor(tensor)
+        return saved
+
+    @torch.no_grad()
+    def _assign(self, saved: dict[str, Tensor], optimizer: bool) -> None:
+        """Copy full tensors into the state; of sharded ones each rank takes its part."""
+        for name, tensor in saved.items():
+            if optimizer and name.startswith("optimizer."):
+                self._allocate_optimizer_state(name, tensor.shape, tensor.dtype)
+        for name, tensor in state_of(self.parallel, self.optimizer).items():
+            full = saved[name]
+            if full.shape != tensor.shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(full.shape)}, in this model {tuple(tensor.shape)}"
+                )
+            tensor.copy_(_distributed(full, like=tensor))
+
+    def _read_sharded(self, directory: Path, optimizer: bool, random: bool) -> dict[str, Tensor]:
+        """Load the files of all ranks, resharded; returns what was loaded."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = FileSystemReader(directory)
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata) or not optimizer:
+                continue
+            if name.startswith("optimizer."):
+                self._allocate_optimizer_state(name, entry.size, entry.properties.dtype)
+        state = state_of(self.parallel, self.optimizer)
+        if random:
+            state |= own_random_state(self.group)
+        load(state, storage_reader=reader, process_group=self.group.background)
+        return state
 
     def close(self) -> None:
         """Release what writing needed."""
@@ -185,30 +253,6 @@ class FullState(StateFiles):
             stream.synchronize()
         return dict(self._copies)
 
-    def read(self, directory: Path, same_ranks: bool) -> None:
-        saved = self._load(directory / STATE_TENSORS)
-        for name, tensor in saved.items():
-            if name.startswith("optimizer."):
-                self._allocate_optimizer_state(name, tensor.shape, tensor.dtype)
-        with torch.no_grad():
-            for name, tensor in state_of(self.parallel, self.optimizer).items():
-                tensor.copy_(saved[name])
-        if same_ranks:
-            prefix = f"rng.{self.group.rank}."
-            own = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
-            set_random_state(own, self.group.device)
-
-    def _load(self, path: Path) -> dict[str, Tensor]:
-        """The file's tensors, on every rank."""
-        from safetensors.torch import load_file
-
-        saved = load_file(path) if self.group.is_main else {}
-        shapes = self.group.broadcast({name: (t.shape, t.dtype) for name, t in saved.items()})
-        for name, (shape, dtype) in shapes.items():
-            tensor = saved.setdefault(name, torch.empty(shape, dtype=dtype))
-            self.group.broadcast_tensor(tensor)
-        return saved
-
 
 class ShardedState(StateFiles):
     """One file per rank, in the format of torch.distributed.checkpoint."""
@@ -229,7 +273,7 @@ class ShardedState(StateFiles):
 
         if self._stager is None:
             self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        state = self._state() | self._random_state()
+        state = self._state() | own_random_state(self.group)
         self.copied.clear()
 
         def write(directory: Path) -> None:
@@ -239,24 +283,6 @@ class ShardedState(StateFiles):
             save(staged, storage_writer=_writer(directory), process_group=self.group.background)
 
         return write
-
-    def read(self, directory: Path, same_ranks: bool) -> None:
-        from torch.distributed.checkpoint.filesystem import FileSystemReader
-        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-        from torch.distributed.checkpoint.state_dict_loader import load
-
-        reader = FileSystemReader(directory)
-        for name, entry in reader.read_metadata().state_dict_metadata.items():
-            if name.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
-                self._allocate_optimizer_state(name, entry.size, entry.properties.dtype)
-        state = state_of(self.parallel, self.optimizer)
-        if same_ranks:
-            state |= self._random_state()
-        load(state, storage_reader=reader, process_group=self.group.background)
-        if same_ranks:
-            prefix = f"rng.{self.group.rank}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            set_random_state(own, self.group.device)
 
     def _on_all_ranks(self, holds: bool) -> bool:
         if self.group.background is None:
@@ -268,10 +294,6 @@ class ShardedState(StateFiles):
     def close(self) -> None:
         if self._stager is not None:
             self._stager.close()
-
-    def _random_state(self) -> dict[str, Tensor]:
-        random = random_state(self.group.device)
-        return {f"rng.{self.group.rank}.{device}": tensor for device, tensor in random.items()}
 
 
 class _File(io.BufferedWriter):

@@ -32,8 +32,12 @@ class Recipe(ABC):
     def __init__(self, config: Any, saved: dict[str, Any] | None) -> None:
         """Load the data; `saved` is what `state` returned when the checkpoint was made.
 
-        Raises ConfigError when the data is missing, or is not what the checkpoint was trained on.
+        Raises ConfigError when the data is missing, or can't be encoded as the checkpoint's was.
         """
+
+    @abstractmethod
+    def check_data(self, saved: dict[str, Any]) -> None:
+        """Raise ConfigError if the data is not what a run was trained on that shall resume."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.config import BRANCH, Architecture, Changeable, TrainConfig
 from trainyard_trainer.data.rows import load_rows
 from trainyard_trainer.data.sampling import Batch, Ids, Weights
 from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
@@ -61,16 +61,7 @@ class Slice(BaseModel):
 class CausalLMFinetuneConfig(TrainConfig):
     """Settings of causal-lm-finetune."""
 
-    # Not the names: the texts themselves are compared.
-    changeable_on_resume = TrainConfig.changeable_on_resume | {
-        "dataset",
-        "sample_tokens",
-        "checkpoint_prefix",
-        "hub_model_id",
-        "hub_private_repo",
-    }
-
-    model: str = Field(default="Qwen/Qwen2-0.5B-Instruct", min_length=1)
+    model: Architecture[str] = Field(default="Qwen/Qwen2-0.5B-Instruct", min_length=1)
     """The model to start from: a Hub id, or a directory with config.json and safetensors."""
 
     from_scratch: bool = False
@@ -79,7 +70,7 @@ class CausalLMFinetuneConfig(TrainConfig):
     tokenizer: str | None = Field(default=None, min_length=1)
     """Hub id or directory of the tokenizer. Default: the one of `model`."""
 
-    dataset: str = Field(default="hub:CShorten/ML-ArXiv-Papers", min_length=1)
+    dataset: Changeable[str] = Field(default="hub:CShorten/ML-ArXiv-Papers", min_length=1)
     """hub:OWNER/NAME, a parquet, csv or jsonl file, or a directory with SPLIT.parquet."""
 
     split: str = Field(default="train", min_length=1)
@@ -103,20 +94,20 @@ class CausalLMFinetuneConfig(TrainConfig):
     max_length: int = Field(default=512, ge=2)
     """Longer samples are truncated to this many tokens."""
 
-    lora: LoraSettings | None = None
+    lora: Architecture[LoraSettings | None] = None
     """Train a low-rank adapter only: {r, alpha, dropout, target_modules}, or {}."""
 
-    sample_tokens: int = Field(default=48, ge=1)
+    sample_tokens: Changeable[int] = Field(default=48, ge=1)
     """Tokens to generate for each sample."""
 
-    checkpoint_prefix: str | None = Field(default=None, pattern=r"^[\w.-]+$")
+    checkpoint_prefix: Changeable[str | None] = Field(default=None, pattern=r"^[\w.-]+$")
     """PREFIX of the file written after each epoch, epochs/PREFIX_{start}-{end}-epoch-{n}.pt.
     Default: the model's name, qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct."""
 
-    hub_model_id: str | None = Field(default=None, min_length=1)
+    hub_model_id: Changeable[str | None] = Field(default=None, min_length=1)
     """Upload the finished model to OWNER/NAME on the Hub, with the token in HF_TOKEN."""
 
-    hub_private_repo: bool = True
+    hub_private_repo: Changeable[bool] = True
     """Whether a repository created for it is private."""
 
     num_epochs: float | None = Field(default=3, gt=0)
@@ -159,10 +150,12 @@ class CausalLMFinetune(Recipe):
         self.held_out = self._samples(rows.slice(rows.num_rows - config.eval_samples), "held out")
         self.tokens_per_sample = len(self.train.tokens) / len(self.train)
         self.fingerprint = self._fingerprint()
-        if saved and saved["texts_sha256"] != self.fingerprint:
+
+    def check_data(self, saved: dict[str, Any]) -> None:
+        if saved["texts_sha256"] != self.fingerprint:
             raise ConfigError(
-                f"config.dataset: the texts of {config.dataset} are not those the checkpoint was"
-                " trained on; restore them, or start a run under another name"
+                f"config.dataset: the texts of {self.config.dataset} are not those the checkpoint"
+                f" was trained on; restore them, or {BRANCH}"
             )
 
     def _check_slice(self, num_rows: int) -> Slice:

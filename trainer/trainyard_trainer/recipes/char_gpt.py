@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainyard_trainer.config import BRANCH
 from trainyard_trainer.data.corpus import load_text, split
 from trainyard_trainer.data.tokenizers import CharTokenizer
 from trainyard_trainer.errors import ConfigError
@@ -22,15 +23,10 @@ class CharGPT(GPTRecipe):
         self.config = config
         text = load_text(config.corpus)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        if saved and saved["corpus_sha256"] != self.fingerprint:
-            raise ConfigError(
-                f"config.corpus: {config.corpus} is not the text the checkpoint was trained on"
-                f" (sha256 {self.fingerprint[:12]}, was {saved['corpus_sha256'][:12]});"
-                " restore that text, or start a run under another name"
-            )
         self.tokenizer = CharTokenizer(saved["characters"]) if saved else CharTokenizer.of(text)
         tokens = self.tokenizer.encode(text)
         self.num_characters = len(tokens)
+        self.num_unknown = int((tokens == 0).sum())
         where = f"config.corpus: {config.corpus}"
         # Every position starts a sample: even a small corpus has enough of them.
         self.train, self.held_out = split(
@@ -39,12 +35,23 @@ class CharGPT(GPTRecipe):
         self.tokens_per_sample = config.block_size
         self.shape = config.shape(self.tokenizer.vocab_size)
 
+    def check_data(self, saved: dict[str, Any]) -> None:
+        if saved["corpus_sha256"] != self.fingerprint:
+            raise ConfigError(
+                f"config.corpus: {self.config.corpus} is not the text the checkpoint was trained"
+                f" on (sha256 {self.fingerprint[:12]}, was {saved['corpus_sha256'][:12]});"
+                f" restore that text, or {BRANCH}"
+            )
+
     def state(self) -> dict[str, Any]:
         return {"characters": self.tokenizer.characters, "corpus_sha256": self.fingerprint}
 
     def describe(self) -> str:
         distinct = len(self.tokenizer.characters)
-        return f"{self.config.corpus}: {self.num_characters:,} characters, {distinct} distinct"
+        text = f"{self.config.corpus}: {self.num_characters:,} characters, {distinct} distinct"
+        if self.num_unknown:  # in more text than the checkpoint's run had
+            text += f"; {self.num_unknown:,} that are not among these become <unk>"
+        return text
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text).tolist()

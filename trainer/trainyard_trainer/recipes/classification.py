@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.config import BRANCH, Changeable, TrainConfig
 from trainyard_trainer.data.rows import Labels, class_names, label_names, load_rows, read_labels
 from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.errors import ConfigError
@@ -26,23 +26,16 @@ if TYPE_CHECKING:
 class ClassificationConfig(TrainConfig):
     """Settings of a classifier's labelled data."""
 
-    # Not the names: the samples and labels themselves are compared.
-    changeable_on_resume = TrainConfig.changeable_on_resume | {
-        "dataset",
-        "eval_dataset",
-        "label_column",
-    }
-
     eval_steps: int = Field(default=0, ge=0)
     eval_batches: int | None = Field(default=None, ge=1)
 
-    dataset: str = Field(min_length=1)
+    dataset: Changeable[str] = Field(min_length=1)
     """Training data."""
 
-    eval_dataset: str | None = Field(default=None, min_length=1)
+    eval_dataset: Changeable[str | None] = Field(default=None, min_length=1)
     """Evaluation data. Default: the test split of `dataset`."""
 
-    label_column: str = Field(default="label", min_length=1)
+    label_column: Changeable[str] = Field(default="label", min_length=1)
     """The column of class numbers, from 0."""
 
     labels: list[str] | None = Field(default=None, min_length=2)
@@ -76,7 +69,10 @@ class Classification(Recipe):
     Attributes:
         classes: their names.
         fingerprint: of all samples and labels (JSON).
+        encoded_by: what else they depend on, for error messages.
     """
+
+    encoded_by: ClassVar[str] = ""
 
     config: ClassificationConfig
     classes: list[str]
@@ -102,12 +98,11 @@ class Classification(Recipe):
         held_out_labels = read_labels(*held_out.column(config.label_column), self.classes)
         return (train, labels), (held_out, held_out_labels)
 
-    def check_samples_unchanged(self, saved: dict[str, Any] | None, samples: str) -> None:
-        """Raise ConfigError if a checkpoint was not trained on these samples."""
-        if saved and saved["samples_sha256"] != self.fingerprint:
+    def check_data(self, saved: dict[str, Any]) -> None:
+        if saved["samples_sha256"] != self.fingerprint:
             raise ConfigError(
-                f"{samples} is not what the checkpoint was trained on; undo the change, or start"
-                " a run under another name"
+                f"config.dataset: {self.config.dataset} does not have the samples that the"
+                f" checkpoint was trained on{self.encoded_by}; undo the change, or {BRANCH}"
             )
 
     def state(self) -> dict[str, Any]:

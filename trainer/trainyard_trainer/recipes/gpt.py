@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from trainyard_trainer.config import BRANCH, Architecture, Changeable
 from trainyard_trainer.data.corpus import check_tokens, load_tokens, split
 from trainyard_trainer.data.tokenizers import BPETokenizer
 from trainyard_trainer.errors import ConfigError
@@ -18,24 +19,19 @@ class BPEGPTConfig(GPTConfig):
     """Settings of gpt. The defaults are GPT-2 small, of 124 million parameters, with the optimizer
     settings of GPT-3 (Brown et al., 2020, table 2.1)."""
 
-    changeable_on_resume = GPTConfig.changeable_on_resume | {
-        "tokenizer",
-        "text_column",
-    }  # the tokenizer and the tokens themselves are compared
-
     corpus: str = Field(default="stdlib", min_length=1)
     """A parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts in text_column; a text
     file, a directory or glob of them; stdlib; or a token file: .npy, or .bin of little-endian
     uint16 (uint32 if the tokenizer has more than 65,536 tokens). Text is tokenised once and kept
     in .cache beside the run's directory."""
 
-    text_column: str = Field(default="text", min_length=1)
+    text_column: Changeable[str] = Field(default="text", min_length=1)
     """The text column of a table."""
 
-    tokenizer: str = Field(default="openai-community/gpt2", min_length=1)
+    tokenizer: Changeable[str] = Field(default="openai-community/gpt2", min_length=1)
     """A Hub id, or a directory with tokenizer.json."""
 
-    pad_vocab_to_multiple_of: int = Field(default=64, ge=1)
+    pad_vocab_to_multiple_of: Architecture[int] = Field(default=64, ge=1)
     """Pad the vocabulary to a multiple of this in training, for fast matrix products on GPUs; the
     exported model is not padded."""
 
@@ -75,7 +71,7 @@ class BPEGPT(GPTRecipe):
         if saved and saved["tokenizer_sha256"] != self.tokenizer.fingerprint:
             raise ConfigError(
                 f"config.tokenizer: {config.tokenizer} is not the tokenizer the checkpoint was"
-                " trained with; set it back, or start a run under another name"
+                " trained with, and its weights fit no other; set it back"
             )
         tokens = load_tokens(config.corpus, config.text_column, self.tokenizer)
         self.num_tokens = len(tokens)
@@ -89,15 +85,17 @@ class BPEGPT(GPTRecipe):
             "tokens",
         )
         self.fingerprint = check_tokens(tokens, self.tokenizer, config.corpus)
-        if saved and saved["tokens_sha256"] != self.fingerprint:
-            raise ConfigError(
-                f"config.corpus: {config.corpus} does not hold the tokens the checkpoint was"
-                f" trained on (sha256 {self.fingerprint[:12]}, was {saved['tokens_sha256'][:12]});"
-                " restore them, or start a run under another name"
-            )
         self.tokens_per_sample = config.block_size
         multiple = config.pad_vocab_to_multiple_of
         self.shape = config.shape(-(-self.tokenizer.vocab_size // multiple) * multiple)
+
+    def check_data(self, saved: dict[str, Any]) -> None:
+        if saved["tokens_sha256"] != self.fingerprint:
+            raise ConfigError(
+                f"config.corpus: {self.config.corpus} does not hold the tokens the checkpoint was"
+                f" trained on (sha256 {self.fingerprint[:12]}, was {saved['tokens_sha256'][:12]});"
+                f" restore them, or {BRANCH}"
+            )
 
     def state(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.config import Architecture, Changeable, TrainConfig
 from trainyard_trainer.data.corpus import Windows
 from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.models.cross_entropy import cross_entropy
@@ -23,37 +23,31 @@ from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
 class GPTConfig(TrainConfig):
     """Settings of a GPT and of its training text."""
 
-    changeable_on_resume = TrainConfig.changeable_on_resume | {
-        "corpus",
-        "sample_tokens",
-        "prompt",
-    }  # the text itself is compared
-
-    corpus: str = Field(default="stdlib", min_length=1)
+    corpus: Changeable[str] = Field(default="stdlib", min_length=1)
     """stdlib, a text file, a directory or glob of text files, or hub:OWNER/NAME[:COLUMN]."""
 
     eval_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Fraction of the text, at its end, that is held out for evaluation."""
 
-    block_size: int = Field(default=128, ge=2)
+    block_size: Architecture[int] = Field(default=128, ge=2)
     """Context length in tokens."""
 
-    n_layer: int = Field(default=4, ge=1)
+    n_layer: Architecture[int] = Field(default=4, ge=1)
     """Transformer layers."""
 
-    n_head: int = Field(default=4, ge=1)
+    n_head: Architecture[int] = Field(default=4, ge=1)
     """Attention heads; must divide n_embd."""
 
-    n_embd: int = Field(default=128, ge=1)
+    n_embd: Architecture[int] = Field(default=128, ge=1)
     """Channels of the residual stream."""
 
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Changeable[float] = Field(default=0.0, ge=0, lt=1)
     """Dropout probability in training."""
 
-    sample_tokens: int = Field(default=240, ge=1)
+    sample_tokens: Changeable[int] = Field(default=240, ge=1)
     """Tokens to generate for each sample."""
 
-    prompt: str = Field(default="\n", min_length=1)
+    prompt: Changeable[str] = Field(default="\n", min_length=1)
     """Prompt of the samples."""
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from trainyard_trainer.config import Architecture, Changeable
 from trainyard_trainer.data.images import Augmentation, Images, Pixels, decode_images
 from trainyard_trainer.data.rows import listed
 from trainyard_trainer.data.sampling import Batch
@@ -19,8 +20,6 @@ from trainyard_trainer.recipes.classification import Classification, Classificat
 
 class ImageClassificationConfig(ClassificationConfig):
     """Settings of image-classification. The defaults are for CIFAR-10 on a GPU."""
-
-    changeable_on_resume = ClassificationConfig.changeable_on_resume | {"image_column"}
 
     num_epochs: float | None = Field(default=30, gt=0)
     batch_size: int = Field(default=128, ge=1)
@@ -35,19 +34,19 @@ class ImageClassificationConfig(ClassificationConfig):
     """Training images: hub:OWNER/NAME, a directory with train.parquet and test.parquet, or a
     parquet file. They are decoded once and kept in memory."""
 
-    image_column: str = Field(default="img", min_length=1)
+    image_column: Changeable[str] = Field(default="img", min_length=1)
     """The image column; all images have one size."""
 
-    embedding_size: int = Field(default=64, ge=1, multiple_of=GROUP_CHANNELS)
+    embedding_size: Architecture[int] = Field(default=64, ge=1, multiple_of=GROUP_CHANNELS)
     """Channels of the first convolution, at full resolution."""
 
-    hidden_sizes: list[int] = Field(default=[64, 128, 256], min_length=1)
+    hidden_sizes: Architecture[list[int]] = Field(default=[64, 128, 256], min_length=1)
     """Channels of each stage (the model's width)."""
 
-    depths: list[int] = Field(default=[2, 2, 2], min_length=1)
+    depths: Architecture[list[int]] = Field(default=[2, 2, 2], min_length=1)
     """Basic blocks of each stage, two convolutions each (the model's depth)."""
 
-    downsample_in_first_stage: bool = False
+    downsample_in_first_stage: Architecture[bool] = False
     """Halve height and width in the first stage already, as every later one does: much faster,
     somewhat less accurate."""
 
@@ -60,7 +59,7 @@ class ImageClassificationConfig(ClassificationConfig):
     cutout_size: int = Field(default=0, ge=0)
     """Blank a random square of this side length, in pixels, in each training image; 0 for none."""
 
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    label_smoothing: Changeable[float] = Field(default=0.1, ge=0, lt=1)
     """Fraction of each target that is spread over all classes (Szegedy et al., 2016)."""
 
     @model_validator(mode="after")
@@ -99,7 +98,6 @@ class ImageClassification(Classification):
                 f" training images {self.train.size_text}; resize all to one size"
             )
         self.fingerprint = [self.train.sha256(), self.held_out.sha256()]
-        self.check_samples_unchanged(saved, train.where)
         self.shape = ResNetShape(
             num_labels=len(self.classes),
             embedding_size=config.embedding_size,

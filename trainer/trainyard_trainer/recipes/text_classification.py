@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from trainyard_trainer.config import Architecture, Changeable
 from trainyard_trainer.data.rows import Labels, listed
 from trainyard_trainer.data.sampling import Batch
 from trainyard_trainer.data.texts import Texts
@@ -58,34 +59,32 @@ class DistilBertShape(BaseModel):
 class TextClassificationConfig(ClassificationConfig):
     """Settings of text-classification. The defaults fine-tune DistilBERT on AG News."""
 
-    changeable_on_resume = ClassificationConfig.changeable_on_resume | {"text_column", "tokenizer"}
-
     dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
     """Training texts: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
     jsonl), or such a file."""
 
-    text_column: str = Field(default="text", min_length=1)
+    text_column: Changeable[str] = Field(default="text", min_length=1)
     """The text column."""
 
-    model: str = Field(default=DISTILBERT, min_length=1)
+    model: Architecture[str] = Field(default=DISTILBERT, min_length=1)
     """The pretrained DistilBERT to start from: a Hub id or a directory."""
 
-    from_scratch: DistilBertShape | None = None
+    from_scratch: Architecture[DistilBertShape | None] = None
     """Start from random weights instead, with these sizes."""
 
-    tokenizer: str | None = Field(default=None, min_length=1)
+    tokenizer: Changeable[str | None] = Field(default=None, min_length=1)
     """Hub id or directory of the tokenizer. Default: the one of `model`."""
 
     max_length: int = Field(default=128, ge=4)
     """Longer texts are truncated to this many tokens."""
 
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: Changeable[float] = Field(default=0.1, ge=0, lt=1)
     """Dropout probability in training."""
 
-    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: Changeable[float] = Field(default=0.1, ge=0, lt=1)
     """Dropout probability of attention weights in training."""
 
-    seq_classif_dropout: float = Field(default=0.2, ge=0, lt=1)
+    seq_classif_dropout: Changeable[float] = Field(default=0.2, ge=0, lt=1)
     """Dropout probability of the classifier's input in training."""
 
     num_epochs: float | None = Field(default=3, gt=0)
@@ -111,6 +110,7 @@ class TextClassification(Classification):
     """DistilBERT with a classification head, pretrained or from scratch."""
 
     Config = TextClassificationConfig
+    encoded_by = ", with this tokenizer"
     config: TextClassificationConfig
     train: Texts
     held_out: Texts
@@ -140,7 +140,6 @@ class TextClassification(Classification):
         self.train.update(digest)
         self.held_out.update(digest)
         self.fingerprint = digest.hexdigest()
-        self.check_samples_unchanged(saved, f"{train.where} with this tokenizer")
 
     def _model_config(self) -> "DistilBertConfig":
         """The config.json of the pretrained model, or of the sizes in from_scratch."""
