@@ -245,8 +245,9 @@ class Sequence:
         """The whole sequence; returns what happened, in words. Raises DiffersError."""
         story: list[str] = []
         self.begin()
-        for _ in range(self.rng.randint(*OPERATIONS)):
-            self.until_step(self.rng.randint(0, STEPS - 20))
+        count = self.rng.randint(*OPERATIONS)
+        for number in range(count):
+            self.until_step(int(STEPS * (number + self.rng.random()) / (count + 1)))
             self.revive()
             self.check_nothing_lost()
             operation = self.rng.choice(self.operations)
