@@ -32,7 +32,7 @@ from tests.support.trainer.checkpoint_tensors import digests
 from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_storage.checkpoints import newest_valid
 
-STEPS = 300
+STEPS = 500
 OPERATIONS = (3, 6)  # of one sequence
 CONFIG: dict[str, Any] = {
     "max_steps": STEPS,
