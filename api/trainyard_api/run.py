@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard_api.resource import Resource, name_rules
-from trainyard_api.spec import CONTAINER, GPU, TrainingRunSpec
+from trainyard_api.spec import CONTAINER, GPU, TrainingRunSpec, WhenDeleted
 from trainyard_api.status import TrainingRunStatus
 
 GROUP = "trainyard.dev"
@@ -51,3 +51,11 @@ class TrainingRun(Resource):
         """The PersistentVolumeClaim that holds checkpoints: the user's, else named as the run."""
         storage = self.spec.storage
         return (storage and storage.claim_name) or self.name
+
+    @property
+    def when_deleted(self) -> WhenDeleted | None:
+        """What becomes of the claim when the run is deleted; None: the claim is the user's."""
+        storage = self.spec.storage
+        if storage and storage.claim_name:
+            return None
+        return (storage and storage.when_deleted) or "Delete"

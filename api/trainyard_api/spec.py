@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from trainyard_api.base import Rule, SpecModel, matches
+from trainyard_api.immutable import immutable
 from trainyard_api.pod_template import PodTemplate
 from trainyard_api.policy import Backoff, Deadlines, FailurePolicy
 
@@ -13,6 +14,7 @@ GPU = "nvidia.com/gpu"
 CONTAINER = "trainer"  # the container that trains; podTemplate overrides it by this name
 
 Strategy = Literal["ddp", "fsdp"]
+WhenDeleted = Literal["Delete", "Retain"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 NAME_PATTERN = "[a-z]([-a-z0-9]*[a-z0-9])?"
@@ -49,11 +51,6 @@ Quantity = Annotated[
 ]
 Amounts = Annotated[dict[str, Quantity], Field(max_length=32)]
 Argument = Annotated[str, StringConstraints(max_length=4096)]
-
-
-def immutable(**kwargs: Any) -> Any:
-    """A field that can't change once the run exists (a CEL transition rule in the CRD)."""
-    return Field(json_schema_extra={"immutable": True}, **kwargs)
 
 
 class Elastic(SpecModel):
@@ -148,26 +145,28 @@ class Storage(SpecModel):
             ),
         ]
         | None
-    ) = Field(
+    ) = immutable(
         default=None,
         max_length=253,
         description="Name of an existing PersistentVolumeClaim to use. Default: the operator"
         " creates one with the run's name.",
     )
-    size: Quantity | None = Field(default=None, description="Size of the claim. Default: 10Gi.")
-    storage_class_name: str | None = Field(
+    size: Quantity | None = immutable(default=None, description="Size of the claim. Default: 10Gi.")
+    storage_class_name: str | None = immutable(
         default=None,
         max_length=253,
         description="Storage class of the claim. Default: the cluster's default class.",
     )
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = Field(
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] | None = immutable(
         default=None,
         description="Access mode of the claim. Default: ReadWriteMany for more than one node, else"
         " ReadWriteOnce.",
     )
-    when_deleted: Literal["Delete", "Retain"] | None = Field(
+    when_deleted: WhenDeleted | None = Field(
         default=None,
-        description="Whether the claim is deleted with the run or retained. Default: Delete.",
+        description="Whether the claim is deleted with the run or retained. It may be changed while"
+        " the run exists; status.whenDeleted then says when the claim has followed. Default:"
+        " Delete.",
     )
 
 
@@ -411,7 +410,7 @@ class TrainingRunSpec(SpecModel):
     )
     resources_per_node: Resources | None = None
     network: Network | None = None
-    storage: Storage | None = immutable(default=None)
+    storage: Storage | None = None
     start_from: StartFrom | None = Field(
         default=None,
         description="Begin with a checkpoint of another run, for example with a lower learning"
@@ -435,14 +434,3 @@ class TrainingRunSpec(SpecModel):
     def join_seconds(self) -> int:
         """The deadline for joining, with its default."""
         return self.deadlines.join_seconds or self.start_deadline_seconds or 600
-
-
-def immutable_changes(old: TrainingRunSpec, new: TrainingRunSpec) -> list[str]:
-    """Wire names of immutable fields that differ (what the CRD's transition rules refuse)."""
-    return [
-        str(field.alias or name)
-        for name, field in TrainingRunSpec.model_fields.items()
-        if isinstance(field.json_schema_extra, dict)
-        and field.json_schema_extra.get("immutable")
-        and getattr(old, name) != getattr(new, name)
-    ]

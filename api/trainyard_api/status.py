@@ -111,7 +111,9 @@ class Attempt(Model):
         default=None, description="Generation of the spec that the pods were created from."
     )
     spec_digest: str = Field(
-        default="", description="The sha256 of that spec, without suspend and the TTL."
+        default="",
+        description="The sha256 of that spec, without what attempts don't depend on: suspend, the"
+        " TTL and storage.whenDeleted.",
     )
     step: int | None = Field(
         default=None, description="Optimizer steps done when the attempt ended, as far as known."
@@ -172,7 +174,8 @@ class TrainingRunStatus(Model):
         " the next attempt.",
     )
     failed_spec_digest: str = Field(
-        default="", description="The sha256 of the spec that failed, without suspend and the TTL."
+        default="",
+        description="The sha256 of the spec that failed, as in attempts.",
     )
     retried: str = Field(
         default="", description="Value of the annotation trainyard.dev/retry that was acted on."
@@ -189,6 +192,12 @@ class TrainingRunStatus(Model):
     )
     created: bool = Field(
         default=False, description="Whether every pod of the current attempt has been created."
+    )
+    when_deleted: Literal["Delete", "Retain", "Changing"] | None = Field(
+        default=None,
+        description="What becomes of the volume claim when the run is deleted: the value of"
+        " spec.storage.whenDeleted, once it has been carried out. Absent before the first attempt,"
+        " and with your own claim.",
     )
     nodes: int = Field(default=0, description="Number of pods in the current attempt.")
     world_size: int | None = Field(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from trainyard_api.base import Rule, SpecModel, matches
+from trainyard_api.immutable import immutable
 from trainyard_api.resource import Resource, name_rules
-from trainyard_api.spec import immutable
 from trainyard_api.study_status import ScalingStudyStatus
 
 STUDY_KIND = "ScalingStudy"

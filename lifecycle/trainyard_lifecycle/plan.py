@@ -3,7 +3,8 @@
 A worker is one node's share of a gang: a pod on Kubernetes, a torchrun process on one machine.
 Both executors describe theirs in the same words.
 
-Executors carry a Plan out in this order: events, status, deletions, creations, the run itself.
+Executors carry a Plan out in this order: events, status, the claim's owner, deletions, creations,
+the run itself.
 Each step is idempotent, and the next reconcile repairs a crash between any two. The status is
 written before workers are touched, so that a decision (a new attempt, a counted restart) is
 made once.
@@ -15,6 +16,7 @@ from typing import Literal
 
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
+from trainyard_api.spec import WhenDeleted
 from trainyard_api.status import TrainingRunStatus
 
 WorkerPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
@@ -130,6 +132,8 @@ class Plan:
         delete: names of workers to delete.
         create: workers to create, with the run's Service and volume claim before them.
         nodes: size of the gang that `create` belongs to.
+        claim: make the volume claim's owner follow this value of whenDeleted, and then write it to
+            the status, which says Changing until that is done.
         delete_run: the finished run has outlived ttlSecondsAfterFinished.
         requeue_after: seconds until the next reconcile; None: only when the run changes.
     """
@@ -139,5 +143,6 @@ class Plan:
     delete: tuple[str, ...] = ()
     create: tuple[WorkerKey, ...] = ()
     nodes: int = 0
+    claim: WhenDeleted | None = None
     delete_run: bool = False
     requeue_after: float | None = None

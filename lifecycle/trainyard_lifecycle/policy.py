@@ -109,9 +109,9 @@ def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | No
     """Why a finished run should resume, in one line; None: it stays finished.
 
     A failed run resumes when its spec was changed after the pods that failed were created (but for
-    suspend and the TTL), or when the annotation trainyard.dev/retry has a new value. One that
-    succeeded resumes only when it is asked for more steps: applying the same object again, or any
-    other change, trains nothing.
+    what spec_digest leaves out), or when the annotation trainyard.dev/retry has a new value. One
+    that succeeded resumes only when it is asked for more steps: applying the same object again, or
+    any other change, trains nothing.
     """
     if run.spec.suspend:
         return None
@@ -134,7 +134,7 @@ def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | No
 
 
 def spec_digest(spec: TrainingRunSpec) -> str:
-    """The sha256 of what attempts depend on: the spec without suspend and the TTL.
+    """The sha256 of what attempts depend on: not suspend, nor what becomes of a finished run.
 
     Defaults are left out, so that a newer version with a new field computes the same.
     """
@@ -142,8 +142,14 @@ def spec_digest(spec: TrainingRunSpec) -> str:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={"suspend", "ttl_seconds_after_finished"},
+        exclude={
+            "suspend": True,
+            "ttl_seconds_after_finished": True,
+            "storage": {"when_deleted"},
+        },
     )
+    if not wire.get("storage"):
+        wire.pop("storage", None)
     return hashlib.sha256(json.dumps(wire, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,11 +48,12 @@ POLL_RUNNING = 5.0  # seconds between readings of rank 0's report
 # lost node) arrives later: wait this long for it before blaming the network, or a rank that hangs.
 # Kubernetes gives a node up 50 to 55 s after its last heartbeat, and we list nodes every 5 s.
 ROOT_CAUSE_SECONDS = 65.0
+RETRY_CLAIM = 30.0  # seconds until the claim's owner is changed again, where that was refused
 
 
 def reconcile(observed: Observed) -> Plan:
     """Decide about one run."""
-    plan = _decide(observed)
+    plan = _with_claim(observed, _decide(observed))
     limit = observed.run.spec.active_deadline_seconds
     if limit is None or plan.requeue_after is None or plan.status.active_since is None:
         return plan
@@ -91,6 +92,28 @@ def _decide(observed: Observed) -> Plan:
     if wait > 0 and not asked_again:
         return Plan(status, delete=stale_workers(observed, status), requeue_after=wait)
     return _start_next(observed, status, next_attempt_nodes(observed, status))
+
+
+def _with_claim(observed: Observed, plan: Plan) -> Plan:
+    """The plan, with a changed storage.whenDeleted carried out.
+
+    The status says Changing from before the claim is changed until after: a crash between any two
+    steps, or a change back in the meantime, only has the claim looked at again.
+    """
+    run, status = observed.run, plan.status
+    wanted, done = run.when_deleted, run.status.when_deleted
+    if run.metadata.deletion_timestamp is not None or status.attempt == 0:
+        return plan
+    # A new claim is made as the spec says. Of one that an older version made it isn't known what it
+    # follows; a run may use one that an earlier run left, and never begins to own it by itself.
+    if run.status.attempt == 0 or wanted == done or (done is None and wanted == "Delete"):
+        status.when_deleted = wanted
+        return plan
+    status.when_deleted = "Changing"
+    again = RETRY_CLAIM if plan.requeue_after is None else plan.requeue_after
+    if plan.delete_run:  # not before the claim is out of the garbage collector's reach
+        again = POLL_STARTING
+    return replace(plan, claim=wanted, delete_run=False, requeue_after=again)
 
 
 def _start_next(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:

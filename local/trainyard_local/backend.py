@@ -60,6 +60,9 @@ class LocalBackend:
     def observe(self, run: TrainingRun) -> Observed:
         """Everything that the next decision depends on."""
         workers = self.workers.observe()
+        # `keeps_data` reads the spec: here whenDeleted is carried out as soon as it is written.
+        status = run.status.model_copy(update={"when_deleted": run.when_deleted})
+        run = run.model_copy(update={"status": status})
         return Observed(run, datetime.now(UTC), workers, self._report(run, workers))
 
     def apply(self, run: TrainingRun, plan: Plan) -> tuple[TrainingRun, list[Event]]:

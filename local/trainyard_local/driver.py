@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from trainyard_api.immutable import immutable_changes
 from trainyard_api.labels import RETRY
 from trainyard_api.run import TrainingRun
-from trainyard_api.spec import immutable_changes
 from trainyard_api.status import FINISHED
 from trainyard_lifecycle.plan import Plan
 from trainyard_lifecycle.reconcile import reconcile

@@ -65,6 +65,14 @@ class Reconciler(ABC, Generic[R, S, P]):
     def decide(self, observed: S) -> P:
         """The plan; pure."""
 
+    async def follow(self, observed: S, plan: P, /) -> dict[str, Any]:
+        """Change what must be confirmed in the status; the changes to the status that then hold.
+
+        Raises ApiError with reason Conflict; any other refusal is told to the user, and tried again
+        by the next reconcile.
+        """
+        return {}
+
     @abstractmethod
     async def apply(self, observed: S, plan: P) -> None:
         """Delete and create objects as the plan says. What is already done counts as done.
@@ -138,7 +146,7 @@ class Controller(Generic[R, S, P]):
         return "ok", plan.requeue_after
 
     async def execute(self, raw: Object, resource: R, observed: S, plan: P) -> None:
-        """Carry out the plan: events, status, then other objects.
+        """Carry out the plan: events, status, then other objects, as plan.py says.
 
         raw: the object as it was read; its resourceVersion guards the status.
 
@@ -147,17 +155,18 @@ class Controller(Generic[R, S, P]):
         """
         for event in plan.events:
             await emit_event(self._kube, resource, event)
-        raw = await replace_status(self._kube, self._reconciler.plural, raw, to_status(plan.status))
+        status, plural = plan.status, self._reconciler.plural
+        raw = await replace_status(self._kube, plural, raw, to_status(status))
+        if changes := await self._reconciler.follow(observed, plan):
+            status = status.model_copy(update=changes)
+            raw = await replace_status(self._kube, plural, raw, to_status(status))
         try:
             await self._reconciler.apply(observed, plan)
         except RejectedError as rejected:
-            await self._write_rejection(raw, resource, plan, str(rejected))
+            message = str(rejected)
+            if (status.reason, status.message) != ("Rejected", message):
+                changes, key = self._reconciler.rejection(plan, message)
+                status = status.model_copy(update=changes)
+                await emit_event(self._kube, resource, Event("Warning", "Rejected", message, key))
+                await replace_status(self._kube, plural, raw, to_status(status))
             raise
-
-    async def _write_rejection(self, raw: Object, resource: R, plan: P, message: str) -> None:
-        if (plan.status.reason, plan.status.message) == ("Rejected", message):
-            return
-        changes, key = self._reconciler.rejection(plan, message)
-        status = plan.status.model_copy(update=changes)
-        await emit_event(self._kube, resource, Event("Warning", "Rejected", message, key))
-        await replace_status(self._kube, self._reconciler.plural, raw, to_status(status))

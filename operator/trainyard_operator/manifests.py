@@ -56,7 +56,7 @@ def claim(run: TrainingRun) -> dict[str, Any] | None:
     if storage and storage.claim_name:
         return None
     metadata = owned(run, run.claim_name)
-    if storage and storage.when_deleted == "Retain":
+    if run.when_deleted == "Retain":
         del metadata["ownerReferences"]
     most = run.spec.elastic.max_nodes if run.spec.elastic else run.spec.num_nodes
     mode = "ReadWriteMany" if most > 1 else "ReadWriteOnce"

@@ -15,14 +15,22 @@ import aiohttp
 from trainyard_api import labels
 from trainyard_api.run import PLURAL, TrainingRun
 from trainyard_api.status import TrainingRunStatus
-from trainyard_lifecycle.plan import Observed, Plan, Worker
+from trainyard_lifecycle.plan import Event, Observed, Plan, Worker
 from trainyard_lifecycle.policy import GRACEFUL
 from trainyard_lifecycle.reconcile import reconcile
 from trainyard_operator import manifests, probes
 from trainyard_operator.client import ApiError, Kube, Object, RejectedError, path_of
 from trainyard_operator.controller import Reconciler
 from trainyard_operator.metrics import OperatorMetrics
-from trainyard_operator.objects import ObjectKey, delete_run, or_rejected, owned_by, run_all
+from trainyard_operator.objects import (
+    ObjectKey,
+    delete_run,
+    emit_event,
+    or_rejected,
+    owned_by,
+    owner_reference,
+    run_all,
+)
 from trainyard_operator.pods import failed_init, is_starting, is_stuck, newest_warning, to_worker
 
 LOG_LINES = 200
@@ -71,6 +79,35 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
 
     def decide(self, observed: Observed) -> Plan:
         return reconcile(observed)
+
+    async def follow(self, observed: Observed, plan: Plan) -> dict[str, Any]:
+        run = observed.run
+        if plan.claim is None:
+            return {}
+        try:
+            await self._set_owner(run, retained=plan.claim == "Retain")
+        except ApiError as error:
+            if error.reason == "Conflict":
+                raise
+            message = f"the claim does not follow storage.whenDeleted yet: {error}"
+            key = f"claim-{run.metadata.generation}"
+            await emit_event(self._kube, run, Event("Warning", "ClaimNotChanged", message, key))
+            return {}
+        return {"when_deleted": plan.claim}
+
+    async def _set_owner(self, run: TrainingRun, *, retained: bool) -> None:
+        """Make the run's claim belong to the run, or to nobody; one that isn't ours is left alone.
+
+        A claim that is not there yet is made as the spec says.
+        """
+        path = path_of("v1", "persistentvolumeclaims", run.namespace, run.claim_name)
+        claim = await self._kube.find(path)
+        if claim is None or not _is_ours(claim, run):
+            return
+        if owned_by(claim, run.metadata.uid) == retained:
+            owners = [] if retained else [owner_reference(run)]
+            metadata = {**claim["metadata"], "ownerReferences": owners}
+            await self._kube.replace(path, {**claim, "metadata": metadata})
 
     async def apply(self, observed: Observed, plan: Plan) -> None:
         run = observed.run
@@ -217,6 +254,15 @@ def grace_seconds(status: TrainingRunStatus) -> int | None:
     last = status.attempts[-1] if status.attempts else None
     failed = last is not None and last.outcome == "Failed" and last.reason not in GRACEFUL
     return FAILED_GRACE_SECONDS if failed else None
+
+
+def _is_ours(claim: Object, run: TrainingRun) -> bool:
+    """Whether an operator made the claim for a run of this name, and nobody else owns it now."""
+    metadata = claim["metadata"]
+    found = metadata.get("labels") or {}
+    owners = metadata.get("ownerReferences") or []
+    made = (found.get(labels.RUN), found.get(labels.MANAGED_BY)) == (run.name, labels.MANAGER)
+    return made and all(owner.get("uid") == run.metadata.uid for owner in owners)
 
 
 def _is_leader(worker: Worker, attempt: int) -> bool:

@@ -22,7 +22,7 @@ RULES: set[tuple[str, str, str]] = {
     *(("", "pods", verb) for verb in ("list", "watch", "create", "delete")),
     ("", "pods/log", "get"),
     *(("", "services", verb) for verb in ("get", "create", "patch")),
-    *(("", "persistentvolumeclaims", verb) for verb in ("get", "create")),
+    *(("", "persistentvolumeclaims", verb) for verb in ("get", "create", "update")),
     *(("", "events", verb) for verb in ("list", "create")),
     *(
         (group, "podgroups", verb)

@@ -1,7 +1,9 @@
 """TrainingRuns of the end-to-end tests: small models that two cores train in a minute."""
 
+import json
 from typing import Any
 
+from tests.e2e.kube import Namespace
 from tests.patience import SECONDS
 
 # About 0.1 M parameters: enough to learn letters and words, small enough for a shared core.
@@ -60,3 +62,8 @@ def training_run(name: str, spec: dict[str, Any]) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": share | spec,
     }
+
+
+def set_spec(space: Namespace, name: str, spec: dict[str, Any]) -> None:
+    """`kubectl patch` of a run's spec."""
+    space.kubectl("patch", "trun", name, "--type=merge", "-p", json.dumps({"spec": spec}))

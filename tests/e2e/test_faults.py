@@ -1,12 +1,11 @@
 """What users get wrong, and what goes wrong around them: the right phase and one clear line."""
 
-import json
 from typing import Any
 
 import pytest
 
 from tests.e2e.kube import LONG, Namespace, wait_until
-from tests.e2e.runs import char_gpt, training_run
+from tests.e2e.runs import char_gpt, set_spec, training_run
 
 ONE = {"numNodes": 1, "maxRestarts": 2}
 
@@ -95,10 +94,6 @@ def test_a_failed_run_goes_on_once_its_spec_is_mended(
 
 # Set once what is waited for is seen: a machine may take its time to show it.
 NOW = {"startDeadlineSeconds": 1}
-
-
-def set_spec(space: Namespace, name: str, spec: dict[str, Any]) -> None:
-    space.kubectl("patch", "trun", name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
 def test_gpus_on_a_cluster_without_them_are_named(space: Namespace) -> None:

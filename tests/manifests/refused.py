@@ -166,7 +166,7 @@ REFUSED = (
     Refused("a name with a dot", ("metadata.name must begin with",), name="gpt.small"),
 )
 
-# What may not change once a run exists: (case, field, before, after).
+# What may not change once a run exists: (case, field, before, after). None: it is not there.
 CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
     ("recipe", "recipe", "char-gpt", "gpt"),
     ("seed", "seed", 0, 1),
@@ -176,5 +176,33 @@ CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
     ("image added", "image", None, "a:2"),
     ("image removed", "image", "a:1", None),
     ("processes", "numProcPerNode", 1, 2),
-    ("storage", "storage", {"size": "1Gi"}, {"size": "2Gi"}),
+    ("size", "storage.size", "1Gi", "2Gi"),
+    ("storage added", "storage.size", None, "2Gi"),
+    ("storage removed", "storage.size", "1Gi", None),
+    ("claim", "storage.claimName", "mine", "yours"),
+    ("claim removed", "storage.claimName", "mine", None),
+    ("storage class added", "storage.storageClassName", None, "fast"),
+    ("access mode", "storage.accessMode", "ReadWriteOnce", "ReadWriteMany"),
+    ("queue", "queue", {"name": "a"}, {"name": "b"}),
 )
+
+# What may: (case, the spec before, the spec after).
+CHANGEABLE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("claim retained", {}, {"storage": {"whenDeleted": "Retain"}}),
+    ("default again", {"storage": {"whenDeleted": "Retain"}}, {}),
+    (
+        "beside a size",
+        {"storage": {"size": "1Gi"}},
+        {"storage": {"size": "1Gi", "whenDeleted": "Retain"}},
+    ),
+    ("TTL", {}, {"ttlSecondsAfterFinished": 60, "storage": {"whenDeleted": "Delete"}}),
+)
+
+
+def with_field(field: str, value: Any) -> dict[str, Any]:
+    """A spec with a field of CHANGED."""
+    spec: dict[str, Any] = {"recipe": "char-gpt"}
+    outer, _, inner = field.partition(".")
+    if value is not None:
+        spec[outer] = {inner: value} if inner else value
+    return spec

@@ -75,7 +75,7 @@ readOnlyRootFilesystem: true
   verbs: [get, create, patch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, create]
+  verbs: [get, create, update]  # update: the owner, when storage.whenDeleted changes
 - apiGroups: [""]
   resources: [events]  # list: why a pod cannot start
   verbs: [list, create]

@@ -25,7 +25,7 @@ class World(ABC):
 
     @abstractmethod
     def apply(self, kind: str, value: Any) -> None:
-        """Carry out one action: status, delete or create."""
+        """Carry out one action: status, claim, delete or create."""
 
     @abstractmethod
     def tick(self, second: int) -> None:
@@ -39,8 +39,8 @@ class World(ABC):
         """Operate until all is over; the n-th action dies if n is in `crashes`."""
         done = 0
         for second in range(_LIMIT):
-            plan = self.decide()
-            for kind, value in actions(plan):
+            todo = actions(self.decide())
+            for kind, value in todo:
                 done += 1
                 if done in crashes:
                     break  # killed: the rest of this plan is never carried out
@@ -49,7 +49,7 @@ class World(ABC):
                 else:
                     self.apply(kind, value)
             else:
-                if self.over() and not plan.delete:
+                if self.over() and not any(kind in ("claim", "delete") for kind, _ in todo):
                     return
             self.tick(second)
         raise AssertionError(f"not finished: {self.__dict__}")
@@ -57,9 +57,12 @@ class World(ABC):
 
 def actions(plan: Plan | StudyPlan) -> list[tuple[str, Any]]:
     """The plan as single actions, in the order that plan.py promises."""
+    claim = plan.claim if isinstance(plan, Plan) else None
+    followed = plan.status.model_copy(update={"when_deleted": claim})
     return [
         *(("event", event) for event in plan.events),
         ("status", plan.status),
+        *([("claim", claim), ("status", followed)] if claim else []),
         *(("delete", name) for name in plan.delete),
         *(("create", wanted) for wanted in plan.create),
     ]

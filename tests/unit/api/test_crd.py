@@ -118,10 +118,17 @@ def test_every_immutable_field_has_a_transition_rule(schema: dict[str, Any]) -> 
         ".strategy",
         ".precision",
         ".seed",
-        ".storage",
+        ".storage.claimName",
+        ".storage.size",
+        ".storage.storageClassName",
+        ".storage.accessMode",
         ".queue",
     }
     assert transitions[".seed"]["message"] == "spec.seed is immutable: make a new run"
+    size = transitions[".storage.size"]
+    assert size["message"] == "spec.storage.size is immutable: make a new run"
+    # Where storage as a whole is added or removed, rules below it would not be asked.
+    assert size["rule"].startswith("(has(self.storage) && has(self.storage.size)) == (has(oldSelf.")
 
 
 def test_what_a_study_measures_is_immutable_where_cel_can_see_it() -> None:

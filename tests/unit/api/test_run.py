@@ -5,10 +5,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.manifests.refused import CHANGED, REFUSED, Refused, manifest
+from tests.manifests.refused import (
+    CHANGEABLE,
+    CHANGED,
+    REFUSED,
+    Refused,
+    manifest,
+    with_field,
+)
 from trainyard_api.base import validation_message
+from trainyard_api.immutable import immutable_changes
 from trainyard_api.run import TrainingRun
-from trainyard_api.spec import TrainingRunSpec, immutable_changes
+from trainyard_api.spec import TrainingRunSpec
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.case)
@@ -29,11 +37,18 @@ def test_the_good_manifest_behind_the_table_is_good() -> None:
 @pytest.mark.parametrize(("case", "field", "before", "after"), CHANGED, ids=[c[0] for c in CHANGED])
 def test_immutable(case: str, field: str, before: Any, after: Any) -> None:
     def spec(value: Any) -> TrainingRunSpec:
-        fields = {"recipe": "char-gpt"} | ({field: value} if value is not None else {})
-        return TrainingRunSpec.model_validate(fields)
+        return TrainingRunSpec.model_validate(with_field(field, value))
 
     assert immutable_changes(spec(before), spec(after)) == [field]
     assert immutable_changes(spec(before), spec(before)) == []
+
+
+@pytest.mark.parametrize(("case", "before", "after"), CHANGEABLE, ids=[c[0] for c in CHANGEABLE])
+def test_changeable(case: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    def spec(fields: dict[str, Any]) -> TrainingRunSpec:
+        return TrainingRunSpec.model_validate({"recipe": "char-gpt"} | fields)
+
+    assert immutable_changes(spec(before), spec(after)) == []
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,23 @@ def test_a_finished_run_is_deleted_after_its_ttl(box: Any) -> None:
     assert [file.name for file in box.run_dir("short").rglob("*")] == ["data", "file"]
 
 
+def test_data_is_kept_once_the_manifest_says_so(box: Any) -> None:
+    def manifest(**storage: str) -> str:
+        text = '#!/bin/sh\necho kept > "$TRAINYARD_RUN_DIR/file"\n'
+        command = [box.script("torchrun", text)]
+        name: str = box.manifest("late", command=command, storage=storage)
+        return name
+
+    assert box.cli("run", manifest(size="1Gi"))[0] == 0
+    code, output = box.cli("run", manifest(size="2Gi", whenDeleted="Retain"))
+    assert code == cli.EXIT_REFUSED
+    assert "late exists with another storage.size, which can't be changed" in output
+    code, output = box.cli("run", manifest(size="1Gi", whenDeleted="Retain"))
+    assert (code, box.status("late")["attempt"]) == (0, 1), output
+    assert "its data is kept in" in box.cli("delete", "late")[1]
+    assert [file.name for file in box.run_dir("late").rglob("*")] == ["data", "file"]
+
+
 def test_an_unknown_name_lists_the_known_ones(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ The user takes part: a run that has failed is retried, mended or left alone. So 
 the operator may be replaced by a newer or an older one between any two actions.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,10 +61,18 @@ USER = st.lists(st.sampled_from(["retry", "mend", "raise maxRestarts", "touch"])
 
 
 class World(crashing.World):
-    """A small cluster: workers start, run, and meet the fate that their attempt has."""
+    """A small cluster: workers start, run, and meet the fate that their attempt has.
+
+    edits: the value that the user gives to storage.whenDeleted, by second.
+    """
 
     def __init__(
-        self, run: TrainingRun, fates: list[Fate], user: list[str], versions: set[int]
+        self,
+        run: TrainingRun,
+        fates: list[Fate],
+        user: list[str],
+        versions: set[int],
+        edits: dict[int, str],
     ) -> None:
         super().__init__()
         self.run = run
@@ -73,6 +82,8 @@ class World(crashing.World):
         self.writes = 0
         self.checkpoint = 0
         self.acted = 0  # the attempt after whose failure the user did something
+        self.edits = dict(edits)
+        self.claim: str | None = None  # what becomes of it with the run; None: not there yet
         self.workers: dict[str, Worker] = {}
         # Each with whether its pod mounts the claim of startFrom.
         self.created: list[tuple[str, bool]] = []
@@ -109,7 +120,8 @@ class World(crashing.World):
 
     def over(self) -> bool:
         failed = self.run.status.phase == "Failed"
-        return self.run.status.completion_time is not None and not (failed and self.user)
+        waits = (failed and self.user) or self.edits
+        return self.run.status.completion_time is not None and not waits
 
     def apply(self, kind: str, value: Any) -> None:
         if kind == "status":
@@ -117,6 +129,8 @@ class World(crashing.World):
             if self.writes in self.versions:
                 value = through_another_version(value)
             self.run = self.run.model_copy(update={"status": value})
+        elif kind == "claim":
+            self.claim = self.claim and value
         elif kind == "delete":
             worker = self.workers.get(value)
             if worker and worker.host == "gone":
@@ -125,6 +139,7 @@ class World(crashing.World):
                 self.workers.pop(value, None)
         else:
             name = worker_name(self.run.name, value.attempt, value.node)
+            self.claim = self.claim or self.run.when_deleted
             if name not in self.workers:
                 assert name not in dict(self.created), f"{name} was created a second time"
                 self.created.append((name, self.run.status.last_checkpoint is None))
@@ -147,6 +162,8 @@ class World(crashing.World):
             if action != "touch":  # which changes nothing, so that the user does something else
                 self.acted = status.attempt
             self._user_acts(action)
+        if second in self.edits:
+            self._edit(self.edits.pop(second))
         attempts = {w.attempt for w in self.workers.values() if not w.finished and not w.deleting}
         for attempt in attempts:
             gang = [w for w in self.workers.values() if w.attempt == attempt]
@@ -170,6 +187,13 @@ class World(crashing.World):
             }
             spec = spec.model_copy(update=changes[action])
         self.run = self.run.model_copy(update={"metadata": metadata, "spec": spec})
+
+    def _edit(self, when_deleted: str) -> None:
+        """`kubectl patch`, between two looks of the operator."""
+        wire = self.run.to_wire()
+        wire["spec"]["storage"] = {"whenDeleted": when_deleted}
+        wire["metadata"]["generation"] += 1
+        self.run = TrainingRun.model_validate(wire)
 
     def _meet_fate(self, attempt: int, gang: list[Worker]) -> None:
         # Only what the operator has seen: a pod deleted before that is created again, and a
@@ -226,9 +250,10 @@ def play(
     fates: list[Fate],
     user: list[str],
     crashes: list[int],
+    edits: dict[int, str],
     versions: list[int] = [],  # noqa: B006 never changed
 ) -> World:
-    world = World(run, fates, user, set(versions))
+    world = World(run, fates, user, set(versions), edits)
     world.play(crashes)
     return world
 
@@ -253,6 +278,9 @@ def outcome(world: World) -> tuple[Any, ...]:
     user=USER,
     crashes=st.lists(st.integers(min_value=1, max_value=80), max_size=25, unique=True),
     versions=st.lists(st.integers(min_value=1, max_value=40), max_size=6, unique=True),
+    edits=st.dictionaries(
+        st.integers(min_value=0, max_value=40), st.sampled_from(["Delete", "Retain"]), max_size=6
+    ),
 )
 def test_crash_anywhere(
     nodes: int,
@@ -262,6 +290,7 @@ def test_crash_anywhere(
     user: list[str],
     crashes: list[int],
     versions: list[int],
+    edits: dict[int, str],
 ) -> None:
     spec: dict[str, Any] = {
         "numNodes": nodes,
@@ -275,11 +304,22 @@ def test_crash_anywhere(
     if disruptions is not None:
         spec["maxDisruptions"] = disruptions
     run = make_run(**spec)
-    calm = play(run, fates, user, [])
-    stormy = play(run, fates, user, crashes, versions)
+    calm = play(run, fates, user, [], edits)
+    stormy = play(run, fates, user, crashes, edits, versions)
     assert outcome(stormy) == outcome(calm)
     assert sorted(stormy.created) == sorted(calm.created)
     assert {*stormy.events} >= {key for key in calm.events if "end" in key or key == "failed"}
     for world in (calm, stormy):
         active = [w for w in world.workers.values() if not w.finished and not w.deleting]
         assert active == [], "workers were left behind"
+        assert world.claim == world.run.status.when_deleted == world.run.when_deleted
+
+
+def test_a_crash_beside_any_change_of_when_deleted() -> None:
+    """Above all between the claim and the status, with the change taken back before the restart."""
+    values = (None, "Delete", "Retain")
+    for changes in itertools.product(values, repeat=3):
+        edits = {second: value for second, value in enumerate(changes) if value}
+        for crash in range(1, 16):
+            world = play(make_run(numNodes=1, command=["train.py"]), [], [], [crash], edits)
+            assert world.claim == world.run.status.when_deleted == world.run.when_deleted
