@@ -82,8 +82,9 @@ dist: $(VENV)/ready ## build the wheel and the sdist into dist/
 lock: $(VENV)/ready ## update the images' locked requirements
 	$(BIN)/python -m dev.images lock
 
-crd: $(VENV)/ready ## write the CRDs from the models
+crd: $(VENV)/ready ## write the CRDs, and the policy about the recipes' keys, from the models
 	$(BIN)/python -m dev.crd charts/operator/crds
+	$(BIN)/python -m dev.recipes
 
 reference: $(VENV)/ready ## generate docs/reference from the code
 	$(BIN)/python -m docs.generate

@@ -46,15 +46,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from trainyard_api.study import STUDY_KIND
-    from trainyard_local.manifest import kind_of, load_run, load_study
+    from trainyard_local.manifest import validate
 
-    if kind_of(args.file) == STUDY_KIND:
-        study, cells = load_study(args.file)
-        print(f"{args.file}: {study.kind} {study.name} is valid: {len(cells)} cells")
-        return 0
-    run = load_run(args.file)
-    print(f"{args.file}: {run.kind} {run.name} is valid")
+    print(validate(args.file))
     return 0
 
 

@@ -1,7 +1,7 @@
 """Reads the manifests of runs and studies; errors are reported as FILE:LINE: what to change."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +10,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trainyard_api.base import validation_errors
+from trainyard_api.recipes import unknown_keys
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
 from trainyard_api.study import STUDY_KIND, ScalingStudy
+from trainyard_local import preflight
 from trainyard_local.store import UserError
-from trainyard_study.cells import Cell, MatrixError, make_cells
+from trainyard_study.cells import Cell, MatrixError, cell_problems, make_cells
 
 Location = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -23,7 +25,7 @@ COMMANDS = {KIND: "run", STUDY_KIND: "study"}
 
 def load_run(path: Path) -> TrainingRun:
     """The run in the file. Raises UserError, with one line per problem."""
-    return _read_kind(path, KIND).parse(TrainingRun)
+    return _load_run(_read_kind(path, KIND))
 
 
 def load_study(
@@ -36,19 +38,28 @@ def load_study(
     document = _read_kind(path, STUDY_KIND)
     if isinstance(spec := document.data.get("spec"), dict):
         spec.update(overrides or {})
-    study = document.parse(ScalingStudy)
-    try:
-        return study, make_cells(study.spec)
-    except MatrixError as error:
-        lines = sorted(
-            (document.line(("spec", *item.location)), item.message) for item in error.problems
-        )
-    raise UserError("\n".join(f"{path}:{line}: {text}" for line, text in lines))
+    return _load_study(document)
 
 
-def kind_of(path: Path) -> str:
-    """The file's `kind`. Raises UserError if it can't be read."""
-    return str(read(path, KIND).data.get("kind"))
+def validate(path: Path) -> str:
+    """A line about a valid manifest. Raises UserError, with one line per problem.
+
+    Values of settings are checked, too, if the trainer is installed.
+    """
+    kind = read(path, KIND).data.get("kind")
+    document = _read_kind(path, STUDY_KIND if kind == STUDY_KIND else KIND)
+    if kind == STUDY_KIND:
+        study, cells = _load_study(document)
+        runs = [cell.run for cell in cells]
+        valid = f"{kind} {study.name} is valid: {len(cells)} cells"
+        found, unchecked = preflight.wrong_settings(runs)
+        _refuse_cells(document, study, cells, found)
+    else:
+        run = _load_run(document)
+        valid = f"{kind} {run.name} is valid"
+        found, unchecked = preflight.wrong_settings([run])
+        document.refuse(found[0])
+    return f"{path}: {valid}" + (f"; {unchecked}" if unchecked else "")
 
 
 @dataclass(frozen=True)
@@ -66,16 +77,20 @@ class Document:
         return self.lines.get(location, 1)
 
     def parse(self, cls: type[M]) -> M:
-        """The data as a `cls`. Raises UserError, with one line per problem, in the file's order."""
+        """The data as a `cls`. Raises UserError, as refuse does."""
         try:
             # Strict, and from JSON: a quoted number is a string, as for the API server.
             return cls.model_validate_json(json.dumps(self.data, default=str), strict=True)
         except ValidationError as error:
-            lines = sorted(
-                (self.line(item["loc"]), problem)
-                for item, problem in zip(error.errors(), validation_errors(error), strict=True)
-            )
-        raise UserError("\n".join(f"{self.path}:{line}: {problem}" for line, problem in lines))
+            locations = [item["loc"] for item in error.errors()]
+            self.refuse(zip(locations, validation_errors(error), strict=True))
+            raise
+
+    def refuse(self, problems: Iterable[tuple[Location, str]]) -> None:
+        """Raise UserError, with a line per problem in the file's order, if there is any."""
+        lines = sorted((self.line(location), text) for location, text in problems)
+        if lines:
+            raise UserError("\n".join(f"{self.path}:{line}: {text}" for line, text in lines))
 
 
 def read(path: Path, expected: str) -> Document:
@@ -108,6 +123,34 @@ def _read_kind(path: Path, kind: str) -> Document:
             f" not apiVersion: {actual[0]} and kind: {actual[1]}{hint}"
         )
     return document
+
+
+def _load_run(document: Document) -> TrainingRun:
+    run = document.parse(TrainingRun)
+    document.refuse(unknown_keys(run))
+    return run
+
+
+def _load_study(document: Document) -> tuple[ScalingStudy, list[Cell]]:
+    study = document.parse(ScalingStudy)
+    try:
+        cells = make_cells(study.spec)
+    except MatrixError as error:
+        document.refuse((("spec", *item.location), item.message) for item in error.problems)
+        raise
+    _refuse_cells(document, study, cells, [unknown_keys(cell.run) for cell in cells])
+    return study, cells
+
+
+def _refuse_cells(
+    document: Document,
+    study: ScalingStudy,
+    cells: Sequence[Cell],
+    found: Sequence[Iterable[tuple[Location, str]]],
+) -> None:
+    """Raise UserError if anything was found to be wrong with the runs of a study's cells."""
+    problems = cell_problems(study.spec, cells, found)
+    document.refuse((("spec", *item.location), item.message) for item in problems)
 
 
 def _single(path: Path, text: str, expected: str) -> yaml.Node:

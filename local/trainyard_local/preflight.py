@@ -1,13 +1,17 @@
 """Problems that can be detected before any process is started, in one line each."""
 
+import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.recipes import Location, is_known, recipe_keys
 from trainyard_api.run import TrainingRun
 from trainyard_local.machine import installed_version
 from trainyard_local.store import UserError
@@ -32,6 +36,53 @@ def problem(run: TrainingRun, working_directory: str) -> str | None:
             f" {available or 'none'}: remove the limit to train on CPUs, or use a machine with GPUs"
         )
     return None
+
+
+def wrong_settings(runs: Sequence[TrainingRun]) -> tuple[list[list[tuple[Location, str]]], str]:
+    """What the recipes find wrong with each run's config, and why they were not asked, if so.
+
+    The first is a list of (location in the run, line) for each run. It takes a process, and
+    seconds: the recipes import torch. Raises UserError if the trainer can't be started.
+    """
+    known = [run for run in runs if is_known(run)]
+    if known and missing_distributions("trainer"):
+        why = "the values in its config were not checked: pip install 'trainyard[trainer]'"
+        return [[] for _ in runs], why
+    found = iter(_ask_trainer(known))
+    strangers = [run.spec for run in runs if run.spec.recipe and not is_known(run)]
+    why = ""
+    if strangers:
+        built_in = ", ".join(recipe_keys())
+        why = "its config was not checked: an image of its own may have other recipes"
+        if strangers[0].recipe not in recipe_keys():
+            why = f"its config was not checked: {strangers[0].recipe} is none of {built_in}"
+    return [next(found) if is_known(run) else [] for run in runs], why
+
+
+def _ask_trainer(runs: Sequence[TrainingRun]) -> list[list[tuple[Location, str]]]:
+    if not runs:
+        return []
+    asked = [
+        {
+            "recipe": run.spec.recipe,
+            "config": run.spec.config or {},
+            "processes": run.spec.num_nodes * run.nproc,
+        }
+        for run in runs
+    ]
+    # -P: what it imports is never a file of the working directory.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "trainyard_trainer.check"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"the installed trainer can't check the config: {last}")
+    answers = json.loads(done.stdout)
+    return [[(("spec", "config", *at), line) for at, line in answer] for answer in answers]
 
 
 def gpu_count() -> int:

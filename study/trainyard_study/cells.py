@@ -91,15 +91,28 @@ def make_cells(study: ScalingStudySpec, threads: int | None = None) -> list[Cell
             for problem in run:
                 problem_cells.setdefault(problem, []).append(text)
     if problem_cells:
-        raise MatrixError(
-            [_with_cells(problem, found, len(labels)) for problem, found in problem_cells.items()]
-        )
+        raise MatrixError(_with_cells(problem_cells, len(labels)))
     return [
         Cell(number, values, text, run, used)
         for number, (values, text, (run, used)) in enumerate(
             zip(combinations, labels, with_same_threads(runs, threads), strict=True), start=1
         )
     ]
+
+
+def cell_problems(
+    study: ScalingStudySpec, cells: Sequence[Cell], found: Sequence[Iterable[tuple[Location, str]]]
+) -> list[Problem]:
+    """What was `found` to be wrong with each cell's run, said once, where the file has it.
+
+    found: (location in the run, line) for each cell.
+    """
+    problem_cells: dict[Problem, list[str]] = {}
+    for cell, wrong in zip(cells, found, strict=True):
+        for location, line in wrong:
+            problem = Problem(_origin(location, study), line)
+            problem_cells.setdefault(problem, []).append(cell.label)
+    return _with_cells(problem_cells, len(cells))
 
 
 def expand(study: ScalingStudySpec) -> list[dict[str, Any]]:
@@ -233,12 +246,14 @@ def _origin(location: Location, study: ScalingStudySpec) -> Location:
     return ("template", *location)
 
 
-def _with_cells(problem: Problem, cells: list[str], total: int) -> Problem:
-    """The problem with the name of a cell that has it, unless all cells have it."""
-    if len(cells) == total:
-        return problem
-    more = f" (and {len(cells) - 1} more)" if len(cells) > 1 else ""
-    return Problem(problem.location, f"cell {cells[0]}{more}: {problem.message}")
+def _with_cells(problem_cells: dict[Problem, list[str]], total: int) -> list[Problem]:
+    """Each problem with the name of a cell that has it, unless all cells have it."""
+    problems = []
+    for problem, cells in problem_cells.items():
+        more = f" (and {len(cells) - 1} more)" if len(cells) > 1 else ""
+        cell = "" if len(cells) == total else f"cell {cells[0]}{more}: "
+        problems.append(Problem(problem.location, cell + problem.message))
+    return problems
 
 
 def _too_many_runs(study: ScalingStudySpec, cells: int) -> Problem:

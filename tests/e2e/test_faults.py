@@ -13,7 +13,6 @@ ONE = {"numNodes": 1, "maxRestarts": 2}
 @pytest.mark.parametrize(
     ("case", "config", "words"),
     [
-        ("unknown-key", {"n_layrs": 6}, ["n_layrs", "n_layer"]),
         ("missing-corpus", {"corpus": "/nowhere.txt"}, ["/nowhere.txt"]),
         ("wrong-value", {"n_head": 5}, ["n_head", "n_embd"]),
     ],
@@ -26,6 +25,17 @@ def test_a_wrong_config_fails_at_once_and_says_what_to_change(
     assert (status["reason"], status["restarts"]) == ("ConfigError", 0)
     for word in words:
         assert word in status["message"]
+
+
+def test_an_image_of_the_users_own_says_itself_what_it_does_not_know(
+    space: Namespace, image_names: dict[str, str]
+) -> None:
+    """The line of `kubectl apply`, which can't know that image's recipes."""
+    own = {"image": image_names["trainer"]}
+    space.apply(char_gpt("unknown", None, {"corpus": "stdlib", "n_layrs": 6}, **ONE, **own))
+    status = wait_failed(space, "unknown")
+    assert (status["reason"], status["restarts"]) == ("ConfigError", 0)
+    assert "config.n_layrs: unknown key; did you mean n_layer?" in status["message"]
 
 
 def test_an_unknown_recipe_names_the_known_ones(space: Namespace) -> None:
@@ -80,13 +90,13 @@ def test_an_image_that_does_not_come_is_waited_for_without_holding_places(
 def test_a_failed_run_goes_on_once_its_spec_is_mended(
     space: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("mend", corpus, {"n_layrs": 6}, **ONE))
+    space.apply(char_gpt("mend", corpus, {"n_head": 5}, **ONE))
     wait_failed(space, "mend")
     space.kubectl("annotate", "trun", "mend", "trainyard.dev/retry=1")
     wait_attempt(space, "mend", 2)
     status = wait_failed(space, "mend")
-    assert "n_layrs" in status["message"]
-    set_spec(space, "mend", {"config": {"n_layrs": None}})
+    assert "n_head" in status["message"]
+    set_spec(space, "mend", {"config": {"n_head": 4}})
     wait_attempt(space, "mend", 3)
     status = space.wait_phase("mend", "Succeeded")
     assert (status["attempt"], status["restarts"]) == (3, 0)

@@ -5,15 +5,20 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.kube import CommandError, Namespace
+from tests.e2e.kube import CommandError, Namespace, wait_until
 from tests.manifests.refused import (
     CHANGEABLE,
     CHANGED,
+    OWN_CONTAINER,
     REFUSED,
+    UNCHECKED_KEYS,
+    UNKNOWN_KEYS,
     Refused,
     manifest,
+    run,
     with_field,
 )
+from trainyard_api.recipes import recipe_keys, unknown_key
 
 
 def test_the_api_server_refuses_bad_manifests(space: Namespace) -> None:
@@ -64,3 +69,78 @@ def test_good_changes_are_accepted(space: Namespace) -> None:
     found = space.get("trun", "good")
     assert found
     assert (found["spec"]["numNodes"], found["spec"]["maxRestarts"]) == (3, 9)
+
+
+def test_the_api_server_refuses_keys_that_a_recipe_does_not_know(space: Namespace) -> None:
+    wrong = []
+    for case, wanted, lines in UNKNOWN_KEYS:
+        try:
+            create(space, wanted)
+        except CommandError as error:
+            wrong += [f"{case}: {line} not in: {error}" for line in lines if line not in str(error)]
+        else:
+            wrong.append(f"{case}: was accepted")
+    for case, wanted in UNCHECKED_KEYS:
+        try:
+            create(space, wanted)
+        except CommandError as error:
+            wrong.append(f"{case}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_an_unknown_key_without_a_like_is_told_them_all(space: Namespace) -> None:
+    """As the CLI does, to the letter; and so many that the line would be too long are refused."""
+    known = recipe_keys()["gpt"][""]
+    with pytest.raises(CommandError) as refusal:
+        create(space, run("gpt", {"zzz": 1}))
+    assert unknown_key(("zzz",), known) in str(refusal.value)
+    with pytest.raises(CommandError, match="config has keys that the recipe does not know"):
+        create(space, run("gpt", {f"zz{number}": number for number in range(60)}))
+
+
+def test_every_setting_of_every_recipe_is_accepted(space: Namespace) -> None:
+    for recipe, groups in recipe_keys().items():
+        config: dict[str, Any] = dict.fromkeys(groups[""], 1)
+        for group in filter(None, groups):
+            config[group] = dict.fromkeys(groups[group], 1)
+        create(space, run(recipe, config))
+
+
+def test_what_is_stored_can_be_edited_and_deleted(space: Namespace) -> None:
+    """An unknown key of a run with an image of its own, which is then taken away."""
+    own = {"spec": {"containers": [OWN_CONTAINER]}}
+    space.apply(run("char-gpt", {"mine": 1, "max_steps": 5}, podTemplate=own))
+
+    def patch(**spec: Any) -> None:
+        text = json.dumps({"spec": spec})
+        space.kubectl("patch", "trun", "good", "--type", "merge", "--patch", text)
+
+    patch(podTemplate=None)
+    patch(maxRestarts=9)
+    space.kubectl("annotate", "trun", "good", "trainyard.dev/retry=1")
+    space.kubectl("scale", "trainingrun", "good", "--replicas", "2")
+    stored = space.get("trun", "good")
+    assert stored
+    generation = stored["metadata"]["generation"]
+    assert generation > 3
+    # The operator's status of it isn't refused either.
+    space.wait_status("good", "seen", lambda s: s.get("observedGeneration") == generation)
+    with pytest.raises(CommandError, match=r"config\.mine: unknown key"):
+        patch(config={"max_steps": 6})
+    patch(config={"max_steps": 6, "mine": None})
+    space.kubectl("delete", "trun", "good")
+
+
+def test_the_policy_is_checked_without_a_warning(space: Namespace) -> None:
+    def checked() -> dict[str, Any] | None:
+        policy = space.get("validatingadmissionpolicy", "trainyard-operator-keys")
+        assert policy
+        found: dict[str, Any] | None = policy.get("status", {}).get("typeChecking")
+        return found
+
+    assert not wait_until("the policy is checked", checked).get("expressionWarnings")
+
+
+def create(space: Namespace, wanted: dict[str, Any]) -> None:
+    """As far as admission, strictly."""
+    space.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(wanted))

@@ -206,3 +206,123 @@ def with_field(field: str, value: Any) -> dict[str, Any]:
     if value is not None:
         spec[outer] = {inner: value} if inner else value
     return spec
+
+
+def study(template: dict[str, Any], matrix: dict[str, list[Any]]) -> dict[str, Any]:
+    """A ScalingStudy of runs with this spec."""
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "ScalingStudy",
+        "metadata": {"name": "good"},
+        "spec": {"template": {"spec": template}, "matrix": matrix, "suspend": True},
+    }
+
+
+def run(recipe: str, config: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    """A TrainingRun that starts nothing."""
+    return manifest(Refused("", (), {"recipe": recipe, "config": config, "suspend": True} | spec))
+
+
+OWN_CONTAINER = {"name": "trainer", "image": "mine:1"}
+
+# Keys that a built-in recipe doesn't know, and each line that is said about them: the CLI and the
+# admission policy say the same. (case, manifest, lines)
+UNKNOWN_KEYS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
+    (
+        "a misspelt key",
+        run("char-gpt", {"lerning_rate": 0.1}),
+        ("config.lerning_rate: unknown key; did you mean learning_rate?",),
+    ),
+    (
+        "Kubernetes' way to write it",
+        run("char-gpt", {"maxSteps": 5}),
+        ("config.maxSteps: unknown key; did you mean max_steps?",),
+    ),
+    (
+        "two among good ones of every kind",
+        run(
+            "image-classification",
+            {
+                "dataset": "/data",
+                "horizontal_flip": False,
+                "depths": [2, 2, 2],
+                "max_grad_norm": 0.5,
+                "eval_batches": None,
+                "batchsize": 8,
+                "epochs": 3,
+            },
+        ),
+        (
+            "config.batchsize: unknown key; did you mean batch_size?",
+            "config.epochs: unknown key; did you mean num_epochs?",
+        ),
+    ),
+    (
+        "below a setting",
+        run("causal-lm-finetune", {"lora": {"r": 4, "alpa": 8}, "slice": {"start": 0, "ends": 9}}),
+        (
+            "config.lora.alpa: unknown key; did you mean alpha?",
+            "config.slice.ends: unknown key; did you mean end?",
+        ),
+    ),
+    (
+        "nothing is like it",
+        run("causal-lm-finetune", {"lora": {"x": 4}}),
+        ("config.lora.x: unknown key (known: r, alpha, dropout, target_modules)",),
+    ),
+    (
+        "a podTemplate without an image",
+        run("gpt", {"n_layers": 2}, podTemplate={"spec": {"containers": [{"name": "trainer"}]}}),
+        ("config.n_layers: unknown key; did you mean n_layer?",),
+    ),
+    (
+        "an image of another container",
+        run(
+            "gpt",
+            {"n_layers": 2},
+            podTemplate={"spec": {"containers": [{"name": "proxy", "image": "proxy:1"}]}},
+        ),
+        ("config.n_layers: unknown key; did you mean n_layer?",),
+    ),
+    (
+        "in a study's template",
+        study({"recipe": "gpt", "config": {"warmup": 3}}, {"numProcPerNode": [1, 2]}),
+        ("config.warmup: unknown key; did you mean warmup_steps?",),
+    ),
+    (
+        "in a study's matrix",
+        study({"recipe": "char-gpt"}, {"config.n_layers": [1, 2], "strategy": ["ddp", "fsdp"]}),
+        ("config.n_layers: unknown key; did you mean n_layer?",),
+    ),
+    (
+        "in a study's matrix, below a setting",
+        study({"recipe": "text-classification"}, {"config.from_scratch.n_layer": [1, 2]}),
+        ("config.from_scratch.n_layer: unknown key; did you mean n_layers?",),
+    ),
+)
+
+# What neither may refuse: (case, manifest).
+UNCHECKED_KEYS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("an image of its own", run("char-gpt", {"mine": 1}, image="mine:1")),
+    (
+        "an image in the podTemplate",
+        run("char-gpt", {"mine": 1}, podTemplate={"spec": {"containers": [OWN_CONTAINER]}}),
+    ),
+    ("a recipe that isn't built in", run("my-recipe", {"mine": 1})),
+    ("a study with an image", study({"recipe": "gpt", "image": "a:1"}, {"config.mine": [1, 2]})),
+    (
+        "a study of images",
+        study({"recipe": "gpt", "config": {"mine": 1}}, {"image": ["mine:1", "mine:2"]}),
+    ),
+    (
+        "a study of pod templates",
+        study(
+            {"recipe": "gpt", "config": {"mine": 1}},
+            {"podTemplate.spec.containers": [[OWN_CONTAINER]]},
+        ),
+    ),
+    (
+        "a study of recipes of its own",
+        study({"config": {"mine": 1}}, {"recipe": ["my-recipe", "another"]}),
+    ),
+)

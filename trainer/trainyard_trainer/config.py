@@ -1,12 +1,12 @@
 """TrainConfig: the settings of every recipe, and their validation."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trainyard_api.recipes import Location, unknown_key
 from trainyard_trainer.errors import ConfigError
 
 
@@ -185,16 +185,18 @@ def parse_config(cls: type[C], raw: dict[str, Any]) -> C:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_error_message(cls, item) for item in error.errors())) from None
+        raise ConfigError("; ".join(line for _, line in problems(cls, error))) from None
+
+
+def problems(cls: type[TrainConfig], error: ValidationError) -> list[tuple[Location, str]]:
+    """What is wrong with settings: where in the config, and a line about it."""
+    return [(item["loc"], _error_message(cls, item)) for item in error.errors()]
 
 
 def _error_message(cls: type[TrainConfig], item: Any) -> str:
     where = ".".join(["config", *(str(part) for part in item["loc"])])
     if item["type"] == "extra_forbidden":
-        key, known = str(item["loc"][-1]), _fields_at(cls, item["loc"][:-1])
-        close = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
-        return f"{where}: unknown key{hint}"
+        return unknown_key(item["loc"], _fields_at(cls, item["loc"][:-1]))
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     got = item.get("input")

@@ -74,7 +74,15 @@ def test_without_extras_the_light_commands_work(wheel: Path, tmp_path: Path) -> 
     assert "no runs on this machine" in installed.trainyard("get")
     assert installed.trainyard("init", "--list").startswith("quickstart ")
     installed.trainyard("init", "quickstart")
-    assert "quickstart is valid" in installed.trainyard("validate", "quickstart.yaml")
+    unchecked = "the values in its config were not checked: pip install 'trainyard[trainer]'"
+    said = f"quickstart.yaml: TrainingRun quickstart is valid; {unchecked}"
+    assert installed.trainyard("validate", "quickstart.yaml").strip() == said
+    manifest = installed.home / "quickstart.yaml"
+    manifest.write_text(
+        manifest.read_text().replace("  config:\n", "  config:\n    max_stepz: 9\n")
+    )
+    refused = installed.run("trainyard", "validate", "quickstart.yaml")
+    assert "config.max_stepz: unknown key; did you mean max_steps?" in refused.stderr
     installed.trainyard("init", "study-char-gpt")
     assert "is valid: " in installed.trainyard("validate", "study-char-gpt.yaml")
 
