@@ -1,9 +1,9 @@
 """ProgressReport: what rank 0 of a run reports at /progress."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from trainyard_api.base import Model
 from trainyard_api.status import CheckpointRef, ModelRef, StepSeconds
@@ -24,6 +24,13 @@ class SlowestRank(Model):
     factor: float = Field(description="Times the median of the other ranks.")
 
 
+def _known(metrics: Any) -> Any:
+    """Without what isn't a finite number, which JSON writes as null."""
+    if not isinstance(metrics, dict):
+        return metrics
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
 class ProgressReport(Model):
     """The state of a run as its rank 0 sees it. Unknown values are absent, never invented."""
 
@@ -36,7 +43,7 @@ class ProgressReport(Model):
     total_steps: int | None = None
     loss: float | None = Field(default=None, description="Training loss of the newest logged step.")
     eval_loss: float | None = None
-    evaluation: dict[str, float] = Field(
+    evaluation: Annotated[dict[str, float], BeforeValidator(_known)] = Field(
         default_factory=dict, description="Every metric of the newest evaluation, by name."
     )
     batch_size: int | None = Field(

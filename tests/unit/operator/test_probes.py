@@ -1,5 +1,6 @@
 """Rank 0's report, over HTTP."""
 
+import math
 from typing import Any
 
 import pytest
@@ -35,6 +36,12 @@ async def test_a_phase_of_a_newer_trainer_is_taken_as_it_is() -> None:
     newer = {**make_report(step=5).to_wire(), "phase": "distilling"}
     report, _ = await fetch_from(web.json_response(newer))
     assert (report.step, report.phase) == (5, "distilling")
+
+
+async def test_a_metric_that_is_not_finite_is_left_out() -> None:
+    report = make_report(step=5, evaluation={"eval_loss": math.nan, "accuracy": 0.5})
+    found, _ = await fetch_from(web.Response(body=report.model_dump_json(by_alias=True)))
+    assert (found.step, found.evaluation) == (5, {"accuracy": 0.5})
 
 
 @pytest.mark.parametrize(
