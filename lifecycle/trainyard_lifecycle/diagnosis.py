@@ -135,6 +135,11 @@ def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | No
         return _failure("OOMKilled", worker, message)
     if worker.exit_reason == "Evicted":
         return _failure("Evicted", worker, worker.termination_message or "evicted by the kubelet")
+    if worker.exit_code is None and worker.exit_reason:
+        # The kubelet's own admission: the scheduler did not know that the node's room was taken.
+        why = f"node {worker.host} did not run the pod: {worker.exit_reason}"
+        detail = f": {worker.termination_message}" if worker.termination_message else ""
+        return _failure("Evicted", worker, why + detail)
     return _diagnose_output(worker) or _diagnose_exit_code(worker)
 
 
@@ -190,7 +195,7 @@ def _signal_failure(rank: RankFailure, worker: Worker) -> Failure:
 def _diagnose_exit_code(worker: Worker) -> Failure:
     code = worker.exit_code
     if code is None:
-        return _failure("Unknown", worker, worker.exit_reason or "ended without an exit code")
+        return _failure("Unknown", worker, "ended without an exit code")
     if code >= 128:
         return _failure("Signal", worker, _signal_name(code - 128))
     return _diagnose_exit(worker, code, "", strip_prefixes(worker.log_tail))
