@@ -163,6 +163,10 @@ class CellResult(Model):
         default_factory=list, description="One entry for each run that was measured."
     )
     failure: CellFailure | None = None
+    unreported: list[str] = Field(
+        default_factory=list,
+        description="UIDs of runs that succeeded without figures, each of which was run again.",
+    )
 
     samples_per_second: Spread | None = Field(
         default=None, description="Samples per second, all ranks together."

@@ -33,7 +33,7 @@ from trainyard_local.store import RunDir, UserError, home
 from trainyard_storage.files import write_text_atomic
 from trainyard_study.cells import THREADS_ENV, Cell
 from trainyard_study.plan import StudyObserved, StudyPlan
-from trainyard_study.reconcile import reconcile_study
+from trainyard_study.reconcile import RUN_AGAIN, reconcile_study
 from trainyard_study.results import progress, run_key
 
 AGAIN = "use --again to re-measure; previous results are moved aside"
@@ -110,7 +110,8 @@ class StudyRunner:
             if stop.requests:
                 self._save_interrupted()
                 return
-            self._run(plan.create[0], display, stop)
+            if plan.create:  # else one was deleted just now, and is created next
+                self._run(plan.create[0], display, stop)
 
     def reconcile(self, display: StudyDisplay | None = None) -> StudyPlan:
         """Decide once, and carry out the plan except for the runs to create."""
@@ -123,6 +124,9 @@ class StudyRunner:
         self._dir.save(self.study)
         if display is not None:
             self._report_finished(display, before.status)
+            for event in plan.events:
+                if event.reason == RUN_AGAIN:
+                    display.say(event.message)
         for run in runs:
             if run.name in plan.delete or run.status.phase == "Failed":
                 self._run_dir(run.name).remove(run.to_wire())

@@ -120,7 +120,7 @@ class Kube:
         return await self._send_json("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
 
     async def delete(self, path: str, options: Object | None = None) -> bool:
-        """DELETE; False if the object did not exist (or, with a uid given, was another one)."""
+        """DELETE; False if it did not exist, or (with preconditions) was another one or changed."""
         try:
             await self._send_json("DELETE", path, {}, options)
         except ApiError as error:

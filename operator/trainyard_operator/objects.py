@@ -142,10 +142,16 @@ async def refuse_invalid(
     await replace_status(kube, plural, invalid.raw, {**before, **to_status(failed)})
 
 
-async def delete_run(kube: Kube, run: TrainingRun) -> None:
-    """Delete this very run, never a newer one of its name, with all it owns."""
-    options = {"propagationPolicy": "Background", "preconditions": {"uid": run.metadata.uid}}
-    await kube.delete(path_of(API_VERSION, PLURAL, run.namespace, run.name), options)
+async def delete_run(kube: Kube, run: TrainingRun, *, unchanged: bool = False) -> bool:
+    """Delete this very run, never a newer one of its name, with all it owns.
+
+    unchanged: only as it was read. False if it is gone, or is another one by now.
+    """
+    only = {"uid": run.metadata.uid}
+    if unchanged:
+        only["resourceVersion"] = run.metadata.resource_version
+    options = {"propagationPolicy": "Background", "preconditions": only}
+    return await kube.delete(path_of(API_VERSION, PLURAL, run.namespace, run.name), options)
 
 
 async def emit_event(kube: Kube, about: Resource, event: Event) -> None:

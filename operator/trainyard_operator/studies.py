@@ -7,9 +7,10 @@ from typing import Any
 from trainyard_api import labels
 from trainyard_api.base import parse_known
 from trainyard_api.run import API_VERSION, KIND, PLURAL, TrainingRun
+from trainyard_api.status import FINISHED
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
-from trainyard_operator.client import Kube, Object, RejectedError, path_of
+from trainyard_operator.client import ApiError, Kube, Object, RejectedError, path_of
 from trainyard_operator.controller import Reconciler
 from trainyard_operator.objects import (
     ObjectKey,
@@ -48,7 +49,7 @@ class StudyReconciler(Reconciler[ScalingStudy, StudyObserved, StudyPlan]):
 
     async def apply(self, observed: StudyObserved, plan: StudyPlan) -> None:
         unwanted = [run for run in observed.runs if run.name in plan.delete]
-        await run_all(delete_run(self._kube, run) for run in unwanted)
+        await run_all(self._delete(run) for run in unwanted)
         await run_all(self._create(observed.study, run) for run in plan.create)
 
     def rejection(self, plan: StudyPlan, message: str) -> tuple[dict[str, Any], str]:
@@ -59,6 +60,12 @@ class StudyReconciler(Reconciler[ScalingStudy, StudyObserved, StudyPlan]):
         if (old.phase, old.progress) != (new.phase, new.progress):
             text = f"{new.phase} {new.progress}: {new.message}"
             logger.info("study %s: %s", key, text, extra={"run": str(key)})
+
+    async def _delete(self, run: TrainingRun) -> None:
+        """Delete a run; one that is under way only as it was seen: it may have ended since."""
+        under_way = run.status.phase not in FINISHED
+        if not await delete_run(self._kube, run, unchanged=under_way) and under_way:
+            raise ApiError(409, "Conflict", f"TrainingRun {run.name} has changed")
 
     async def _create(self, study: ScalingStudy, run: TrainingRun) -> None:
         path = path_of(API_VERSION, PLURAL, study.namespace)

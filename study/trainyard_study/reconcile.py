@@ -1,7 +1,9 @@
 """Decides about a study: which runs to create, and its status. Pure: no clock, no network.
 
 A run's name contains its cell and repeat, and its figures are written to the status before it is
-deleted: a crash anywhere loses no measurement and counts none twice. Repeats are interleaved (every
+deleted: a crash anywhere loses no measurement and counts none twice. A run that has succeeded but
+has no figures of all its steps (it was interrupted, or its last report was lost) says nothing about
+its cell: it is deleted, and run again. Repeats are interleaved (every
 cell once, then every cell again), so that a machine that slows down affects all cells alike.
 """
 
@@ -17,12 +19,14 @@ from trainyard_study.cells import Cell, MatrixError, make_cells
 from trainyard_study.curves import curves, headline
 from trainyard_study.plan import StudyObserved, StudyPlan
 from trainyard_study.results import (
+    NO_REPORT,
     configurations,
     failure,
     measurement,
     progress,
     run_key,
     summarise,
+    why_discarded,
 )
 
 POLL_SECONDS = 30.0  # changes of runs trigger a reconcile; this is for events that were missed
@@ -33,6 +37,8 @@ SPEC_CHANGED = (
     " comparable: undo the change, or create a new study"
 )
 SUSPENDED = "spec.suspend is true; set it to false to resume with the remaining runs"
+
+RUN_AGAIN = "RunAgain"  # an Event's reason
 
 RunKey = tuple[int, int]  # cell, repeat
 
@@ -49,14 +55,14 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
     if study.metadata.deletion_timestamp is not None:
         return StudyPlan(status)  # ownerReferences clean up
     edited = status.observed_generation != study.metadata.generation
-    if status.reason == "InvalidSpec" and edited:
+    if status.reason == "InvalidSpec" and edited and not status.cells:
         status = ScalingStudyStatus()  # nothing was measured: validate again
     status.observed_generation = study.metadata.generation
     unchanged = status.fingerprint == study.spec.fingerprint()
     if edited and status.cells and unchanged:
         _update_figures(observed, status)  # cost or projectTo may have changed
     if status.phase in FINISHED:
-        return StudyPlan(status, delete=_recorded_runs(observed, status))
+        return StudyPlan(status, delete=_done_with(observed, status))
     try:
         cells = make_cells(study.spec, observed.threads)
     except MatrixError as error:
@@ -97,6 +103,10 @@ def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[Event]:
         cell = status.cells[number - 1]
         if run.status.phase not in FINISHED or _is_measured(cell, repeat):
             continue
+        if why := why_discarded(cell, run):
+            if cell.failure is None:
+                events.append(_note_discarded(cell, run, repeat, why))
+            continue
         measured = measurement(run, repeat) if run.status.phase == "Succeeded" else None
         if measured is not None:
             cell.measurements = sorted([*cell.measurements, measured], key=lambda m: m.repeat)
@@ -110,6 +120,14 @@ def _record(observed: StudyObserved, status: ScalingStudyStatus) -> list[Event]:
     if changed:
         _update_figures(observed, status)
     return events
+
+
+def _note_discarded(cell: CellResult, run: TrainingRun, repeat: int, why: str) -> Event:
+    uid = run.metadata.uid or ""
+    if why == NO_REPORT and uid not in cell.unreported:
+        cell.unreported.append(uid)
+    text = f"{cell.label}; repeat {repeat} is run again: {why}"
+    return Event("Normal", RUN_AGAIN, text, f"again-{uid}")
 
 
 def _update_figures(observed: StudyObserved, status: ScalingStudyStatus) -> None:
@@ -136,8 +154,10 @@ def _drive(
     remaining = list(_remaining(status, spec.repeats))
     if not remaining and not active:
         return _finish(observed, status, events)
-    # A run that is being deleted still occupies its nodes.
-    busy = sum(run.status.phase not in FINISHED for run in existing.values())
+    # A run that is being deleted still occupies its nodes; one that is run again keeps its turn.
+    busy = sum(
+        run.status.phase not in FINISHED or key in remaining for key, run in existing.items()
+    )
     create = [key for key in remaining if key not in existing][: max(0, spec.parallelism - busy)]
     progressing = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
     measured = any(cell.measurements or cell.failure for cell in status.cells)
@@ -151,7 +171,7 @@ def _drive(
     return StudyPlan(
         status,
         tuple(events),
-        delete=_recorded_runs(observed, status),
+        delete=_done_with(observed, status),
         create=tuple(_run_of(study.name, study.metadata.namespace, cells, key) for key in create),
         requeue_after=POLL_DELETING if deleting else POLL_SECONDS,
     )
@@ -198,7 +218,7 @@ def _complete(
     event = Event("Warning" if reason else "Normal", status.phase, message, "finished")
     if reason == "InvalidSpec":
         event = Event("Warning", reason, message, f"invalid-{status.observed_generation}")
-    return StudyPlan(status, (*(events or ()), event), delete=_recorded_runs(observed, status))
+    return StudyPlan(status, (*(events or ()), event), delete=_done_with(observed, status))
 
 
 def _suspend(
@@ -219,7 +239,7 @@ def _suspend(
     status.phase, status.reason, status.message = "Suspended", reason, message
     set_condition(status, "Suspended", True, reason, message, observed.now)
     set_condition(status, "Running", False, reason, message, observed.now)
-    delete = {*_recorded_runs(observed, status), *(run.name for run in active)}
+    delete = {*_done_with(observed, status), *(run.name for run in active)}
     return StudyPlan(status, tuple(new_events), delete=tuple(sorted(delete)))
 
 
@@ -231,13 +251,19 @@ def _cell_phase(cell: CellResult, repeats: int, running: bool) -> CellPhase:
     return "Running" if running else "Pending"
 
 
-def _recorded_runs(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[str, ...]:
-    """Names of runs whose figures are in the status. Failed runs stay, for their logs."""
+def _done_with(observed: StudyObserved, status: ScalingStudyStatus) -> tuple[str, ...]:
+    """Names of runs whose figures are in the status, and of those that have none to give.
+
+    Failed runs stay, for their logs.
+    """
     return tuple(
         run.name
         for run, (number, repeat) in _runs_of_cells(observed, status)
         if run.metadata.deletion_timestamp is None
-        and _is_measured(status.cells[number - 1], repeat)
+        and (
+            _is_measured(status.cells[number - 1], repeat)
+            or why_discarded(status.cells[number - 1], run)
+        )
     )
 
 

@@ -13,7 +13,8 @@ from trainyard_api.run import TrainingRun
 from trainyard_api.study import Cost
 from trainyard_api.study_status import CellFailure, CellResult, Measurement, Spread, Unit
 
-NO_REPORT = "the run succeeded but did not report its step times"
+NO_REPORT = "it succeeded without reporting its step times"
+MAX_UNREPORTED = 2  # how many such runs of a cell are run again
 _NODES, _PROCESSES = "numNodes", "numProcPerNode"
 _BATCH, _ACCUMULATION = "config.batch_size", "config.gradient_accumulation_steps"
 # Paths that may grow with the number of processes, as in weak scaling.
@@ -73,14 +74,14 @@ def run_key(run: TrainingRun) -> tuple[int, int] | None:
 
 
 def measurement(run: TrainingRun, repeat: int) -> Measurement | None:
-    """The figures of a finished run; None if it measured no step.
+    """The figures of a run that has succeeded; None if its last report is missing.
 
     Throughput is the global batch divided by the mean step time after warm-up. All figures are of
     these steps: evaluation and checkpoints are not included.
     """
     status = run.status
     steps, batch = status.step_seconds, status.batch_size
-    if steps is None or batch is None or steps.mean <= 0:
+    if steps is None or batch is None or steps.mean <= 0 or status.step != status.total_steps:
         return None
     tokens = status.tokens_per_batch
     start, end = status.start_time, status.completion_time
@@ -96,15 +97,39 @@ def measurement(run: TrainingRun, repeat: int) -> Measurement | None:
     )
 
 
+def why_discarded(cell: CellResult, run: TrainingRun) -> str:
+    """Why a run that has succeeded says nothing about its cell; empty if it does."""
+    if run.status.phase != "Succeeded":
+        return ""
+    if why := _interruption(run):
+        return why
+    if measurement(run, repeat=0):
+        return ""
+    known = run.metadata.uid in cell.unreported
+    return NO_REPORT if known or len(cell.unreported) < MAX_UNREPORTED else ""
+
+
 def failure(run: TrainingRun, repeat: int) -> CellFailure:
-    """Why a run that failed, or measured nothing, gives its cell no figures."""
+    """Why a run that failed, or reported nothing, gives its cell no figures."""
     status = run.status
     if status.phase == "Succeeded":
-        return CellFailure(repeat=repeat, reason="NoReport", message=NO_REPORT, run=run.name)
+        message = f"{MAX_UNREPORTED + 1} runs succeeded without reporting their step times"
+        return CellFailure(repeat=repeat, reason="NoReport", message=message, run=run.name)
     # A study's table names cells, not workers.
     worker = status.attempts[-1].pod if status.attempts else ""
     message = status.message.removeprefix(f"{worker}: ").removesuffix(" (maxRestarts 0 reached)")
     return CellFailure(repeat=repeat, reason=status.reason, message=message, run=run.name)
+
+
+def _interruption(run: TrainingRun) -> str:
+    """Why a run that has succeeded did not train all its steps in one go; empty if it did.
+
+    After a disruption a run resumes from its newest checkpoint, and reports the times of those
+    steps only that were left, if any were.
+    """
+    attempts = run.status.attempts
+    step = attempts[-1].resumed_from_step if attempts else None
+    return "" if step is None else f"it was interrupted, and resumed from step {step}"
 
 
 def summarise(

@@ -79,9 +79,10 @@ class ApiServer:
                 kept = {"uid": self.objects.get(path, {}).get("metadata", {}).get("uid", "new")}
                 return web.json_response(self.put(path, _with_metadata(body, kept)))
             case "DELETE" if path in self.objects:
-                uid = (body.get("preconditions") or {}).get("uid")
-                if uid and uid != self.objects[path]["metadata"]["uid"]:
-                    return _status(409, "Conflict", "uid differs")
+                found = self.objects[path]["metadata"]
+                for name, value in (body.get("preconditions") or {}).items():
+                    if value != found[name]:
+                        return _status(409, "Conflict", f"{name} differs")
                 return web.json_response(self.objects.pop(path))
             case _:
                 return _status(404, "NotFound", f"{path} not found")

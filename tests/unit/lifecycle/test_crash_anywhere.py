@@ -7,7 +7,7 @@ the operator may be replaced by a newer or an older one between any two actions.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from tests.support.lifecycle import crashing
 from tests.support.lifecycle.builders import T0, make_run
+from tests.support.lifecycle.crashing import Turn
 from trainyard_api.base import parse_known
 from trainyard_api.labels import RETRY
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef, TrainingRunStatus
-from trainyard_lifecycle.plan import Observed, Plan, Worker, worker_name
+from trainyard_lifecycle.plan import Observed, Worker, worker_name
 from trainyard_lifecycle.reconcile import reconcile
 
 # Longer than crashes alone can delay a start.
@@ -88,9 +89,10 @@ class World(crashing.World):
         # Each with whether its pod mounts the claim of startFrom.
         self.created: list[tuple[str, bool]] = []
 
-    def decide(self) -> Plan:
+    def turns(self) -> Iterator[Turn]:
         workers = tuple(self.workers.values())
-        return reconcile(Observed(self.run, self.now, workers, self.report()))
+        plan = reconcile(Observed(self.run, self.now, workers, self.report()))
+        yield Turn(plan, self.apply)
 
     def report(self) -> ProgressReport | None:
         """Rank 0's, while all workers of the newest attempt run."""

@@ -7,7 +7,8 @@ import pytest
 from tests.support.operator.api_server import ApiServer, api_server
 from tests.support.study.builders import make_study, succeeded
 from trainyard_api.run import TrainingRun
-from trainyard_operator.client import Kube, RejectedError
+from trainyard_api.study import ScalingStudy
+from trainyard_operator.client import ApiError, Kube, RejectedError
 from trainyard_operator.controller import Controller
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey
@@ -69,6 +70,45 @@ async def test_a_study_from_creation_to_its_results() -> None:
         before = len(state.writes())
         assert await reconcile(KEY) is None
         assert len(state.writes()) == before, "nothing is written when nothing changes"
+
+
+async def test_a_run_without_figures_is_deleted_and_run_again() -> None:
+    async with api_server() as (state, kube):
+        put_study(state, repeats=1)
+        reconcile = controller(kube).reconcile
+        await reconcile(KEY)
+        path = f"{API}/trainingruns/s-1-1"
+        first = state.put(path, state.objects[path] | {"status": {"phase": "Succeeded"}})
+        await reconcile(KEY)
+        assert path not in state.objects
+        (event,) = (o for o in state.objects.values() if o.get("reason") == "RunAgain")
+        assert "numProcPerNode=1; repeat 1 is run again" in event["message"]
+        assert status(state)["cells"][0]["unreported"] == [first["metadata"]["uid"]]
+        await reconcile(KEY)
+        finish(state, "s-1-1", 100)
+        await reconcile(KEY)
+        assert [m["repeat"] for m in status(state)["cells"][0]["measurements"]] == [1]
+
+
+async def test_a_run_that_ends_while_its_study_is_suspended_is_not_deleted_unseen() -> None:
+    async with api_server() as (state, kube):
+        raw = put_study(state, repeats=1)
+        await controller(kube).reconcile(KEY)
+        path = f"{API}/trainingruns/s-1-1"
+        state.put(path, state.objects[path] | {"status": {"phase": "Running"}})
+        reconciler = StudyReconciler(kube)
+        stored = state.objects[STUDY]
+        state.put(STUDY, stored | {"spec": raw["spec"] | {"suspend": True}})
+        study = ScalingStudy.model_validate(state.objects[STUDY])
+        observed = await reconciler.observe(study)
+        plan = reconciler.decide(observed)
+        assert plan.delete == ("s-1-1",)
+        finish(state, "s-1-1", 100)
+        with pytest.raises(ApiError, match="s-1-1 has changed"):
+            await reconciler.apply(observed, plan)
+        await controller(kube).reconcile(KEY)
+        assert (status(state)["phase"], status(state)["progress"]) == ("Suspended", "1/2")
+        assert path not in state.objects, "its figures are in the status"
 
 
 async def test_a_deleted_study_needs_nothing() -> None:

@@ -9,6 +9,7 @@ from tests.support.lifecycle.builders import T0
 from tests.support.study.builders import failed, key_of, make_study, started, succeeded
 from trainyard_api import labels
 from trainyard_api.run import TrainingRun
+from trainyard_api.status import Attempt
 from trainyard_api.study import ScalingStudy
 from trainyard_study.plan import StudyObserved, StudyPlan
 from trainyard_study.reconcile import reconcile_study
@@ -109,12 +110,68 @@ def test_a_failed_cell_is_told_kept_and_not_repeated_while_the_others_go_on() ->
     assert list(story.runs) == ["s-1-1"]
 
 
-def test_a_run_that_reports_nothing_fails_its_cell() -> None:
+def with_uid(run: TrainingRun, uid: str) -> TrainingRun:
+    return run.model_copy(update={"metadata": run.metadata.model_copy(update={"uid": uid})})
+
+
+def test_a_run_whose_last_report_is_missing_is_run_again_twice() -> None:
     story = Story(make_study(repeats=1))
-    plan = story.see(started(only(story.see()), phase="Succeeded"))
+    plan = story.see()
+    for number in (1, 2):
+        silent = started(with_uid(only(plan), f"uid-{number}"), phase="Succeeded")
+        again = reconcile_study(StudyObserved(story.study, T0, (silent,)))  # and is killed then
+        plan = story.see(silent)
+        for found in (again, plan):
+            assert (found.delete, found.create) == (("s-1-1",), ()), "its name is still taken"
+            (event,) = found.events
+            assert event.message == (
+                "numProcPerNode=1; repeat 1 is run again: it succeeded without reporting its step"
+                " times"
+            )
+        story.see(silent)  # killed before the run was deleted: it counts once
+        assert len(story.study.status.cells[0].unreported) == number
+        plan = story.see()
+    plan = story.see(started(with_uid(only(plan), "uid-3"), phase="Succeeded"))
     failure = plan.status.cells[0].failure
     assert failure
     assert (failure.reason, failure.run) == ("NoReport", "s-1-1")
+    assert failure.message == "3 runs succeeded without reporting their step times"
+    assert [key_of(run) for run in plan.create] == [(2, 1)]
+    assert story.see().delete == (), "its log may say why"
+
+
+@pytest.mark.parametrize("figures", [True, False])
+def test_a_run_that_was_interrupted_is_run_again(figures: bool) -> None:
+    """It reports the steps that were left when it resumed, if any were."""
+    story = Story(make_study(repeats=1))
+    run = with_uid(only(story.see()), "uid-1")
+    status = (succeeded(run) if figures else started(run, phase="Succeeded")).status
+    status.attempts = [
+        Attempt(number=1, start_time=T0),
+        Attempt(number=2, start_time=T0, resumed_from_step=40),
+    ]
+    plan = story.see(run.model_copy(update={"status": status}))
+    assert (plan.delete, plan.status.cells[0].failure) == (("s-1-1",), None)
+    assert plan.status.cells[0].measurements == []
+    assert plan.events[0].message.endswith("it was interrupted, and resumed from step 40")
+    assert only(story.see()).name == "s-1-1"
+
+
+def test_an_attempt_that_began_from_scratch_is_measured() -> None:
+    story = Story(make_study(repeats=1))
+    run = succeeded(only(story.see()))
+    run.status.attempts = [Attempt(number=n, start_time=T0) for n in (1, 2)]
+    assert story.see(run).status.cells[0].phase == "Succeeded"
+
+
+def test_figures_of_a_part_of_the_steps_do_not_count() -> None:
+    """The last that was read of a run whose last report was lost."""
+    story = Story(make_study(repeats=1))
+    run = succeeded(only(story.see()))
+    run.status.step, run.status.total_steps = 40, 60
+    assert story.see(run).delete == ("s-1-1",)
+    run.status.step = 60
+    assert story.see(run).status.cells[0].phase == "Succeeded"
 
 
 def test_a_deleted_run_is_measured_again() -> None:
