@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from trainyard_api.base import CEL_RULES, Model
+from trainyard_api.base import CEL_RULES, Model, Record
 from trainyard_api.columns import COLUMNS, STUDY_COLUMNS
 from trainyard_api.immutable import immutable_fields
 from trainyard_api.run import GROUP, KIND, PLURAL, VERSION, TrainingRun
@@ -73,6 +73,8 @@ class _Structural(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         described = super().model_schema(schema)
         model = schema["cls"]
+        if issubclass(model, Record):
+            del described["additionalProperties"]  # it drops what this version does not know
         rules = [rule.to_cel() for rule in getattr(model, "rules", ())]
         rules += _transitions(model)
         if rules:

@@ -86,6 +86,15 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class Record(Model):
+    """Base of what one version writes and another reads: unknown keys are kept as they are.
+
+    So an older operator that changes a status leaves in it what only a newer one understands.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+
 class SpecModel(Model):
     """Base of what users write, as strict as the API server: "2" is not a number."""
 
@@ -122,36 +131,41 @@ def is_unknown(error: ValidationError) -> bool:
     return all(item["type"] in _UNKNOWN for item in error.errors())
 
 
-def without_unknown(
-    data: dict[str, Any],
-    error: ValidationError,
-    *,
-    within: tuple[str, ...] = (),
-    keep: tuple[str | int, ...] = (),
-) -> dict[str, Any]:
-    """A copy of `data` without what `error` calls unknown: what an older version ignores.
-
-    within: only below these keys (default: anywhere); keep: a place that is left as it is.
-    """
-    known = copy.deepcopy(data)
-    for item in error.errors():
-        where = item["loc"]
-        if item["type"] not in _UNKNOWN or where == keep or (within and where[0] not in within):
-            continue
-        parent: Any = known
-        for step in where[:-1]:
-            parent = parent[step]
-        if isinstance(parent, dict):
-            parent.pop(where[-1], None)
-    return known
-
-
 def parse_known(model: type[M], data: Any) -> M | None:
     """What this version knows of a document that another wrote; None if that is nothing."""
     try:
         try:
-            return model.model_validate(data)
+            parsed = model.model_validate(data)
         except ValidationError as error:
-            return model.model_validate(without_unknown(data, error))
+            parsed = model.model_validate(_without_unknown(data, error))
     except (ValidationError, TypeError, KeyError, AttributeError, IndexError):
         return None
+    _forget_unknown(parsed)
+    return parsed
+
+
+def _without_unknown(data: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """A copy of `data` without what `error` calls unknown."""
+    known = copy.deepcopy(data)
+    for item in error.errors():
+        if item["type"] not in _UNKNOWN:
+            continue
+        parent: Any = known
+        for step in item["loc"][:-1]:
+            parent = parent[step]
+        if isinstance(parent, dict):
+            parent.pop(item["loc"][-1], None)
+    return known
+
+
+def _forget_unknown(value: Any) -> None:
+    """Drop the unknown keys that Records have kept."""
+    if isinstance(value, BaseModel):
+        if isinstance(value, Record) and value.model_extra:
+            value.model_extra.clear()
+        value = list(vars(value).values())
+    elif isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for child in value:
+            _forget_unknown(child)

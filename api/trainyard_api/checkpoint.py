@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainyard_api.base import Model
+from trainyard_api.base import Record
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -29,14 +29,14 @@ ATTEMPT_FILE = "attempt"
 STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
-class FileEntry(Model):
+class FileEntry(Record):
     """One file of the directory."""
 
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Manifest(Model):
+class Manifest(Record):
     """What a checkpoint or a model directory holds."""
 
     format: Literal[1] = 1

@@ -10,14 +10,14 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from trainyard_api.base import Model, validation_message
+from trainyard_api.base import Model, Record, validation_message
 
 GOLDEN = "golden.json"
 EVALUATION = "evaluation.jsonl"
 MAX_EVALUATION_TEXTS = 2000
 
 
-class GoldenText(Model):
+class GoldenText(Record):
     """A language model's continuation of a prompt.
 
     Tokens are chosen greedily; for each position the most likely few are listed with their logits.
@@ -38,7 +38,7 @@ class GoldenText(Model):
         return self
 
 
-class GoldenClasses(Model):
+class GoldenClasses(Record):
     """A text classifier's output for some texts."""
 
     task: Literal["text-classification"] = "text-classification"
@@ -53,7 +53,7 @@ class GoldenClasses(Model):
         return self
 
 
-class EvaluationText(Model):
+class EvaluationText(Record):
     """A labelled text that a classifier was not trained on: a line of evaluation.jsonl."""
 
     text: str

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainyard_api.base import Model
+from trainyard_api.base import Record
 
 Phase = Literal[
     "Pending",  # pods are not all there yet; reason says what they wait for
@@ -23,7 +23,7 @@ ConditionType = Literal[
 ]
 
 
-class Condition(Model):
+class Condition(Record):
     """One aspect of the state, as a Kubernetes condition."""
 
     type: str = Field(
@@ -40,7 +40,7 @@ class Condition(Model):
     )
 
 
-class CheckpointRef(Model):
+class CheckpointRef(Record):
     """The newest complete checkpoint."""
 
     step: int = Field(description="Optimizer steps done when it was saved.")
@@ -48,7 +48,7 @@ class CheckpointRef(Model):
     time: datetime = Field(description="When it was complete.")
 
 
-class ModelRef(Model):
+class ModelRef(Record):
     """The newest exported model, in Hugging Face format."""
 
     step: int = Field(description="Optimizer steps done when it was exported.")
@@ -59,7 +59,7 @@ class ModelRef(Model):
     path: str = Field(description="Directory of the model, relative to the run's directory.")
 
 
-class StepSeconds(Model):
+class StepSeconds(Record):
     """Time of an optimizer step on rank 0, over the newest 10,000 steps of this attempt.
 
     The first config.timing_warmup_steps are left out.
@@ -70,7 +70,7 @@ class StepSeconds(Model):
     p99: float = Field(description="99th percentile, in seconds.")
 
 
-class Attempt(Model):
+class Attempt(Record):
     """One gang of pods, from its creation to its end."""
 
     number: int = Field(description="Number of the attempt, counted from 1.")
@@ -91,8 +91,10 @@ class Attempt(Model):
     wanted_nodes: int = Field(
         default=1, description="Value of spec.numNodes when the attempt began."
     )
-    outcome: Literal["Succeeded", "Failed", "GivenBack", "Suspended", "Resized"] | None = Field(
-        default=None, description="How the attempt ended. Absent while it runs."
+    outcome: str | None = Field(
+        default=None,
+        description="How the attempt ended: Succeeded, Failed, GivenBack, Suspended or Resized."
+        " Absent while it runs.",
     )
     reason: str = Field(
         default="",
@@ -130,7 +132,7 @@ class Attempt(Model):
     )
 
 
-class TrainingRunStatus(Model):
+class TrainingRunStatus(Record):
     """What the operator knows about the run; unknown values are absent."""
 
     observed_generation: int | None = Field(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainyard_api.base import Model
+from trainyard_api.base import Record
 from trainyard_api.status import Condition, StepSeconds
 
 StudyPhase = Literal[
@@ -22,7 +22,7 @@ Unit = Literal["tokens", "samples"]
 
 
 LawKind = Literal["linear", "amdahl", "allreduce", "tree", "usl"]
-LAW_NAMES: Mapping[LawKind, str] = {
+LAW_NAMES: Mapping[str, str] = {
     "linear": "linear scaling",
     "amdahl": "Amdahl's law",
     "allreduce": "ring all-reduce",
@@ -34,7 +34,7 @@ WORTH_A_WORD = 0.05  # probability from which a law that wasn't chosen is named
 TOO_WIDE = 2.0  # high / low of an interval whose middle no one should plan with
 
 
-class Interval(Model):
+class Interval(Record):
     """A figure with an interval: 90% for what is estimated, smallest and largest if measured."""
 
     value: float = Field(description="The figure.")
@@ -47,14 +47,14 @@ class Interval(Model):
         return self.high > TOO_WIDE * self.low
 
 
-class ScalingLaw(Model):
+class ScalingLaw(Record):
     """The most probable scaling law of a configuration, and how probable the others are.
 
     Throughput is in the measurements' unit. Projections need the other laws, too, which are not
     stored: fit the measurements again (trainyard_study.fit.fit).
     """
 
-    kind: LawKind = Field(
+    kind: str = Field(
         description="The most probable law: linear, amdahl, allreduce (ring), tree, or usl "
         "(the universal scalability law)."
     )
@@ -85,18 +85,19 @@ class ScalingLaw(Model):
     @property
     def choice(self) -> str:
         """`Amdahl's law (72% likely; tree all-reduce 28%)`: which law, how sure, what else."""
+        name = LAW_NAMES.get(self.kind, self.kind)  # a newer version may know more laws
         if not self.weights:
-            return LAW_NAMES[self.kind]
+            return name
         likely = {
-            kind: f"{name} {self.weights[kind]:.0%}"
-            for kind, name in LAW_NAMES.items()
+            kind: f"{law} {self.weights[kind]:.0%}"
+            for kind, law in LAW_NAMES.items()
             if self.weights.get(kind, 0) >= WORTH_A_WORD
         }
         if self.undecided:
             return f"law undecided ({', '.join(likely.values())})"
-        del likely[self.kind]
+        likely.pop(self.kind, None)
         others = f"; {', '.join(likely.values())}" if likely else ""
-        return f"{LAW_NAMES[self.kind]} ({self.weights[self.kind]:.0%} likely{others})"
+        return f"{name} ({self.weights.get(self.kind, 1.0):.0%} likely{others})"
 
     @property
     def undecided(self) -> bool:
@@ -104,7 +105,7 @@ class ScalingLaw(Model):
         return self.weights.get(self.kind, 1.0) < 0.5
 
 
-class Measurement(Model):
+class Measurement(Record):
     """The figures of one run."""
 
     repeat: int = Field(description="Number of the repeat, counted from 1.")
@@ -128,7 +129,7 @@ class Measurement(Model):
     )
 
 
-class CellFailure(Model):
+class CellFailure(Record):
     """Why the cell failed."""
 
     repeat: int = Field(description="Number of the repeat that failed, counted from 1.")
@@ -141,7 +142,7 @@ class CellFailure(Model):
     )
 
 
-class Spread(Model):
+class Spread(Record):
     """A measured figure over the repeats."""
 
     median: float = Field(description="Median of the repeats.")
@@ -149,16 +150,14 @@ class Spread(Model):
     max: float = Field(description="Largest value.")
 
 
-class CellResult(Model):
+class CellResult(Record):
     """One cell: its values of the matrix, its runs, and the figures derived from them."""
 
     number: int = Field(description="Number of the cell in the matrix's order, counted from 1.")
     values: dict[str, Any] = Field(description="The cell's values of the matrix, by path.")
     label: str = Field(description="What distinguishes this cell from the others, for people.")
     processes: int = Field(description="Number of ranks of the cell's runs.")
-    phase: CellPhase = Field(
-        default="Pending", description="Pending, Running, Succeeded or Failed."
-    )
+    phase: str = Field(default="Pending", description="Pending, Running, Succeeded or Failed.")
     measurements: list[Measurement] = Field(
         default_factory=list, description="One entry for each run that was measured."
     )
@@ -204,7 +203,7 @@ class CellResult(Model):
     )
 
 
-class ScalingPoint(Model):
+class ScalingPoint(Record):
     """Throughput of one configuration at one number of processes."""
 
     processes: int = Field(description="Number of processes.")
@@ -233,7 +232,7 @@ class ScalingPoint(Model):
         return self.speedup * rate / self.throughput.value
 
 
-class ScalingCurve(Model):
+class ScalingCurve(Record):
     """How one configuration (all values of the matrix except its size) scales."""
 
     configuration: dict[str, Any] = Field(
@@ -250,7 +249,7 @@ class ScalingCurve(Model):
     )
 
 
-class Machine(Model):
+class Machine(Record):
     """The machine that the study was measured on. Absent on a cluster."""
 
     cpu: str = Field(description="Model of the CPU.")
@@ -264,7 +263,7 @@ class Machine(Model):
     load: float | None = Field(default=None, description="Load average when the study began.")
 
 
-class ScalingStudyStatus(Model):
+class ScalingStudyStatus(Record):
     """What was measured, and the scaling laws fitted to it."""
 
     observed_generation: int | None = Field(
@@ -281,7 +280,8 @@ class ScalingStudyStatus(Model):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Running, Suspended, Succeeded and Failed, as Kubernetes conditions.",
+        description="Running, Suspended, Succeeded and Failed, as Kubernetes conditions."
+        " Unsupported: the study has something that this version of the operator does not know.",
     )
     progress: str = Field(default="", description="Runs done and in all, for people: 5/6.")
     headline: str = Field(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trainyard_api import __version__
-from trainyard_api.base import Model, is_unknown, validation_message, without_unknown
+from trainyard_api.base import Model, is_unknown, validation_message
 from trainyard_api.resource import Resource
 from trainyard_api.run import API_VERSION, GROUP, PLURAL, TrainingRun
 from trainyard_api.status import FINISHED, TrainingRunStatus
@@ -56,16 +56,9 @@ class InvalidObjectError(ExpectedError):
 
 
 def parse(model: type[M], raw: Object) -> M:
-    """The stored object as a model; what a newer operator wrote into its status is dropped.
-
-    Raises InvalidObjectError; also for an unknown phase, which nothing may be decided on.
-    """
+    """The stored object as a model. Raises InvalidObjectError."""
     try:
         return model.model_validate(raw)
-    except ValidationError as error:
-        known = without_unknown(raw, error, within=("status",), keep=("status", "phase"))
-    try:
-        return model.model_validate(known)
     except ValidationError as error:
         raise InvalidObjectError(raw, error) from None
 

@@ -255,6 +255,41 @@ async def test_what_only_a_newer_operator_knows_changes_no_phase(changes: dict[s
         assert len(state.writes()) == written
 
 
+async def test_what_a_newer_operator_wrote_stays_when_this_one_writes() -> None:
+    async with make_stage() as (state, stage):
+        attempt = {"number": 1, "startTime": "2026-01-01T00:00:00Z", "outcome": "Migrated"}
+        newer: dict[str, Any] = {
+            "phase": "Restarting",
+            "attempt": 1,
+            "nodes": 2,
+            "nextAttemptTime": "2026-01-01T00:00:00Z",
+            "novelty": {"a": [1]},
+            "attempts": [{**attempt, "zone": "a"}],
+            "conditions": [{"type": "Audited", "status": "True"}],
+        }
+        state.put(RUN, {**state.objects[RUN], "status": newer})
+        assert await stage.controller.reconcile(ObjectKey("ns", "r")) is not None
+        assert (stage.status["phase"], stage.status["attempt"]) == ("Pending", 2)
+        assert stage.status["novelty"] == {"a": [1]}
+        first = stage.status["attempts"][0]
+        assert (first["outcome"], first["zone"]) == ("Migrated", "a")
+        assert stage.status["conditions"][0] == newer["conditions"][0] | {
+            "reason": "",
+            "message": "",
+        }
+
+
+async def test_a_phase_of_a_newer_operator_is_left_alone() -> None:
+    async with make_stage() as (state, stage):
+        state.put(RUN, {**state.objects[RUN], "status": {"phase": "Paused", "novelty": 1}})
+        assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
+        (condition,) = stage.status.pop("conditions")
+        assert (condition["type"], condition["reason"]) == ("Unsupported", "UnknownToThisVersion")
+        assert "status.phase" in condition["message"]
+        assert stage.status == {"phase": "Paused", "novelty": 1}
+        assert not [path for path in state.objects if "/pods/" in path]
+
+
 async def test_an_invalid_spec_is_reported_once_in_the_status() -> None:
     async with make_stage() as (state, stage):
         stage.raw["spec"]["seed"] = -1
