@@ -9,7 +9,7 @@ cell once, then every cell again), so that a machine that slows down affects all
 
 from collections.abc import Iterator
 
-from trainyard_api import labels
+from trainyard_api import __version__, labels
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study_status import CellPhase, CellResult, ScalingStudyStatus
@@ -63,17 +63,23 @@ def reconcile_study(observed: StudyObserved) -> StudyPlan:
         _update_figures(observed, status)  # cost or projectTo may have changed
     if status.phase in FINISHED:
         return StudyPlan(status, delete=_done_with(observed, status))
+    if status.cells and not unchanged:
+        return _suspend(observed, status, "SpecChanged", SPEC_CHANGED)
+    cells: list[Cell] = []
+    events: list[Event] = []
     try:
         cells = make_cells(study.spec, observed.threads)
     except MatrixError as error:
         if not status.cells:
             return _complete(observed, status, "InvalidSpec", str(error))
-        return _suspend(observed, status, "SpecChanged", SPEC_CHANGED)
-    events: list[Event] = []
+        # They were valid for another version. Its runs are left alone, and none is created.
+        text = f"this operator (version {__version__}) can't create the remaining runs: {error}"
+        set_condition(status, "Unsupported", True, "UnknownToThisVersion", text, observed.now)
+    else:
+        if any(condition.type == "Unsupported" for condition in status.conditions):
+            set_condition(status, "Unsupported", False, "Supported", "", observed.now)
     if not status.cells:
         events.append(_start(observed, status, cells))
-    elif not unchanged:
-        return _suspend(observed, status, "SpecChanged", SPEC_CHANGED)
     events += _record(observed, status)
     if study.spec.suspend:
         return _suspend(observed, status, "Suspended", SUSPENDED, events)
@@ -144,7 +150,10 @@ def _update_figures(observed: StudyObserved, status: ScalingStudyStatus) -> None
 def _drive(
     observed: StudyObserved, status: ScalingStudyStatus, cells: list[Cell], events: list[Event]
 ) -> StudyPlan:
-    """Keep `parallelism` runs active until every cell is measured or has failed."""
+    """Keep `parallelism` runs active until every cell is measured or has failed.
+
+    Without `cells` none is created.
+    """
     study, spec = observed.study, observed.study.spec
     existing = {key: run for run, key in _runs_of_cells(observed, status)}
     active = {key: run for key, run in existing.items() if _is_active(run)}
@@ -158,12 +167,18 @@ def _drive(
     busy = sum(
         run.status.phase not in FINISHED or key in remaining for key, run in existing.items()
     )
-    create = [key for key in remaining if key not in existing][: max(0, spec.parallelism - busy)]
+    room = max(0, spec.parallelism - busy) if cells else 0
+    create = [key for key in remaining if key not in existing][:room]
     progressing = [run for run in active.values() if run.status.phase in ("Starting", "Running")]
     measured = any(cell.measurements or cell.failure for cell in status.cells)
     status.phase = "Running" if progressing or measured else "Pending"
     status.reason = "Measuring" if status.phase == "Running" else "Starting"
-    status.message = _describe_runs(status, active) or _describe_runs(status, dict.fromkeys(create))
+    unsupported = next((c for c in status.conditions if c.type == "Unsupported"), None)
+    status.message = (
+        _describe_runs(status, active)
+        or _describe_runs(status, dict.fromkeys(create))
+        or (unsupported.message if unsupported else "")
+    )
     set_condition(status, "Running", bool(progressing), status.reason, status.message, observed.now)
     if any(condition.type == "Suspended" for condition in status.conditions):
         set_condition(status, "Suspended", False, "Resumed", "", observed.now)

@@ -156,6 +156,33 @@ async def test_an_invalid_spec_is_reported_in_the_status() -> None:
         assert status(state)["message"].startswith("spec.repeats: ")
 
 
+async def test_a_study_with_a_run_of_a_newer_version_goes_on() -> None:
+    async with api_server() as (state, kube):
+        put_study(state, repeats=1, parallelism=2)
+        await controller(kube).reconcile(KEY)
+        for name in ("s-1-1", "s-2-1"):  # as a newer operator has made and begun them
+            path = f"{API}/trainingruns/{name}"
+            raw = state.objects[path]
+            newer = {"spec": raw["spec"] | {"novelty": 1}, "status": {"phase": "Running"}}
+            state.put(path, raw | newer)
+        stored = state.objects[STUDY]
+        stored["spec"]["template"]["spec"]["novelty"] = 1
+        fingerprint = ScalingStudy.model_validate(stored).spec.fingerprint()
+        status = stored["status"] | {"fingerprint": fingerprint, "handledBy": "99"}
+        state.put(STUDY, {**stored, "status": status})
+        assert await controller(kube).reconcile(KEY) is not None
+        status = state.objects[STUDY]["status"]
+        assert (status["phase"], status["reason"]) == ("Running", "Measuring")
+        assert status["handledBy"] == "99"
+        (told,) = (c for c in status["conditions"] if c["type"] == "Unsupported")
+        assert (told["status"], told["reason"]) == ("True", "UnknownToThisVersion")
+        assert "can't create the remaining runs: spec.novelty: unknown key" in told["message"]
+        written = len(state.writes())
+        await controller(kube).reconcile(KEY)
+        assert len(state.writes()) == written
+        assert {f"{API}/trainingruns/s-1-1", f"{API}/trainingruns/s-2-1"} <= state.objects.keys()
+
+
 async def test_results_are_exported_until_the_study_is_deleted() -> None:
     async with api_server() as (state, kube):
         put_study(state, repeats=1, cost={"perProcessHour": 3.6, "currency": "EUR"})

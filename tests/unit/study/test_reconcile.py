@@ -248,6 +248,28 @@ def test_another_matrix_half_way_would_not_compare() -> None:
     assert only(story.see()).name == running.name
 
 
+def test_cells_that_only_another_version_can_make_stop_nothing() -> None:
+    story = Story(make_study(repeats=1, parallelism=2))
+    one, two = story.see().create
+    template = story.study.spec.template
+    template.spec["novelty"] = 1
+    story.study.status.fingerprint = story.study.spec.fingerprint()  # as the other version wrote it
+    plan = story.see(succeeded(one), started(two, phase="Running"))
+    assert (plan.delete, plan.create) == ((one.name,), ()), "its figures are recorded"
+    status = plan.status
+    assert (status.phase, status.reason, status.progress) == ("Running", "Measuring", "1/2")
+    del story.runs[two.name]
+    plan = story.see()
+    assert (plan.create, plan.delete, plan.status.phase) == ((), (), "Running")
+    assert "can't create the remaining runs: spec.novelty: unknown key" in plan.status.message
+    del template.spec["novelty"]
+    story.study.status.fingerprint = story.study.spec.fingerprint()
+    plan = story.see()
+    assert only(plan).name == two.name
+    told = next(c for c in plan.status.conditions if c.type == "Unsupported")
+    assert (told.status, told.reason) == ("False", "Supported")
+
+
 def test_a_price_and_sizes_to_project_to_may_come_later() -> None:
     story = Story(make_study(repeats=1))
     plan = story.see()
