@@ -103,7 +103,8 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         variables["TORCHELASTIC_ERROR_FILE"] = target.error_file
     if run.spec.recipe is not None:
         job = _job(run, run.spec.recipe, key.attempt, target)
-        variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_none=True)
+        # A trainer of an older version refuses what it doesn't know: only if it was asked for.
+        variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_defaults=True)
     return variables
 
 

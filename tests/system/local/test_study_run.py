@@ -22,8 +22,8 @@ batch = job["config"]["batch_size"]
 if batch == 2 and not pathlib.Path("waiting").exists():
     pathlib.Path("waiting").touch()
     time.sleep(600)
-report = {"run": job["run"], "attempt": job["attempt"], "phase": "finished", "ranksJoined": 1,
-    "worldSize": 1, "batchSize": batch, "time": "2026-01-01T00:00:00Z",
+report = {"run": job["run"], "attempt": job.get("attempt", 1), "phase": "finished",
+    "ranksJoined": 1, "worldSize": 1, "batchSize": batch, "time": "2026-01-01T00:00:00Z",
     "stepSeconds": {"mean": 0.1, "p50": 0.1, "p99": 0.2}}
 pathlib.Path(os.environ["TRAINYARD_RESULT_FILE"]).write_text(json.dumps(report))
 """

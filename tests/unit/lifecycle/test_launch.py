@@ -110,6 +110,13 @@ def test_the_job_has_every_setting_of_the_run() -> None:
     assert json.loads(variables["TRAINYARD_JOB"])["runDir"] == "/trainyard/demo"
 
 
+def test_a_job_says_only_what_was_asked_for() -> None:
+    """So that a trainer of an older version refuses a setting it doesn't know only if it is set."""
+    job = json.loads(make_env(make_run(recipe="char-gpt"))["TRAINYARD_JOB"])
+    assert {"strategy", "precision", "config", "requireGpu"} & job.keys() == set()
+    assert {"run", "recipe", "runDir", "reportPort"} <= job.keys()
+
+
 def test_a_command_gets_a_run_directory_and_no_job() -> None:
     variables = make_env(make_run(command=["train.py"]))
     assert "TRAINYARD_JOB" not in variables
