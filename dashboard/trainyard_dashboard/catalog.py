@@ -1,5 +1,6 @@
 """Runs, studies and curves from all data sources; a failing one costs a message, not the page."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +8,9 @@ from datetime import datetime
 from threading import Lock
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
+from trainyard_api.base import is_unknown, parse_known
 from trainyard_api.study import ScalingStudy
 
 CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
@@ -21,6 +23,18 @@ T = TypeVar("T")
 
 class DataSourceError(Exception):
     """A data source can't be read; the message is one line that names it and the cause."""
+
+
+def parse_study(text: str | bytes) -> ScalingStudy:
+    """A study as stored, as far as this version knows it. Raises ValidationError."""
+    try:
+        # As JSON text: it parses times, but does not accept "2" as a number.
+        return ScalingStudy.model_validate_json(text)
+    except ValidationError as error:
+        known = parse_known(ScalingStudy, json.loads(text)) if is_unknown(error) else None
+        if known is None:
+            raise
+        return known
 
 
 class RunSummary(BaseModel):

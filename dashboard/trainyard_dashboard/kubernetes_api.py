@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from trainyard_api.base import validation_message
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
-from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary
+from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
 
 if TYPE_CHECKING:
     from kubernetes.client import CustomObjectsApi
@@ -53,8 +53,7 @@ class KubernetesAPI:
         studies = []
         for item in objects:
             try:
-                # As JSON text: it parses times, but does not accept "2" as a number.
-                study = ScalingStudy.model_validate_json(json.dumps(item))
+                study = parse_study(json.dumps(item))
             except ValidationError as error:
                 name = (item.get("metadata") or {}).get("name", "?")
                 message = validation_message(error)[:300]

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from trainyard_api.base import validation_message
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary
+from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
 from trainyard_dashboard.metrics_log import MetricsLog
 
 MAX_RUNS = 1000  # the newest
@@ -78,7 +78,7 @@ class LocalFiles:
         studies = []
         for path in paths:
             try:
-                study = ScalingStudy.model_validate_json(_read_bounded(path))
+                study = parse_study(_read_bounded(path))
             except FileNotFoundError:
                 continue
             except ValidationError as error:

@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard_api.base import parse_known, validation_message
+from trainyard_api.base import is_unknown, parse_known, validation_message
 from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker
@@ -45,10 +46,7 @@ class LocalBackend:
         try:
             return TrainingRun.model_validate(self.dir.read())
         except ValidationError as error:
-            raise UserError(
-                f"{self.dir.run_file}: {validation_message(error)};"
-                f" to remove the run: trainyard delete {self.dir.name}"
-            ) from None
+            raise UserError(unreadable(self.dir.run_file, error)) from None
 
     def save(self, run: TrainingRun) -> None:
         """Write the run if it has changed."""
@@ -121,6 +119,12 @@ class LocalBackend:
         # Another run's process may listen on the port by now.
         own = report is not None and (report.run, report.attempt) == (run.name, attempt)
         return report if own else None
+
+
+def unreadable(file: Path, error: ValidationError) -> str:
+    """Why a stored object can't be read, in one line."""
+    hint = ": use the newer version of trainyard that wrote it" if is_unknown(error) else ""
+    return f"{file}: {validation_message(error)}{hint}"
 
 
 def _append(losses: list[LossPoint], point: LossPoint) -> None:

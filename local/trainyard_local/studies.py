@@ -20,13 +20,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainyard_api.base import validation_message
+from trainyard_api.base import is_unknown
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import ScalingStudyStatus
 from trainyard_local import lock, preflight
-from trainyard_local.backend import LocalBackend
+from trainyard_local.backend import LocalBackend, unreadable
 from trainyard_local.display import StudyDisplay
 from trainyard_local.driver import Stop, create, drive
 from trainyard_local.store import RunDir, UserError, home
@@ -58,7 +58,8 @@ class StudyDir:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise UserError(f"{self.file}: {validation_message(error)}; {AGAIN}") from None
+            hint = "" if is_unknown(error) else f"; {AGAIN}"
+            raise UserError(f"{unreadable(self.file, error)}{hint}") from None
 
     def save(self, study: ScalingStudy) -> None:
         write_text_atomic(self.file, json.dumps(study.to_wire(), indent=1) + "\n")

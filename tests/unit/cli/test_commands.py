@@ -216,3 +216,18 @@ def test_get_is_light_and_nothing_here_needs_torch_or_kubernetes(here: Path) -> 
         ]
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_what_a_newer_version_has_stored_is_refused_by_name_and_kept(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("x.yaml").write_text(HEAD + "spec: {command: ['true']}")
+    file = here / "home" / "runs" / "x" / "run.json"
+    file.parent.mkdir(parents=True)
+    run = yaml.safe_load(Path("x.yaml").read_text())
+    run["spec"]["novelty"] = 1
+    file.write_text(json.dumps(run))
+    assert cli.main(["run", "x.yaml"]) == cli.EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert "spec.novelty: unknown key (got 1): use the newer version of trainyard" in error
+    assert json.loads(file.read_text()) == run

@@ -150,6 +150,17 @@ def test_valid_studies_are_read_and_an_invalid_one_is_named(tmp_path: Path) -> N
     assert "odd/study.json is not a valid ScalingStudy: spec.matrix" in problem
 
 
+def test_a_study_of_a_newer_version_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    newer = json.loads(path.read_text())
+    newer["spec"]["novelty"] = newer["status"]["novelty"] = 1
+    newer["status"]["phase"] = "Paused"
+    path.write_text(json.dumps(newer))
+    ((_, study),), problems = LocalFiles(tmp_path).studies()
+    assert problems == []
+    assert study.status.cells[0].measurements
+
+
 def test_an_unknown_run_is_a_one_line_error(tmp_path: Path) -> None:
     found, problems = Catalog([LocalFiles(tmp_path)], None).history(["local/x/../y"], ["loss"])
     assert (found, problems) == ({}, ["run local/x/../y does not exist (any more)"])
