@@ -128,7 +128,7 @@ STALLED_SECONDS = Metric(
 _NAMESPACE = Label("namespace", "of the runs below", 5000)
 _OF_RUNS = Label("run", "unfinished runs, and those that ended in the last 15 minutes", 5000)
 _PHASE = Label("phase", "TrainingRun's phases", 7)
-_REASON = Label("reason", "why attempts fail, as docs/start/concepts.md lists them", 24)
+_REASON = Label("reason", "why attempts fail, as docs/start/concepts.md lists them", 32)
 RUNS = Metric("trainyard_operator_runs", "gauge", "Training runs by phase.", (_PHASE,))
 RUN_PHASE = Metric(
     "trainyard_operator_run_phase",

@@ -100,6 +100,8 @@ FailureReason = Literal[
     "Evicted",
     "Preempted",
     "PodDeleted",
+    "StartError",
+    "HubUnreachable",
 ]
 
 

@@ -15,6 +15,7 @@ from trainyard_api.policy import FailureReason
 from trainyard_lifecycle.plan import Worker
 from trainyard_lifecycle.torchrun_output import (
     RankFailure,
+    find_abort,
     find_errors,
     find_single_line_errors,
     parse_error_file,
@@ -57,6 +58,8 @@ _PRECEDENCE: dict[FailureReason, int] = {
     "HardwareError": 1,
     "DiskFull": 1,
     "UserException": 1,
+    "HubUnreachable": 1,
+    "StartError": 1,
     "OOMKilled": 2,
     "NodeLost": 3,
     "Evicted": 3,
@@ -92,7 +95,9 @@ _DISRUPTIONS: dict[str, FailureReason] = {
     "TerminationTarget": "Preempted",
 }
 
-# What a rank says when a peer vanished or the network failed: a consequence, worth another try.
+# What a rank says when a peer vanished or the network failed: a consequence, worth another try. It
+# has one of these classes: a ConnectionError of Python's is about a server that a script talks to.
+_PEER_CLASSES = re.compile(r"RuntimeError|RankLostError|(Dist|Rendezvous)\w*Error")
 _PEER_LOST = re.compile(
     r"^ranklosterror|connection (closed|reset|refused)|broken pipe|dist(backend|network|store)error"
     r"|nccl error|ncclsystemerror|ncclremoteerror|rendezvous\w*error|socket timeout"
@@ -100,13 +105,21 @@ _PEER_LOST = re.compile(
     r"|\bgloo\b.*(timeout|timed out|read error|closed)|timed out waiting \d+ ?ms",
     re.IGNORECASE,
 )
+_PORT_IN_USE = "EADDRINUSE"  # of a store that can't be served: no peer is to blame
 # Classes of the trainer's errors that are reasons of their own.
 _TRAINER_ERRORS: dict[str, FailureReason] = {
     "ConfigError": "ConfigError",
     "DiskFullError": "DiskFull",
     "HangError": "Hang",
     "HardwareError": "HardwareError",
+    "HubUnreachableError": "HubUnreachable",
+    "StoppedError": "Signal",  # by SIGTERM, which not every rank got
 }
+# torch's words for a loader worker that a signal ended; there is no code.
+_LOADER_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
+_NO_ROOM = re.compile(r"\[Errno (28|122)\]")  # ENOSPC, EDQUOT
+# The container runtime could not start the program; the message says why.
+_NOT_STARTED = ("StartError", "ContainerCannotRun", "RunContainerError")
 # The trainer names the rank that is stopped, or that the others wait for.
 _HANG = "HangError: "
 _MAX_MESSAGE = 500
@@ -135,6 +148,9 @@ def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | No
         return _failure("OOMKilled", worker, message)
     if worker.exit_reason == "Evicted":
         return _failure("Evicted", worker, worker.termination_message or "evicted by the kubelet")
+    if worker.exit_reason in _NOT_STARTED:
+        message = f"the container can't be started: {worker.termination_message}"
+        return _failure("StartError", worker, message, exit_code=worker.exit_code)
     if worker.exit_code is None and worker.exit_reason:
         # The kubelet's own admission: the scheduler did not know that the node's room was taken.
         why = f"node {worker.host} did not run the pod: {worker.exit_reason}"
@@ -154,8 +170,8 @@ def start_timeout_failure(message: str) -> Failure:
 
 
 def find_root_cause(failures: Iterable[Failure]) -> Failure | None:
-    """The failure that explains the others."""
-    return min(failures, key=lambda failure: failure.precedence, default=None)
+    """The failure that explains the others; among equals, one that the rank itself explains."""
+    return min(failures, key=lambda each: (each.precedence, not each.exception), default=None)
 
 
 def _diagnose_output(worker: Worker) -> Failure | None:
@@ -170,25 +186,28 @@ def _diagnose_output(worker: Worker) -> Failure | None:
     table = parse_failures(log)
     first = table[0] if table else None
     if first and first.exit_code < 0 and first.exit_code != -signal.SIGTERM:
-        return _signal_failure(first, worker)
+        return _signal_failure(first, worker, streams.get(first.local_rank, []))
     lines = streams.get(first.local_rank, []) if first else []
     errors = ([reported] if reported else []) + find_errors(lines)[-1:]
     # torchrun notices a killed rank only when it looks next; a peer that lost it has written its
     # error by then, and comes first in the table. SIGTERM is how torchrun itself ends the others.
     killed = [f for f in table if f.exit_code < 0 and f.exit_code != -signal.SIGTERM]
-    if killed and all(_PEER_LOST.search(error) for error in errors):
-        return _signal_failure(killed[0], worker)
+    if killed and all(map(_has_lost_its_peer, errors)):
+        return _signal_failure(killed[0], worker, streams.get(killed[0].local_rank, []))
     if first and first.exit_code < 0 and not errors:
-        return _signal_failure(first, worker)
+        return _signal_failure(first, worker, lines)
     if first and not errors:
         return _diagnose_exit(worker, first.exit_code, f"rank {first.rank}: ", lines)
     errors += [error for stream in streams.values() for error in find_errors(stream)]
-    causes = [error for error in errors if not _PEER_LOST.search(error)]
+    causes = [error for error in errors if not _has_lost_its_peer(error)]
     return _diagnose_error((causes or errors)[0], worker) if errors else None
 
 
-def _signal_failure(rank: RankFailure, worker: Worker) -> Failure:
+def _signal_failure(rank: RankFailure, worker: Worker, lines: list[str]) -> Failure:
+    """The failure of a rank that a signal ended; `lines` are its own."""
     message = f"rank {rank.rank}: {_signal_name(-rank.exit_code)}"
+    if rank.exit_code == -signal.SIGABRT and (why := find_abort(lines)):
+        message += f": {why}"
     return _failure("Signal", worker, message, exit_code=128 - rank.exit_code)
 
 
@@ -213,16 +232,32 @@ def _diagnose_exit(worker: Worker, code: int, rank: str, lines: list[str]) -> Fa
 
 def _diagnose_error(line: str, worker: Worker) -> Failure:
     """The failure that an exception's line stands for."""
-    name, _, text = line.partition(": ")
-    name = name.rpartition(".")[2]
+    name = _class_of(line)
     if name in _TRAINER_ERRORS:
-        return _failure(_TRAINER_ERRORS[name], worker, text or line, exception=name)
+        text = line.partition(": ")[2] or line
+        code = 128 + signal.SIGTERM if name == "StoppedError" else None
+        return _failure(_TRAINER_ERRORS[name], worker, text, exit_code=code, exception=name)
     if HARDWARE_FAULT.search(line):
         return _failure("HardwareError", worker, line, exception=name)
-    if _PEER_LOST.search(line):
+    if _has_lost_its_peer(line):
         message = f"lost contact with the other ranks: {line}"
         return _failure("PeerLost", worker, message, exception=name)
-    return _failure("UserException", worker, line, exception=name)
+    if _PORT_IN_USE in line:  # the next attempt may have its port
+        return _failure("PeerLost", worker, line, exception=name)
+    if name == "RuntimeError" and _LOADER_WORKER.search(line):
+        return _failure("Signal", worker, line, exception=name)
+    full = name == "OSError" and _NO_ROOM.search(line)
+    return _failure("DiskFull" if full else "UserException", worker, line, exception=name)
+
+
+def _class_of(line: str) -> str:
+    """The exception's class, without its module."""
+    return line.partition(": ")[0].rpartition(".")[2]
+
+
+def _has_lost_its_peer(line: str) -> bool:
+    network = _PEER_CLASSES.fullmatch(_class_of(line)) and _PEER_LOST.search(line)
+    return bool(network) and _PORT_IN_USE not in line
 
 
 def _failure(

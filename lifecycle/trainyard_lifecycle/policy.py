@@ -1,9 +1,10 @@
 """What follows from a failure: one pure decision from the failure, the run's policy and history.
 
-A disruption (the cluster took a pod away) is not a failure of the run: it is tried again without
-being counted. A failure that another attempt can fix is counted against maxRestarts, which starts
-again once training has got further. Everything else stops the run, which then waits for its user:
-a changed spec or `trainyard retry` starts the next attempt from the newest checkpoint.
+A disruption (the cluster took a pod away, or the Hub gives no answer) is not a failure of the run:
+it is tried again without being counted. A failure that another attempt can fix is counted against
+maxRestarts, which starts again once training has got further. Everything else stops the run, which
+then waits for its user: a changed spec or `trainyard retry` starts the next attempt from the newest
+checkpoint.
 """
 
 import hashlib
@@ -31,12 +32,14 @@ DEFAULT_ACTIONS: dict[FailureReason, Action] = {
     "Hang": "Restart",
     "Signal": "Restart",
     "StartTimeout": "Restart",
+    "StartError": "Restart",
     "PeerLost": "Restart",
     "Unknown": "Restart",
     "NodeLost": "Ignore",
     "Evicted": "Ignore",
     "Preempted": "Ignore",
     "PodDeleted": "Ignore",
+    "HubUnreachable": "Ignore",
 }
 # After these the ranks still reach each other, and get their whole grace period to save the step.
 GRACEFUL = frozenset({"Evicted", "Preempted", "PodDeleted"})

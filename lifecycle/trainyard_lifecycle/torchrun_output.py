@@ -84,6 +84,12 @@ def find_single_line_errors(lines: list[str]) -> list[str]:
     return [match[1] for line in lines if (match := _SINGLE_LINE_ERROR.match(line))]
 
 
+def find_abort(lines: list[str]) -> str:
+    """What native code said before it aborted: its C++ exception, such as NCCL's watchdog's."""
+    found = [line.partition("what():")[2] for line in lines if "what():" in line]
+    return found[-1].strip() if found else ""
+
+
 def _find_traceback_errors(lines: list[str]) -> list[str]:
     """Last lines of the Python tracebacks, without torchrun's own."""
     errors: list[str] = []
