@@ -41,6 +41,12 @@ class ConfigError(UserError):
     on_every_rank = True
 
 
+class HubUnreachableError(UserError):
+    """The Hugging Face Hub, or its mirror, gives no answer: a later attempt asks it again."""
+
+    on_every_rank = True
+
+
 class CheckpointError(UserError):
     """No checkpoint could be used, or the last one, or the model, could not be written."""
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from trainyard_trainer.data.cache import cached
+from trainyard_trainer.data.hub import failed_load
 from trainyard_trainer.data.rows import HUB, load_rows
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
 from trainyard_trainer.data.tokenizers import BPETokenizer, split_text, token_dtype
@@ -30,7 +31,9 @@ _TEXT_SUFFIXES = (".txt", ".md", ".py", ".text")
 
 
 def load_text(corpus: str) -> str:
-    """The text of a recipe's `corpus` setting. Raises ConfigError that says what to change.
+    """The text of a recipe's `corpus` setting.
+
+    Raises ConfigError that says what to change, and HubUnreachableError.
 
     `stdlib`: the source of the running Python's standard library; a path to a text file, to a
     directory of them, or a glob (sorted and joined); `hub:OWNER/NAME[:COLUMN]`: the train split of
@@ -112,8 +115,7 @@ def _hub(name: str) -> str:
     try:
         rows = datasets.load_dataset(dataset, split="train")
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"config.corpus: hub:{dataset} could not be loaded: {reason}") from None
+        raise failed_load(f"config.corpus: hub:{dataset}", error) from None
     column = column or "text"
     if column not in rows.column_names:
         raise ConfigError(

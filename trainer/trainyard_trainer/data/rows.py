@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from trainyard_trainer.data.hub import failed_load
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ _SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.Table":
-    """The split's `columns`, in file order. Raises ConfigError that says what to change.
+    """The split's `columns`, in file order.
+
+    Raises ConfigError that says what to change, and HubUnreachableError.
 
     `source`: a parquet, csv or jsonl file (its only split); a directory with files named
     SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME or
@@ -108,8 +111,7 @@ def _from_hub(where: str, source: str, split: str) -> "pa.Table":
         # Arrow format: images stay encoded.
         return rows.with_format("arrow")[:]
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{where} could not be loaded: {reason}") from None
+        raise failed_load(where, error) from None
 
 
 Labels = npt.NDArray[np.int64]

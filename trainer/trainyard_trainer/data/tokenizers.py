@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from trainyard_storage.files import write_json
+from trainyard_trainer.data.hub import failed_load
 from trainyard_trainer.errors import ConfigError
 
 UNKNOWN = "<unk>"  # id 0
@@ -220,10 +221,7 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=[TOKENIZER, _CONFIG, *_OTHERS]))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{setting} is not a local directory and could not be loaded from the Hub: {reason}"
-        ) from None
+        raise failed_load(setting, error, " from the Hub (and is not a local directory)") from None
 
 
 def _fingerprint(definition: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainyard_api.checkpoint import MANIFEST
 from trainyard_api.golden import EVALUATION, GOLDEN
+from trainyard_trainer.data.hub import failed_load
 from trainyard_trainer.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def sample_continuation(
 
 
 def _load(key: str, name: str, auto: Any, **options: Any) -> Any:
-    """`auto.from_pretrained`; a failure raises ConfigError with the reason on one line."""
+    """`auto.from_pretrained`; a failure raises ConfigError, or HubUnreachableError, on one line."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -148,11 +149,12 @@ def _load(key: str, name: str, auto: Any, **options: Any) -> Any:
     try:
         return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error):
-            reason = "it needs remote code, which is never run; choose a model that does not"
+            raise ConfigError(
+                f"{where} needs remote code, which is never run; choose a model that does not"
+            ) from None
         source = "" if Path(name).is_dir() else " from the Hub (and is not a local directory)"
-        raise ConfigError(f"{where} could not be loaded{source}: {reason}") from None
+        raise failed_load(where, error, source) from None
 
 
 # For this run's own servers; the golden and evaluation files contain held-out texts.
