@@ -72,9 +72,17 @@ class SupersededError(UserError):
 
 
 class StoppedError(UserError):
-    """SIGTERM stopped the run before its last step."""
+    """SIGTERM stopped the run before its last step.
+
+    Attributes:
+        alone: this rank got the signal and others did not, so its launcher can't say who did.
+    """
 
     on_every_rank = True
+
+    def __init__(self, message: str, *, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 class RankLostError(UserError):
@@ -251,12 +259,20 @@ def _write_error_files(error: BaseException, file: int | None) -> None:
     text, reported = _error_json(error), _read(file)
     if isinstance(error, RankLostError) and _message(reported):
         text = reported  # torchrun may read any rank's file: all have the cause
+    _write_pod_error(text, file)
     try:
-        if file is not None and not reported:
-            os.pwrite(file, text.encode(), 0)
         if name := os.environ.get(ERROR_FILE_ENV):
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text(text)
+    except OSError as problem:
+        print(f"warning: error file not written: {problem}", file=sys.stderr)
+
+
+def _write_pod_error(text: str, file: int | None) -> None:
+    """Write this pod's error file, unless one of its ranks has."""
+    try:
+        if file is not None and not _read(file):
+            os.pwrite(file, text.encode(), 0)
     except OSError as problem:
         print(f"warning: error file not written: {problem}", file=sys.stderr)
 
@@ -303,6 +319,10 @@ def exit_with(error: BaseException, rank: int) -> int:
     if isinstance(error, StoppedError):
         if rank == 0:
             print(error, flush=True)
+        if error.alone:
+            # All ranks end by the signal, so that torchrun would name its first one.
+            with _locked_error_file() as file:
+                _write_pod_error(_error_json(error), file)
         # Die by SIGTERM, as without a handler: torchrun and its caller expect that.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

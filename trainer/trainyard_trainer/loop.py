@@ -136,7 +136,7 @@ class Loop:
                 self._save()
             self._report_save(self.checkpointer.poll())
             if not done and stop.agreed(self.step):
-                self._save_and_stop()
+                self._save_and_stop(stop)
         self._finish_saving()
 
     def _train_step(self) -> torch.Tensor:
@@ -337,18 +337,26 @@ class Loop:
         self._saved = saved.step
         self.reporter.checkpoint_saved(saved.ref, saved.seconds)
 
-    def _save_and_stop(self) -> NoReturn:
+    def _save_and_stop(self, stop: Stop) -> NoReturn:
         """Save this step, unless it has just been saved, and stop on every rank."""
         self.reporter.update(phase="saving")
         if self._saving != self.step:
             self._save()
         self._wait_for_copy()
         self._report_save(self.checkpointer.wait())
-        self.group.gather(None)  # no rank exits before rank 0 has published
-        outcome = "which is saved" if self._saved == self.step else "which could not be saved"
+        # No rank exits before rank 0 has published.
+        saved = self.group.broadcast(self._saved == self.step)
+        told = [rank for rank, got in enumerate(self.group.gather(stop.requested)) if got]
+        outcome = "which is saved" if saved else "which could not be saved"
+        where = f"after step {self.step} of {self.config.max_steps}, {outcome}"
+        if len(told) < self.group.world_size:
+            names = ", ".join(map(str, told[:8])) + ("…" if told[8:] else "")
+            raise StoppedError(
+                f"SIGTERM: stopped {where}; somebody sent it to rank {names} only",
+                alone=stop.requested,
+            )
         raise StoppedError(
-            f"SIGTERM: stopped after step {self.step} of {self.config.max_steps}, {outcome}; start"
-            " it again to resume from the newest checkpoint"
+            f"SIGTERM: stopped {where}; start it again to resume from the newest checkpoint"
         )
 
     def _finish_saving(self) -> None:

@@ -50,6 +50,11 @@ def test_all_ranks_save_the_same_step_though_one_got_the_signal(
     last = run.out.splitlines()[-1]
     assert last.startswith(f"SIGTERM: stopped after step {manifest.step} of 100000, which is saved")
     assert manifest.step == max(run.losses())  # not one step is lost
+    if len(told) < ranks:  # only they know who was told
+        assert last.endswith(f"; somebody sent it to rank {told[0]} only")
+        assert run.error_message() == f"StoppedError: {last}"
+    else:
+        assert not (run.folder / "result.json").exists()
 
     config = job.config | {"max_steps": manifest.step + 2, "lr_decay_steps": 100_000}
     again = job.model_copy(update={"attempt": 2, "config": config})
