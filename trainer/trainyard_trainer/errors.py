@@ -132,13 +132,16 @@ def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> Ba
 
 
 def as_out_of_memory(error: Exception, step: int) -> Exception:
-    """An OutOfMemoryError in place of torch's errors for too little memory; else `error`."""
+    """An OutOfMemoryError in place of torch's errors for too little memory; else `error`.
+
+    It names what may change when the run resumes: the same batch in smaller parts.
+    """
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError) or not _NO_MEMORY.search(text):
         return error
     return OutOfMemoryError(
-        f"the batch of step {step} doesn't fit into memory: lower config.batch_size, raise"
-        " gradient_accumulation_steps or set activation_checkpointing"
+        f"the batch of step {step} doesn't fit into memory: raise"
+        " config.gradient_accumulation_steps or set config.activation_checkpointing"
         f" ({text.partition('. ')[0][:200]})"
     )
 

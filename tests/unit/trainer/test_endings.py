@@ -125,7 +125,7 @@ def test_a_rank_that_torchrun_ends_had_nothing_to_add(
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("memory", "OutOfMemoryError: the batch of step 5 doesn't fit into memory: lower "),
+        ("memory", "OutOfMemoryError: the batch of step 5 doesn't fit into memory: raise "),
         ("a sample", "ConfigError: row 7 can't be decoded"),
         ("a step", "ValueError: a mistake of ours"),
     ],
