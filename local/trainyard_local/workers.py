@@ -55,7 +55,8 @@ class Workers:
         if (directory / shim.EXIT_FILE).exists():
             return
         with contextlib.suppress(lock.LockHeldError), lock.held(directory / LOCK_FILE) as file:
-            if problem := preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY]):
+            problem = preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY])
+            if problem := problem or self._make_directories(run):
                 _record_refusal(directory, problem)
             else:
                 self._start(run, key, nodes, directory, file.fileno())
@@ -90,8 +91,6 @@ class Workers:
         self, run: TrainingRun, key: WorkerKey, nodes: int, directory: Path, lock_fd: int
     ) -> None:
         data = self._dir.data(run.to_wire())
-        data.mkdir(parents=True, exist_ok=True)
-        self._dir.logs.mkdir(exist_ok=True)
         ports = self._ports(key.attempt)
         target = launch.LaunchTarget(
             endpoint=f"{NODE_0}:{ports['rendezvous']}",
@@ -127,6 +126,19 @@ class Workers:
                 start_new_session=True,
             )
         self._children.append(child)
+
+    def _make_directories(self, run: TrainingRun) -> str | None:
+        """Make those that workers write to; returns why they can't be made."""
+        data = self._dir.data(run.to_wire())
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            self._dir.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            return (
+                f"the run directory {data} cannot be written: {error.strerror}; check the volume"
+                " and its permissions"
+            )
+        return None
 
     def _ports(self, attempt: int) -> dict[str, int]:
         """Free ports, chosen once per attempt."""
