@@ -18,10 +18,14 @@ from trainyard_local.store import HOME_ENV
 
 
 class Box:
-    """Runs the command line in a directory of its own and looks at what it leaves."""
+    """Runs the command line in a directory of its own and looks at what it leaves.
+
+    Attributes:
+        folder: where the next command is called.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.folder = path
         self.home = path / "home"
         self.started: list[subprocess.Popen[str]] = []
 
@@ -29,7 +33,7 @@ class Box:
         """A `trainyard` command in the background; its output is kept together."""
         command = subprocess.Popen(
             [sys.executable, "-m", "trainyard_cli.main", *arguments],
-            cwd=self.path,
+            cwd=self.folder,
             env={**os.environ, HOME_ENV: str(self.home), "OMP_NUM_THREADS": "1", **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

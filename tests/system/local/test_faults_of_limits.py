@@ -1,0 +1,37 @@
+"""A run that has reached a limit of its spec: the message says which, and raising it goes on."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.patience import until
+from tests.system.local.life import Life
+
+
+def test_limits_are_raised_one_after_the_other(box: Any) -> None:
+    life = Life(box, "limits", maxRestarts=0, activeDeadlineSeconds=1)
+    life.apply()
+    life.has_stopped_by("active-deadline")
+
+    life.strike(2, "signal", step=6, signal="SIGKILL")
+    # In three more attempts rank 1 is killed once it was seen that ten steps were done.
+    gates = [box.path / f"go-{attempt}" for attempt in (3, 4, 5)]
+    for attempt, gate in enumerate(gates, start=3):
+        life.strike(attempt, "wait", step=10, until=str(gate))
+        life.strike(attempt, "signal", step=10, signal="SIGKILL")
+    life.change(activeDeadlineSeconds=None)
+    life.apply()
+    life.has_stopped_by("restarts-used-up")
+
+    life.change(maxRestarts=100)
+    command = box.start("run", life.manifest())
+    for gate in gates:
+        until(Path(f"{gate}.awaited").exists, "the attempt has come to the step")
+        until(lambda: life.status.get("step") == 10, "it is seen there")
+        gate.touch()
+    life.said = box.end(command)[1]
+    life.has_stopped_by("same-failure-three-times")
+    saved = life.kept
+    assert saved >= 4
+    life.retry()
+    life.has_succeeded()
+    assert life.status["attempts"][-1]["resumedFromStep"] == saved
