@@ -1,8 +1,19 @@
-"""Writes what comes from the code: docs/reference, the architecture and the drawings."""
+"""Writes what comes from the code: docs/reference, the architecture, the tables of faults, the
+drawings.
+"""
 
 from pathlib import Path
 
-from docs.generate import architecture, charts, cli, drawings, fields, metrics, recipes
+from docs.generate import (
+    architecture,
+    charts,
+    cli,
+    drawings,
+    fields,
+    metrics,
+    recipes,
+    troubleshooting,
+)
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -18,6 +29,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "chart-serving.md": charts.reference("serving"),
         REFERENCE / "metrics.md": metrics.reference(),
         architecture.PAGE: architecture.page(),
+        troubleshooting.PAGE: troubleshooting.page(),
     }
 
 

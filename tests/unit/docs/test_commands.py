@@ -94,7 +94,7 @@ def test_manifests_are_valid(page: Path) -> None:
                 TrainingRun.model_validate(document)
             case kind if kind == STUDY_KIND:
                 ScalingStudy.model_validate(document)
-            case "StorageClass":
+            case "StorageClass" | "NetworkPolicy":
                 validate(document, KUBERNETES, strict=True)
             case "ClusterConfig":  # eksctl's own
                 assert document["apiVersion"].startswith("eksctl.io/")

@@ -73,7 +73,8 @@ def test_quoted_messages_are_printed(page: Path, texts: set[str]) -> None:
 
 
 def test_troubleshooting_quotes_messages() -> None:
-    assert len(list(quoted(ROOT / "docs/operate/troubleshooting.md"))) > 10
+    """Besides its generated tables of faults, which docs/generate/troubleshooting.py describes."""
+    assert len(list(quoted(ROOT / "docs/operate/troubleshooting.md"))) > 5
 
 
 def test_a_message_that_nothing_prints_is_found(texts: set[str]) -> None:
