@@ -1,6 +1,6 @@
 """The tables of docs/operate/troubleshooting.md, from the corpus of faults in tests/faults.
 
-They stand between `<!-- faults: FILE -->` and `<!-- end -->`; nothing else of the page is generated.
+They stand between `<!-- faults: FILE -->` and `<!-- end -->`; the rest of the page is written by hand.
 """
 
 import re
