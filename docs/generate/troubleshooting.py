@@ -1,6 +1,6 @@
 """The tables of docs/operate/troubleshooting.md, from the corpus of faults in tests/faults.
 
-They stand between `<!-- faults: FILE -->` and `<!-- end -->`; the rest of the page is written by hand.
+They stand between `<!-- faults: FILE -->` and `<!-- end -->`; the rest of the page is by hand.
 """
 
 import re
