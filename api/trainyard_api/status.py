@@ -117,6 +117,11 @@ class Attempt(Record):
         description="The sha256 of that spec, without what attempts don't depend on: suspend, the"
         " TTL and storage.whenDeleted.",
     )
+    pods_digest: str = Field(
+        default="",
+        description="The sha256 of the part of that spec which pods are made from. While they wait"
+        " to start, another one replaces them.",
+    )
     step: int | None = Field(
         default=None, description="Optimizer steps done when the attempt ended, as far as known."
     )

@@ -141,15 +141,36 @@ def spec_digest(spec: TrainingRunSpec) -> str:
 
     Defaults are left out, so that a newer version with a new field computes the same.
     """
+    return _digest(spec, _AFTERWARDS)
+
+
+def pods_digest(spec: TrainingRunSpec) -> str:
+    """The sha256 of what pods are made from: not how many there are, nor how hard to try."""
+    return _digest(spec, _AFTERWARDS | _HOW_HARD)
+
+
+_AFTERWARDS = frozenset({"suspend", "ttl_seconds_after_finished"})
+_HOW_HARD = frozenset(
+    {
+        "num_nodes",
+        "elastic",
+        "max_restarts",
+        "max_disruptions",
+        "failure_policy",
+        "backoff",
+        "active_deadline_seconds",
+        "deadlines",
+        "start_deadline_seconds",
+    }
+)
+
+
+def _digest(spec: TrainingRunSpec, without: frozenset[str]) -> str:
     wire = spec.model_dump(
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        exclude={
-            "suspend": True,
-            "ttl_seconds_after_finished": True,
-            "storage": {"when_deleted"},
-        },
+        exclude=dict.fromkeys(without, True) | {"storage": {"when_deleted"}},
     )
     if not wire.get("storage"):
         wire.pop("storage", None)

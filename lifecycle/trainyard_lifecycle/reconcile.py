@@ -22,7 +22,7 @@ from trainyard_lifecycle.pending import (
     record_progress,
 )
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker, WorkerKey, worker_name
-from trainyard_lifecycle.policy import request_to_continue
+from trainyard_lifecycle.policy import pods_digest, request_to_continue
 from trainyard_lifecycle.status import apply_report, current_attempt, format_count, set_condition
 from trainyard_lifecycle.transitions import (
     POLL_STARTING,
@@ -34,6 +34,8 @@ from trainyard_lifecycle.transitions import (
     fail_attempt,
     fail_run,
     next_attempt_nodes,
+    note_spec,
+    replace_pending,
     resize_run,
     schedule_retry,
     stale_workers,
@@ -144,6 +146,11 @@ def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
     if attempt and attempt.wanted_nodes != run.spec.num_nodes:
         text = f"numNodes changed from {attempt.wanted_nodes} to {run.spec.num_nodes}"
         return resize_run(observed, status, text)
+    waiting = missing or any(worker.phase == "Pending" for worker in gang)
+    if attempt and waiting and attempt.pods_digest not in ("", pods_digest(run.spec)):
+        if gang:
+            return replace_pending(observed, status)
+        note_spec(attempt, run)
 
     if report := observed.report_of(status.attempt):
         apply_report(status, report)

@@ -9,10 +9,17 @@ from datetime import datetime, timedelta
 
 from trainyard_api.base import parse_known
 from trainyard_api.progress import ProgressReport
+from trainyard_api.run import TrainingRun
 from trainyard_api.status import Attempt, TrainingRunStatus
 from trainyard_lifecycle.diagnosis import Failure
 from trainyard_lifecycle.plan import Event, Observed, Plan, Worker, WorkerKey
-from trainyard_lifecycle.policy import chosen_action, failures_in_a_row, judge, spec_digest
+from trainyard_lifecycle.policy import (
+    chosen_action,
+    failures_in_a_row,
+    judge,
+    pods_digest,
+    spec_digest,
+)
 from trainyard_lifecycle.status import (
     add_attempt,
     apply_report,
@@ -46,6 +53,7 @@ def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> 
             wanted_nodes=run.spec.num_nodes,
             generation=run.metadata.generation,
             spec_digest=spec_digest(run.spec),
+            pods_digest=pods_digest(run.spec),
         ),
     )
     set_condition(status, "Running", False, "Starting", f"attempt {number} is starting", now)
@@ -65,12 +73,29 @@ def start_attempt(observed: Observed, status: TrainingRunStatus, nodes: int) -> 
 
 def resize_run(observed: Observed, status: TrainingRunStatus, text: str) -> Plan:
     """End the attempt, and start one of another size once its workers have saved their step."""
-    end_attempt(status, observed.now, "Resized", "Resized", text)
+    return _start_over(observed, status, "Resized", "Resized", text)
+
+
+def replace_pending(observed: Observed, status: TrainingRunStatus) -> Plan:
+    """End an attempt whose pods wait to start, perhaps for what the changed spec asks for."""
+    return _start_over(observed, status, "GivenBack", "SpecChanged", "the spec was changed")
+
+
+def note_spec(attempt: Attempt, run: TrainingRun) -> None:
+    """The attempt's pods, of which there is none yet, are made from the spec as it is now."""
+    attempt.generation = run.metadata.generation
+    attempt.spec_digest, attempt.pods_digest = spec_digest(run.spec), pods_digest(run.spec)
+
+
+def _start_over(
+    observed: Observed, status: TrainingRunStatus, outcome: str, reason: str, text: str
+) -> Plan:
+    end_attempt(status, observed.now, outcome, reason, text)
     clear_rates(status)
-    set_condition(status, "Running", False, "Resized", text, observed.now)
+    set_condition(status, "Running", False, reason, text, observed.now)
     status.next_attempt_time = observed.now
-    status.phase, status.reason, status.message = "Restarting", "Resized", text
-    event = Event("Normal", "Resized", text, f"{status.attempt}-resized")
+    status.phase, status.reason, status.message = "Restarting", reason, text
+    event = Event("Normal", reason, text, f"{status.attempt}-{reason.lower()}")
     delete = _active_workers(observed.workers)
     return Plan(status, (event,), delete=delete, requeue_after=POLL_STARTING)
 

@@ -120,6 +120,9 @@ def test_the_remedy_brings_the_run_back(fault: Fault) -> None:
         plan = story.see(after=LATER)
         assert plan.status.attempt == before.attempt + 1
         assert len(plan.create) == plan.status.nodes
+    elif fault.case.remedy.spec:
+        assert story.look().status.reason == "SpecChanged"
+        assert len(story.see().create) == before.nodes, "pods are made from the mended spec"
     elif before.phase != "Succeeded":
         assert story.see(*story.healthy(), report=story.report()).status.phase != "Failed"
         assert story.attempt == before.attempt

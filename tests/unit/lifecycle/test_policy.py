@@ -331,3 +331,34 @@ def test_the_docs_have_the_same_table() -> None:
     ]
     table = {row[0]: row[2] for row in rows if row[0] in DEFAULT_ACTIONS}
     assert table == {reason: words[action] for reason, action in DEFAULT_ACTIONS.items()}
+
+
+def test_pods_that_wait_are_replaced_when_their_spec_is_mended() -> None:
+    story = story_of(numNodes=2)
+    waits = make_worker(1, phase="Pending", unschedulable="0/2 nodes: untolerated taint")
+    assert story.see(make_worker(0), waits).status.phase == "Pending"
+    change(story, maxRestarts=9, deadlines={"scheduleSeconds": 60})
+    assert story.see(make_worker(0), waits).delete == (), "pods are made from nothing of that"
+    change(story, podTemplate={"spec": {"tolerations": [{"operator": "Exists"}]}})
+    plan = story.see(make_worker(0), waits)
+    assert (plan.status.phase, plan.status.reason) == ("Restarting", "SpecChanged")
+    assert plan.delete == ("r-1-0", "r-1-1")
+    plan = story.see()
+    assert [key.attempt for key in plan.create] == [2, 2]
+    assert (plan.status.restarts, plan.status.disruptions) == (0, 0)
+
+
+def test_pods_that_run_keep_the_spec_they_were_made_from() -> None:
+    story = story_of()
+    story.see(make_worker(0), report=make_report(joined=1))
+    change(story, resourcesPerNode={"limits": {"cpu": 4}})
+    assert story.see(make_worker(0), report=make_report(joined=1)).status.phase == "Running"
+
+
+def test_pods_that_were_never_created_are_made_from_the_newest_spec() -> None:
+    story = story_of()
+    change(story, podTemplate={"spec": {"nodeSelector": {"disk": "ssd"}}})
+    plan = story.see()
+    assert [key.attempt for key in plan.create] == [1]
+    assert story.see(make_worker(0, phase="Pending")).delete == ()
+    assert story.run.status.attempts[0].generation == 2
