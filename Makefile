@@ -48,6 +48,9 @@ e2e: cluster ## the end-to-end tests on a real Kubernetes
 kill-soak: $(VENV)/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
 	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)
 
+kill-ranks: $(VENV)/ready ## kill ranks of local runs at random moments; the status must name them (KILLS=60 SEED=1)
+	$(BIN)/python -m tests.soak.kill_ranks --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
 bench: ## list the benchmarks: one command each, for an idle machine
 	@for file in tests/bench/*.py; do grep -q "^    python -m" $$file && head -1 $$file && grep -m1 "^    python -m" $$file; done | tr -d '"'
 

@@ -28,6 +28,7 @@ from typing import Any
 from tests.patience import until
 from tests.soak.families import text
 from tests.support.local.box import Box
+from tests.support.local.ranks import ranks_of
 from tests.support.trainer.checkpoint_tensors import digests
 from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_storage.checkpoints import newest_valid
@@ -94,14 +95,7 @@ class Sequence:
 
     def ranks(self) -> list[int]:
         """The process ids of the ranks."""
-        found = []
-        for pid in self.box.processes(self.name):
-            with contextlib.suppress(OSError):
-                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if any(v.startswith(b"LOCAL_RANK=") for v in variables) and b"-m" in command:
-                    found.append(pid)
-        return found
+        return [*ranks_of(self.box.run_dir(self.name)).values()]
 
     def check_nothing_lost(self) -> None:
         """The newest checkpoint that verifies must never be an older one."""

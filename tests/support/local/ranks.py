@@ -6,10 +6,10 @@ from pathlib import Path
 from trainyard_local import shim
 
 
-def ranks_of(run_dir: Path, attempt: int) -> dict[int, int]:
-    """The process id of every living rank of the attempt, by rank."""
+def ranks_of(run_dir: Path, attempt: int | None = None) -> dict[int, int]:
+    """The process id of every living rank, by rank; None: of whichever attempt has workers."""
     found: dict[int, int] = {}
-    for worker in (run_dir / "workers").glob(f"{attempt}-*"):
+    for worker in (run_dir / "workers").glob(f"{'*' if attempt is None else attempt}-*"):
         for pid in shim.processes(worker):
             rank = _rank(pid)
             if rank is not None:
@@ -23,8 +23,9 @@ def _rank(pid: int) -> int | None:
     Loader workers and the like have a rank's environment, but the rank for a parent.
     """
     with suppress(OSError, ValueError):
-        if "RANK" in _environment(pid) and "RANK" not in _environment(_parent(pid)):
-            return int(_environment(pid)["RANK"])
+        rank = _environment(pid).get("RANK")
+        if rank is not None and "RANK" not in _environment(_parent(pid)):
+            return int(rank)
     return None
 
 
