@@ -92,9 +92,10 @@ def test_rows_without_a_text_are_skipped_and_counted(rows: Path) -> None:
 
 def test_other_texts_are_not_the_checkpoints(rows: Path) -> None:
     saved = recipe(rows).state()
-    recipe(rows, saved)
+    recipe(rows, saved).check_data(saved)
+    other = recipe(rows, saved, prompt="Go on: {title}")
     with pytest.raises(ConfigError, match="not those the checkpoint was trained on"):
-        recipe(rows, saved, prompt="Go on: {title}")
+        other.check_data(saved)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_what_a_checkpoint_was_trained_with_must_stay(
     saved = recipe().state()
     moved = tmp_path / "moved"
     shutil.copytree(tokenizer, moved)
-    recipe(saved=saved, tokenizer=str(moved))  # only the place is another
+    recipe(saved=saved, tokenizer=str(moved)).check_data(saved)  # only the place is another
 
     definition = json.loads((moved / "tokenizer.json").read_text())
     definition["model"]["merges"].pop()
@@ -229,8 +229,9 @@ def test_what_a_checkpoint_was_trained_with_must_stay(
         recipe(saved=saved, tokenizer=str(moved))
 
     (tmp_path / "other.txt").write_text(corpus.read_text() + "x")
+    other = recipe(saved=saved, corpus=str(tmp_path / "other.txt"))  # as a branch may have
     with pytest.raises(ConfigError, match=r"config.corpus: .* does not hold the tokens"):
-        recipe(saved=saved, corpus=str(tmp_path / "other.txt"))
+        other.check_data(saved)
 
 
 def _write(path: Path, content: bytes) -> str:

@@ -206,8 +206,9 @@ def test_a_checkpoint_refuses_other_images(dataset: Path, tmp_path: Path) -> Non
     parquet.write_table(table(96, 2), tmp_path / "train.parquet")
     parquet.write_table(table(23, 1), tmp_path / "test.parquet")
     config = parse_config(ImageClassificationConfig, {"dataset": str(tmp_path)})
-    with pytest.raises(ConfigError, match="is not what the checkpoint was trained on; undo"):
-        ImageClassification(config, state)
+    other = ImageClassification(config, state)
+    with pytest.raises(ConfigError, match="does not have the samples that the checkpoint was"):
+        other.check_data(state)
 
 
 def test_more_samples_than_there_are_in_a_batch_is_one_line(make_job: MakeJob, launch: Any) -> None:
