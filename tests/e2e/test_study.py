@@ -23,6 +23,9 @@ TINY = {
     "hang_timeout_seconds": SECONDS,
 }
 
+# Steps that take long enough to interrupt them, or to outlast a test.
+SLOW = {"block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 32}
+
 
 def study(name: str, **spec: Any) -> dict[str, Any]:
     """Three cells: 1 and 2 processes, and one whose batch 3 processes can't share."""
@@ -79,6 +82,7 @@ def test_a_study_is_measured_whatever_becomes_of_the_operator(
 
     one, two, three = status["cells"]
     for cell in (one, two):
+        assert "failure" not in cell, cell
         (run,) = cell["measurements"]
         assert run["tokensPerSecond"] > 0
         assert run["stepSeconds"]["p50"] <= run["stepSeconds"]["p99"]
@@ -110,6 +114,22 @@ def test_a_study_is_measured_whatever_becomes_of_the_operator(
     space.kubectl("delete", "study", "sizes")
     wait_until("the runs go with it", lambda: space.items("trainingruns") == [])
     wait_until("so do its series", lambda: "sizes" not in metrics(operator))
+
+
+def test_an_interrupted_run_is_measured_again(space: Namespace) -> None:
+    """It resumes where it was and succeeds, with the times of only a part of its steps."""
+    manifest = study("cut", matrix={"numProcPerNode": [1]}, steps=60)
+    manifest["spec"]["template"]["spec"]["config"] |= SLOW
+    space.apply(manifest)
+    space.wait_status("cut-1-1", "some steps", lambda s: (s.get("step") or 0) > 5)
+    first = (space.get("trainingrun", "cut-1-1") or {})["metadata"]["uid"]
+    space.kubectl("delete", "pod", "cut-1-1-1-0")
+    (cell,) = wait_study(space, "cut", "Succeeded")["cells"]
+    assert len(cell["measurements"]) == 1
+    events = space.items("events")
+    (told,) = (event for event in events if event["reason"] == "RunAgain")
+    assert "repeat 1 is run again: it was interrupted, and resumed from step" in told["message"]
+    assert first in told["metadata"]["name"]
 
 
 def test_a_bad_study_is_refused(space: Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.kube import LONG, Namespace, wait_until
 from tests.e2e.runs import char_gpt, training_run
-from tests.e2e.test_study import study
+from tests.e2e.test_study import SLOW, study
 from tests.e2e.versions import NEWER, Versions
 from trainyard_api import __version__
 
@@ -65,10 +65,6 @@ def wait_unsupported(space: Namespace, kind: str, name: str, value: str) -> dict
         return status if condition(status, "Unsupported")["status"] == value else None
 
     return wait_until(f"{name}: Unsupported {value}", look, LONG)
-
-
-# Steps that take a while: 10,000 of them outlast the test.
-SLOW = {"block_size": 128, "n_layer": 4, "n_head": 4, "n_embd": 128, "batch_size": 32}
 
 
 def novel_study() -> dict[str, Any]:
