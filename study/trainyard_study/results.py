@@ -128,8 +128,12 @@ def _interruption(run: TrainingRun) -> str:
     steps only that were left, if any were.
     """
     attempts = run.status.attempts
-    step = attempts[-1].resumed_from_step if attempts else None
-    return "" if step is None else f"it was interrupted, and resumed from step {step}"
+    last = attempts[-1] if attempts else None
+    if last is None or last.resumed_from_step is None:
+        return ""
+    if last.number == 1 and run.spec.start_from:
+        return ""  # it began with another run's checkpoint, as it was told to
+    return f"it was interrupted, and resumed from step {last.resumed_from_step}"
 
 
 def summarise(

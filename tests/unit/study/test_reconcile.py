@@ -164,6 +164,14 @@ def test_an_attempt_that_began_from_scratch_is_measured() -> None:
     assert story.see(run).status.cells[0].phase == "Succeeded"
 
 
+def test_a_run_that_begins_with_anothers_checkpoint_is_measured() -> None:
+    template = {"spec": {"recipe": "char-gpt", "startFrom": {"run": "base"}}}
+    story = Story(make_study(repeats=1, template=template))
+    run = succeeded(only(story.see()))
+    run.status.attempts = [Attempt(number=1, start_time=T0, resumed_from_step=5)]
+    assert story.see(run).status.cells[0].phase == "Succeeded"
+
+
 def test_figures_of_a_part_of_the_steps_do_not_count() -> None:
     """The last that was read of a run whose last report was lost."""
     story = Story(make_study(repeats=1))
