@@ -14,8 +14,11 @@ STOPPED = "rank-stopped"
 
 
 def strike(life: Life, fault: Fault, attempt: int) -> None:
-    """Plan the fault for that attempt, two steps after a save that no earlier attempt came to."""
-    local, step = fault.case.local, SAVE_STEPS * attempt + 2
+    """Plan the fault for that attempt, at a step that no earlier one came to.
+
+    A save ends before the next one begins, and the second one of the first attempt has begun.
+    """
+    local, step = fault.case.local, SAVE_STEPS * (attempt + 1) + 2
     assert local
     if local.signal:
         # The ranks agree to stop after the first step, and then about every second.
@@ -37,7 +40,7 @@ def test_a_run_survives_one_fault_after_the_other(box: Any, half: int) -> None:
     for attempt, fault in enumerate(cases, start=1):
         strike(life, fault, attempt)
     workers = 1 if any(fault.case.local.loader for fault in cases if fault.case.local) else 0
-    life.change({"max_steps": SAVE_STEPS * (len(cases) + 2), "dataloader_num_workers": workers})
+    life.change({"max_steps": SAVE_STEPS * (len(cases) + 3), "dataloader_num_workers": workers})
     life.apply()
     life.has_succeeded()
     for attempt, fault in enumerate(cases, start=1):
