@@ -101,7 +101,7 @@ def install(faults: list[dict[str, Any]]) -> None:
 
 # Not in the processes that Python itself starts beside a rank, which have its environment, too.
 if "FAULTS" in os.environ and "RANK" in os.environ and "trainyard_trainer" in sys.orig_argv:
-    _attempt = json.loads(os.environ["TRAINYARD_JOB"])["attempt"]
+    _attempt = json.loads(os.environ["TRAINYARD_JOB"]).get("attempt", 1)  # defaults are left out
     _here = [
         fault
         for fault in json.loads(os.environ["FAULTS"])
