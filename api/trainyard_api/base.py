@@ -22,6 +22,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, core_schema
 
 CEL_RULES = "x-kubernetes-validations"
+NAME_PATTERN = "[a-z]([-a-z0-9]*[a-z0-9])?"  # of runs and recipes
 
 
 @dataclass(frozen=True)

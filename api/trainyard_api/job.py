@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from trainyard_api.base import Model
-from trainyard_api.spec import CheckpointPolicy, Precision, StartFrom, Strategy
+from trainyard_api.spec import CheckpointPolicy, Precision, Strategy
+from trainyard_api.start_from import StartFrom
 
 JOB_ENV = "TRAINYARD_JOB"
 # Where the trainer leaves its termination message: a final ProgressReport if it succeeds,

@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from trainyard_api.base import Model, Rule
-from trainyard_api.spec import NAME_PATTERN
+from trainyard_api.base import NAME_PATTERN, Model, Rule
 
 
 class ObjectMeta(BaseModel):

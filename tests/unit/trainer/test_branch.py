@@ -11,7 +11,7 @@ from tests.support.trainer.ranks import Run
 from tests.unit.trainer.test_trainer_faults import refused, steps_in
 from trainyard_api.checkpoint import CHECKPOINTS, step_name
 from trainyard_api.job import TrainerJob
-from trainyard_api.spec import StartFrom
+from trainyard_api.start_from import StartFrom
 from trainyard_storage.checkpoints import file_sha256
 
 MakeJob = Callable[..., TrainerJob]

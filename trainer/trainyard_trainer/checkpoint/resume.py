@@ -11,7 +11,7 @@ import torch
 
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, Manifest, step_name, step_of
 from trainyard_api.job import TrainerJob
-from trainyard_api.spec import StartFrom
+from trainyard_api.start_from import StartFrom
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
     newest_valid,
