@@ -78,10 +78,10 @@ def test_without_extras_the_light_commands_work(wheel: Path, tmp_path: Path) -> 
     said = f"quickstart.yaml: TrainingRun quickstart is valid; {unchecked}"
     assert installed.trainyard("validate", "quickstart.yaml").strip() == said
     manifest = installed.home / "quickstart.yaml"
-    manifest.write_text(
-        manifest.read_text().replace("  config:\n", "  config:\n    max_stepz: 9\n")
-    )
+    good = manifest.read_text()
+    manifest.write_text(good.replace("  config:\n", "  config:\n    max_stepz: 9\n"))
     refused = installed.run("trainyard", "validate", "quickstart.yaml")
+    manifest.write_text(good)
     assert "config.max_stepz: unknown key; did you mean max_steps?" in refused.stderr
     installed.trainyard("init", "study-char-gpt")
     assert "is valid: " in installed.trainyard("validate", "study-char-gpt.yaml")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.corpus import Fault, faults, find, says
+from tests.patience import until
 from tests.soak.families import text
 from tests.support.local.box import Box
 from trainyard_api.checkpoint import CHECKPOINTS
@@ -144,7 +145,8 @@ class Life:
         """It said so in the log, and went on."""
         fault = find(name)
         assert fault.row.then == "go on"
-        assert says(self.log, fault.line), self.log
+        # torchrun copies what a worker writes a moment later.
+        until(lambda: says(self.log, fault.line), name, lambda: self.log)
 
     def has_succeeded(self) -> None:
         """It has reached its last step."""
