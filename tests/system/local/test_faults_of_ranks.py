@@ -47,9 +47,10 @@ def test_a_run_survives_one_fault_after_the_other(box: Any, half: int) -> None:
         life.has_restarted_after(fault.name, attempt)
     attempts = life.status["attempts"]
     assert len(attempts) == len(cases) + 1
-    # The first save may not have ended when its attempt did.
-    resumed = [attempt.get("resumedFromStep", 0) for attempt in attempts[1:]]
+    # An attempt that ends within milliseconds of its first step may have reported nothing.
+    resumed = [a["resumedFromStep"] for a in attempts if "resumedFromStep" in a]
     assert resumed == sorted(resumed), "no attempt began before the last one's checkpoint"
+    assert resumed
     assert resumed[-1] > 0
     assert life.kept == life.status["step"]
 
