@@ -107,10 +107,11 @@ def delete(space: Namespace, pod: str) -> None:
 
 
 def set_condition(space: Namespace, pod: str, kind: str, reason: str) -> None:
-    """As the scheduler or Kueue says that they take the pod's place."""
+    """As the scheduler or Kueue says that they take the pod's place; then they delete the pod."""
     condition = {"type": kind, "status": "True", "reason": reason}
     patch = json.dumps({"status": {"conditions": [condition]}})
     space.kubectl("patch", "pod", pod, "--subresource=status", "-p", patch)
+    delete(space, pod)
 
 
 def preempt(space: Namespace, pod: str) -> None:
