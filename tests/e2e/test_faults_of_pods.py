@@ -103,7 +103,8 @@ def evict(space: Namespace, pod: str) -> None:
 
 
 def delete(space: Namespace, pod: str) -> None:
-    space.kubectl("delete", "pod", pod, "--wait=false")
+    # The operator may have deleted it already, once it saw the condition.
+    space.kubectl("delete", "pod", pod, "--wait=false", "--ignore-not-found")
 
 
 def set_condition(space: Namespace, pod: str, kind: str, reason: str) -> None:
