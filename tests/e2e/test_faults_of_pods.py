@@ -108,15 +108,11 @@ def delete(space: Namespace, pod: str) -> None:
 
 
 def set_condition(space: Namespace, pod: str, kind: str, reason: str) -> None:
-    """As the scheduler or Kueue says that they take the pod's place; then they delete the pod."""
+    """As Kueue says that they take the pod's place; then they delete the pod."""
     condition = {"type": kind, "status": "True", "reason": reason}
     patch = json.dumps({"status": {"conditions": [condition]}})
     space.kubectl("patch", "pod", pod, "--subresource=status", "-p", patch)
     delete(space, pod)
-
-
-def preempt(space: Namespace, pod: str) -> None:
-    set_condition(space, pod, "DisruptionTarget", "PreemptionByScheduler")
 
 
 def take_back(space: Namespace, pod: str) -> None:
@@ -128,7 +124,6 @@ def take_back(space: Namespace, pod: str) -> None:
     [
         ("drained", evict),
         ("pod-being-deleted", delete),
-        ("preempted-by-the-scheduler", preempt),
         ("preempted-by-the-queue", take_back),
     ],
 )
