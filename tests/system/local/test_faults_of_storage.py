@@ -55,7 +55,8 @@ def test_what_was_saved_outlives_the_disk_and_the_run(box: Any) -> None:
     saved = life.kept
     assert saved >= 16
     command = box.start("retry", "disk")
-    until(Path(f"{go}.awaited").exists, "the second attempt trains")
+    until(lambda: "resumedFromStep" in life.status, "the second attempt trains and reports")
+    until(Path(f"{go}.awaited").exists, "it waits")
     life.has_gone_on_with("newest-checkpoint-damaged")
     Fence(life.data, 1, "another").claim()
     before = life.kept

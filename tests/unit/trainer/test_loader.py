@@ -1,10 +1,12 @@
 """Batches do not depend on the number of workers or on the step a run resumes from."""
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable
 from itertools import islice
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,12 @@ def pairs(
     loader = Loader(samples or Numbers(), MicroBatches(settings, 5, 100, weights, group, start))
     count = (12 - start) * settings.gradient_accumulation_steps
     return [next(loader) for _ in range(count)]
+
+
+def loader_of(workers: int, steps: int) -> Loader:
+    settings = TrainConfig(max_steps=steps, batch_size=12, dataloader_num_workers=workers)
+    group = Group(0, 1, torch.device("cpu"), None)
+    return Loader(Numbers(), MicroBatches(settings, 5, 100, lambda _: None, group, 0))
 
 
 def batches(*args: Any, **options: Any) -> list[Batch]:
@@ -134,6 +142,42 @@ def test_workers_die_with_their_rank() -> None:
     assert {int(b["signal"]) for b in batches(samples=Fates())} == {0}
     found = batches(samples=Fates(), dataloader_num_workers=2)
     assert {int(batch["signal"]) for batch in found} == {signal.SIGKILL}
+
+
+class TornBatches:
+    """Batches of a worker that dies: its sockets are closed before its parent sees it end."""
+
+    def __init__(self, loader: Loader, error: Exception) -> None:
+        self.batches = loader._batches  # kept: its end would end the worker
+        (self.worker,) = loader._workers
+        self.error = error
+
+    def __next__(self) -> None:
+        assert self.worker.pid
+        Timer(0.2, os.kill, (self.worker.pid, signal.SIGKILL)).start()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_killed_worker_is_told_as_one_whatever_its_sockets_say(error: Exception) -> None:
+    loader = loader_of(workers=1, steps=1000)
+    next(loader)
+    loader._batches = TornBatches(loader, error)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*\) (is killed|exited)"):
+        next(loader)
+
+
+class Missing(Numbers):
+    """Samples whose files are gone."""
+
+    def fetch(self, ids: Ids, noise: Noise) -> Batch:
+        raise FileNotFoundError(2, "No such file or directory", "image.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_raises_an_error_of_the_system_keeps_it(workers: int) -> None:
+    with pytest.raises(FileNotFoundError, match=r"image\.png"):
+        batches(samples=Missing(), dataloader_num_workers=workers)
 
 
 def test_epochs_end_once() -> None:

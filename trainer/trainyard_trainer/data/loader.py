@@ -4,10 +4,13 @@ A batch depends on the seed, the step and the sample ids alone, so neither the n
 a restart changes it.
 """
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -112,13 +115,22 @@ class _KillWithParent:
             os._exit(1)
 
 
+# A process that is killed closes its sockets some moments before its parent sees it end.
+_SECONDS_TO_END = 2
+
+
 class Loader:
-    """An iterator over this rank's batches, on its device, each with its loss factor."""
+    """An iterator over this rank's batches, on its device, each with its loss factor.
+
+    Raises:
+        RuntimeError: a loader worker was killed. In torch's words, whichever side notices first.
+    """
 
     def __init__(self, samples: Samples, micro_batches: MicroBatches) -> None:
         self.device = micro_batches.group.device
         fetcher = _Fetcher(samples)
         self._batches: Iterator[Any]
+        self._workers: list[BaseProcess] = []
         if workers := micro_batches.config.dataloader_num_workers:
             loader: Any = torch.utils.data.DataLoader(
                 fetcher,  # type: ignore[arg-type]
@@ -131,17 +143,32 @@ class Loader:
                 generator=torch.Generator(),
                 worker_init_fn=_KillWithParent(),
             )
+            others = multiprocessing.active_children()
             self._batches = iter(loader)
+            children = multiprocessing.active_children()
+            self._workers = [child for child in children if child not in others]
         else:
             self._batches = map(fetcher.__getitem__, micro_batches)
 
     def __next__(self) -> tuple[Batch, float]:
-        fetched = next(self._batches)
+        try:
+            fetched = next(self._batches)
+        except (OSError, EOFError) as error:
+            # A batch comes over a socket of its worker; torch looks only once who has ended.
+            if self._workers:
+                self._check_workers(error)
+            raise
         if isinstance(fetched, UserError):
             fetched.on_every_rank = False  # other ranks read other samples
             raise fetched
         batch, factor = fetched
         return on_device(batch, self.device), factor
+
+    def _check_workers(self, error: Exception) -> None:
+        ended = wait([worker.sentinel for worker in self._workers], timeout=_SECONDS_TO_END)
+        pids = ", ".join(str(each.pid) for each in self._workers if each.sentinel in ended)
+        if pids:
+            raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
