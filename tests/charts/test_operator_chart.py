@@ -19,7 +19,7 @@ RULES: set[tuple[str, str, str]] = {
     *(("trainyard.dev", "scalingstudies", verb) for verb in ("get", "list", "watch")),
     ("trainyard.dev", "trainingruns/status", "update"),
     ("trainyard.dev", "scalingstudies/status", "update"),
-    *(("", "pods", verb) for verb in ("list", "watch", "create", "delete")),
+    *(("", "pods", verb) for verb in ("get", "list", "watch", "create", "delete")),
     ("", "pods/log", "get"),
     *(("", "services", verb) for verb in ("get", "create", "patch")),
     *(("", "persistentvolumeclaims", verb) for verb in ("get", "create", "update")),

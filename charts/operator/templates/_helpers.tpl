@@ -66,7 +66,7 @@ readOnlyRootFilesystem: true
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch, create, delete]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods/log]  # the last line of a failed worker
   verbs: [get]
