@@ -1,6 +1,7 @@
 """Faults of the corpus that only a cluster has: each is named; once it is mended the run ends."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -108,11 +109,17 @@ def delete(space: Namespace, pod: str) -> None:
 
 
 def set_condition(space: Namespace, pod: str, kind: str, reason: str) -> None:
-    """As Kueue says that they take the pod's place; then they delete the pod."""
-    condition = {"type": kind, "status": "True", "reason": reason}
+    """As the scheduler or Kueue says that they take the pod's place; then they delete the pod."""
+    # Without a time the disruption controller takes it for an old one, and takes it back at once.
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": now}
     patch = json.dumps({"status": {"conditions": [condition]}})
     space.kubectl("patch", "pod", pod, "--subresource=status", "-p", patch)
     delete(space, pod)
+
+
+def preempt(space: Namespace, pod: str) -> None:
+    set_condition(space, pod, "DisruptionTarget", "PreemptionByScheduler")
 
 
 def take_back(space: Namespace, pod: str) -> None:
@@ -124,6 +131,7 @@ def take_back(space: Namespace, pod: str) -> None:
     [
         ("drained", evict),
         ("pod-being-deleted", delete),
+        ("preempted-by-the-scheduler", preempt),
         ("preempted-by-the-queue", take_back),
     ],
 )
