@@ -18,6 +18,10 @@ JOB_ENV = "TRAINYARD_JOB"
 RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
 # Also set for user commands, so that scripts can find a directory that outlives the pod.
 RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
+RUN_ENV = "TRAINYARD_RUN"
+ATTEMPT_ENV = "TRAINYARD_ATTEMPT"
+# Where the agent of node 0 serves what a user's script reports; recipes serve it themselves.
+REPORT_PORT_ENV = "TRAINYARD_REPORT_PORT"
 
 # The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
 EXIT_CONFIG = 78

@@ -41,6 +41,9 @@ class ProgressReport(Model):
     world_size: int
     step: int | None = None
     total_steps: int | None = None
+    progress_percent: int | None = Field(
+        default=None, description="Of a script that counts in no steps."
+    )
     loss: float | None = Field(default=None, description="Training loss of the newest logged step.")
     eval_loss: float | None = None
     evaluation: Annotated[dict[str, float], BeforeValidator(_known)] = Field(

@@ -17,6 +17,7 @@ PACKAGES = (
     "study",
     "operator",
     "trainer",
+    "agent",
     "local",
     "cli",
     "serving",

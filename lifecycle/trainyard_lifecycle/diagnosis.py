@@ -1,8 +1,8 @@
 """Why a worker failed, in one line. What follows from it is for policy.py to decide.
 
-Evidence of a failure, strongest first: what Kubernetes says (lost node, eviction, OOM kill), the
-error JSON that torchelastic leaves as termination message, torchrun's failure table and the
-tracebacks in the log, the exit code.
+Evidence of a failure, strongest first: what Kubernetes says (lost node, eviction, OOM kill), how
+the agent saw each rank end, the error JSON that torchelastic leaves as termination message,
+torchrun's failure table and the tracebacks in the log, the exit code.
 """
 
 import re
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT
 from trainyard_api.policy import FailureReason
-from trainyard_lifecycle.plan import Worker
+from trainyard_lifecycle.plan import RankExit, Worker
 from trainyard_lifecycle.torchrun_output import (
-    RankFailure,
     find_abort,
     find_errors,
     find_single_line_errors,
@@ -183,15 +182,15 @@ def _diagnose_output(worker: Worker) -> Failure | None:
     for error in [reported or "", *single_lines]:
         if error.startswith(_HANG):  # every rank ends with it, a stopped one by a signal
             return _diagnose_error(error, worker)
-    table = parse_failures(log)
-    first = table[0] if table else None
+    failed = _failed_ranks(worker, log)
+    first = failed[0] if failed else None
     if first and first.exit_code < 0 and first.exit_code != -signal.SIGTERM:
         return _signal_failure(first, worker, streams.get(first.local_rank, []))
     lines = streams.get(first.local_rank, []) if first else []
     errors = ([reported] if reported else []) + find_errors(lines)[-1:]
     # torchrun notices a killed rank only when it looks next; a peer that lost it has written its
     # error by then, and comes first in the table. SIGTERM is how torchrun itself ends the others.
-    killed = [f for f in table if f.exit_code < 0 and f.exit_code != -signal.SIGTERM]
+    killed = [f for f in failed if f.exit_code < 0 and f.exit_code != -signal.SIGTERM]
     if killed and all(map(_has_lost_its_peer, errors)):
         return _signal_failure(killed[0], worker, streams.get(killed[0].local_rank, []))
     if first and first.exit_code < 0 and not errors:
@@ -203,7 +202,17 @@ def _diagnose_output(worker: Worker) -> Failure | None:
     return _diagnose_error((causes or errors)[0], worker) if errors else None
 
 
-def _signal_failure(rank: RankFailure, worker: Worker, lines: list[str]) -> Failure:
+def _failed_ranks(worker: Worker, log: str) -> list[RankExit]:
+    """The ranks that failed, the first one first: as the agent saw them, else torchrun's table."""
+    table = parse_failures(log)
+    seen = [rank for rank in worker.ranks if rank.exit_code]
+    if not table and all(rank.exit_code == -signal.SIGTERM for rank in seen):
+        return []  # the worker was stopped as a whole
+    known = {rank.rank for rank in worker.ranks}
+    return [*seen, *(rank for rank in table if rank.rank not in known)]
+
+
+def _signal_failure(rank: RankExit, worker: Worker, lines: list[str]) -> Failure:
     """The failure of a rank that a signal ended; `lines` are its own."""
     message = f"rank {rank.rank}: {_signal_name(-rank.exit_code)}"
     if rank.exit_code == -signal.SIGABRT and (why := find_abort(lines)):

@@ -8,7 +8,15 @@ still override any of them with a flag.
 from dataclasses import dataclass
 from decimal import Decimal
 
-from trainyard_api.job import JOB_ENV, RESULT_FILE_ENV, RUN_DIR_ENV, TrainerJob
+from trainyard_api.job import (
+    ATTEMPT_ENV,
+    JOB_ENV,
+    REPORT_PORT_ENV,
+    RESULT_FILE_ENV,
+    RUN_DIR_ENV,
+    RUN_ENV,
+    TrainerJob,
+)
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.plan import WorkerKey
 
@@ -96,6 +104,8 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         "PET_LOG_DIR": target.log_dir,
         RESULT_FILE_ENV: target.result_file,
         RUN_DIR_ENV: target.run_dir,
+        RUN_ENV: run.name,
+        ATTEMPT_ENV: str(key.attempt),
         "PYTHONUNBUFFERED": "1",
         **_network(run),
     }
@@ -105,6 +115,8 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         job = _job(run, run.spec.recipe, key.attempt, target)
         # A trainer of an older version refuses what it doesn't know: only if it was asked for.
         variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_defaults=True)
+    elif key.node == 0:
+        variables[REPORT_PORT_ENV] = str(target.report_port)
     return variables
 
 

@@ -23,6 +23,15 @@ WorkerPhase = Literal["Pending", "Running", "Succeeded", "Failed"]
 
 
 @dataclass(frozen=True)
+class RankExit:
+    """How one rank ended; a negative exit code is the signal that ended it."""
+
+    rank: int
+    local_rank: int
+    exit_code: int
+
+
+@dataclass(frozen=True)
 class Worker:
     """One worker as last seen.
 
@@ -36,6 +45,7 @@ class Worker:
         exit_code: of the trainer container (128 + signal when a signal ended it).
         exit_reason: Kubernetes' reason for the end (OOMKilled, Evicted, Error, ...).
         termination_message: a report, torchelastic's error JSON, or the end of the log.
+        ranks: how its ranks ended, in that order; empty where no agent has watched them.
         log_tail: last lines of the log; only fetched for workers that failed.
         disruption: reason of a true DisruptionTarget condition (node lost, preempted, evicted).
         deleting: deletion was requested; on a lost node such a pod stays forever.
@@ -55,6 +65,7 @@ class Worker:
     exit_code: int | None = None
     exit_reason: str = ""
     termination_message: str = ""
+    ranks: tuple[RankExit, ...] = ()
     log_tail: str = ""
     disruption: str = ""
     deleting: bool = False

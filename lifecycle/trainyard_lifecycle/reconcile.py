@@ -250,7 +250,10 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list
     report = observed.report_of(status.attempt)
     joined = report.ranks_joined if report else 0
     if run.spec.command:
-        # The user's own script reports nothing: all we can know is that its containers run.
+        if report:
+            status.world_size = ranks
+            return _mark_running(observed, status, report.phase.capitalize(), report.message)
+        # All that is known of a script that reports nothing is that its containers run.
         return _mark_running(observed, status, "PodsRunning", "progress unknown: no report")
     late = attempt and overdue(attempt, run.spec, now, queued=False)
     unknown = _note_missing_report(observed, status, bool(late))

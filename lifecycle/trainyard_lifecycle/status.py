@@ -88,6 +88,8 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         attempt.changed = [text[:MAX_CHANGE] for text in report.changed[:MAX_CHANGES_KEPT]]
     if status.step is not None:
         status.progress = f"{status.step}/{status.total_steps or '?'}"
+    elif report.progress_percent is not None:
+        status.progress = f"{report.progress_percent}%"
     status.throughput = format_throughput(status.tokens_per_second, status.samples_per_second)
     status.eta = format_duration(status.eta_seconds) if status.eta_seconds is not None else ""
 

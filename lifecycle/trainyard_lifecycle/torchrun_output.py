@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass
+
+from trainyard_lifecycle.plan import RankExit
 
 # torchrun --tee writes `[default1]:` (the local rank) before each line; torch adds `[rank3]:`.
 _LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
@@ -13,16 +14,7 @@ _TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
 
 
-@dataclass(frozen=True)
-class RankFailure:
-    """A rank in torchrun's failure table; a negative exit code is the signal that ended it."""
-
-    rank: int
-    local_rank: int
-    exit_code: int
-
-
-def parse_failures(log: str) -> list[RankFailure]:
+def parse_failures(log: str) -> list[RankExit]:
     """The ranks of torchrun's newest failure table: its "Root Cause" first, then the others."""
     before, heading, root = log.rpartition("Root Cause")
     if not heading:
@@ -32,14 +24,14 @@ def parse_failures(log: str) -> list[RankFailure]:
     return [*_parse_ranks(root), *_parse_ranks(others)]
 
 
-def _parse_ranks(table: str) -> list[RankFailure]:
-    failures: list[RankFailure] = []
+def _parse_ranks(table: str) -> list[RankExit]:
+    failures: list[RankExit] = []
     rank: re.Match[str] | None = None
     for line in table.splitlines():
         rank = _TABLE_RANK.match(line) or rank
         code = _TABLE_EXIT.search(line)
         if rank and code:
-            failures.append(RankFailure(int(rank[1]), int(rank[2]), int(code[1])))
+            failures.append(RankExit(int(rank[1]), int(rank[2]), int(code[1])))
             rank = None
     return failures
 

@@ -107,7 +107,7 @@ class LocalBackend:
             worker.attempt == attempt and worker.node == 0 and worker.phase == "Running"
             for worker in workers
         )
-        if run.spec.recipe is None or not running:
+        if not running:
             return None
         text = _get(self.workers.report_port(attempt), "/progress")
         if text is None:

@@ -1,7 +1,7 @@
 """A lock on a directory's file that the kernel releases when its holder dies.
 
 Built on flock(2) instead of the `filelock` package, because three things are needed that the
-package does not offer: a worker's lock is inherited by its shim across exec, a probe must not
+package does not offer: a worker's lock is inherited by its agent across exec, a probe must not
 exclude other probes (a shared lock), and the file names the holder (its process id, or JSON).
 """
 

@@ -13,11 +13,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import trainyard_agent
+from trainyard_agent import exits, processes
+from trainyard_agent.__main__ import GRACE_SECONDS
 from trainyard_api.job import EXIT_CONFIG
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
-from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
-from trainyard_local import lock, preflight, shim
+from trainyard_lifecycle.plan import RankExit, Worker, WorkerKey, worker_name
+from trainyard_local import lock, preflight
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
 from trainyard_storage.files import write_text_atomic
 
@@ -28,6 +31,7 @@ DELETING_FILE = "deleting"
 LOG_TAIL_BYTES = 8192
 # Node 0's address must sort first (see LaunchTarget); Linux accepts all of 127.0.0.0/8.
 NODE_0 = "127.0.0.1"
+AGENT = str(Path(trainyard_agent.__file__).parent / "__main__.py")
 
 
 class Workers:
@@ -52,7 +56,7 @@ class Workers:
             return
         directory = self._dir.workers / f"{key.attempt}-{key.node}"
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / shim.EXIT_FILE).exists():
+        if (directory / exits.EXIT_FILE).exists():
             return
         with contextlib.suppress(lock.LockHeldError), lock.held(directory / LOCK_FILE) as file:
             problem = preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY])
@@ -64,9 +68,9 @@ class Workers:
     def delete(self, name: str) -> None:
         """Ask a running worker to stop, or remove the directory of one that has exited."""
         directory = self._dir.workers / name.removeprefix(f"{self._dir.name}-")
-        pid = _shim_pid(directory)
+        pid = _agent_pid(directory)
         if pid is None:
-            shim.kill_processes(directory)
+            processes.kill_worker(directory)
             shutil.rmtree(directory, ignore_errors=True)
             return
         (directory / DELETING_FILE).touch()
@@ -76,10 +80,10 @@ class Workers:
     def kill_all(self) -> None:
         """Kill every process of the run; workers get no time to save."""
         for directory in self._directories():
-            if (pid := _shim_pid(directory)) is not None:
+            if (pid := _agent_pid(directory)) is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            shim.kill_processes(directory)
+            processes.kill_worker(directory)
         for child in self._children:
             child.wait()
 
@@ -112,11 +116,11 @@ class Workers:
             for entry in preflight.template_env(run)
             if "value" in entry
         }
-        variables |= {"PATH": preflight.search_path(), shim.TOKEN_ENV: str(directory)}
-        shim_argv = [sys.executable, "-I", "-S", shim.__file__, str(directory), str(lock_fd)]
+        variables |= {"PATH": preflight.search_path(), processes.TOKEN_ENV: str(directory)}
+        agent_argv = [sys.executable, "-I", "-S", AGENT, str(directory), str(lock_fd)]
         with self._dir.log_file(key.attempt, key.node).open("ab") as log:
             child = subprocess.Popen(
-                [*shim_argv, *launch.argv(run)],
+                [*agent_argv, *launch.argv(run)],
                 env={**os.environ, **variables},
                 cwd=run.metadata.annotations[WORKING_DIRECTORY],
                 stdin=subprocess.DEVNULL,
@@ -181,19 +185,20 @@ class Workers:
             exit_code=entry["exitCode"],
             exit_reason="Error" if failed else "Completed",
             termination_message=_termination_message(directory),
+            ranks=_rank_exits(entry),
             log_tail=log_tail(self._dir.log_file(attempt, node)) if failed else "",
             host=socket.gethostname(),
             finished_at=datetime.fromisoformat(entry["finishedAt"]),
         )
 
     def _describe_lost(self, directory: Path, name: str, attempt: int, node: int) -> Worker | None:
-        """A worker whose shim left no exit status: it was killed with SIGKILL, or by a reboot."""
-        identity = _shim_identity(directory)
+        """A worker whose agent left no exit status: it was killed with SIGKILL, or by a reboot."""
+        identity = _agent_identity(directory)
         if identity is None:
             return None  # never started
-        shim.kill_processes(directory)  # its torchrun may have survived it
-        if identity["boot"] == shim.boot_id():
-            shim.write_exit(directory, 128 + signal.SIGKILL)
+        processes.kill_worker(directory)  # its torchrun may have survived it
+        if identity["boot"] == processes.boot_id():
+            exits.write_exit(directory, 128 + signal.SIGKILL)
             return self._describe(directory)
         return Worker(
             name,
@@ -205,10 +210,10 @@ class Workers:
         )
 
     def _kill_if_overdue(self, directory: Path) -> None:
-        """Kill a worker that its shim has not stopped in time (stopped itself, or stuck in I/O)."""
+        """Kill a worker that its agent has not stopped in time (is stopped, or stuck in I/O)."""
         requested_at = (directory / DELETING_FILE).stat().st_mtime
-        if time.time() - requested_at > shim.GRACE_SECONDS + 10:
-            shim.kill_processes(directory)
+        if time.time() - requested_at > GRACE_SECONDS + 10:
+            processes.kill_worker(directory)
 
 
 def free_ports(count: int) -> list[int]:
@@ -235,15 +240,15 @@ def log_tail(path: Path) -> str:
 def _record_refusal(directory: Path, message: str) -> None:
     """Record that a worker could not start, as the trainer would for an error in the manifest."""
     write_text_atomic(directory / ERROR_FILE, json.dumps({"message": f"ConfigError: {message}"}))
-    shim.write_exit(directory, EXIT_CONFIG)
+    exits.write_exit(directory, EXIT_CONFIG)
 
 
 def _is_locked(directory: Path) -> bool:
     return lock.holder(directory / LOCK_FILE) is not None
 
 
-def _shim_identity(directory: Path) -> dict[str, Any] | None:
-    """The shim's process id and boot id, as it wrote them; None if it never started."""
+def _agent_identity(directory: Path) -> dict[str, Any] | None:
+    """The agent's process id and boot id, as it wrote them; None if it never started."""
     try:
         identity: dict[str, Any] = json.loads((directory / LOCK_FILE).read_text())
     except (FileNotFoundError, ValueError):
@@ -251,11 +256,11 @@ def _shim_identity(directory: Path) -> dict[str, Any] | None:
     return identity
 
 
-def _shim_pid(directory: Path) -> int | None:
-    """The running shim's process id: while it holds the lock, the id cannot be reused."""
+def _agent_pid(directory: Path) -> int | None:
+    """The running agent's process id: while it holds the lock, the id cannot be reused."""
     deadline = time.monotonic() + 5
     while _is_locked(directory):
-        if (identity := _shim_identity(directory)) is not None:
+        if (identity := _agent_identity(directory)) is not None:
             return int(identity["pid"])
         if time.monotonic() > deadline:  # stopped before it wrote its id
             return None
@@ -265,10 +270,19 @@ def _shim_pid(directory: Path) -> int | None:
 
 def _exit_entry(directory: Path) -> dict[str, Any] | None:
     try:
-        entry: dict[str, Any] = json.loads((directory / shim.EXIT_FILE).read_text())
+        entry: dict[str, Any] = json.loads((directory / exits.EXIT_FILE).read_text())
     except FileNotFoundError:
         return None
     return entry
+
+
+def _rank_exits(entry: dict[str, Any]) -> tuple[RankExit, ...]:
+    """How the ranks ended, as far as the agent knows."""
+    return tuple(
+        RankExit(rank["rank"], rank["localRank"], rank["exitCode"])
+        for rank in entry.get("ranks", [])
+        if rank["exitCode"] is not None
+    )
 
 
 def _termination_message(directory: Path) -> str:

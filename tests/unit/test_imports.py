@@ -11,13 +11,14 @@ REPO = Path(__file__).resolve().parents[2]
 # A package and the ones it may import. What is not listed may not be imported.
 PACKAGES: dict[str, set[str]] = {
     "api": set(),
+    "agent": set(),
     "storage": {"api"},
     "lifecycle": {"api"},
     "study": {"api", "lifecycle"},
     "operator": {"api", "lifecycle", "study"},
     "trainer": {"api", "storage"},
-    "local": {"api", "storage", "lifecycle", "study"},
-    "cli": {"api", "storage", "lifecycle", "study", "local"},
+    "local": {"api", "agent", "storage", "lifecycle", "study"},
+    "cli": {"api", "agent", "storage", "lifecycle", "study", "local"},
     "serving": {"api", "storage"},
     "dashboard": {"api", "study", "serving"},
 }

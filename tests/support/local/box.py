@@ -13,7 +13,7 @@ import yaml
 
 from tests import patience
 from tests.patience import until
-from trainyard_local import shim
+from trainyard_agent import processes
 from trainyard_local.store import HOME_ENV
 
 
@@ -78,12 +78,12 @@ class Box:
         return status
 
     def processes(self, name: str) -> list[int]:
-        """Every living process of the run's workers, shims included."""
+        """Every living process of the run's workers, agents included."""
         workers = (self.run_dir(name) / "workers").glob("*-*")
-        return [pid for worker in workers for pid in shim.processes(worker)]
+        return [pid for worker in workers for pid in processes.worker_processes(worker)]
 
-    def shim_pid(self, name: str, worker: str = "1-0") -> int:
-        """Process id of a worker's shim, once it has started."""
+    def agent_pid(self, name: str, worker: str = "1-0") -> int:
+        """Process id of a worker's agent, once it has started."""
         lock = self.run_dir(name) / "workers" / worker / "lock"
         until(lambda: lock.is_file() and lock.read_text())
         return int(json.loads(lock.read_text())["pid"])
@@ -96,7 +96,7 @@ class Box:
             if command.stdout:
                 command.stdout.close()
         for worker in self.home.glob("runs/*/workers/*-*"):
-            shim.kill_processes(worker)
+            processes.kill_worker(worker)
 
 
 @pytest.fixture

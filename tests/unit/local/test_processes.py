@@ -1,4 +1,4 @@
-"""Processes of `trainyard run`: kept, ended and found again. The agent is a user's own torchrun."""
+"""Processes of `trainyard run`: kept, ended and found again. Its torchrun is a user's own."""
 
 import json
 import os
@@ -53,17 +53,17 @@ def test_ctrl_c_suspends_and_run_resumes(
     assert box.cli("logs", "run")[1] == "attempt of run-2\n"
 
 
-@pytest.mark.parametrize("victim", ["agent", "shim"])
-def test_a_killed_agent_or_shim_costs_one_restart(
+@pytest.mark.parametrize("victim", ["torchrun", "agent"])
+def test_a_killed_torchrun_or_agent_costs_one_restart(
     box: Any, sleeper: str, started: Callable[[], None], victim: str
 ) -> None:
     command = box.start("run", sleeper)
     started()
-    shim = box.shim_pid("run")
+    agent = box.agent_pid("run")
     until(lambda: len(box.processes("run")) == 3)
     before = box.processes("run")
-    agent = next(pid for pid in before if _parent(pid) == shim)
-    os.kill(shim if victim == "shim" else agent, signal.SIGKILL)
+    torchrun = next(pid for pid in before if _parent(pid) == agent)
+    os.kill(agent if victim == "agent" else torchrun, signal.SIGKILL)
     code, output = box.end(command)
     assert code == 0, output
     first, second = box.status("run")["attempts"]
@@ -148,7 +148,7 @@ def test_logs_follow_until_the_run_ends(
     started()
     follower = box.start("logs", "-f", "run")
     assert follower.stdout.readline() == "attempt of run-1\n"
-    os.kill(box.shim_pid("run"), signal.SIGKILL)
+    os.kill(box.agent_pid("run"), signal.SIGKILL)
     assert box.end(driver)[0] == 0
     code, output = box.end(follower)
     assert code == 0

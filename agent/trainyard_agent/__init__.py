@@ -1,0 +1,1 @@
+"""Starts and watches one worker. Only the standard library, so that it runs in any image."""

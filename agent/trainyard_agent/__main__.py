@@ -1,0 +1,136 @@
+"""Starts a worker's command, forwards signals, records how it and its ranks ended, cleans up.
+
+It outlives `trainyard run`, so killing that process loses nothing. It holds the lock of its
+worker's directory until it exits. The lock, not a process id, determines whether a worker is alive,
+so a reused id or a reboot cannot be mistaken for it. Started as
+`python -I -S .../trainyard_agent/__main__.py DIR LOCK_FD ARGV...`, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":  # by its path: the library's modules come first
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from trainyard_agent import processes
+from trainyard_agent.exits import write_exit
+from trainyard_agent.ranks import RankWatch
+from trainyard_agent.report import Report
+from trainyard_agent.server import ReportServer
+
+# torchrun stops its ranks within 25 s of SIGTERM; processes left after this are killed.
+GRACE_SECONDS = 30
+COMMAND_NOT_FOUND = 127
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Agent:
+    """One worker, from its start to its recorded end."""
+
+    def __init__(self, directory: Path, command: list[str]) -> None:
+        self.directory = directory
+        self.command = command
+        self._child: subprocess.Popen[bytes] | None = None
+        self._watch: RankWatch | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        """Start the command, and wait for it."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGALRM, self._kill)
+        # Handled, not ignored: the command would inherit that, and handles them itself.
+        signal.signal(signal.SIGINT, _ignore)
+        signal.signal(signal.SIGHUP, _ignore)
+        server = self._report_server()
+        variables = server.variables(self.directory) if server else {}
+        try:
+            environment = {**os.environ, **variables}
+            self._child = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            print(f"cannot start {self.command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+            write_exit(self.directory, COMMAND_NOT_FOUND)
+            return
+        if self._stopping:  # the signal came before the child existed
+            self._child.terminate()
+        if sys.platform == "linux":
+            self._watch = RankWatch(self._child.pid)
+        code = self._child.wait()
+        exits = self._watch.end() if self._watch else []  # without those that are killed now
+        processes.kill_worker(self.directory)
+        _reap_orphans()
+        signal.alarm(0)
+        if server:
+            server.close()
+            if code == 0:
+                server.write_result()
+        ranks = [each.to_wire() for each in exits]
+        write_exit(self.directory, code if code >= 0 else 128 - code, ranks)
+
+    def _report_server(self) -> ReportServer | None:
+        """The server of node 0 of a run whose trainer doesn't serve its report itself."""
+        port = os.environ.get("TRAINYARD_REPORT_PORT")
+        if not port:
+            return None
+        report = Report(os.environ["TRAINYARD_RUN"], int(os.environ["TRAINYARD_ATTEMPT"]))
+        server = ReportServer(report, self._world_size)
+        server.serve("127.0.0.1", int(port))
+        return server
+
+    def _world_size(self) -> int:
+        return self._watch.world_size if self._watch else 0
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        signal.alarm(GRACE_SECONDS)
+        if self._child is not None:
+            self._child.terminate()
+
+    def _kill(self, *_: object) -> None:
+        processes.kill_worker(self.directory)
+
+
+def main(arguments: list[str]) -> int:
+    directory, lock, command = Path(arguments[0]), int(arguments[1]), arguments[2:]
+    os.set_inheritable(lock, False)
+    identity = {"pid": os.getpid(), "boot": processes.boot_id()}
+    os.pwrite(lock, json.dumps(identity).encode(), 0)
+    _adopt_orphans()
+    Agent(directory, command).run()
+    return 0
+
+
+def _ignore(*_: object) -> None:
+    """The driver stops its workers by SIGTERM."""
+
+
+def _adopt_orphans() -> None:
+    """Ranks whose torchrun was killed become the agent's children (Linux), as in a container."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap_orphans() -> None:
+    """Kill and reap the processes that torchrun left behind, until none is left."""
+    while True:
+        for pid in processes.children(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

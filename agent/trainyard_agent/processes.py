@@ -1,0 +1,97 @@
+"""Reads /proc: a worker's processes, and how one of them ended. Linux only; empty elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+# Set in the environment of every process of a worker; its value is the worker's directory.
+TOKEN_ENV = "TRAINYARD_WORKER_DIR"
+
+
+def boot_id() -> str:
+    """The id of this boot of the machine; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty if it has exited."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return {}
+    return dict(entry.partition("=")[::2] for entry in text.split("\0") if "=" in entry)
+
+
+def worker_processes(directory: Path) -> list[int]:
+    """Ids of the processes of the worker in `directory`."""
+    mark = f"{TOKEN_ENV}={directory}".encode()
+    pids = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has exited, or belongs to another user
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                pids.append(int(entry.name))
+    return pids
+
+
+def kill_worker(directory: Path) -> None:
+    """Send SIGKILL to the worker's processes except the caller, until none is left (up to 5 s)."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        others = [pid for pid in worker_processes(directory) if pid != os.getpid()]
+        if not others:
+            return
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """Ids of the direct children of a process."""
+    listed: list[int] = []
+    try:
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            listed += map(int, file.read_text().split())
+    except OSError:  # it has exited
+        return []
+    return listed or _children_by_parent(pid)
+
+
+def _children_by_parent(pid: int) -> list[int]:
+    """The same from every process's parent: a kernel may list no children."""
+    if Path(f"/proc/{pid}/task/{pid}/children").exists():
+        return []
+    return [other for other in map(_pid, Path("/proc").glob("[0-9]*")) if parent(other) == pid]
+
+
+def _pid(entry: Path) -> int:
+    return int(entry.name)
+
+
+def parent(pid: int) -> int:
+    """The id of its parent; 0 if it has exited."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def exit_status(pid: int) -> int | None:
+    """How a process ended that its parent has not yet waited for: see `os.waitpid`; else None."""
+    fields = _stat(pid)
+    return int(fields[49]) if fields and fields[0] == "Z" else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third, the state, on."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    # pid (name) state ppid ...: the name may contain spaces and parentheses.
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,159 @@
+"""What a script says of itself: Kubeflow Trainer's runtime status as a report and as metrics.
+
+transformers' Trainer, and all that builds on it, posts this status by itself where the environment
+says so. Values come from the script, so they are bounded here, and only finite numbers are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+MAX_METRICS = 64
+MAX_NAME = 100
+MAX_EVALUATION = 32  # as the trainer exports at most
+MAX_STEP = 2**53
+# What scripts call the same thing; the first one that is there counts.
+STEP = ("current_step", "global_step", "step")
+TOTAL_STEPS = ("total_steps", "max_steps")
+TOKENS = "num_input_tokens_seen"  # counted by transformers from the start of the run
+# Series of /metrics by the report's field. The trainer exports the same ones.
+SERIES = {
+    "attempt": "trainyard_attempt",
+    "step": "trainyard_step",
+    "totalSteps": "trainyard_total_steps",
+    "loss": "trainyard_loss",
+    "evalLoss": "trainyard_eval_loss",
+    "learningRate": "trainyard_learning_rate",
+    "gradNorm": "trainyard_grad_norm",
+    "tokensPerSecond": "trainyard_tokens_per_second",
+    "worldSize": "trainyard_world_size",
+}
+EVALUATION = "trainyard_evaluation"
+ONLY_METRICS = {"learningRate", "gradNorm"}
+
+
+class Report:
+    """The newest state of a script; nothing until it has posted one."""
+
+    def __init__(self, run: str, attempt: int) -> None:
+        self.run = run
+        self.attempt = attempt
+        self._lock = threading.Lock()
+        self._state: dict[str, Any] = {}
+        self._evaluation: dict[str, float] = {}
+        self._counted: tuple[float, float] | None = None  # tokens, and when
+
+    def update(self, body: Any, world_size: int) -> None:
+        """Take over a runtime status; what is missing keeps its value.
+
+        Raises ValueError for what is no such status.
+        """
+        status = body.get("trainerStatus") if isinstance(body, dict) else None
+        if not isinstance(status, dict):
+            raise ValueError("trainerStatus is missing")
+        metrics = _metrics(status.get("metrics"))
+        new: dict[str, Any] = {
+            "worldSize": world_size,
+            "ranksJoined": world_size,
+            "step": _whole(metrics, STEP),
+            "totalSteps": _whole(metrics, TOTAL_STEPS),
+            "loss": metrics.get("loss"),
+            "learningRate": metrics.get("learning_rate"),
+            "gradNorm": metrics.get("grad_norm"),
+            "progressPercent": _count(status.get("progressPercentage"), 100),
+            "etaSeconds": _count(status.get("estimatedRemainingSeconds"), 10**9),
+        }
+        with self._lock:
+            for name, value in metrics.items():
+                known = name in self._evaluation or len(self._evaluation) < MAX_METRICS
+                if name.startswith("eval_") and known:
+                    self._evaluation[name] = value
+            new["evalLoss"] = self._evaluation.get("eval_loss")
+            new["tokensPerSecond"] = self._rate(metrics.get(TOKENS))
+            self._state.update((name, value) for name, value in new.items() if value is not None)
+            if new["progressPercent"] == 100 and "totalSteps" in self._state:
+                self._state["step"] = self._state["totalSteps"]  # the last status has no step
+
+    def _rate(self, tokens: float | None) -> float | None:
+        """Tokens per second since the last count."""
+        if tokens is None:
+            return None
+        before, now = self._counted, time.monotonic()
+        if before is None or tokens > before[0]:
+            self._counted = tokens, now
+        if before is None or tokens <= before[0]:
+            return None
+        return (tokens - before[0]) / (now - before[1])
+
+    def document(self) -> dict[str, Any] | None:
+        """A ProgressReport; None while nothing is known."""
+        with self._lock:
+            if not self._state:
+                return None
+            document = {
+                "run": self.run,
+                "attempt": self.attempt,
+                "phase": "training",
+                **self._state,
+                "evaluation": dict(self._evaluation),
+                "time": datetime.now(timezone.utc).isoformat(),
+            }
+        return {name: value for name, value in document.items() if name not in ONLY_METRICS}
+
+    def metrics(self) -> str:
+        """The same in Prometheus' text format."""
+        with self._lock:
+            values = {"attempt": self.attempt, **self._state}
+            evaluation = dict(self._evaluation)
+        run = _quoted(self.run)
+        lines = []
+        for field, series in SERIES.items():
+            if field in values:
+                lines += [f"# TYPE {series} gauge", f"{series}{{run={run}}} {values[field]!r}"]
+        if evaluation:
+            lines.append(f"# TYPE {EVALUATION} gauge")
+        for name, value in sorted(evaluation.items())[:MAX_EVALUATION]:
+            lines.append(f"{EVALUATION}{{run={run},metric={_quoted(name)}}} {value!r}")
+        return "\n".join(lines) + "\n"
+
+
+def _metrics(listed: Any) -> dict[str, float]:
+    """The finite ones of [{"name": ..., "value": "0.5"}], by name."""
+    found: dict[str, float] = {}
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or len(found) == MAX_METRICS:
+            continue
+        name, value = str(entry.get("name", "")), _number(entry.get("value"))
+        if 0 < len(name) <= MAX_NAME and value is not None:
+            found[name] = value
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also one that is written as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _count(value: Any, at_most: int) -> int | None:
+    number = _number(value)
+    return None if number is None else int(min(max(number, 0), at_most))
+
+
+def _whole(metrics: dict[str, float], names: tuple[str, ...]) -> int | None:
+    return next((_count(metrics[name], MAX_STEP) for name in names if name in metrics), None)
+
+
+def _quoted(text: str) -> str:
+    """A label's value in Prometheus' text format."""
+    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f'"{escaped}"'

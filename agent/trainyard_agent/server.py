@@ -1,0 +1,131 @@
+"""Serves a worker's report over HTTP, and takes what its script posts."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Callable
+
+from trainyard_agent.report import Report
+
+STATUS_PATH = "/status"
+MAX_BODY = 64 * 1024
+
+
+class ReportServer:
+    """GET /progress and /metrics for the operator and Prometheus; POST /status for the script."""
+
+    def __init__(self, report: Report, world_size: Callable[[], int]) -> None:
+        """`world_size`: ranks of the gang, as far as they are known."""
+        self.report = report
+        self.world_size = world_size
+        self.token = secrets.token_urlsafe(32)
+        self._server: ThreadingHTTPServer | None = None
+
+    def serve(self, host: str, port: int) -> None:
+        """Start; a port in use causes a warning, not a failure."""
+        try:
+            server = ThreadingHTTPServer((host, port), _handler(self))
+        except OSError as error:
+            print(
+                f"warning: port {port}: {error.strerror}; the run continues without progress",
+                file=sys.stderr,
+                flush=True,
+            )
+            return
+        server.daemon_threads = True
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="report", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop, so that the port is free for the next attempt."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0: none."""
+        return int(self._server.server_address[1]) if self._server else 0
+
+    def write_result(self) -> None:
+        """Leave the last report where the trainer leaves its own, unless the script left one."""
+        document, path = self.report.document(), os.environ.get("TRAINYARD_RESULT_FILE")
+        if document is None or not path:
+            return
+        text = json.dumps({**document, "phase": "finished"})
+        try:
+            with open(path, "a") as file:  # in a pod a mounted file, which can't be renamed over
+                if file.tell() == 0:
+                    file.write(text)
+        except OSError as error:
+            print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def variables(self, directory: Path) -> dict[str, str]:
+        """What the script's environment needs to post its status, with the token in a file."""
+        if self._server is None:
+            return {}
+        file = directory / "status-token"
+        file.touch(mode=0o600)
+        file.write_text(self.token)
+        return {
+            "KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{self.port}{STATUS_PATH}",
+            "KUBEFLOW_TRAINER_SERVER_TOKEN": str(file),
+        }
+
+
+def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # an idle client must not hold its thread for ever
+
+        def do_GET(self) -> None:
+            if self.path == "/progress":
+                document = server.report.document()
+                if document is None:
+                    self._answer(404, "the script has reported nothing yet")
+                else:
+                    self._answer(200, json.dumps(document), "application/json")
+            elif self.path == "/metrics":
+                text = "text/plain; version=0.0.4; charset=utf-8"
+                self._answer(200, server.report.metrics(), text)
+            else:
+                self._answer(404, "try /progress or /metrics")
+
+        def do_POST(self) -> None:
+            if self.path != STATUS_PATH:
+                self._answer(404, f"try {STATUS_PATH}")
+                return
+            given = self.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {server.token}".encode()):
+                self._answer(401, "wrong token")
+                return
+            length = self.headers.get("Content-Length", "")
+            if not length.isdigit() or int(length) > MAX_BODY:
+                self._answer(413, f"a status has at most {MAX_BODY} bytes")
+                return
+            try:
+                body: Any = json.loads(self.rfile.read(int(length)))
+                server.report.update(body, server.world_size())
+            except (ValueError, RecursionError) as error:
+                self._answer(422, f"no runtime status: {error}")
+            else:
+                self._answer(200, "{}", "application/json")
+
+        def _answer(self, status: int, body: str, content_type: str = "text/plain") -> None:
+            data = body.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            """Requests are not logged."""
+
+    return Handler
