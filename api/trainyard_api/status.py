@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard_api.base import Record
+from trainyard_api.spec import WhenDeleted
 
 Phase = Literal[
     "Pending",  # pods are not all there yet; reason says what they wait for
@@ -200,7 +201,7 @@ class TrainingRunStatus(Record):
     created: bool = Field(
         default=False, description="Whether every pod of the current attempt has been created."
     )
-    when_deleted: Literal["Delete", "Retain", "Changing"] | None = Field(
+    when_deleted: Literal[WhenDeleted, "Changing"] | None = Field(
         default=None,
         description="What becomes of the volume claim when the run is deleted: the value of"
         " spec.storage.whenDeleted, once it has been carried out. Absent before the first attempt,"
