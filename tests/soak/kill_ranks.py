@@ -61,7 +61,8 @@ class Killer:
             if (record.get("reason"), record.get("message")) != wanted:
                 raise UnnamedError(f"rank {rank} killed after {moment:.1f} s is told as {record}")
             yield f"{name}, attempt {attempt}: rank {rank} after {moment:.1f} s"
-            if command.poll() is not None:  # the same at the same step, three times in a row
+            if self.box.status(name)["phase"] == "Failed":  # the same thing at the same step again
+                self.box.end(command)
                 command = self.box.start("retry", name)
             attempt += 1
         code, output = self.box.end(command)
