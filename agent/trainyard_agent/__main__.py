@@ -3,7 +3,8 @@
 It outlives `trainyard run`, so killing that process loses nothing. It holds the lock of its
 worker's directory until it exits. The lock, not a process id, determines whether a worker is alive,
 so a reused id or a reboot cannot be mistaken for it. Started as
-`python -I -S .../trainyard_agent/__main__.py DIR LOCK_FD ARGV...`, in milliseconds.
+`python -I -S .../trainyard_agent/__main__.py DIR LOCK_FD ARGV...`, in milliseconds. A pod has no
+lock (`-` for LOCK_FD): its end is also written as the pod's termination message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if __name__ == "__main__":  # by its path: the library's modules come first
 
 from trainyard_agent import processes
 from trainyard_agent.exits import write_exit
-from trainyard_agent.ranks import RankWatch
+from trainyard_agent.message import record_error, termination_message
+from trainyard_agent.ranks import RankExit, RankWatch
 from trainyard_agent.report import Report
 from trainyard_agent.server import ReportServer
 
@@ -43,8 +45,8 @@ class Agent:
         self._watch: RankWatch | None = None
         self._stopping = False
 
-    def run(self) -> None:
-        """Start the command, and wait for it."""
+    def run(self) -> int:
+        """Start the command, and wait for it; returns its exit code (128 + signal)."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGALRM, self._kill)
         # Handled, not ignored: the command would inherit that, and handles them itself.
@@ -56,9 +58,10 @@ class Agent:
             environment = {**os.environ, **variables}
             self._child = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL)
         except OSError as error:
-            print(f"cannot start {self.command[0]}: {error.strerror}", file=sys.stderr, flush=True)
-            write_exit(self.directory, COMMAND_NOT_FOUND)
-            return
+            why = f"{self.command[0]}: {error.strerror}"
+            print(f"cannot start {why}", file=sys.stderr, flush=True)
+            record_error(self.directory, f"StartError: the container can't be started: {why}")
+            return self._record(COMMAND_NOT_FOUND, [])
         if self._stopping:  # the signal came before the child existed
             self._child.terminate()
         if sys.platform == "linux":
@@ -72,8 +75,16 @@ class Agent:
             server.close()
             if code == 0:
                 server.write_result()
+        return self._record(code if code >= 0 else 128 - code, exits)
+
+    def _record(self, code: int, exits: list[RankExit]) -> int:
+        """Say how the worker ended; returns its exit code."""
         ranks = [each.to_wire() for each in exits]
-        write_exit(self.directory, code if code >= 0 else 128 - code, ranks)
+        write_exit(self.directory, code, ranks)
+        if path := os.environ.get("TRAINYARD_TERMINATION_LOG"):
+            with open(path, "w") as file:  # mounted: it can't be renamed over
+                file.write(termination_message(self.directory, code, ranks))
+        return code
 
     def _report_server(self) -> ReportServer | None:
         """The server of node 0 of a run whose trainer doesn't serve its report itself."""
@@ -82,7 +93,9 @@ class Agent:
             return None
         report = Report(os.environ["TRAINYARD_RUN"], int(os.environ["TRAINYARD_ATTEMPT"]))
         server = ReportServer(report, self._world_size)
-        server.serve("127.0.0.1", int(port))
+        # In a pod the operator and Prometheus connect from outside; elsewhere loopback only.
+        host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
+        server.serve(host, int(port))
         return server
 
     def _world_size(self) -> int:
@@ -99,11 +112,14 @@ class Agent:
 
 
 def main(arguments: list[str]) -> int:
-    directory, lock, command = Path(arguments[0]), int(arguments[1]), arguments[2:]
-    os.set_inheritable(lock, False)
-    identity = {"pid": os.getpid(), "boot": processes.boot_id()}
-    os.pwrite(lock, json.dumps(identity).encode(), 0)
+    directory, lock, command = Path(arguments[0]), arguments[1], arguments[2:]
     _adopt_orphans()
+    if lock == "-":
+        directory.mkdir(exist_ok=True)
+        return Agent(directory, command).run()
+    os.set_inheritable(int(lock), False)
+    identity = {"pid": os.getpid(), "boot": processes.boot_id()}
+    os.pwrite(int(lock), json.dumps(identity).encode(), 0)
     Agent(directory, command).run()
     return 0
 

@@ -20,6 +20,12 @@ RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
 RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
 RUN_ENV = "TRAINYARD_RUN"
 ATTEMPT_ENV = "TRAINYARD_ATTEMPT"
+# What the agent is told: the worker's own directory, with the files that it leaves there, and where
+# to write how it ended.
+WORKER_DIR_ENV = "TRAINYARD_WORKER_DIR"
+TERMINATION_LOG_ENV = "TRAINYARD_TERMINATION_LOG"
+RESULT_FILE = "result"
+ERROR_FILE = "error.json"
 # Where the agent of node 0 serves what a user's script reports; recipes serve it themselves.
 REPORT_PORT_ENV = "TRAINYARD_REPORT_PORT"
 

@@ -21,8 +21,8 @@ from dev.cluster.ui import Steps
 
 from .builder import REPO, Builder, run, uv
 
-IMAGES = ("operator", "trainer", "serving")
-_LOWER = {"operator": "base", "trainer": "torch", "serving": "torch"}
+IMAGES = ("agent", "operator", "trainer", "serving")
+_LOWER = {"agent": "busybox", "operator": "base", "trainer": "torch", "serving": "torch"}
 _LOCAL = "localhost/trainyard"
 _INDEX_SETTINGS = (
     "PIP_INDEX_URL",
@@ -56,15 +56,20 @@ class Job:
 
 def build(job: Job) -> list[str]:
     """Build the images; returns their names in the order built."""
-    with_torch = any(_LOWER[name] == "torch" for name in job.names)
-    steps = Steps(2 + with_torch + len(job.names))
+    needed = {_LOWER[name] for name in job.names}
+    with_base, with_torch = needed != {"busybox"}, "torch" in needed
+    steps = Steps(2 * with_base + with_torch + ("busybox" in needed) + len(job.names))
     with tempfile.TemporaryDirectory() as folder, _context(Path(folder)) as context:
         secrets = _secrets(Path(folder))
         lower: dict[str, str] = {}
-        with steps.step("base image") as report:
-            start = job.builder.base(report, job.base)
-        with steps.step("virtual environment"):
-            lower["base"] = _lower(job, "base", f"BASE={start}", start, context, secrets)
+        if "busybox" in needed:
+            with steps.step("shell for the agent") as report:
+                lower["busybox"] = job.builder.busybox(report)
+        if with_base:
+            with steps.step("base image") as report:
+                start = job.builder.base(report, job.base)
+            with steps.step("virtual environment"):
+                lower["base"] = _lower(job, "base", f"BASE={start}", start, context, secrets)
         if with_torch:
             below = lower["base"]
             with steps.step("PyTorch") as report:
@@ -124,6 +129,7 @@ def _context(folder: Path) -> Iterator[Path]:
         shutil.copyfile(path, context / "images" / path.name)
     for path in (source / "requirements").glob("*.txt"):
         shutil.copyfile(path, target / path.name)
+    shutil.copytree(REPO / "agent", context / "agent", ignore=shutil.ignore_patterns("*cache*"))
     for path in context.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     yield context

@@ -17,6 +17,8 @@ from dev.cluster.ui import Report
 REPO = Path(__file__).resolve().parent.parent.parent
 PUBLIC_BASE = "docker.io/library/python:3.11-slim-bookworm"
 DEBIAN_BASE = "localhost/trainyard/debian-python:bookworm"
+PUBLIC_BUSYBOX = "docker.io/library/busybox:1.37.0-musl"
+DEBIAN_BUSYBOX = "localhost/trainyard/debian-busybox:bookworm"
 _DEBIAN_PACKAGES = "python3,python3-venv,ca-certificates"
 _PULL_TIMEOUT = 1800
 
@@ -85,16 +87,26 @@ class Builder:
         self._make_debian_base(report)
         return DEBIAN_BASE
 
+    def busybox(self, report: Report) -> str:
+        """The name of an image with a static /bin/busybox, in the store when this returns."""
+        for image in (PUBLIC_BUSYBOX, DEBIAN_BUSYBOX):
+            if self.has(image):
+                return image
+        report(f"pulling {PUBLIC_BUSYBOX}")
+        if self.pulls(PUBLIC_BUSYBOX):
+            return PUBLIC_BUSYBOX
+        _need_mmdebstrap(PUBLIC_BUSYBOX, "an image with a shell", report)
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder) / "busybox.tar"
+            options = ["--quiet", "--variant=extract", "--include=busybox-static"]
+            # Only the program; an image needs no package's documents.
+            keep = 'cd "$1" && find . -mindepth 1 ! -path ./bin ! -path "./bin/busybox" -delete'
+            run(["mmdebstrap", *options, f"--customize-hook={keep}", "bookworm", str(tree)])
+            self.add_tree(tree, DEBIAN_BUSYBOX)
+        return DEBIAN_BUSYBOX
+
     def _make_debian_base(self, report: Report) -> None:
-        packages = preflight.missing({"mmdebstrap": "mmdebstrap"})
-        if packages and not preflight.may_install():
-            raise UserError(
-                f"{PUBLIC_BASE} can't be pulled, and there is no mmdebstrap to make a base image: "
-                "on Debian, sudo apt-get install mmdebstrap; elsewhere pass --base with another "
-                "Python 3.11 image"
-            )
-        preflight.install(packages, report)
-        report("making an image of Debian packages")
+        _need_mmdebstrap(PUBLIC_BASE, "a base image", report)
         with tempfile.TemporaryDirectory() as folder:
             tree = Path(folder) / "base.tar"
             # The image has no package mirror and nothing of the machine that made it.
@@ -103,6 +115,19 @@ class Builder:
             options = f"--quiet --variant=minbase --include={_DEBIAN_PACKAGES}".split()
             run(["mmdebstrap", *options, f"--customize-hook={forget}", "bookworm", str(tree)])
             self.add_tree(tree, DEBIAN_BASE)
+
+
+def _need_mmdebstrap(image: str, what: str, report: Report) -> None:
+    """Install mmdebstrap where that is possible; raises UserError where it isn't."""
+    packages = preflight.missing({"mmdebstrap": "mmdebstrap"})
+    if packages and not preflight.may_install():
+        raise UserError(
+            f"{image} can't be pulled, and there is no mmdebstrap to make {what}: on Debian, "
+            "sudo apt-get install mmdebstrap; elsewhere pull it first, or pass --base with another "
+            "Python 3.11 image"
+        )
+    preflight.install(packages, report)
+    report("making an image of Debian packages")
 
 
 def choose(wanted: str = "") -> Builder:

@@ -105,13 +105,14 @@ _PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 _PORT_IN_USE = "EADDRINUSE"  # of a store that can't be served: no peer is to blame
-# Classes of the trainer's errors that are reasons of their own.
+# Classes of the trainer's and the agent's errors that are reasons of their own.
 _TRAINER_ERRORS: dict[str, FailureReason] = {
     "ConfigError": "ConfigError",
     "DiskFullError": "DiskFull",
     "HangError": "Hang",
     "HardwareError": "HardwareError",
     "HubUnreachableError": "HubUnreachable",
+    "StartError": "StartError",
     "StoppedError": "Signal",  # by SIGTERM, which not every rank got
 }
 # torch's words for a loader worker that a signal ended; there is no code.

@@ -251,12 +251,17 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list
     joined = report.ranks_joined if report else 0
     if run.spec.command:
         if report:
+            _note_missing_report(observed, status, late=False)
             status.world_size = ranks
             return _mark_running(observed, status, report.phase.capitalize(), report.message)
         # All that is known of a script that reports nothing is that its containers run.
-        return _mark_running(observed, status, "PodsRunning", "progress unknown: no report")
+        unknown = ""
+        if observed.report_error:
+            unknown = _note_missing_report(observed, status, late=False)
+        message = unknown or "progress unknown: no report"
+        return _mark_running(observed, status, "PodsRunning", message)
     late = attempt and overdue(attempt, run.spec, now, queued=False)
-    unknown = _note_missing_report(observed, status, bool(late))
+    unknown = _note_missing_report(observed, status, late=bool(late))
     if joined == ranks or status.phase == "Running":
         status.world_size = ranks
         reason = report.phase.capitalize() if report else status.reason
@@ -274,7 +279,7 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list
     return Plan(status, events, delete=stale_workers(observed, status), requeue_after=POLL_STARTING)
 
 
-def _note_missing_report(observed: Observed, status: TrainingRunStatus, late: bool) -> str:
+def _note_missing_report(observed: Observed, status: TrainingRunStatus, *, late: bool) -> str:
     """Keep the condition ProgressUnknown; returns its message while it is true, else "".
 
     One unanswered request changes nothing: first the condition is Unknown, later True.
@@ -292,6 +297,8 @@ def _note_missing_report(observed: Observed, status: TrainingRunStatus, late: bo
     message = "rank 0's report can't be fetched"
     if observed.report_error:
         message = f"{message}: {observed.report_error}"
+    if observed.run.spec.command:
+        message += "; a script is reported on by an agent, which needs Python 3.8 in the image"
     known: bool | None = True if late or missed >= MISSING_SECONDS else None
     if old and old.status == "True":
         known = True

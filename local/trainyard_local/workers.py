@@ -16,7 +16,7 @@ from typing import Any
 import trainyard_agent
 from trainyard_agent import exits, processes
 from trainyard_agent.__main__ import GRACE_SECONDS
-from trainyard_api.job import EXIT_CONFIG
+from trainyard_api.job import ERROR_FILE, EXIT_CONFIG, RESULT_FILE
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
 from trainyard_lifecycle.plan import RankExit, Worker, WorkerKey, worker_name
@@ -25,8 +25,6 @@ from trainyard_local.store import WORKING_DIRECTORY, RunDir
 from trainyard_storage.files import write_text_atomic
 
 LOCK_FILE = "lock"
-RESULT_FILE = "result"
-ERROR_FILE = "error.json"
 DELETING_FILE = "deleting"
 LOG_TAIL_BYTES = 8192
 # Node 0's address must sort first (see LaunchTarget); Linux accepts all of 127.0.0.0/8.

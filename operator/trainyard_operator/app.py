@@ -18,6 +18,7 @@ from trainyard_operator import probes
 from trainyard_operator.client import ApiError, Kube
 from trainyard_operator.controller import Controller
 from trainyard_operator.lease import Lease
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey
 from trainyard_operator.queue import Queue
@@ -47,7 +48,8 @@ class App:
         """http: for the reports of runs (see probes.session)."""
         self._settings = settings
         self._metrics = metrics = OperatorMetrics()
-        run_reconciler = RunReconciler(kube, http, settings.trainer_image, metrics)
+        images = Images(settings.trainer_image, settings.agent_image)
+        run_reconciler = RunReconciler(kube, http, images, metrics)
         runs = Controller(kube, run_reconciler, metrics)
         studies = Controller(kube, StudyReconciler(kube), metrics)
         self._runs: Queue[ObjectKey] = Queue(runs.reconcile, settings.workers)

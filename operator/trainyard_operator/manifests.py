@@ -3,10 +3,18 @@
 PodGroups and the marks on pods are what queueing systems need to schedule a gang as a whole.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from trainyard_api import labels
-from trainyard_api.job import MOUNT_PATH, START_PATH
+from trainyard_api.job import (
+    ERROR_FILE,
+    MOUNT_PATH,
+    RESULT_FILE,
+    START_PATH,
+    TERMINATION_LOG_ENV,
+    WORKER_DIR_ENV,
+)
 from trainyard_api.progress import REPORT_PORT
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import GPU
@@ -17,6 +25,7 @@ from trainyard_operator.objects import owner_reference
 
 DEFAULT_SIZE = "10Gi"
 USER_ID = 10001
+AGENT_PATH = "/trainyard-agent"
 TERMINATION_LOG = "/dev/termination-log"
 # Pods of a node that stops answering are evicted after this long (Kubernetes' default: 300 s).
 LOST_NODE_SECONDS = 15
@@ -124,7 +133,20 @@ def _gang_marks(run: TrainingRun, attempt: int, nodes: int) -> dict[str, Any]:
             }
 
 
-def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Images:
+    """The images of our own in a run's pods.
+
+    Attributes:
+        trainer: of runs that name none.
+        agent: brings the agent into the trainer container; empty: torchrun is started without.
+    """
+
+    trainer: str
+    agent: str = ""
+
+
+def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[str, Any]:
     """The pod of one worker in a gang of `nodes`.
 
     Raises RejectedError when the pod template can't be merged.
@@ -149,12 +171,15 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> 
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(run, key, nodes, trainer_image)],
-            "volumes": _volumes(run),
+            "containers": [_container(run, key, nodes, images)],
+            "volumes": _volumes(run, images),
         },
     }
-    # Rank 0 reports for all; what a user's command serves, if anything, we don't know.
-    built["metadata"]["annotations"] = _SCRAPE if key.node == 0 and run.spec.recipe else {}
+    if images.agent:
+        built["spec"]["initContainers"] = [_agent_container(images.agent)]
+    # Rank 0 reports for all. Without an agent nothing is known of what a user's command serves.
+    reports = run.spec.recipe or images.agent
+    built["metadata"]["annotations"] = _SCRAPE if key.node == 0 and reports else {}
     built = merge(built, _gang_marks(run, key.attempt, nodes))
     template = run.spec.pod_template
     if template:
@@ -169,23 +194,47 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, *, trainer_image: str) -> 
     return built
 
 
-def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str) -> dict[str, Any]:
+def _agent_container(image: str) -> dict[str, Any]:
+    """Copies the agent into the pod, and ends. The same request as limit keeps a pod Guaranteed."""
+    amounts = {"cpu": "100m", "memory": "32Mi"}
+    return {
+        "name": "trainyard-agent",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "resources": {"requests": amounts, "limits": amounts},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [_mount("agent")],
+    }
+
+
+def _container(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[str, Any]:
     variables: dict[str, str] = {"HOME": "/tmp", "USER": "trainyard", **_threads(run)}
+    worker = f"{AGENT_PATH}/worker"
     target = launch.LaunchTarget(
         endpoint=f"{worker_name(run.name, key.attempt, 0)}.{run.name}:{launch.RDZV_PORT}",
         local_addr=f"{worker_name(run.name, key.attempt, key.node)}.{run.name}",
         run_dir=f"{MOUNT_PATH}/{run.name}",
         report_port=REPORT_PORT,
-        result_file=TERMINATION_LOG,
-        log_dir="/tmp/torchelastic",
+        result_file=f"{worker}/{RESULT_FILE}" if images.agent else TERMINATION_LOG,
+        error_file=f"{worker}/{ERROR_FILE}" if images.agent else None,
+        log_dir=f"{worker}/torchelastic" if images.agent else "/tmp/torchelastic",
         start_dir=_start_dir(run),
     )
     variables |= launch.env(run, key, nodes, target)
+    command = launch.argv(run)
+    if images.agent:
+        variables |= {WORKER_DIR_ENV: worker, TERMINATION_LOG_ENV: TERMINATION_LOG}
+        # A shell of its own, as an image may have none.
+        command = [f"{AGENT_PATH}/busybox", "sh", f"{AGENT_PATH}/start.sh", worker, *command]
     ours = run.spec.image is None
     container: dict[str, Any] = {
         "name": labels.CONTAINER,
-        "image": run.spec.image or trainer_image,
-        "command": [_literal(word) for word in launch.argv(run)],
+        "image": run.spec.image or images.trainer,
+        "command": [_literal(word) for word in command],
         "env": [{"name": key, "value": _literal(value)} for key, value in variables.items()],
         "ports": [{"name": "report", "containerPort": REPORT_PORT}],
         "terminationMessagePath": TERMINATION_LOG,
@@ -196,7 +245,7 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, trainer_image: str)
             # A user's image may write anywhere.
             "readOnlyRootFilesystem": ours,
         },
-        "volumeMounts": [_mount(volume["name"]) for volume in _volumes(run)],
+        "volumeMounts": [_mount(volume["name"]) for volume in _volumes(run, images)],
     }
     if ours:
         container["imagePullPolicy"] = "IfNotPresent"
@@ -210,7 +259,13 @@ _SCRAPE = {
     "prometheus.io/port": str(REPORT_PORT),
     "prometheus.io/path": "/metrics",
 }
-_MOUNTS = {"storage": MOUNT_PATH, "start": START_PATH, "shm": "/dev/shm", "tmp": "/tmp"}
+_MOUNTS = {
+    "storage": MOUNT_PATH,
+    "start": START_PATH,
+    "agent": AGENT_PATH,
+    "shm": "/dev/shm",
+    "tmp": "/tmp",
+}
 
 
 def _mount(volume: str) -> dict[str, Any]:
@@ -234,7 +289,7 @@ def _start_dir(run: TrainingRun) -> str | None:
     return f"{mounted}/{start.run}"
 
 
-def _volumes(run: TrainingRun) -> list[dict[str, Any]]:
+def _volumes(run: TrainingRun, images: Images) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         {"name": "storage", "persistentVolumeClaim": {"claimName": run.claim_name}}
     ]
@@ -242,6 +297,8 @@ def _volumes(run: TrainingRun) -> list[dict[str, Any]]:
     if start is not None and start != run.claim_name:
         source = {"claimName": start, "readOnly": True}
         volumes.append({"name": "start", "persistentVolumeClaim": source})
+    if images.agent:
+        volumes.append({"name": "agent", "emptyDir": {}})
     if run.gpus_per_node or run.nproc > 1:
         # Data loaders and NCCL share memory between processes; a container's default is 64 MiB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})

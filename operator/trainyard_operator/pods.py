@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from trainyard_api import labels
+from trainyard_lifecycle.agent_output import parse_ending
 from trainyard_lifecycle.plan import Worker, WorkerPhase
 from trainyard_operator.client import Object
 
@@ -24,6 +25,8 @@ def to_worker(pod: Object) -> Worker:
     phase = _phase(status)
     ended = _ended(status)
     waiting_reason, waiting_message = _waiting(status) if phase == "Pending" else ("", "")
+    has_ended = phase in ("Failed", "Succeeded")
+    ranks, message = parse_ending(_termination_message(status, ended) if has_ended else "")
     return Worker(
         name=metadata["name"],
         attempt=int(metadata["labels"][labels.ATTEMPT]),
@@ -35,9 +38,8 @@ def to_worker(pod: Object) -> Worker:
         unschedulable=_unschedulable(status) if phase == "Pending" else "",
         exit_code=ended.get("exitCode") if phase != "Pending" else None,
         exit_reason=_exit_reason(status, ended) if phase == "Failed" else "",
-        termination_message=_termination_message(status, ended)
-        if phase in ("Failed", "Succeeded")
-        else "",
+        termination_message=message,
+        ranks=ranks,
         disruption=_disruption(status),
         deleting="deletionTimestamp" in metadata,
         # The API server writes the time by which the pod has been killed, not that of the request.

@@ -54,7 +54,10 @@ def session() -> aiohttp.ClientSession:
 async def fetch_report(
     http: aiohttp.ClientSession, address: str, port: int = REPORT_PORT
 ) -> tuple[ProgressReport | None, str]:
-    """Rank 0's report from its pod; without one, why there is none, in one line."""
+    """The report from rank 0's pod; without one, why there is none, in one line.
+
+    That line is empty where an agent answers whose script has reported nothing yet.
+    """
     host = f"[{address}]" if ":" in address else address
     blocked = (
         f"no connection to {host}:{port}: allow ingress to the run's pods on port {port} from the"
@@ -62,6 +65,8 @@ async def fetch_report(
     )
     try:
         async with http.get(f"http://{host}:{port}/progress", allow_redirects=False) as answer:
+            if answer.status == 404:
+                return None, ""
             if answer.status != 200:
                 return None, f"{host}:{port} answers with HTTP {answer.status}"
             body = await answer.content.readexactly(MAX_REPORT_BYTES)  # a report is far shorter

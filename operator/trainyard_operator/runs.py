@@ -53,14 +53,14 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         self,
         kube: Kube,
         http: aiohttp.ClientSession,
-        trainer_image: str,
+        images: manifests.Images,
         metrics: OperatorMetrics,
     ) -> None:
         """http: for rank 0's reports (see probes.session)."""
         self._kube = kube
         self._http = http
         self._nodes = probes.NodeList(kube)
-        self._trainer_image = trainer_image
+        self._images = images
         self._metrics = metrics
 
     async def observe(self, run: TrainingRun) -> Observed:
@@ -71,7 +71,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         leader = next((pod for pod, worker in pods if _is_leader(worker, attempt)), None)
         address = (leader or {}).get("status", {}).get("podIP")
         report, problem = None, ""
-        if address and run.spec.recipe:
+        if address and (run.spec.recipe or self._images.agent):
             report, problem = await probes.fetch_report(self._http, address)
         if report and (report.run, report.attempt) != (run.name, attempt):
             report = None
@@ -200,10 +200,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         group = manifests.pod_group(run, plan.create[0].attempt, plan.nodes)
         if group is not None:
             await self._ensure(run, group["apiVersion"], "podgroups", group)
-        pods = [
-            manifests.pod(run, key, plan.nodes, trainer_image=self._trainer_image)
-            for key in plan.create
-        ]
+        pods = [manifests.pod(run, key, plan.nodes, self._images) for key in plan.create]
         await run_all(self._create_pod(run, pod) for pod in pods)
 
     async def _create_pod(self, run: TrainingRun, body: Object) -> None:

@@ -34,6 +34,11 @@ class Settings(BaseSettings):
         alias="TRAINYARD_TRAINER_IMAGE",
         description="Image of runs that name none.",
     )
+    agent_image: str = Field(
+        default="",
+        alias="TRAINYARD_AGENT_IMAGE",
+        description="Image that brings the agent into a run's pods; empty: none.",
+    )
     namespace: str = Field(
         default="",
         alias="TRAINYARD_NAMESPACE",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from trainyard_api import __version__
 from trainyard_operator.settings import Settings
 
 from .conftest import CHARTS, Refusal, Render
@@ -142,9 +143,29 @@ def test_the_environment_is_what_the_operator_reads(
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.trainer_image == "r/t:v9"
+    assert settings.agent_image == ""
     assert settings.workers == 3
     assert settings.log_format == "text"
     assert settings.namespace == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ((), "trainyard/agent:APP"),
+        (("trainerImage.repository=r:5000/t/trainer", "trainerImage.tag=v9"), "r:5000/t/agent:v9"),
+        (("trainerImage.repository=r/mine", "trainerImage.tag=v9"), ""),
+        (("trainerImage.repository=r/mine", "agentImage.repository=r/a"), "r/a:APP"),
+        (("trainerImage.tag=v9", "agentImage.tag=v8"), "trainyard/agent:v8"),
+        (("agentImage.enabled=false",), ""),
+        (("agentImage=null",), "trainyard/agent:APP"),  # values that an older release kept
+    ],
+)
+def test_the_agents_image_lies_beside_the_trainers(
+    render: Render, values: tuple[str, ...], image: str
+) -> None:
+    found = environment(render("operator", *values).one("Deployment"))["TRAINYARD_AGENT_IMAGE"]
+    assert found == image.replace("APP", __version__)
 
 
 def test_the_port_is_the_operators_everywhere(render: Render) -> None:

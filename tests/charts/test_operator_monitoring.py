@@ -54,7 +54,7 @@ def test_the_service_monitor_finds_the_operator_and_keeps_its_labels(render: Ren
 @pytest.mark.parametrize(
     ("values", "where"), [((), {"any": True}), (("watchNamespace=t",), {"matchNames": ["t"]})]
 )
-def test_the_pod_monitor_finds_rank_0_of_recipes(
+def test_the_pod_monitor_finds_rank_0(
     render: Render, values: tuple[str, ...], where: Any
 ) -> None:
     from tests.support.lifecycle.builders import make_run
@@ -64,8 +64,9 @@ def test_the_pod_monitor_finds_rank_0_of_recipes(
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     (keep,) = endpoint["relabelings"]
 
-    def scraped(node: int, **spec: Any) -> bool:
-        pod = manifests.pod(make_run(**spec), WorkerKey(1, node), 2, trainer_image="t")
+    def scraped(node: int, agent: str = "", **spec: Any) -> bool:
+        images = manifests.Images("t", agent)
+        pod = manifests.pod(make_run(**spec), WorkerKey(1, node), 2, images)
         selected = monitor["spec"]["selector"]["matchLabels"].items()
         (container,) = pod["spec"]["containers"]
         ports = [port["name"] for port in container["ports"]]
@@ -83,6 +84,7 @@ def test_the_pod_monitor_finds_rank_0_of_recipes(
     assert labels.NODE in monitor["spec"]["selector"]["matchLabels"]
     assert scraped(0)
     assert not scraped(1), "its rank serves nothing"
+    assert scraped(0, "a", command=["train.py"]), "the agent serves what it reports"
     assert not scraped(0, command=["train.py"]), "what it serves, if anything, isn't ours"
 
 

@@ -38,6 +38,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.trainerImage.repository }}:{{ default .Chart.AppVersion .Values.trainerImage.tag }}
 {{- end -}}
 
+{{- /* Empty: none. A trainer image with a name of its own says nothing about where the agent's is. */ -}}
+{{- define "operator.agentImage" -}}
+{{- /* Values that an older release kept (helm upgrade --reuse-values) have no agentImage. */ -}}
+{{- $agent := default (dict "enabled" true) .Values.agentImage -}}
+{{- $repository := $agent.repository -}}
+{{- if and (not $repository) (hasSuffix "/trainer" .Values.trainerImage.repository) -}}
+{{- $repository = printf "%s/agent" (trimSuffix "/trainer" .Values.trainerImage.repository) -}}
+{{- end -}}
+{{- if and $agent.enabled $repository -}}
+{{ $repository }}:{{ coalesce $agent.tag .Values.trainerImage.tag .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
 {{- define "operator.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 10001

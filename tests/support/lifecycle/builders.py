@@ -51,9 +51,10 @@ class Story:
         after: float = 0,
         report: ProgressReport | None = None,
         lost: frozenset[str] = frozenset(),
+        report_error: str = "",
     ) -> Plan:
         self.now += timedelta(seconds=after)
-        observed = Observed(self.run, self.now, workers, report, lost)
+        observed = Observed(self.run, self.now, workers, report, lost, report_error)
         plan = reconcile(observed)
         self.run = self.run.model_copy(update={"status": plan.status})
         return plan

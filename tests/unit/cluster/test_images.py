@@ -37,7 +37,7 @@ def test_every_pin_has_hashes_and_no_address(lock: Path) -> None:
     assert not re.search(r"^\s*--?(index|extra-index|find-links|i )", text, re.M)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", ["operator", "trainer", "serving"])
 def test_a_lock_has_everything_that_its_image_imports(name: str) -> None:
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
     wanted = names(project["dependencies"]) | names(project["optional-dependencies"][name])
@@ -57,4 +57,4 @@ def test_an_image_runs_as_a_numeric_user_that_is_not_root(name: str) -> None:
     recipe = (REPO / "images" / f"{name}.Containerfile").read_text()
     users = re.findall(r"^USER (\d+):(\d+)$", recipe, re.M)
     assert users == [("10001", "10001")]
-    assert recipe.index("USER") > recipe.rindex("RUN")
+    assert recipe.index("USER") > recipe.rfind("RUN")

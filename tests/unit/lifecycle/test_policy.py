@@ -314,6 +314,25 @@ def test_one_unanswered_request_is_not_unknown_progress() -> None:
         assert (plan.status.phase, unknown.status) == ("Running", status)
 
 
+def test_a_script_whose_agent_answers_has_no_unknown_progress() -> None:
+    """It has reported nothing, as most scripts don't; what can't be fetched is another thing."""
+    story = story_of(recipe=None, image="x", command=["train.py"])
+    for _ in range(3):
+        plan = story.see(make_worker(0), after=60)
+        assert plan.status.message == "progress unknown: no report"
+    assert "ProgressUnknown" not in [condition.type for condition in plan.status.conditions]
+
+    for after in (1, 31):
+        plan = story.see(make_worker(0), after=after, report_error="no connection")
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert (plan.status.phase, unknown.status) == ("Running", "True")
+    assert "no connection; a script is reported on by an agent" in plan.status.message
+
+    plan = story.see(make_worker(0), after=1, report=make_report(joined=1, step=3))
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert (unknown.status, plan.status.step, plan.status.message) == ("False", 3, "")
+
+
 def test_a_sidecar_that_outlives_the_trainer_is_deleted() -> None:
     story = story_of()
     story.see(make_worker(0))

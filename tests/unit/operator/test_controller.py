@@ -12,6 +12,7 @@ from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_operator import probes
 from trainyard_operator.client import ApiError, Kube
 from trainyard_operator.controller import Controller
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey
 from trainyard_operator.runs import RunReconciler
@@ -30,7 +31,7 @@ def put_run(state: ApiServer, name: str = "r", **status: Any) -> dict[str, Any]:
 def controller(
     kube: Kube, http: aiohttp.ClientSession, metrics: OperatorMetrics
 ) -> Controller[Any, Any, Any]:
-    return Controller(kube, RunReconciler(kube, http, "ours:1", metrics), metrics)
+    return Controller(kube, RunReconciler(kube, http, Images("ours:1"), metrics), metrics)
 
 
 def metric(metrics: OperatorMetrics, name: str, **labels: str) -> float | None:

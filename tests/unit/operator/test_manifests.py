@@ -12,8 +12,15 @@ from trainyard_operator import manifests
 from trainyard_operator.client import RejectedError
 
 
+def with_agent(node: int = 0, **spec: Any) -> dict[str, Any]:
+    images = manifests.Images("ours:1", "agent:1")
+    return manifests.pod(make_run(**spec), WorkerKey(1, node), 2, images)
+
+
 def pod(node: int = 0, attempt: int = 1, nodes: int = 2, **spec: Any) -> dict[str, Any]:
-    return manifests.pod(make_run(**spec), WorkerKey(attempt, node), nodes, trainer_image="ours:1")
+    return manifests.pod(
+        make_run(**spec), WorkerKey(attempt, node), nodes, manifests.Images("ours:1")
+    )
 
 
 def trainer(built: dict[str, Any]) -> dict[str, Any]:
@@ -204,7 +211,7 @@ def job_of(built: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_claim_of_another_run_is_mounted_read_only_until_it_is_not_needed() -> None:
     run = make_run(startFrom={"run": "a"})
-    built = manifests.pod(run, WorkerKey(1, 0), 2, trainer_image="ours:1")
+    built = manifests.pod(run, WorkerKey(1, 0), 2, manifests.Images("ours:1"))
     claims = {v["name"]: v.get("persistentVolumeClaim") for v in built["spec"]["volumes"]}
     assert claims["start"] == {"claimName": "a", "readOnly": True}
     mount = {"name": "start", "mountPath": "/trainyard-start", "readOnly": True}
@@ -213,7 +220,7 @@ def test_the_claim_of_another_run_is_mounted_read_only_until_it_is_not_needed() 
 
     own = CheckpointRef(step=4, digest="sha256:0", time=T0)
     run.status.last_checkpoint = own
-    built = manifests.pod(run, WorkerKey(2, 0), 2, trainer_image="ours:1")
+    built = manifests.pod(run, WorkerKey(2, 0), 2, manifests.Images("ours:1"))
     assert "start" not in mounts(built).values()
     assert job_of(built)["startFrom"]["run"] == "a"
     assert "startDir" not in job_of(built)
@@ -306,3 +313,56 @@ def test_pod_groups(system: str, api: str, scheduler: str) -> None:
 def test_no_queue_no_group() -> None:
     assert manifests.pod_group(make_run(), 1, 2) is None
     assert "schedulerName" not in pod()["spec"]
+
+
+def env_of(built: dict[str, Any]) -> dict[str, str]:
+    (container,) = built["spec"]["containers"]
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+@pytest.mark.parametrize("spec", [{}, {"recipe": None, "image": "x", "command": ["train.py"]}])
+def test_the_agent_starts_what_torchrun_would_have(spec: dict[str, Any]) -> None:
+    without, built = pod(**spec), with_agent(**spec)
+    (container,) = built["spec"]["containers"]
+    (before,) = without["spec"]["containers"]
+    worker = "/trainyard-agent/worker"
+    start = ["/trainyard-agent/busybox", "sh", "/trainyard-agent/start.sh", worker]
+    assert container["command"] == [*start, *before["command"]]
+    assert {"name": "agent", "mountPath": "/trainyard-agent"} in container["volumeMounts"]
+    variables = env_of(built)
+    assert variables["TRAINYARD_WORKER_DIR"] == worker
+    assert variables["TRAINYARD_TERMINATION_LOG"] == container["terminationMessagePath"]
+    # What the trainer and torchrun leave is the agent's to read.
+    assert variables["TRAINYARD_RESULT_FILE"] == f"{worker}/result"
+    assert variables["TORCHELASTIC_ERROR_FILE"] == f"{worker}/error.json"
+    assert variables["PET_LOG_DIR"].startswith(worker)
+
+
+def test_the_agent_comes_by_an_init_container_that_any_policy_admits() -> None:
+    (init,) = with_agent()["spec"]["initContainers"]
+    assert init["image"] == "agent:1"
+    assert init["volumeMounts"] == [{"name": "agent", "mountPath": "/trainyard-agent"}]
+    # Quotas ask for both; the same amounts keep a pod Guaranteed.
+    assert init["resources"]["requests"] == init["resources"]["limits"]
+    assert init["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def test_init_containers_of_the_template_come_after_the_agents() -> None:
+    template = {"spec": {"initContainers": [{"name": "fetch", "image": "f"}]}}
+    built = with_agent(podTemplate=template)
+    assert [each["name"] for each in built["spec"]["initContainers"]] == [
+        "trainyard-agent",
+        "fetch",
+    ]
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_prometheus_finds_the_agent_of_node_0_for_any_script(node: int) -> None:
+    built = with_agent(node, recipe=None, image="x", command=["train.py"])
+    scraped = built["metadata"]["annotations"].get("prometheus.io/scrape")
+    assert scraped == ("true" if node == 0 else None)
+    assert ("TRAINYARD_REPORT_PORT" in env_of(built)) == (node == 0)

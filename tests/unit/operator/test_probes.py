@@ -61,6 +61,10 @@ async def test_an_invalid_report_is_ignored(body: web.Response) -> None:
     assert problem
 
 
+async def test_an_agent_whose_script_has_reported_nothing_is_no_problem() -> None:
+    assert await fetch_from(web.Response(status=404)) == (None, "")
+
+
 async def test_an_unreachable_pod_has_no_report() -> None:
     async with probes.session() as http:
         report, problem = await probes.fetch_report(http, "127.0.0.1", 1)

@@ -11,6 +11,7 @@ from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_operator import probes
 from trainyard_operator.client import RejectedError
 from trainyard_operator.controller import Controller
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey
 from trainyard_operator.runs import RunReconciler
@@ -44,7 +45,7 @@ async def test_a_refusal_is_named_and_waited_for(fault: Fault) -> None:
     wire.pop("status")
     metrics = OperatorMetrics()
     async with api_server() as (state, kube), probes.session() as http:
-        controller = Controller(kube, RunReconciler(kube, http, "ours:1", metrics), metrics)
+        controller = Controller(kube, RunReconciler(kube, http, Images("ours:1"), metrics), metrics)
         state.put(RUN, wire)
         refuse(state, fault)
         async with asyncio.timeout(patience.SECONDS):

@@ -19,6 +19,7 @@ from trainyard_lifecycle.plan import Event, Observed, Plan, WorkerKey
 from trainyard_operator import probes
 from trainyard_operator.client import ApiError, Kube, RejectedError
 from trainyard_operator.controller import Controller
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey, parse
 from trainyard_operator.runs import RunReconciler, grace_seconds
@@ -33,7 +34,9 @@ class Stage:
     def __init__(self, state: ApiServer, kube: Kube, http: ClientSession, **spec: Any) -> None:
         self.state = state
         metrics = OperatorMetrics()
-        self.controller = Controller(kube, RunReconciler(kube, http, "ours:1", metrics), metrics)
+        self.controller = Controller(
+            kube, RunReconciler(kube, http, Images("ours:1"), metrics), metrics
+        )
         wire = make_run(**spec).to_wire()
         wire.pop("status")
         self.raw = state.put(RUN, wire)

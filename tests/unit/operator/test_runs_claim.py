@@ -10,6 +10,7 @@ from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_operator import probes
 from trainyard_operator.controller import Controller
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import ObjectKey
 from trainyard_operator.runs import RunReconciler
@@ -65,7 +66,9 @@ async def stage(
         if claim is not None:
             state.put(CLAIM, claim)
         metrics = OperatorMetrics()
-        made = Stage(state, Controller(kube, RunReconciler(kube, http, "ours:1", metrics), metrics))
+        made = Stage(
+            state, Controller(kube, RunReconciler(kube, http, Images("ours:1"), metrics), metrics)
+        )
         await made.reconcile()  # creates claim, Service and pod
         running = {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
         pod = state.objects[f"{PODS}/r-1-0"]

@@ -9,6 +9,7 @@ from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.plan import Observed
 from trainyard_operator import probes
 from trainyard_operator.client import Kube
+from trainyard_operator.manifests import Images
 from trainyard_operator.metrics import OperatorMetrics
 from trainyard_operator.objects import parse
 from trainyard_operator.runs import RunReconciler
@@ -39,7 +40,7 @@ def trainer(**state: Any) -> dict[str, Any]:
 
 async def observe(state: ApiServer, kube: Kube) -> Observed:
     async with probes.session() as http:
-        reconciler = RunReconciler(kube, http, "ours:1", OperatorMetrics())
+        reconciler = RunReconciler(kube, http, Images("ours:1"), OperatorMetrics())
         return await reconciler.observe(parse(TrainingRun, state.objects[RUN]))
 
 
