@@ -54,9 +54,7 @@ def test_the_service_monitor_finds_the_operator_and_keeps_its_labels(render: Ren
 @pytest.mark.parametrize(
     ("values", "where"), [((), {"any": True}), (("watchNamespace=t",), {"matchNames": ["t"]})]
 )
-def test_the_pod_monitor_finds_rank_0(
-    render: Render, values: tuple[str, ...], where: Any
-) -> None:
+def test_the_pod_monitor_finds_rank_0(render: Render, values: tuple[str, ...], where: Any) -> None:
     from tests.support.lifecycle.builders import make_run
 
     monitor = render("operator", *POD_MONITOR, *values).one("PodMonitor")
