@@ -66,10 +66,9 @@ class Agent:
             self._child.terminate()
         if sys.platform == "linux":
             self._watch = RankWatch(self._child.pid)
-        code = self._child.wait()
+        code = _wait(self._child)
         exits = self._watch.end() if self._watch else []  # without those that are killed now
-        processes.kill_worker(self.directory)
-        _reap_orphans()
+        _end_orphans()
         signal.alarm(0)
         if server:
             server.close()
@@ -80,10 +79,15 @@ class Agent:
     def _record(self, code: int, exits: list[RankExit]) -> int:
         """Say how the worker ended; returns its exit code."""
         ranks = [each.to_wire() for each in exits]
-        write_exit(self.directory, code, ranks)
-        if path := os.environ.get("TRAINYARD_TERMINATION_LOG"):
+        path = os.environ.get("TRAINYARD_TERMINATION_LOG")
+        if path is None:
+            write_exit(self.directory, code, ranks)
+            return code
+        try:
             with open(path, "w") as file:  # mounted: it can't be renamed over
                 file.write(termination_message(self.directory, code, ranks))
+        except OSError as error:  # the exit code says more than this
+            print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
         return code
 
     def _report_server(self) -> ReportServer | None:
@@ -108,7 +112,8 @@ class Agent:
             self._child.terminate()
 
     def _kill(self, *_: object) -> None:
-        processes.kill_worker(self.directory)
+        if self._child is not None:
+            self._child.kill()  # its ranks then become the agent's own children, and are ended
 
 
 def main(arguments: list[str]) -> int:
@@ -134,8 +139,22 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _reap_orphans() -> None:
-    """Kill and reap the processes that torchrun left behind, until none is left."""
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The child's exit code. Until then reap what it leaves behind, as the init of a pod must."""
+    if hasattr(os, "waitid"):
+        while True:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+            if ended is None or ended.si_pid == child.pid:
+                break
+            os.waitpid(ended.si_pid, 0)
+    return child.wait()
+
+
+def _end_orphans() -> None:
+    """Kill and reap the processes that torchrun left behind, until none is left.
+
+    All are below the agent, in a pod and elsewhere: those whose parents end become its children.
+    """
     while True:
         for pid in processes.children(os.getpid()):
             with contextlib.suppress(ProcessLookupError):

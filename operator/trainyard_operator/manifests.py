@@ -151,6 +151,8 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[st
 
     Raises RejectedError when the pod template can't be merged.
     """
+    if _has_own_command(run):
+        images = Images(images.trainer)
     name = worker_name(run.name, key.attempt, key.node)
     built: dict[str, Any] = {
         "apiVersion": "v1",
@@ -192,6 +194,13 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[st
     # What makes it a worker can't be overridden: it never restarts, and peers know its host name.
     built["spec"] |= {"restartPolicy": "Never", "hostname": name, "subdomain": run.name}
     return built
+
+
+def _has_own_command(run: TrainingRun) -> bool:
+    """Whether the pod template replaces the trainer's command, which would start the agent."""
+    template = run.spec.pod_template
+    containers = (template.spec.get("containers") or []) if template else []
+    return any(each.get("name") == labels.CONTAINER and "command" in each for each in containers)
 
 
 def _agent_container(image: str) -> dict[str, Any]:

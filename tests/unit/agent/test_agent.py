@@ -120,6 +120,36 @@ def family(pid: int) -> list[int]:
     return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
+def test_what_the_command_leaves_behind_is_reaped_meanwhile(directory: Path) -> None:
+    """The agent is the first process of its container."""
+    orphan = "sh -c 'sleep 0.1 & echo $! >&2'; sleep 600"
+    agent = start(directory, "sh", "-c", orphan)
+    assert agent.stderr
+    pid = int(agent.stderr.readline())
+    until(lambda: not Path(f"/proc/{pid}").exists(), "it is reaped")
+    assert agent.poll() is None
+    agent.terminate()
+    assert ending(directory, agent)["exitCode"] == 128 + signal.SIGTERM
+
+
+def test_only_its_own_processes_are_ended(directory: Path, tmp_path: Path) -> None:
+    """Two pods that share a process namespace have the same environment."""
+    stranger = subprocess.Popen(
+        ["sleep", "600"], env={**os.environ, "TRAINYARD_WORKER_DIR": str(directory)}
+    )
+    try:
+        leaves = "setsid sleep 600 & echo $! >&2"
+        agent = start(directory, "sh", "-c", leaves)
+        assert agent.stderr
+        pid = int(agent.stderr.readline())
+        assert ending(directory, agent)["exitCode"] == 0
+        assert not Path(f"/proc/{pid}").exists()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 def test_sigterm_is_passed_on_and_sigint_is_not(directory: Path) -> None:
     says = "import signal, sys; print('ready', file=sys.stderr, flush=True); signal.pause()"
     agent = start(directory, sys.executable, "-c", says)

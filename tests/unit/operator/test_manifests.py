@@ -366,3 +366,12 @@ def test_prometheus_finds_the_agent_of_node_0_for_any_script(node: int) -> None:
     scraped = built["metadata"]["annotations"].get("prometheus.io/scrape")
     assert scraped == ("true" if node == 0 else None)
     assert ("TRAINYARD_REPORT_PORT" in env_of(built)) == (node == 0)
+
+
+def test_a_command_of_the_template_starts_without_an_agent() -> None:
+    """What the trainer leaves is then the pod's termination message, as nobody else writes it."""
+    own = {"name": "trainer", "command": ["sh", "-c", "torchrun -m trainyard_trainer"]}
+    template = {"spec": {"containers": [own]}}
+    built = with_agent(podTemplate=template)
+    assert "initContainers" not in built["spec"]
+    assert built["spec"] == pod(podTemplate=template)["spec"]
