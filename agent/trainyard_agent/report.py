@@ -12,9 +12,10 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
-MAX_METRICS = 64
+MAX_METRICS = 256  # as many as Kubeflow's SDK sends
+MAX_EVALUATION = 64
 MAX_NAME = 100
-MAX_EVALUATION = 32  # as the trainer exports at most
+MAX_EXPORTED = 32  # evaluation metrics in /metrics, as the trainer exports at most
 MAX_STEP = 2**53
 # What scripts call the same thing; the first one that is there counts.
 STEP = ("current_step", "global_step", "step")
@@ -69,7 +70,7 @@ class Report:
         }
         with self._lock:
             for name, value in metrics.items():
-                known = name in self._evaluation or len(self._evaluation) < MAX_METRICS
+                known = name in self._evaluation or len(self._evaluation) < MAX_EVALUATION
                 if name.startswith("eval_") and known:
                     self._evaluation[name] = value
             new["evalLoss"] = self._evaluation.get("eval_loss")
@@ -116,7 +117,7 @@ class Report:
                 lines += [f"# TYPE {series} gauge", f"{series}{{run={run}}} {values[field]!r}"]
         if evaluation:
             lines.append(f"# TYPE {EVALUATION} gauge")
-        for name, value in sorted(evaluation.items())[:MAX_EVALUATION]:
+        for name, value in sorted(evaluation.items())[:MAX_EXPORTED]:
             lines.append(f"{EVALUATION}{{run={run},metric={_quoted(name)}}} {value!r}")
         return "\n".join(lines) + "\n"
 

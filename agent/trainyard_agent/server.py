@@ -68,15 +68,22 @@ class ReportServer:
             print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
 
     def variables(self, directory: Path) -> dict[str, str]:
-        """What the script's environment needs to post its status, with the token in a file."""
+        """What the script's environment needs to post its status, with the token in a file.
+
+        A proxy of the environment must not get what is for this machine.
+        """
         if self._server is None:
             return {}
         file = directory / "status-token"
         file.touch(mode=0o600)
         file.write_text(self.token)
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        direct = f"{direct},127.0.0.1" if direct else "127.0.0.1"
         return {
             "KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{self.port}{STATUS_PATH}",
             "KUBEFLOW_TRAINER_SERVER_TOKEN": str(file),
+            "NO_PROXY": direct,
+            "no_proxy": direct,
         }
 
 

@@ -131,14 +131,14 @@ def test_the_number_of_metrics_is_bounded() -> None:
     for start in range(0, 5000, 50):
         names = {f"eval_{start + i}": i for i in range(50)}
         report.update(status(**names), world_size=1)
-    assert len(parsed(report).evaluation) <= agent_report.MAX_METRICS
+    assert len(parsed(report).evaluation) <= agent_report.MAX_EVALUATION
 
 
 def test_names_are_those_of_the_api() -> None:
     """The agent runs in images without pydantic, so it can't import them."""
     known = {metric.name for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)}
     assert {*agent_report.SERIES.values(), agent_report.EVALUATION} <= known
-    assert metrics.EVALUATION.labels[1].at_most == agent_report.MAX_EVALUATION
+    assert metrics.EVALUATION.labels[1].at_most == agent_report.MAX_EXPORTED
     document = {**dict.fromkeys(agent_report.SERIES), "progressPercent": None}
     fields = {field.alias for field in ProgressReport.model_fields.values()}
     assert set(document) - agent_report.ONLY_METRICS <= fields

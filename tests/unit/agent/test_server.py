@@ -52,6 +52,23 @@ def test_a_script_finds_where_to_post_in_its_environment(
     assert ask(server, "/metrics")[0] == 200
 
 
+def test_a_proxy_does_not_get_the_status(
+    server: ReportServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    variables = server.variables(tmp_path)
+    assert variables["NO_PROXY"] == "example.com,127.0.0.1"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    token = Path(variables["KUBEFLOW_TRAINER_SERVER_TOKEN"]).read_text()
+    headers = {"Authorization": f"Bearer {token}"}
+    url = variables["KUBEFLOW_TRAINER_SERVER_URL"]
+    request = urllib.request.Request(url, data=STATUS, headers=headers)
+    with urllib.request.build_opener().open(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
 def test_before_the_first_status_there_is_no_progress(server: ReportServer) -> None:
     assert ask(server, "/progress") == (404, "the script has reported nothing yet")
     assert ask(server, "/metrics")[1].startswith("# TYPE trainyard_attempt gauge\n")
