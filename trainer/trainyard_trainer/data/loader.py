@@ -165,9 +165,13 @@ class Loader:
         return on_device(batch, self.device), factor
 
     def _check_workers(self, error: Exception) -> None:
-        ended = wait([worker.sentinel for worker in self._workers], timeout=_SECONDS_TO_END)
-        pids = ", ".join(str(each.pid) for each in self._workers if each.sentinel in ended)
-        if pids:
+        ready = wait([worker.sentinel for worker in self._workers], timeout=_SECONDS_TO_END)
+        ended = [worker for worker in self._workers if worker.sentinel in ready]
+        for worker in ended:
+            # Torch's handler of SIGCHLD raises the same error: here, or not at all any more.
+            worker.join()
+        if ended:
+            pids = ", ".join(str(worker.pid) for worker in ended)
             raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
 
 
