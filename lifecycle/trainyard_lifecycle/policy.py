@@ -9,6 +9,7 @@ checkpoint.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -200,5 +201,5 @@ def _repeats(attempts: list[Attempt]) -> bool:
 
 
 def _words(attempt: Attempt) -> str:
-    """The message without the pod's name, which has the attempt's number."""
-    return attempt.message.removeprefix(f"{attempt.pod}: ")
+    """The message without what differs in every attempt: the pod's name, process ids, ports."""
+    return re.sub(r"(pid(?:\(s\))? |:)\d+", r"\1", attempt.message.removeprefix(f"{attempt.pod}: "))

@@ -44,9 +44,17 @@ def current_attempt(status: TrainingRunStatus) -> Attempt | None:
 
 
 def add_attempt(status: TrainingRunStatus, attempt: Attempt) -> None:
-    """Append to the history, keeping the newest ones."""
+    """Append to the history, keeping the newest ones and the last failure that was counted.
+
+    Whether training has got further is judged from that one, however many disruptions follow.
+    """
     status.attempt = attempt.number
-    status.attempts = [*status.attempts, attempt][-MAX_ATTEMPTS_KEPT:]
+    records = [*status.attempts, attempt]
+    counted = next((each for each in reversed(records) if each.counted), None)
+    older, newer = records[:-MAX_ATTEMPTS_KEPT], records[-MAX_ATTEMPTS_KEPT:]
+    if counted is not None and any(each is counted for each in older):
+        newer[0] = counted
+    status.attempts = newer
 
 
 def clear_rates(status: TrainingRunStatus) -> None:

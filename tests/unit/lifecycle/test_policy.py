@@ -1,5 +1,6 @@
 """A run can always be brought back: budgets, failurePolicy, and what makes a finished run go on."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,37 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_fourth_time() -> None:
     plan = fail(story, step=7)
     assert plan.status.phase == "Failed"
     assert "the same failure at the same step 3 times in a row" in plan.status.message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "HangError: no progress for 20 s: rank 1 (h, pid {}) holds up the others at loop.py:1",
+        "RuntimeError: DataLoader worker (pid {}) is killed by signal: Killed. ",
+        "RuntimeError: DataLoader worker (pid(s) {}) exited unexpectedly",
+        "RuntimeError: Connection closed by peer [127.0.0.1]:{}",
+    ],
+)
+def test_process_ids_and_ports_make_no_other_failure(line: str) -> None:
+    story = story_of(maxRestarts=100)
+    for pid in (1234, 987, 55555):
+        error = json.dumps({"message": line.format(pid)})
+        plan = fail(story, step=7, exit_code=1, termination_message=error)
+        phase = plan.status.phase
+        story.see()
+    assert phase == "Failed"
+    assert "not tried again" in plan.status.message
+
+
+def test_training_has_got_further_however_many_disruptions_came_since() -> None:
+    story = story_of(maxRestarts=1)
+    fail(story, step=10, saved=10)
+    story.see()
+    for _ in range(12):
+        story.see(make_worker(0, story.run.status.attempt, **PREEMPTED))
+        story.see()
+    assert len(story.run.status.attempts) == 10
+    assert fail(story, step=5000, saved=5000).status.phase == "Restarting"
 
 
 def test_a_retry_by_the_user_begins_a_new_row_of_failures() -> None:
