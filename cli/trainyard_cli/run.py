@@ -105,6 +105,10 @@ def describe_loss(run_dir: RunDir, *, keep_data: bool = False) -> str:
             parts[-1] += f", the newest of step {newest}"
     if models:
         parts.append(format_count(len(models), "model"))
+    if not parts and run["spec"].get("command"):
+        sizes = [path.stat().st_size for path in data.rglob("*") if path.is_file()]
+        if sizes:
+            parts.append(f"{format_count(len(sizes), 'file')} ({_size_text(sum(sizes))})")
     return " and ".join(parts)
 
 

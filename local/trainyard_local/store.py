@@ -98,7 +98,8 @@ class RunDir:
             run: dict[str, Any] = json.loads(self.run_file.read_text())
         except ValueError as error:
             raise UserError(
-                f"{self.run_file} is corrupt ({error}); delete {self.path} to remove the run"
+                f"{self.run_file} is corrupt ({error}): move run.json, workers and attempts out of"
+                f" {self.path} and start the run again; it resumes from its newest checkpoint"
             ) from None
         return run
 

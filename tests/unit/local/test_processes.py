@@ -117,6 +117,9 @@ def test_suspend_and_delete_stop_the_driver_and_the_workers(
     started()
     before = box.processes("run")
     code, output = box.cli("delete", "run")
+    assert (code, box.run_dir("run").exists()) == (2, True)
+    assert "1 file (0 bytes)" in output, "what a script has written is named, and kept"
+    code, output = box.cli("delete", "run", "--yes")
     assert code == 0
     assert output.startswith("deleted run: ")
     assert box.end(driver)[0] == 130
@@ -167,3 +170,20 @@ def _gone(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_a_corrupt_record_of_a_run_can_be_set_aside(box: Any) -> None:
+    """The advice of the error keeps what the run has saved, and following it works."""
+    saves = '#!/bin/sh\necho "$PET_RDZV_ID" >> "$TRAINYARD_RUN_DIR/saved"\n'
+    manifest = box.manifest("run", command=[box.script("torchrun", saves)])
+    assert box.cli("run", manifest)[0] == 0
+    run = box.run_dir("run")
+    (run / "run.json").write_text("{")
+    code, output = box.cli("run", manifest)
+    assert code == 2
+    assert "move run.json, workers and attempts out of" in output
+    for name in ("run.json", "workers", "attempts"):
+        if (run / name).exists():
+            (run / name).rename(box.path / f"old-{name}")
+    assert box.cli("run", manifest)[0] == 0
+    assert (run / "data" / "saved").read_text() == "run-1\nrun-1\n"

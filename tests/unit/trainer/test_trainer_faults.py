@@ -148,7 +148,7 @@ def test_only_damaged_checkpoints_are_not_a_fresh_start(
     (run.run_dir / CHECKPOINTS / "step-00000004" / "manifest.json").write_text("{")
     line = refused(launch(make_job({"attempt": 2}), ranks=2), code=1)
     assert line.startswith("CheckpointError: none of the 1 checkpoints in ")
-    assert "remove that folder to start from step 0" in line
+    assert "move that folder aside to start from step 0" in line
 
 
 def test_a_loss_that_explodes_stops_the_run(make_job: MakeJob, launch: Any) -> None:

@@ -62,7 +62,7 @@ def find_resume(job: TrainerJob) -> Resume | None:
     if skipped:
         raise CheckpointError(
             f"none of the {len(skipped)} checkpoints in {parent} is valid ({skipped[0]});"
-            " restore one from a backup, or remove that folder to start from step 0"
+            " restore one from a backup, or move that folder aside to start from step 0"
         )
     if job.start_from is None:
         return None
