@@ -8,6 +8,6 @@ for python in python3 python; do
         exec "$python" -I -S "${0%/*}/trainyard_agent/__main__.py" "$directory" - "$@"
     fi
 done
-echo "trainyard: no Python 3.8 or newer in this image: nothing watches the ranks" >&2
+echo "trainyard: no Python 3.8 or newer in this image: ranks and progress are not reported" >&2
 mkdir -p "$directory"
 exec "$@"

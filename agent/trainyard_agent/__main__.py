@@ -1,10 +1,11 @@
-"""Starts a worker's command, forwards signals, records how it and its ranks ended, cleans up.
+"""Starts a worker's command, forwards SIGTERM, records how it and its ranks ended, cleans up.
 
-It outlives `trainyard run`, so killing that process loses nothing. It holds the lock of its
-worker's directory until it exits. The lock, not a process id, determines whether a worker is alive,
-so a reused id or a reboot cannot be mistaken for it. Started as
-`python -I -S .../trainyard_agent/__main__.py DIR LOCK_FD ARGV...`, in milliseconds. A pod has no
-lock (`-` for LOCK_FD): its end is also written as the pod's termination message.
+Started as `python -I -S .../trainyard_agent/__main__.py DIR LOCK_FD ARGV...`, in milliseconds.
+
+On one machine it outlives `trainyard run`, so killing that process loses nothing. It holds the lock
+of its worker's directory until it exits. The lock, not a process id, determines whether a worker is
+alive, so a reused id or a reboot cannot be mistaken for it. In a pod there is no lock (`-` for
+LOCK_FD), and the record is the pod's termination message.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ class Agent:
         self._child: subprocess.Popen[bytes] | None = None
         self._watch: RankWatch | None = None
         self._stopping = False
+        self._termination_log = os.environ.get("TRAINYARD_TERMINATION_LOG")
 
     def run(self) -> int:
         """Start the command, and wait for it; returns its exit code (128 + signal)."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGALRM, self._kill)
-        # Handled, not ignored: the command would inherit that, and handles them itself.
+        # A handler, not SIG_IGN, which the command would inherit.
         signal.signal(signal.SIGINT, _ignore)
         signal.signal(signal.SIGHUP, _ignore)
         server = self._report_server()
@@ -60,14 +62,15 @@ class Agent:
         except OSError as error:
             why = f"{self.command[0]}: {error.strerror}"
             print(f"cannot start {why}", file=sys.stderr, flush=True)
-            record_error(self.directory, f"StartError: the container can't be started: {why}")
+            what = "command" if self._termination_log is None else "container"
+            record_error(self.directory, f"StartError: the {what} can't be started: {why}")
             return self._record(COMMAND_NOT_FOUND, [])
         if self._stopping:  # the signal came before the child existed
             self._child.terminate()
         if sys.platform == "linux":
             self._watch = RankWatch(self._child.pid)
         code = _wait(self._child)
-        exits = self._watch.end() if self._watch else []  # without those that are killed now
+        exits = self._watch.end() if self._watch else []  # before those that are left are killed
         _end_orphans()
         signal.alarm(0)
         if server:
@@ -79,13 +82,14 @@ class Agent:
     def _record(self, code: int, exits: list[RankExit]) -> int:
         """Say how the worker ended; returns its exit code."""
         ranks = [each.to_wire() for each in exits]
-        path = os.environ.get("TRAINYARD_TERMINATION_LOG")
+        path = self._termination_log
         if path is None:
             write_exit(self.directory, code, ranks)
             return code
         try:
-            with open(path, "w") as file:  # mounted: it can't be renamed over
-                file.write(termination_message(self.directory, code, ranks))
+            text = termination_message(self.directory, code, ranks)
+            with open(path, "wb") as file:  # a mounted file, which can't be renamed over
+                file.write(text.encode(errors="replace"))
         except OSError as error:  # the exit code says more than this
             print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
         return code
@@ -140,7 +144,7 @@ def _adopt_orphans() -> None:
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
-    """The child's exit code. Until then reap what it leaves behind, as the init of a pod must."""
+    """The child's exit code. Orphans are reaped meanwhile, as a container's first process must."""
     if hasattr(os, "waitid"):
         while True:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
@@ -153,7 +157,7 @@ def _wait(child: subprocess.Popen[bytes]) -> int:
 def _end_orphans() -> None:
     """Kill and reap the processes that torchrun left behind, until none is left.
 
-    All are below the agent, in a pod and elsewhere: those whose parents end become its children.
+    All are descendants of the agent; orphans become its children.
     """
     while True:
         for pid in processes.children(os.getpid()):

@@ -1,4 +1,4 @@
-"""How a worker ended, as a file: it is there once, whole, as soon as the worker has ended."""
+"""Records how a worker ended in exit.json, atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_FILE = "exit.json"
 def write_exit(directory: Path, code: int, ranks: list[dict[str, Any]] | None = None) -> None:
     """Publish the exit status (128 + number for a signal), atomically and durably.
 
-    `ranks`: the ends of its ranks, in their order.
+    `ranks`: how its ranks ended, in that order.
     """
     finished = datetime.now(timezone.utc).isoformat()
     entry = {"exitCode": code, "finishedAt": finished, "ranks": ranks or []}

@@ -1,4 +1,4 @@
-"""How a worker in a pod ended, as its termination message: one JSON document."""
+"""The termination message of a worker in a pod: one JSON document about how it ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 4096  # Kubernetes keeps no more, and what it cuts can't be parsed
+MAX_BYTES = 4096  # Kubernetes cuts longer ones, and JSON that was cut can't be parsed
 MAX_RANKS = 32  # of those that failed, the first ones
 MAX_ERROR = 1000
 ERROR_FILE = "error.json"
@@ -15,7 +15,7 @@ RESULT_FILE = "result"
 
 
 def termination_message(directory: Path, code: int, ranks: list[dict[str, Any]]) -> str:
-    """The worker's end: its exit code, the ranks that failed, and what they have left to say.
+    """The worker's exit code, the ranks that failed, and the error or the report that they left.
 
     `error`: the exception that torchelastic recorded; `report`: the last ProgressReport.
     """
@@ -27,12 +27,14 @@ def termination_message(directory: Path, code: int, ranks: list[dict[str, Any]])
         document["error"] = (error or "")[:MAX_ERROR]
     elif isinstance(report := _json(result), dict):
         document["report"] = report
-    for shorter in ("sample", "message"):
-        if len(_text(document)) > MAX_BYTES:
-            document.get("report", {}).pop(shorter, None)
-    if len(_text(document)) > MAX_BYTES:
+    for field in ("sample", "message"):
+        if _size(document) > MAX_BYTES:
+            document.get("report", {}).pop(field, None)
+    if _size(document) > MAX_BYTES:
         document.pop("report", None)
-    return _text(document).decode()
+    while _size(document) > MAX_BYTES:
+        document["error"] = document["error"][: len(document["error"]) // 2]
+    return _text(document)
 
 
 def record_error(directory: Path, line: str) -> None:
@@ -55,8 +57,12 @@ def recorded_error(text: str) -> str | None:
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
-def _text(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":")).encode()
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+
+
+def _size(document: dict[str, Any]) -> int:
+    return len(_text(document).encode(errors="replace"))
 
 
 def _json(text: str) -> Any:

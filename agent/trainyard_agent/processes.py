@@ -65,7 +65,7 @@ def children(pid: int) -> list[int]:
 
 
 def _children_by_parent(pid: int) -> list[int]:
-    """The same from every process's parent: a kernel may list no children."""
+    """For kernels that list no children (CONFIG_PROC_CHILDREN): from every process's parent."""
     if Path(f"/proc/{pid}/task/{pid}/children").exists():
         return []
     return [other for other in map(_pid, Path("/proc").glob("[0-9]*")) if parent(other) == pid]
@@ -82,7 +82,7 @@ def parent(pid: int) -> int:
 
 
 def exit_status(pid: int) -> int | None:
-    """How a process ended that its parent has not yet waited for: see `os.waitpid`; else None."""
+    """The wait status of a zombie, as from `os.waitpid`; else None."""
     fields = _stat(pid)
     return int(fields[49]) if fields and fields[0] == "Z" else None
 

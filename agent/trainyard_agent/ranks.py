@@ -1,4 +1,4 @@
-"""Which processes of a worker are ranks, and how each of them ended, in that order.
+"""Which processes of a worker are ranks, and how each ended, in the order in which they ended.
 
 A rank is a child of torchrun, so the agent can't wait for it. A pidfd says when it ends; its status
 is in /proc until torchrun has waited for it, and with Linux 6.15 and newer in the pidfd after that.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from trainyard_agent import processes
 
-SCAN_SECONDS = 0.25  # between two looks for new ranks; a rank lives for seconds at least
+SCAN_SECONDS = 0.25  # between two scans for ranks; one that ends sooner is only in torchrun's table
 _SYS_PIDFD_OPEN = 434  # of every architecture
 # struct pidfd_info of linux/pidfd.h in its first version: mask, cgroup, 11 ids, exit status.
 _PIDFD_INFO = struct.Struct("QQ11Ii")
@@ -49,7 +49,7 @@ class RankWatch:
     """Follows the ranks below one process, in a thread of its own."""
 
     def __init__(self, root: int) -> None:
-        """`root`: the process that was started, mostly torchrun."""
+        """`root`: the process that was started, usually torchrun."""
         self._root = root
         self._poll = select.poll()
         self._ranks: dict[int, Rank] = {}  # by pidfd
@@ -84,7 +84,7 @@ class RankWatch:
             self._find()
 
     def _find(self) -> None:
-        """Watch the ranks that have been started since."""
+        """Find the ranks started since the last scan."""
         known = {rank.pid for rank in self._ranks.values()}
         pids = [self._root]
         while pids:
@@ -100,7 +100,7 @@ class RankWatch:
                 self._poll.register(rank.pidfd, select.POLLIN)
 
     def _collect(self, seconds: float) -> bool:
-        """Note the ranks that end within that time; whether `end` was called."""
+        """Record the ranks that end within `seconds`; returns whether `end` was called."""
         ended = [fd for fd, _ in self._poll.poll(seconds * 1000)]
         found = [self._ranks.pop(fd) for fd in ended if fd in self._ranks]
         exits = []
@@ -108,13 +108,13 @@ class RankWatch:
             exits.append(RankExit(rank.rank, rank.local_rank, _exit_code(rank)))
             self._poll.unregister(rank.pidfd)
             os.close(rank.pidfd)
-        # Of those that ended at once, torchrun's own SIGTERM came after the others.
+        # Of those found at once, torchrun sends SIGTERM only after the first failure.
         self._exits += sorted(exits, key=lambda each: (each.code == -signal.SIGTERM, each.rank))
         return self._wake in ended
 
 
 def _rank(pid: int) -> Rank | None:
-    """The rank that a process is; None if it is none, or has ended."""
+    """The process as a rank; None if it isn't one or has exited."""
     variables = processes.environment(pid)
     try:
         numbers = [int(variables[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
@@ -146,7 +146,7 @@ def _exit_code(rank: Rank) -> int | None:
 
 
 def _kept_status(pidfd: int) -> int | None:
-    """What the kernel keeps of a process that was waited for."""
+    """The exit status that Linux 6.15 and newer keep after the process was waited for."""
     asked = bytearray(_PIDFD_INFO.size)
     struct.pack_into("Q", asked, 0, _PIDFD_INFO_EXIT)
     with contextlib.suppress(OSError):  # an older kernel

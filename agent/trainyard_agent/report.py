@@ -1,7 +1,7 @@
-"""What a script says of itself: Kubeflow Trainer's runtime status as a report and as metrics.
+"""Turns the status that a script posts (Kubeflow Trainer's format) into a report and metrics.
 
-transformers' Trainer, and all that builds on it, posts this status by itself where the environment
-says so. Values come from the script, so they are bounded here, and only finite numbers are kept.
+transformers' Trainer, and what is built on it, posts this status where the environment asks for it.
+Values come from the script, so their number and size are limited, and only finite numbers are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_EVALUATION = 64
 MAX_NAME = 100
 MAX_EXPORTED = 32  # evaluation metrics in /metrics, as the trainer exports at most
 MAX_STEP = 2**53
-# What scripts call the same thing; the first one that is there counts.
+# Names that scripts use for the same thing; the first one present is used.
 STEP = ("current_step", "global_step", "step")
 TOTAL_STEPS = ("total_steps", "max_steps")
 TOKENS = "num_input_tokens_seen"  # counted by transformers from the start of the run
@@ -49,10 +49,7 @@ class Report:
         self._counted: tuple[float, float] | None = None  # tokens, and when
 
     def update(self, body: Any, world_size: int) -> None:
-        """Take over a runtime status; what is missing keeps its value.
-
-        Raises ValueError for what is no such status.
-        """
+        """Merge a status; omitted values are kept. Raises ValueError if it isn't one."""
         status = body.get("trainerStatus") if isinstance(body, dict) else None
         if not isinstance(status, dict):
             raise ValueError("trainerStatus is missing")

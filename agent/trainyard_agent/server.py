@@ -1,4 +1,4 @@
-"""Serves a worker's report over HTTP, and takes what its script posts."""
+"""Serves a worker's report over HTTP, and accepts the status updates of its script."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class ReportServer:
             return
         text = json.dumps({**document, "phase": "finished"})
         try:
-            with open(path, "a") as file:  # in a pod a mounted file, which can't be renamed over
+            with open(path, "a") as file:
                 if file.tell() == 0:
                     file.write(text)
         except OSError as error:
             print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
 
     def variables(self, directory: Path) -> dict[str, str]:
-        """What the script's environment needs to post its status, with the token in a file.
+        """The environment variables a script needs to post its status; the token is in a file.
 
-        A proxy of the environment must not get what is for this machine.
+        NO_PROXY keeps the status from being sent to a proxy.
         """
         if self._server is None:
             return {}
@@ -113,14 +113,17 @@ def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(401, "wrong token")
                 return
             length = self.headers.get("Content-Length", "")
-            if not length.isdigit() or int(length) > MAX_BODY:
+            if not length.isdigit():
+                self._answer(411, "Content-Length is missing")
+                return
+            if int(length) > MAX_BODY:
                 self._answer(413, f"a status has at most {MAX_BODY} bytes")
                 return
             try:
                 body: Any = json.loads(self.rfile.read(int(length)))
                 server.report.update(body, server.world_size())
             except (ValueError, RecursionError) as error:
-                self._answer(422, f"no runtime status: {error}")
+                self._answer(422, f"not a runtime status: {error}")
             else:
                 self._answer(200, "{}", "application/json")
 

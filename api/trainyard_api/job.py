@@ -13,8 +13,8 @@ from trainyard_api.spec import CheckpointPolicy, Precision, Strategy
 from trainyard_api.start_from import StartFrom
 
 JOB_ENV = "TRAINYARD_JOB"
-# Where the trainer leaves its termination message: a final ProgressReport if it succeeds,
-# torchelastic's error JSON if it fails. In a pod this is the pod's termination message.
+# Where the trainer leaves a final ProgressReport if it succeeds, torchelastic's error JSON if it
+# fails. The agent reads it; in a pod without an agent this is the pod's termination message.
 RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
 # Also set for user commands, so that scripts can find a directory that outlives the pod.
 RUN_DIR_ENV = "TRAINYARD_RUN_DIR"

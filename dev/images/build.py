@@ -1,4 +1,4 @@
-"""Build the images: base, torch, and on top of them operator, trainer and serving.
+"""Build the images: the agent; base, torch, and on top of them operator, trainer and serving.
 
 base and torch are named by what they are made of, so they are built once for each set of locked
 requirements; a change of our own code only rebuilds the last, thin layer of each image.

@@ -27,8 +27,8 @@ TRAINER_MODULE = "trainyard_trainer"
 # be longer, else torchrun itself is killed before it could say how they ended.
 SHUTDOWN_SECONDS = 25
 
-# Agents wait longer for each other than the operator waits for the gang: the operator decides when
-# a gang has failed to start, for all its workers at once.
+# torchrun waits longer for its peers than the operator waits for the gang: the operator decides
+# when a gang has failed to start, for all its workers at once.
 JOIN_MARGIN_SECONDS = 120
 KEEP_ALIVE_SECONDS = 5  # torchrun's own interval
 

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_agent.message import MAX_BYTES, record_error, recorded_error, termination_message
+from trainyard_agent.message import (
+    MAX_BYTES,
+    MAX_RANKS,
+    record_error,
+    recorded_error,
+    termination_message,
+)
 from trainyard_api.job import ERROR_FILE, RESULT_FILE
 from trainyard_api.progress import ProgressReport
 from trainyard_lifecycle.agent_output import parse_ending
@@ -69,6 +75,18 @@ def test_a_report_that_is_too_long_loses_its_sample_first(tmp_path: Path) -> Non
     assert (found.step, found.sample, found.message) == (7, None, "m" * 100)
 
 
+@pytest.mark.parametrize("character", ["x", "é", "错", "😀", "\\", "\n.", "\x01", "\udc80"])
+def test_a_long_error_of_any_characters_fits(tmp_path: Path, character: str) -> None:
+    (tmp_path / ERROR_FILE).write_text(json.dumps({"message": f"ValueError: {character * 3000}"}))
+    ranks = [{**FIRST, "rank": rank} for rank in range(200)]
+    text = termination_message(tmp_path, 1, ranks)
+    wire = text.encode(errors="replace")
+    assert len(wire) <= MAX_BYTES
+    found, message = parse_ending(wire.decode())
+    assert len(found) == MAX_RANKS
+    assert str(parse_error_file(message)).startswith("ValueError:")
+
+
 def test_a_command_that_cannot_be_started_is_an_error_of_its_own(tmp_path: Path) -> None:
     record_error(tmp_path, "StartError: the container can't be started: torchrun: No such file")
     _, message = parse_ending(termination_message(tmp_path, 127, []))
@@ -84,7 +102,7 @@ def test_whatever_a_script_leaves_the_message_fits_and_can_be_read(
     (directory / RESULT_FILE).write_text(json.dumps({"message": result}), errors="replace")
     ranks = [{**FIRST, "rank": rank} for rank in range(200)]
     text = termination_message(directory, code, ranks)
-    assert len(text.encode()) <= MAX_BYTES
+    assert len(text.encode(errors="replace")) <= MAX_BYTES
     assert len(parse_ending(text)[0]) > 0
 
 

@@ -70,7 +70,7 @@ class ReportServer:
         if not path:
             return
         try:
-            # Written in place: in a pod this is a mounted file, which can't be renamed over.
+            # Written in place: it may be the pod's termination message, a mounted file.
             Path(path).write_bytes(result_bytes(self.report()))
         except OSError as error:
             print(f"warning: {path}: {error.strerror}", file=sys.stderr, flush=True)
