@@ -105,8 +105,9 @@ async def refuse_invalid(
     does not know: its phase and its pods stay as they are until one does that knows it.
     """
     before: Object = invalid.raw.get("status") or {}
-    if before.get("phase") in FINISHED:
-        return
+    generation = invalid.raw["metadata"].get("generation")
+    if before.get("phase") in FINISHED and before.get("observedGeneration") == generation:
+        return  # what has ended stays; only a change of it, such as a mended spec, has an answer
     now = datetime.now(UTC)
     if before.get("phase") or invalid.unknown:
         conditions = [c for c in before.get("conditions") or [] if c.get("type") != UNSUPPORTED]
@@ -126,7 +127,7 @@ async def refuse_invalid(
         await replace_status(kube, plural, invalid.raw, changed)
         return
     failed = status(
-        observed_generation=invalid.raw["metadata"].get("generation"),
+        observed_generation=generation,
         phase="Failed",
         reason="InvalidSpec",
         message=invalid.reason,

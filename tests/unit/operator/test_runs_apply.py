@@ -234,9 +234,22 @@ async def test_a_newer_run_of_the_same_name_is_not_deleted() -> None:
         assert RUN in state.objects
 
 
-@pytest.mark.parametrize(("outcome", "grace"), [("Failed", 5), ("Suspended", None)])
-def test_pods_of_a_failed_attempt_get_little_time(outcome: str, grace: int | None) -> None:
-    attempt = Attempt.model_validate({"number": 1, "startTime": T0, "outcome": outcome})
+@pytest.mark.parametrize(
+    ("outcome", "reason", "grace"),
+    [
+        ("Failed", "Signal", 5),
+        ("Failed", "NodeLost", 5),  # the others can't reach it, and so can't save together
+        ("Failed", "Evicted", None),
+        ("Failed", "Preempted", None),
+        ("Failed", "PodDeleted", None),
+        ("Suspended", "Suspended", None),
+    ],
+)
+def test_pods_that_can_still_save_get_their_whole_time(
+    outcome: str, reason: str, grace: int | None
+) -> None:
+    record = {"number": 1, "startTime": T0, "outcome": outcome, "reason": reason}
+    attempt = Attempt.model_validate(record)
     assert grace_seconds(TrainingRunStatus(attempts=[attempt])) == grace
 
 
@@ -256,6 +269,20 @@ async def test_what_only_a_newer_operator_knows_changes_no_phase(changes: dict[s
         written = len(state.writes())
         assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
         assert len(state.writes()) == written
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_failed_run_mended_with_what_is_unknown_says_so(generation: int) -> None:
+    """What has ended and was not changed is left alone, such as all old runs after an upgrade."""
+    async with make_stage() as (state, stage):
+        ended = {"phase": "Failed", "reason": "Signal", "attempt": 1, "observedGeneration": 1}
+        stage.raw["spec"]["novelty"] = 1
+        stage.raw["metadata"]["generation"] = generation
+        state.put(RUN, {**stage.raw, "status": ended})
+        assert await stage.controller.reconcile(ObjectKey("ns", "r")) is None
+        conditions = stage.status.pop("conditions", [])
+        assert [c["type"] for c in conditions] == ["Unsupported"] * (generation - 1)
+        assert stage.status == ended
 
 
 async def test_what_a_newer_operator_wrote_stays_when_this_one_writes() -> None:
