@@ -33,6 +33,7 @@ from trainyard_lifecycle.transitions import (
     end_attempt,
     fail_attempt,
     fail_run,
+    leftover_workers,
     next_attempt_nodes,
     note_spec,
     replace_pending,
@@ -72,6 +73,9 @@ def _decide(observed: Observed) -> Plan:
         set_condition(status, "Unsupported", False, "Supported", "", now)
     if status.phase in FINISHED:
         why = request_to_continue(run, status)
+        if why is not None and workers_still_ending(observed, status):
+            delete = leftover_workers(observed, status)
+            return Plan(status, delete=delete, requeue_after=POLL_STARTING)
         status.observed_generation = run.metadata.generation
         if why is None:
             return clean_up_finished(observed, status)
@@ -92,7 +96,7 @@ def _decide(observed: Observed) -> Plan:
         return _reconcile_attempt(observed, status)
     wait = (status.next_attempt_time - now).total_seconds()
     if wait > 0 and not asked_again:
-        return Plan(status, delete=stale_workers(observed, status), requeue_after=wait)
+        return Plan(status, delete=leftover_workers(observed, status), requeue_after=wait)
     return _start_next(observed, status, next_attempt_nodes(observed, status))
 
 
@@ -127,7 +131,7 @@ def _start_next(observed: Observed, status: TrainingRunStatus, nodes: int) -> Pl
         status.next_attempt_time = observed.now
     pods = format_count(len(ending), "worker")
     status.message = f"attempt {status.attempt + 1} starts once {pods} of the last one has ended"
-    return Plan(status, delete=stale_workers(observed, status), requeue_after=POLL_STARTING)
+    return Plan(status, delete=leftover_workers(observed, status), requeue_after=POLL_STARTING)
 
 
 def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:

@@ -303,25 +303,35 @@ def stale_workers(observed: Observed, status: TrainingRunStatus) -> tuple[str, .
     return (*_active_workers(others), *old)
 
 
+def leftover_workers(observed: Observed, status: TrainingRunStatus) -> tuple[str, ...]:
+    """Once the current attempt is over: its active workers, too.
+
+    The plan that ended it deletes them, but its executor may have died before it did.
+    """
+    stale = stale_workers(observed, status)
+    return (*stale, *(name for name in _active_workers(observed.workers) if name not in stale))
+
+
 def _active_workers(workers: tuple[Worker, ...] | list[Worker]) -> tuple[str, ...]:
     return tuple(w.name for w in workers if not w.deleting and (w.lingering or not w.finished))
 
 
 def workers_still_ending(observed: Observed, status: TrainingRunStatus) -> list[Worker]:
-    """Workers of earlier attempts that may still be saving their last step.
+    """Workers of attempts that are over, which may still be saving their last step.
 
     Nobody can confirm the end of those on a lost node, and some are overdue: they hold up nothing.
     """
-    return [
-        worker
-        for worker in observed.workers
-        if worker.attempt <= status.attempt
-        and worker.deleting
-        and not worker.finished
-        and worker.host not in observed.lost_hosts
-        and worker.gone_by is not None
-        and (observed.now - worker.gone_by).total_seconds() < OVERDUE_SECONDS
-    ]
+
+    def may_save(worker: Worker) -> bool:
+        if worker.finished or worker.host in observed.lost_hosts:
+            return False
+        if not worker.deleting:
+            return True
+        if worker.gone_by is None:
+            return False
+        return (observed.now - worker.gone_by).total_seconds() < OVERDUE_SECONDS
+
+    return [w for w in observed.workers if w.attempt <= status.attempt and may_save(w)]
 
 
 def active_seconds(status: TrainingRunStatus, now: datetime) -> float:

@@ -24,6 +24,7 @@ from trainyard_api.progress import ProgressReport
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import CheckpointRef, TrainingRunStatus
 from trainyard_lifecycle.plan import Observed, Worker, worker_name
+from trainyard_lifecycle.policy import request_to_continue
 from trainyard_lifecycle.reconcile import reconcile
 
 # Longer than crashes alone can delay a start.
@@ -57,6 +58,7 @@ FATES = st.builds(
     st.integers(min_value=0, max_value=2),
     st.integers(min_value=0, max_value=1),
 )
+GRACE_SECONDS = 3  # of a worker that is deleted while it runs
 # What the user does each time the run has failed; at the end of the list it is left alone.
 USER = st.lists(st.sampled_from(["retry", "mend", "raise maxRestarts", "touch"]), max_size=3)
 
@@ -122,7 +124,8 @@ class World(crashing.World):
 
     def over(self) -> bool:
         failed = self.run.status.phase == "Failed"
-        waits = (failed and self.user) or self.edits
+        asked = failed and request_to_continue(self.run, self.run.status)
+        waits = (failed and self.user) or asked or self.edits
         return self.run.status.completion_time is not None and not waits
 
     def apply(self, kind: str, value: Any) -> None:
@@ -137,12 +140,18 @@ class World(crashing.World):
             worker = self.workers.get(value)
             if worker and worker.host == "gone":
                 self.workers[value] = replace(worker, deleting=True)  # nobody can confirm it
+            elif worker and worker.phase == "Running":  # it saves its step meanwhile
+                gone_by = worker.gone_by or self.now + timedelta(seconds=GRACE_SECONDS)
+                self.workers[value] = replace(worker, deleting=True, gone_by=gone_by)
             else:
                 self.workers.pop(value, None)
         else:
             name = worker_name(self.run.name, value.attempt, value.node)
             self.claim = self.claim or self.run.when_deleted
             if name not in self.workers:
+                saving = [w for w in self.workers.values() if w.attempt != value.attempt]
+                saving = [w for w in saving if w.phase == "Running" and w.host != "gone"]
+                assert saving == [], f"{name} was created while the last attempt saves"
                 assert name not in dict(self.created), f"{name} was created a second time"
                 self.created.append((name, self.run.status.last_checkpoint is None))
                 unschedulable = self.fate_of(value.attempt).what == "unschedulable"
@@ -158,6 +167,9 @@ class World(crashing.World):
     def tick(self, second: int) -> None:
         """A second passes: pending workers run, a whole gang meets its fate, the user acts."""
         self.now += timedelta(seconds=1)
+        for worker in list(self.workers.values()):
+            if worker.gone_by is not None and worker.gone_by <= self.now:
+                del self.workers[worker.name]
         status = self.run.status
         if status.phase == "Failed" and self.user and self.acted != status.attempt:
             action = self.user.pop(0)

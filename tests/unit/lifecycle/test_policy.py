@@ -315,6 +315,32 @@ def test_the_next_attempt_waits_for_workers_that_save() -> None:
     assert story.see(after=1).status.attempt == 2
 
 
+def test_an_executor_that_died_before_it_deleted_costs_no_step() -> None:
+    """The next plan deletes what the one that ended the attempt should have."""
+    story = story_of(numNodes=2)
+    story.see(make_worker(0), make_worker(1))
+    story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    plan = story.see(make_worker(0), after=30)
+    assert (plan.delete, plan.create) == (("r-1-0",), ())
+    saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    assert story.see(saving, after=1).create == ()
+    assert story.see(after=1).status.attempt == 2
+
+
+def test_a_retry_waits_for_workers_that_save() -> None:
+    story = story_of(numNodes=2, maxDisruptions=0)
+    story.see(make_worker(0), make_worker(1))
+    plan = story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    assert plan.status.phase == "Failed"
+    story.run.metadata.annotations[RETRY] = "1"
+    saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    for _ in range(2):
+        plan = story.see(saving, after=1)
+        assert (plan.status.phase, plan.create) == ("Failed", ())
+        assert plan.requeue_after
+    assert story.see(after=1).status.attempt == 2
+
+
 def test_a_worker_that_is_overdue_holds_up_nothing() -> None:
     story = story_of(numNodes=2)
     story.see(make_worker(0), make_worker(1))
