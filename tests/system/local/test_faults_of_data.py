@@ -1,5 +1,6 @@
 """Settings and data that are wrong: each stops the run, and it resumes once they are mended."""
 
+import json
 import shutil
 from typing import Any
 
@@ -62,10 +63,15 @@ def test_a_loss_that_explodes_is_calmed(box: Any) -> None:
     life.change({"max_steps": 12, "learning_rate": 1e18, "max_grad_norm": 0})
     life.apply()
     life.has_stopped_by("loss-not-finite")
-    life.change({"learning_rate": 1e-3, "max_grad_norm": 1})
+    life.change({"learning_rate": 5e-4, "max_grad_norm": 1})
     life.apply()
     life.has_succeeded()
     assert life.status["attempts"][-1]["resumedFromStep"] == 4
+    described = box.cli("describe", "calm")[1]
+    _, changed = described.split("Changed settings:")
+    assert "learning_rate" in changed.split("Events:")[0]
+    records = [json.loads(line) for line in (life.data / "metrics.jsonl").read_text().splitlines()]
+    assert any("learning_rate" in str(record.get("changed")) for record in records)
 
 
 def test_what_this_machine_lacks(box: Any) -> None:
