@@ -45,7 +45,7 @@ e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m dev.images build --tag $(TAG) --load
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
 
-kill-soak: $(VENV)/ready ## kill runs at random moments and compare what goes on, byte for byte (KILLS=300 SEED=1)
+kill-soak: $(VENV)/ready ## kill runs at random moments and compare what they resume to, byte for byte (KILLS=300 SEED=1)
 	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)
 
 kill-ranks: $(VENV)/ready ## kill ranks of local runs at random moments; the status must name them (KILLS=60 SEED=1)
