@@ -51,6 +51,9 @@ kill-soak: $(VENV)/ready ## kill runs at random moments and compare what they re
 kill-ranks: $(VENV)/ready ## kill ranks of local runs at random moments; the status must name them (KILLS=60 SEED=1)
 	$(BIN)/python -m tests.soak.kill_ranks --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
 
+sequences: $(VENV)/ready ## disturb runs in seeded sequences; the weights must be those of a calm run (SEQUENCES=50 SEED=1)
+	$(BIN)/python -m tests.soak.sequences --sequences $(or $(SEQUENCES),50) --seed $(or $(SEED),1)
+
 bench: ## list the benchmarks: one command each, for an idle machine
 	@for file in tests/bench/*.py; do grep -q "^    python -m" $$file && head -1 $$file && grep -m1 "^    python -m" $$file; done | tr -d '"'
 
