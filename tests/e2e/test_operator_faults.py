@@ -28,8 +28,9 @@ def test_the_operator_killed_in_the_middle_changes_nothing(
 
 
 def test_a_run_that_ends_without_an_operator_gets_the_right_status(
-    space: Namespace, operator: Namespace, corpus: dict[str, Any]
+    alone: None, space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
+    """Alone: the status of other tests' runs would stand still for as long as this one trains."""
     space.apply(char_gpt("alone", corpus, {"max_steps": 250}))
     space.wait_phase("alone", "Running")
     operator.kubectl("scale", "deployment", "--all", "--replicas", "0")
