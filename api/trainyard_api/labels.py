@@ -4,6 +4,7 @@ from trainyard_api.run import GROUP
 from trainyard_api.spec import CONTAINER
 
 __all__ = [
+    "AGENT_CONTAINER",
     "ATTEMPT",
     "CELL",
     "CONTAINER",
@@ -25,3 +26,4 @@ REPEAT = f"{GROUP}/repeat"
 RETRY = f"{GROUP}/retry"  # an annotation: each new value asks a failed run for another attempt
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "trainyard"
+AGENT_CONTAINER = "trainyard-agent"  # the init container that brings the agent

@@ -207,7 +207,7 @@ def _agent_container(image: str) -> dict[str, Any]:
     """Copies the agent into the pod, and ends. The same request as limit keeps a pod Guaranteed."""
     amounts = {"cpu": "100m", "memory": "32Mi"}
     return {
-        "name": "trainyard-agent",
+        "name": labels.AGENT_CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "resources": {"requests": amounts, "limits": amounts},

@@ -50,6 +50,12 @@ def to_worker(pod: Object) -> Worker:
     )
 
 
+def has_agent(pod: Object) -> bool:
+    """Whether an agent starts the pod's command, and serves what its script reports."""
+    inits = (pod.get("spec") or {}).get("initContainers") or []
+    return any(container.get("name") == labels.AGENT_CONTAINER for container in inits)
+
+
 def failed_init(pod: Object) -> str:
     """Name of the init container that ended the pod; empty when none did."""
     return str(_failed_init(_without_sidecars(pod)).get("name", ""))

@@ -31,7 +31,14 @@ from trainyard_operator.objects import (
     owner_reference,
     run_all,
 )
-from trainyard_operator.pods import failed_init, is_starting, is_stuck, newest_warning, to_worker
+from trainyard_operator.pods import (
+    failed_init,
+    has_agent,
+    is_starting,
+    is_stuck,
+    newest_warning,
+    to_worker,
+)
 
 LOG_LINES = 200
 LOG_BYTES = 32 * 1024
@@ -71,7 +78,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         leader = next((pod for pod, worker in pods if _is_leader(worker, attempt)), None)
         address = (leader or {}).get("status", {}).get("podIP")
         report, problem = None, ""
-        if address and (run.spec.recipe or self._images.agent):
+        if leader and address and (run.spec.recipe or has_agent(leader)):
             report, problem = await probes.fetch_report(self._http, address)
         if report and (report.run, report.attempt) != (run.name, attempt):
             report = None

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from tests.support.lifecycle.builders import make_run
 from tests.support.operator.api_server import ApiServer, api_server
 from trainyard_api.run import TrainingRun
@@ -128,3 +130,18 @@ async def test_lost_nodes_are_observed_if_nodes_may_be_listed() -> None:
         state.refuse("GET", "/api/v1/nodes", 403, "Forbidden", "no")
         seen = await observe(state, kube)
         assert seen.lost_hosts == frozenset()
+
+
+@pytest.mark.parametrize("agent", [True, False])
+async def test_a_scripts_report_is_asked_for_only_where_an_agent_serves_it(agent: bool) -> None:
+    """Pods of before an upgrade have none, nor those whose template has a command of its own."""
+    async with api_server() as (state, kube):
+        put_run(state)
+        spec = {"command": ["train.py"], "image": "x", "numNodes": 1}
+        state.put(RUN, {**state.objects[RUN], "spec": spec})
+        pod = put_pod(state, 0, podIP="127.0.0.1", **trainer(running={}))
+        if agent:
+            pod["spec"]["initContainers"] = [{"name": "trainyard-agent"}]
+        seen = await observe(state, kube)
+    assert seen.report is None
+    assert ("no connection" in seen.report_error) == agent
