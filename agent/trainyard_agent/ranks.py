@@ -65,11 +65,6 @@ class RankWatch:
         """Ranks of the whole gang; 0 while none has started here."""
         return self._world_size
 
-    @property
-    def alive(self) -> list[Rank]:
-        """The ranks of this worker that run."""
-        return sorted(self._ranks.values(), key=lambda each: each.rank)
-
     def end(self) -> list[RankExit]:
         """The ends of the ranks that have ended, in their order."""
         os.write(self._woken, b".")

@@ -81,10 +81,12 @@ class Report:
         if tokens is None:
             return None
         before, now = self._counted, time.monotonic()
-        if before is None or tokens > before[0]:
+        if before is None:
             self._counted = tokens, now
-        if before is None or tokens <= before[0]:
             return None
+        if tokens <= before[0] or now <= before[1]:
+            return None
+        self._counted = tokens, now
         return (tokens - before[0]) / (now - before[1])
 
     def document(self) -> dict[str, Any] | None:
