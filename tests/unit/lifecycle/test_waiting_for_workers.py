@@ -1,0 +1,103 @@
+"""What is waited for, and what is not: workers that save, reports that don't come, sidecars."""
+
+from datetime import timedelta
+
+from tests.support.lifecycle.builders import make_report, make_worker
+from tests.unit.lifecycle.test_policy import PREEMPTED, story_of
+from trainyard_api.labels import RETRY
+
+
+def test_the_next_attempt_waits_for_workers_that_save() -> None:
+    story = story_of(numNodes=2)
+    story.see(make_worker(0), make_worker(1))
+    plan = story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    assert plan.delete == ("r-1-0", "r-1-1")
+    saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    plan = story.see(saving, after=20)
+    assert plan.create == ()
+    assert "once 1 worker of the last one has ended" in plan.status.message
+    assert story.see(after=1).status.attempt == 2
+
+
+def test_an_executor_that_died_before_it_deleted_costs_no_step() -> None:
+    """The next plan deletes what the one that ended the attempt should have."""
+    story = story_of(numNodes=2)
+    story.see(make_worker(0), make_worker(1))
+    story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    plan = story.see(make_worker(0), after=30)
+    assert (plan.delete, plan.create) == (("r-1-0",), ())
+    saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    assert story.see(saving, after=1).create == ()
+    assert story.see(after=1).status.attempt == 2
+
+
+def test_a_retry_waits_for_workers_that_save() -> None:
+    story = story_of(numNodes=2, maxDisruptions=0)
+    story.see(make_worker(0), make_worker(1))
+    plan = story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    assert plan.status.phase == "Failed"
+    story.run.metadata.annotations[RETRY] = "1"
+    saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    for _ in range(2):
+        plan = story.see(saving, after=1)
+        assert (plan.status.phase, plan.create) == ("Failed", ())
+        assert plan.requeue_after
+    assert story.see(after=1).status.attempt == 2
+
+
+def test_a_worker_that_is_overdue_holds_up_nothing() -> None:
+    story = story_of(numNodes=2)
+    story.see(make_worker(0), make_worker(1))
+    story.see(make_worker(0), make_worker(1, **PREEMPTED))
+    stuck = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
+    assert story.see(stuck, after=39).create == ()
+    assert story.see(stuck, after=1).status.attempt == 2
+
+
+def test_a_report_that_cannot_be_fetched_fails_nothing() -> None:
+    story = story_of(deadlines={"joinSeconds": 60})
+    story.see(make_worker(0))
+    assert story.see(make_worker(0), after=60).status.phase == "Starting"
+    plan = story.see(make_worker(0), after=1)
+    assert (plan.status.phase, plan.status.reason) == ("Running", "ProgressUnknown")
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert unknown.status == "True"
+    plan = story.see(make_worker(0), after=1, report=make_report(joined=1, step=3))
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert (unknown.status, plan.status.step) == ("False", 3)
+
+
+def test_one_unanswered_request_is_not_unknown_progress() -> None:
+    story = story_of()
+    story.see(make_worker(0), report=make_report(joined=1))
+    for after, status in ((1, "Unknown"), (29, "Unknown"), (1, "True"), (60, "True")):
+        plan = story.see(make_worker(0), after=after)
+        unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+        assert (plan.status.phase, unknown.status) == ("Running", status)
+
+
+def test_a_script_whose_agent_answers_has_no_unknown_progress() -> None:
+    """It has reported nothing, as most scripts don't; what can't be fetched is another thing."""
+    story = story_of(recipe=None, image="x", command=["train.py"])
+    for _ in range(3):
+        plan = story.see(make_worker(0), after=60)
+        assert plan.status.message == "progress unknown: no report"
+    assert "ProgressUnknown" not in [condition.type for condition in plan.status.conditions]
+
+    for after in (1, 31):
+        plan = story.see(make_worker(0), after=after, report_error="no connection")
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert (plan.status.phase, unknown.status) == ("Running", "True")
+    assert "no connection; a script is reported on by an agent" in plan.status.message
+
+    plan = story.see(make_worker(0), after=1, report=make_report(joined=1, step=3))
+    unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
+    assert (unknown.status, plan.status.step, plan.status.message) == ("False", 3, "")
+
+
+def test_a_sidecar_that_outlives_the_trainer_is_deleted() -> None:
+    story = story_of()
+    story.see(make_worker(0))
+    done = make_worker(0, phase="Succeeded", lingering=True)
+    plan = story.see(done)
+    assert (plan.status.phase, plan.delete) == ("Succeeded", ("r-1-0",))
