@@ -24,8 +24,7 @@ if __name__ == "__main__":  # by its path: the library's modules come first
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from trainyard_agent import processes
-from trainyard_agent.exits import write_exit
-from trainyard_agent.message import record_error, termination_message
+from trainyard_agent.ending import record_error, termination_message, write_exit
 from trainyard_agent.ranks import RankExit, RankWatch
 from trainyard_agent.report import Report
 from trainyard_agent.server import ReportServer

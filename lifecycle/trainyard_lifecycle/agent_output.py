@@ -1,4 +1,4 @@
-"""Reads what the agent says of a worker's end: the termination message of a pod."""
+"""Reads what the agent records of a worker's end: a pod's termination message, exit.json."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ def parse_ending(text: str) -> tuple[tuple[RankExit, ...], str]:
         document: Any = json.loads(text)
         if not isinstance(document["exitCode"], int):
             return (), text
-        ranks = tuple(_rank(rank) for rank in document["ranks"] if rank["exitCode"] is not None)
+        ranks = rank_exits(document["ranks"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return (), text
     if error := document.get("error"):
@@ -25,5 +25,10 @@ def parse_ending(text: str) -> tuple[tuple[RankExit, ...], str]:
     return ranks, json.dumps(report) if report else ""
 
 
-def _rank(rank: dict[str, Any]) -> RankExit:
-    return RankExit(int(rank["rank"]), int(rank["localRank"]), int(rank["exitCode"]))
+def rank_exits(listed: list[dict[str, Any]]) -> tuple[RankExit, ...]:
+    """How the ranks ended, in that order, as far as the agent could read it."""
+    return tuple(
+        RankExit(int(rank["rank"]), int(rank["localRank"]), int(rank["exitCode"]))
+        for rank in listed
+        if rank["exitCode"] is not None
+    )

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import trainyard_agent
-from trainyard_agent import exits, processes
+from trainyard_agent import ending, processes
 from trainyard_agent.__main__ import GRACE_SECONDS
 from trainyard_api.job import ERROR_FILE, EXIT_CONFIG, RESULT_FILE
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
-from trainyard_lifecycle.plan import RankExit, Worker, WorkerKey, worker_name
+from trainyard_lifecycle.agent_output import rank_exits
+from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
 from trainyard_local import lock, preflight
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
 from trainyard_storage.files import write_text_atomic
@@ -54,7 +55,7 @@ class Workers:
             return
         directory = self._dir.workers / f"{key.attempt}-{key.node}"
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / exits.EXIT_FILE).exists():
+        if (directory / ending.EXIT_FILE).exists():
             return
         with contextlib.suppress(lock.LockHeldError), lock.held(directory / LOCK_FILE) as file:
             problem = preflight.problem(run, run.metadata.annotations[WORKING_DIRECTORY])
@@ -183,7 +184,7 @@ class Workers:
             exit_code=entry["exitCode"],
             exit_reason="Error" if failed else "Completed",
             termination_message=_termination_message(directory),
-            ranks=_rank_exits(entry),
+            ranks=rank_exits(entry.get("ranks", [])),
             log_tail=log_tail(self._dir.log_file(attempt, node)) if failed else "",
             host=socket.gethostname(),
             finished_at=datetime.fromisoformat(entry["finishedAt"]),
@@ -196,7 +197,7 @@ class Workers:
             return None  # never started
         processes.kill_worker(directory)  # its torchrun may have survived it
         if identity["boot"] == processes.boot_id():
-            exits.write_exit(directory, 128 + signal.SIGKILL)
+            ending.write_exit(directory, 128 + signal.SIGKILL)
             return self._describe(directory)
         return Worker(
             name,
@@ -238,7 +239,7 @@ def log_tail(path: Path) -> str:
 def _record_refusal(directory: Path, message: str) -> None:
     """Record that a worker could not start, as the trainer would for an error in the manifest."""
     write_text_atomic(directory / ERROR_FILE, json.dumps({"message": f"ConfigError: {message}"}))
-    exits.write_exit(directory, EXIT_CONFIG)
+    ending.write_exit(directory, EXIT_CONFIG)
 
 
 def _is_locked(directory: Path) -> bool:
@@ -268,19 +269,10 @@ def _agent_pid(directory: Path) -> int | None:
 
 def _exit_entry(directory: Path) -> dict[str, Any] | None:
     try:
-        entry: dict[str, Any] = json.loads((directory / exits.EXIT_FILE).read_text())
+        entry: dict[str, Any] = json.loads((directory / ending.EXIT_FILE).read_text())
     except FileNotFoundError:
         return None
     return entry
-
-
-def _rank_exits(entry: dict[str, Any]) -> tuple[RankExit, ...]:
-    """How the ranks ended, as far as the agent knows."""
-    return tuple(
-        RankExit(rank["rank"], rank["localRank"], rank["exitCode"])
-        for rank in entry.get("ranks", [])
-        if rank["exitCode"] is not None
-    )
 
 
 def _termination_message(directory: Path) -> str:

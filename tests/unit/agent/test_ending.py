@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_agent.message import (
+from trainyard_agent.ending import (
     MAX_BYTES,
     MAX_RANKS,
     record_error,

@@ -1,9 +1,11 @@
-"""The termination message of a worker in a pod: one JSON document about how it ended."""
+"""Records how a worker ended: exit.json on one machine, in a pod its termination message."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,26 @@ MAX_RANKS = 32  # of those that failed, the first ones
 MAX_ERROR = 1000
 ERROR_FILE = "error.json"
 RESULT_FILE = "result"
+EXIT_FILE = "exit.json"
+
+
+def write_exit(directory: Path, code: int, ranks: list[dict[str, Any]] | None = None) -> None:
+    """Publish the exit status (128 + number for a signal), atomically and durably.
+
+    `ranks`: how its ranks ended, in that order.
+    """
+    finished = datetime.now(timezone.utc).isoformat()
+    entry = {"exitCode": code, "finishedAt": finished, "ranks": ranks or []}
+    temporary = directory / f".{EXIT_FILE}.tmp"
+    with temporary.open("w") as file:
+        json.dump(entry, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / EXIT_FILE)
 
 
 def termination_message(directory: Path, code: int, ranks: list[dict[str, Any]]) -> str:
-    """The worker's exit code, the ranks that failed, and the error or the report that they left.
+    """One JSON document: the exit code, the ranks that failed, and the error or report they left.
 
     `error`: the exception that torchelastic recorded; `report`: the last ProgressReport.
     """
