@@ -83,7 +83,11 @@ def trainer_graph() -> Graph:
 
 
 def levels(graph: Graph) -> dict[str, int]:
-    """How far above the bottom each node stands: one more than the highest it imports."""
+    """How far above the bottom each node stands: one more than the highest it imports.
+
+    One that imports nothing stands just below the lowest that imports it, so that no arrow to it
+    passes behind others.
+    """
     level: dict[str, int] = {}
 
     def visit(node: str, above: tuple[str, ...]) -> int:
@@ -95,6 +99,9 @@ def levels(graph: Graph) -> dict[str, int]:
 
     for node in graph:
         visit(node, ())
+    for node in [node for node in graph if not graph[node]]:
+        importers = [level[n] for n in graph if node in graph[n]]
+        level[node] = min(importers, default=1) - 1
     return level
 
 
