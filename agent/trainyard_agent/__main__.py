@@ -48,11 +48,13 @@ class Agent:
 
     def run(self) -> int:
         """Start the command, and wait for it; returns its exit code (128 + signal)."""
+        woken = _wake_on_signals()
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGALRM, self._kill)
-        # A handler, not SIG_IGN, which the command would inherit.
-        signal.signal(signal.SIGINT, _ignore)
-        signal.signal(signal.SIGHUP, _ignore)
+        # A handler, not SIG_IGN, which the command would inherit. The driver stops its workers by
+        # SIGTERM; SIGCHLD wakes the wait.
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, _ignore)
         server = self._report_server()
         variables = server.variables(self.directory) if server else {}
         try:
@@ -68,7 +70,7 @@ class Agent:
             self._child.terminate()
         if sys.platform == "linux":
             self._watch = RankWatch(self._child.pid)
-        code = _wait(self._child)
+        code = _wait(self._child, woken)
         exits = self._watch.end() if self._watch else []  # before those that are left are killed
         _end_orphans()
         signal.alarm(0)
@@ -133,7 +135,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _ignore(*_: object) -> None:
-    """The driver stops its workers by SIGTERM."""
+    pass
+
+
+def _wake_on_signals() -> int:
+    """A pipe that becomes readable with every signal.
+
+    Linux may give a signal to any thread, and Python's handler then waits for the main thread. A
+    main thread blocked in `waitid` would not notice; one that reads this pipe does.
+    """
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    return woken
 
 
 def _adopt_orphans() -> None:
@@ -142,15 +156,24 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
+def _wait(child: subprocess.Popen[bytes], woken: int) -> int:
     """The child's exit code. Orphans are reaped meanwhile, as a container's first process must."""
-    if hasattr(os, "waitid"):
+    while child.poll() is None:
+        _reap_orphans(child.pid)
+        os.read(woken, 4096)
+    return child.returncode
+
+
+def _reap_orphans(child: int) -> None:
+    """Reap what has ended, up to `child`, which belongs to its Popen."""
+    if not hasattr(os, "waitid"):
+        return
+    with contextlib.suppress(ChildProcessError):  # none is left: SIGTERM's handler reaped the child
         while True:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-            if ended is None or ended.si_pid == child.pid:
-                break
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if ended is None or ended.si_pid == child:
+                return
             os.waitpid(ended.si_pid, 0)
-    return child.wait()
 
 
 def _end_orphans() -> None:
