@@ -29,8 +29,8 @@ from trainyard_agent.ranks import RankExit, RankWatch
 from trainyard_agent.report import Report
 from trainyard_agent.server import ReportServer
 
-# torchrun stops its ranks within 25 s of SIGTERM; processes left after this are killed.
-GRACE_SECONDS = 30
+# After SIGTERM; torchrun stops its ranks sooner. Processes left after this are killed.
+GRACE_SECONDS = int(os.environ.get("TRAINYARD_GRACE_SECONDS", "28"))
 COMMAND_NOT_FOUND = 127
 _PR_SET_CHILD_SUBREAPER = 36
 

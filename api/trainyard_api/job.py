@@ -24,6 +24,8 @@ ATTEMPT_ENV = "TRAINYARD_ATTEMPT"
 # to write how it ended.
 WORKER_DIR_ENV = "TRAINYARD_WORKER_DIR"
 TERMINATION_LOG_ENV = "TRAINYARD_TERMINATION_LOG"
+# Seconds after SIGTERM in which the command may end by itself; then the agent kills it.
+GRACE_ENV = "TRAINYARD_GRACE_SECONDS"
 RESULT_FILE = "result"
 ERROR_FILE = "error.json"
 # Where the agent of node 0 serves what a user's script reports; recipes serve it themselves.

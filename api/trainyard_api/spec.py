@@ -256,7 +256,7 @@ class TrainingRunSpec(SpecModel):
     config: dict[str, Any] | None = Field(
         default=None, description="Settings of the recipe. Unknown keys are errors."
     )
-    command: list[Argument] | None = immutable(
+    command: list[Argument] | None = Field(
         default=None,
         min_length=1,
         max_length=256,
@@ -264,7 +264,7 @@ class TrainingRunSpec(SpecModel):
         " recipe or command.",
     )
     image: Annotated[str, matches(r"\S+", "must be a container image without spaces")] | None = (
-        immutable(
+        Field(
             default=None,
             max_length=512,
             description="Container image. Default: the operator's trainer image.",
@@ -342,7 +342,7 @@ class TrainingRunSpec(SpecModel):
         " rate or more data. Read only until the run has a checkpoint of its own.",
     )
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
-    queue: Queue | None = immutable(default=None)
+    queue: Queue | None = None
     pod_template: PodTemplate | None = None
 
     @property

@@ -12,7 +12,7 @@ from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_cli.display import new_display
 from trainyard_cli.serve import APP_BY_RECIPE
-from trainyard_lifecycle.policy import request_to_continue
+from trainyard_lifecycle.policy import past_deadline, request_to_continue
 from trainyard_lifecycle.status import format_count
 from trainyard_local import preflight
 from trainyard_local.backend import LocalBackend
@@ -157,7 +157,9 @@ def _already_finished(run: TrainingRun) -> str:
     why = f": {run.status.message}" if run.status.message else ""
     if run.status.phase == "Failed":
         fix = f"fix {_manifest_file(run)} and run it again"
-        again = f"{fix}, or retry without a change: trainyard retry {run.name}"
+        again = fix
+        if not past_deadline(run, run.status):
+            again += f", or retry without a change: trainyard retry {run.name}"
     else:
         again = "to train it further, raise config.max_steps"
     serve = f"; to serve its model: trainyard serve {run.name}" if run.status.model else ""
@@ -198,7 +200,8 @@ def _failed(backend: LocalBackend, run: TrainingRun) -> list[str]:
     if step is not None:
         lines.append(f"  kept    checkpoint of step {step}")
     lines.append(f"  fixed   trainyard run {_manifest_file(run)}")
-    lines.append(f"  retry   trainyard retry {run.name}")
+    if not past_deadline(run, status):
+        lines.append(f"  retry   trainyard retry {run.name}")
     return lines
 
 

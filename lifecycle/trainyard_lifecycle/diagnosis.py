@@ -118,6 +118,11 @@ _TRAINER_ERRORS: dict[str, FailureReason] = {
 # torch's words for a loader worker that a signal ended; there is no code.
 _LOADER_WORKER = re.compile(r"DataLoader worker .*(killed by signal|exited unexpectedly)")
 _NO_ROOM = re.compile(r"\[Errno (28|122)\]")  # ENOSPC, EDQUOT
+# The kubelet's words for a pod that is evicted for what it wrote itself, not for its node's sake:
+# over its containers' limits, one container's, an emptyDir's.
+_OWN_LIMIT = re.compile(
+    r"exceed(s|ed) (the total limit|its local ephemeral storage limit|the limit)"
+)
 # The container runtime could not start the program; the message says why.
 _NOT_STARTED = ("StartError", "ContainerCannotRun", "RunContainerError")
 # The trainer names the rank that is stopped, or that the others wait for.
@@ -146,6 +151,11 @@ def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | No
     if worker.exit_reason == "OOMKilled":
         message = "out of memory: raise resourcesPerNode.limits.memory or reduce memory use"
         return _failure("OOMKilled", worker, message)
+    if worker.exit_reason == "Evicted" and _OWN_LIMIT.search(worker.termination_message):
+        fix = (
+            "raise the ephemeral-storage limit in resourcesPerNode, or write less to the pod's disk"
+        )
+        return _failure("DiskFull", worker, f"{worker.termination_message.strip()}: {fix}")
     if worker.exit_reason == "Evicted":
         return _failure("Evicted", worker, worker.termination_message or "evicted by the kubelet")
     if worker.exit_reason in _NOT_STARTED:

@@ -10,6 +10,7 @@ from decimal import Decimal
 
 from trainyard_api.job import (
     ATTEMPT_ENV,
+    GRACE_ENV,
     JOB_ENV,
     REPORT_PORT_ENV,
     RESULT_FILE_ENV,
@@ -23,9 +24,12 @@ from trainyard_lifecycle.plan import WorkerKey
 RDZV_PORT = 29400
 TRAINER_MODULE = "trainyard_trainer"
 
-# torchrun ends its workers by SIGTERM and, after this long, by SIGKILL. A pod's grace period must
-# be longer, else torchrun itself is killed before it could say how they ended.
-SHUTDOWN_SECONDS = 25
+# From SIGTERM until whatever is left of a worker is killed: Kubernetes' own default.
+GRACE_SECONDS = 30
+# So much earlier torchrun kills ranks that have not ended, and the agent a torchrun that has not:
+# each must still be there to say how the others ended.
+_SHUTDOWN_MARGIN_SECONDS = 5
+_AGENT_MARGIN_SECONDS = 2
 
 # torchrun waits longer for its peers than the operator waits for the gang: the operator decides
 # when a gang has failed to start, for all its workers at once.
@@ -49,6 +53,7 @@ class LaunchTarget:
         log_dir: torchrun's own directory; each worker's error.json goes there.
         error_file: where torchrun copies the first failed worker's error.json. It removes the file
             first, so this can't be a pod's termination log (a mount point).
+        grace_seconds: from SIGTERM until whatever is left of the worker is killed.
     """
 
     endpoint: str
@@ -59,6 +64,7 @@ class LaunchTarget:
     log_dir: str
     error_file: str | None = None
     start_dir: str | None = None
+    grace_seconds: int = GRACE_SECONDS
 
 
 def argv(run: TrainingRun) -> list[str]:
@@ -98,7 +104,8 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         # A failed worker ends its node, and the operator starts the next attempt: only the operator
         # counts restarts, waits between them, and knows which failures are retryable.
         "PET_MAX_RESTARTS": "0",
-        "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+        "PET_SHUTDOWN_TIMEOUT": str(max(1, target.grace_seconds - _SHUTDOWN_MARGIN_SECONDS)),
+        GRACE_ENV: str(max(1, target.grace_seconds - _AGENT_MARGIN_SECONDS)),
         # Every rank's lines, each prefixed with its local rank, on torchrun's own output.
         "PET_TEE": "3",
         "PET_LOG_DIR": target.log_dir,

@@ -15,8 +15,14 @@ from trainyard_lifecycle.diagnosis import shorten
 from trainyard_lifecycle.plan import Worker
 
 # The kubelet won't get over these without a change to the run.
-_IMAGE_PERMANENT = ("InvalidImageName", "ErrImageNeverPull")
-_IMAGE = ("ImagePullBackOff", "ErrImagePull", "ImageInspectError", "RegistryUnavailable")
+_IMAGE_PERMANENT = ("InvalidImageName",)
+_IMAGE = (
+    "ImagePullBackOff",
+    "ErrImagePull",
+    "ErrImageNeverPull",  # somebody may yet load it into the node
+    "ImageInspectError",
+    "RegistryUnavailable",
+)
 _VOLUME_WORDS = ("persistentvolumeclaim", "volume", "mount")
 _STARTING = ("ContainerCreating", "PodInitializing")
 _MAX_MESSAGE = 300

@@ -113,13 +113,15 @@ def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | No
     """Why a finished run should resume, in one line; None: it stays finished.
 
     A failed run resumes when its spec was changed after the pods that failed were created (but for
-    what spec_digest leaves out), or when the annotation trainyard.dev/retry has a new value. One
-    that succeeded resumes only when it is asked for more steps: applying the same object again, or
-    any other change, trains nothing.
+    what spec_digest leaves out), or when the annotation trainyard.dev/retry has a new value; after
+    DeadlineExceeded only with a higher deadline. One that succeeded resumes only when it is asked
+    for more steps: applying the same object again, or any other change, trains nothing.
     """
     if run.spec.suspend:
         return None
     if status.phase == "Failed":
+        if past_deadline(run, status):
+            return None
         if run.metadata.annotations.get(RETRY, "") not in ("", status.retried):
             return "retried on request"
         failed = status.failed_generation or status.observed_generation
@@ -135,6 +137,14 @@ def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | No
         if isinstance(value, int | float) and before is not None and value > before:
             return f"config.{key} was raised from {before:g} to {value:g}"
     return None
+
+
+def past_deadline(run: TrainingRun, status: TrainingRunStatus) -> bool:
+    """Whether activeDeadlineSeconds ended the run, and would end its next attempt at once."""
+    limit = run.spec.active_deadline_seconds
+    return (
+        status.reason == "DeadlineExceeded" and limit is not None and status.active_seconds >= limit
+    )
 
 
 def spec_digest(spec: TrainingRunSpec) -> str:

@@ -52,6 +52,8 @@ POLL_RUNNING = 5.0  # seconds between readings of rank 0's report
 # Kubernetes gives a node up 50 to 55 s after its last heartbeat, and we list nodes every 5 s.
 ROOT_CAUSE_SECONDS = 65.0
 RETRY_CLAIM = 30.0  # seconds until the claim's owner is changed again, where that was refused
+# For so long a gang whose pods are not all accepted (a quota, a webhook) keeps those that are.
+PARTIAL_SECONDS = 30.0
 
 
 def reconcile(observed: Observed) -> Plan:
@@ -74,8 +76,7 @@ def _decide(observed: Observed) -> Plan:
     if status.phase in FINISHED:
         why = request_to_continue(run, status)
         if why is not None and workers_still_ending(observed, status):
-            delete = leftover_workers(observed, status)
-            return Plan(status, delete=delete, requeue_after=POLL_STARTING)
+            return _wait_for_workers(observed, status, f"{why}; ")
         status.observed_generation = run.metadata.generation
         if why is None:
             return clean_up_finished(observed, status)
@@ -124,13 +125,18 @@ def _with_claim(observed: Observed, plan: Plan) -> Plan:
 
 def _start_next(observed: Observed, status: TrainingRunStatus, nodes: int) -> Plan:
     """Start an attempt, once the workers of the last one have had their time to save."""
-    ending = workers_still_ending(observed, status)
-    if not ending:
+    if not workers_still_ending(observed, status):
         return start_attempt(observed, status, nodes)
     if status.phase == "Restarting":  # the time has come, also where it was brought forward
         status.next_attempt_time = observed.now
-    pods = format_count(len(ending), "worker")
-    status.message = f"attempt {status.attempt + 1} starts once {pods} of the last one has ended"
+    return _wait_for_workers(observed, status)
+
+
+def _wait_for_workers(observed: Observed, status: TrainingRunStatus, why: str = "") -> Plan:
+    """Let the workers of the last attempt end, and say so."""
+    ending = format_count(len(workers_still_ending(observed, status)), "worker")
+    text = f"attempt {status.attempt + 1} starts when the last one has ended: {ending} left"
+    status.message = why + text
     return Plan(status, delete=leftover_workers(observed, status), requeue_after=POLL_STARTING)
 
 
@@ -159,7 +165,7 @@ def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
     if report := observed.report_of(status.attempt):
         apply_report(status, report)
     if missing:  # and not all were created before, else it would be a failure
-        return _create_missing(observed, status, missing)
+        return _create_missing(observed, status, gang, missing)
     status.created = True
     if failure and wait is not None:
         status.message = failure.message
@@ -169,11 +175,19 @@ def _reconcile_attempt(observed: Observed, status: TrainingRunStatus) -> Plan:
     return _reconcile_started(observed, status, gang)
 
 
-def _create_missing(observed: Observed, status: TrainingRunStatus, missing: list[int]) -> Plan:
+def _create_missing(
+    observed: Observed, status: TrainingRunStatus, gang: list[Worker], missing: list[int]
+) -> Plan:
     attempt = current_attempt(status)
     late = attempt and overdue(attempt, observed.run.spec, observed.now, queued=False)
     if attempt and late:
         return _give_back(observed, status, attempt.nodes, f"{late}: {status.message}")
+    # The executor wrote why it could not create them.
+    if attempt and gang and status.reason == "Rejected":
+        age = (observed.now - attempt.start_time).total_seconds()
+        if age > PARTIAL_SECONDS:
+            what = f"{len(gang)} of {status.nodes} workers could be created"
+            return _give_back(observed, status, len(gang), f"{what}: {status.message}")
     return Plan(
         status,
         delete=stale_workers(observed, status),

@@ -15,7 +15,6 @@ from typing import Any
 
 import trainyard_agent
 from trainyard_agent import ending, processes
-from trainyard_agent.__main__ import GRACE_SECONDS
 from trainyard_api.job import ERROR_FILE, EXIT_CONFIG, RESULT_FILE
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
@@ -211,7 +210,7 @@ class Workers:
     def _kill_if_overdue(self, directory: Path) -> None:
         """Kill a worker that its agent has not stopped in time (is stopped, or stuck in I/O)."""
         requested_at = (directory / DELETING_FILE).stat().st_mtime
-        if time.time() - requested_at > GRACE_SECONDS + 10:
+        if time.time() - requested_at > launch.GRACE_SECONDS + 10:
             processes.kill_worker(directory)
 
 

@@ -164,7 +164,7 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[st
             "tolerations": _tolerations(run),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": launch.SHUTDOWN_SECONDS + 5,
+            "terminationGracePeriodSeconds": _grace_seconds(run),
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER_ID,
@@ -194,6 +194,13 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[st
     # What makes it a worker can't be overridden: it never restarts, and peers know its host name.
     built["spec"] |= {"restartPolicy": "Never", "hostname": name, "subdomain": run.name}
     return built
+
+
+def _grace_seconds(run: TrainingRun) -> int:
+    """The pod template's: torchrun and the agent must know it, too."""
+    template = run.spec.pod_template
+    seconds = template.spec.get("terminationGracePeriodSeconds") if template else None
+    return seconds if isinstance(seconds, int) else launch.GRACE_SECONDS
 
 
 def _has_own_command(run: TrainingRun) -> bool:
@@ -232,6 +239,7 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> 
         error_file=f"{worker}/{ERROR_FILE}" if images.agent else None,
         log_dir=f"{worker}/torchelastic" if images.agent else "/tmp/torchelastic",
         start_dir=_start_dir(run),
+        grace_seconds=_grace_seconds(run),
     )
     variables |= launch.env(run, key, nodes, target)
     command = launch.argv(run)

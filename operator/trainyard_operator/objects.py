@@ -160,12 +160,13 @@ async def emit_event(kube: Kube, about: Resource, event: Event) -> None:
 async def or_rejected(request: Awaitable[Object | None]) -> Object | None:
     """The answer; refusals that somebody else must resolve become RejectedError.
 
-    500 is what the API server says when a webhook can't be called or fails.
+    500 is what the API server says when a webhook can't be called or fails; a webhook that refuses
+    may choose any status.
     """
     try:
         return await request
     except ApiError as error:
-        if error.status in (400, 403, 404, 422, 500):
+        if error.status in (400, 403, 404, 422, 500) or "admission webhook" in str(error):
             raise RejectedError(" ".join(str(error).split())) from None
         raise
 

@@ -172,9 +172,6 @@ CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
     ("seed", "seed", 0, 1),
     ("precision", "precision", "fp32", "bf16"),
     ("strategy", "strategy", "ddp", "fsdp"),
-    ("image", "image", "a:1", "a:2"),
-    ("image added", "image", None, "a:2"),
-    ("image removed", "image", "a:1", None),
     ("processes", "numProcPerNode", 1, 2),
     ("size", "storage.size", "1Gi", "2Gi"),
     ("storage added", "storage.size", None, "2Gi"),
@@ -183,13 +180,16 @@ CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
     ("claim removed", "storage.claimName", "mine", None),
     ("storage class added", "storage.storageClassName", None, "fast"),
     ("access mode", "storage.accessMode", "ReadWriteOnce", "ReadWriteMany"),
-    ("queue", "queue", {"name": "a"}, {"name": "b"}),
 )
 
 # What may: (case, the spec before, the spec after).
 CHANGEABLE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("claim retained", {}, {"storage": {"whenDeleted": "Retain"}}),
     ("default again", {"storage": {"whenDeleted": "Retain"}}, {}),
+    ("image", {"image": "a:1"}, {"image": "a:2"}),
+    ("image added", {}, {"image": "a:2"}),
+    ("command", {"recipe": None, "command": ["a.py"]}, {"recipe": None, "command": ["b.py"]}),
+    ("queue", {"queue": {"name": "a"}}, {"queue": {"name": "b"}}),
     (
         "beside a size",
         {"storage": {"size": "1Gi"}},

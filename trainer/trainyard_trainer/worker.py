@@ -136,7 +136,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             branched=resume is not None and bool(resume.source),
         )
     )
-    with Stop(group, start) as stop:
+    with Stop(group, start, reporter.liveness) as stop:
         try:
             loop.run(stop)
         except Exception as error:

@@ -4,6 +4,7 @@ its environment variables.
 OBSERVE=FOLDER: write the sample ids and the noise of every micro-batch that the loader delivers to
 FOLDER/rank-N.jsonl; after the last step, those of LOOK_AHEAD_STEPS more.
 PATIENCE=SECONDS: in place of stop.STUCK_SECONDS.
+SLOW=SECONDS: every batch takes so much longer.
 POISON=RANK:COUNT: that rank's gradient is nan at its COUNT-th micro-batch, its loss is not.
 KILL=RANK:PLACE:COUNT: that rank dies by SIGKILL when it comes to PLACE for the COUNT-th time (from
 0): one of the names in `PLACES`, or `files`, any file operation in the run's directory.
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,7 @@ def init_loader(loader: Any, samples: Any, micro_batches: MicroBatches) -> None:
 
 def next_batch(loader: Any) -> Any:
     die_at("batch")
+    time.sleep(float(os.environ.get("SLOW", "0")))
     batch, factor = _next(loader)
     if folder := observed():
         ids, noise = batch.pop(_SEEN).tolist()

@@ -107,7 +107,6 @@ def test_a_mended_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any)
     assert code == 1, output
     assert "fixed   trainyard run keeps.yaml" in output
     assert "delete" not in output  # no next step that is printed destroys anything
-    # `command` can't be changed; what the script reads can.
     box.script("keeps.py", KEEPS.replace("sys.exit(3)", "pass"))
     code, output = box.cli("run", box.manifest("keeps", **spec | {"maxRestarts": 1}))
     assert code == 0, output

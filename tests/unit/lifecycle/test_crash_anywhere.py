@@ -26,10 +26,11 @@ from trainyard_api.status import CheckpointRef, TrainingRunStatus
 from trainyard_lifecycle.plan import Observed, Worker, worker_name
 from trainyard_lifecycle.policy import request_to_continue
 from trainyard_lifecycle.reconcile import reconcile
+from trainyard_lifecycle.status import set_condition
 
-# Longer than crashes alone can delay a start.
-SCHEDULE_SECONDS = 40
-ACTIVE_SECONDS = 100  # longer than all attempts take together that are not stuck
+# Of each part of a start: longer than crashes alone can delay it.
+DEADLINE = 40
+ACTIVE_SECONDS = 400  # longer than all attempts take together that are not stuck
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ FATES = st.builds(
     Fate,
     st.sampled_from(
         [
-            *("killed", "oom", "exception", "node lost", "deleted"),
-            *("preempted", "unschedulable", "stuck"),
+            *("killed", "oom", "exception", "node lost", "deleted", "preempted", "stuck"),
+            *("gated", "unschedulable", "no image", "not joined", "quota"),
         ]
     ),
     st.integers(min_value=0, max_value=2),
@@ -60,13 +61,21 @@ FATES = st.builds(
 )
 GRACE_SECONDS = 3  # of a worker that is deleted while it runs
 # What the user does each time the run has failed; at the end of the list it is left alone.
-USER = st.lists(st.sampled_from(["retry", "mend", "raise maxRestarts", "touch"]), max_size=3)
+ACTIONS = ["retry", "mend", "raise maxRestarts", "raise maxDisruptions", "touch"]
+USER = st.lists(st.sampled_from(ACTIONS), max_size=3)
+# What a worker can't start for, by the fate of its attempt.
+WAITS: dict[str, dict[str, Any]] = {
+    "gated": {"gated": True, "host": ""},
+    "unschedulable": {"host": "", "unschedulable": "0/3 nodes are available"},
+    "no image": {"waiting_reason": "ImagePullBackOff", "waiting_message": "own:1"},
+}
 
 
 class World(crashing.World):
     """A small cluster: workers start, run, and meet the fate that their attempt has.
 
     edits: the value that the user gives to storage.whenDeleted, by second.
+    unsupported: seconds in which the spec has a value that this version doesn't know.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class World(crashing.World):
         user: list[str],
         versions: set[int],
         edits: dict[int, str],
+        unsupported: range = range(0),
     ) -> None:
         super().__init__()
         self.run = run
@@ -86,12 +96,18 @@ class World(crashing.World):
         self.checkpoint = 0
         self.acted = 0  # the attempt after whose failure the user did something
         self.edits = dict(edits)
+        self.unsupported = unsupported
         self.claim: str | None = None  # what becomes of it with the run; None: not there yet
         self.workers: dict[str, Worker] = {}
         # Each with whether its pod mounts the claim of startFrom.
         self.created: list[tuple[str, bool]] = []
 
     def turns(self) -> Iterator[Turn]:
+        if (self.now - T0).seconds in self.unsupported:  # as the operator refuses it
+            status = self.run.status.model_copy(deep=True)
+            set_condition(status, "Unsupported", True, "Unsupported", "spec.newer", self.now)
+            self.run = self.run.model_copy(update={"status": status})
+            return
         workers = tuple(self.workers.values())
         plan = reconcile(Observed(self.run, self.now, workers, self.report()))
         yield Turn(plan, self.apply)
@@ -108,7 +124,7 @@ class World(crashing.World):
             run="r",
             attempt=attempt,
             phase="training",
-            ranks_joined=len(gang),
+            ranks_joined=0 if self.fate_of(attempt).what == "not joined" else len(gang),
             world_size=len(gang),
             step=step,
             last_checkpoint=saved,
@@ -125,7 +141,8 @@ class World(crashing.World):
     def over(self) -> bool:
         failed = self.run.status.phase == "Failed"
         asked = failed and request_to_continue(self.run, self.run.status)
-        waits = (failed and self.user) or asked or self.edits
+        unsupported = (self.now - T0).seconds < self.unsupported.stop
+        waits = (failed and self.user) or asked or self.edits or unsupported
         return self.run.status.completion_time is not None and not waits
 
     def apply(self, kind: str, value: Any) -> None:
@@ -147,6 +164,12 @@ class World(crashing.World):
                 self.workers.pop(value, None)
         else:
             name = worker_name(self.run.name, value.attempt, value.node)
+            fate = self.fate_of(value.attempt).what
+            if fate == "quota" and value.node > 0:
+                status = self.run.status.model_copy(deep=True)
+                status.phase, status.reason, status.message = "Pending", "Rejected", "quota"
+                self.run = self.run.model_copy(update={"status": status})
+                raise crashing.ConflictError  # the rest of the plan is dropped
             self.claim = self.claim or self.run.when_deleted
             if name not in self.workers:
                 saving = [w for w in self.workers.values() if w.attempt != value.attempt]
@@ -154,15 +177,8 @@ class World(crashing.World):
                 assert saving == [], f"{name} was created while the last attempt saves"
                 assert name not in dict(self.created), f"{name} was created a second time"
                 self.created.append((name, self.run.status.last_checkpoint is None))
-                unschedulable = self.fate_of(value.attempt).what == "unschedulable"
-                self.workers[name] = Worker(
-                    name,
-                    value.attempt,
-                    value.node,
-                    "Pending",
-                    host="" if unschedulable else "h",
-                    unschedulable="0/3 nodes are available" if unschedulable else "",
-                )
+                waits = {"host": "h"} | WAITS.get(fate, {})
+                self.workers[name] = Worker(name, value.attempt, value.node, "Pending", **waits)
 
     def tick(self, second: int) -> None:
         """A second passes: pending workers run, a whole gang meets its fate, the user acts."""
@@ -172,10 +188,9 @@ class World(crashing.World):
                 del self.workers[worker.name]
         status = self.run.status
         if status.phase == "Failed" and self.user and self.acted != status.attempt:
-            action = self.user.pop(0)
-            if action != "touch":  # which changes nothing, so that the user does something else
+            self._user_acts(self.user.pop(0))
+            if request_to_continue(self.run, status):  # else the user does something else
                 self.acted = status.attempt
-            self._user_acts(action)
         if second in self.edits:
             self._edit(self.edits.pop(second))
         attempts = {w.attempt for w in self.workers.values() if not w.finished and not w.deleting}
@@ -183,7 +198,7 @@ class World(crashing.World):
             gang = [w for w in self.workers.values() if w.attempt == attempt]
             if any(worker.phase == "Pending" for worker in gang):
                 for worker in gang:
-                    if not worker.unschedulable:
+                    if self.fate_of(attempt).what not in WAITS:
                         self.workers[worker.name] = replace(worker, phase="Running")
             elif attempt == self.run.status.attempt and self._all_run(gang):
                 self._meet_fate(attempt, gang)
@@ -197,6 +212,7 @@ class World(crashing.World):
             changes: dict[str, dict[str, Any]] = {
                 "mend": {"active_deadline_seconds": None, "config": {"seen": len(self.user)}},
                 "raise maxRestarts": {"max_restarts": spec.max_restarts + 1},
+                "raise maxDisruptions": {"max_disruptions": (spec.max_disruptions or 0) + 1},
                 "touch": {},  # a controller applies the same object again
             }
             spec = spec.model_copy(update=changes[action])
@@ -219,7 +235,7 @@ class World(crashing.World):
         if fate.what == "stuck" and self.run.spec.active_deadline_seconds is not None:
             return
         self.checkpoint += fate.gain
-        if fate.what in ("succeeds", "stuck"):
+        if fate.what in ("succeeds", "stuck", "quota"):
             for worker in gang:
                 self.workers[worker.name] = replace(worker, phase="Succeeded")
         elif fate.what == "deleted":
@@ -266,8 +282,9 @@ def play(
     crashes: list[int],
     edits: dict[int, str],
     versions: list[int] = [],  # noqa: B006 never changed
+    unsupported: range = range(0),
 ) -> World:
-    world = World(run, fates, user, set(versions), edits)
+    world = World(run, fates, user, set(versions), edits, unsupported)
     world.play(crashes)
     return world
 
@@ -295,6 +312,11 @@ def outcome(world: World) -> tuple[Any, ...]:
     edits=st.dictionaries(
         st.integers(min_value=0, max_value=40), st.sampled_from(["Delete", "Retain"]), max_size=6
     ),
+    unsupported=st.builds(
+        lambda start, seconds: range(start, start + seconds),
+        st.integers(min_value=1, max_value=60),
+        st.integers(min_value=0, max_value=5),
+    ),
 )
 def test_crash_anywhere(
     nodes: int,
@@ -305,11 +327,14 @@ def test_crash_anywhere(
     crashes: list[int],
     versions: list[int],
     edits: dict[int, str],
+    unsupported: range,
 ) -> None:
     spec: dict[str, Any] = {
         "numNodes": nodes,
         "maxRestarts": restarts,
-        "deadlines": {"scheduleSeconds": SCHEDULE_SECONDS},
+        "deadlines": dict.fromkeys(
+            ("queueSeconds", "scheduleSeconds", "startSeconds", "joinSeconds"), DEADLINE
+        ),
         "activeDeadlineSeconds": ACTIVE_SECONDS,
         "startFrom": {"run": "other"},
         # A gang that finds no place is tried again after this.
@@ -318,8 +343,8 @@ def test_crash_anywhere(
     if disruptions is not None:
         spec["maxDisruptions"] = disruptions
     run = make_run(**spec)
-    calm = play(run, fates, user, [], edits)
-    stormy = play(run, fates, user, crashes, edits, versions)
+    calm = play(run, fates, user, [], edits, unsupported=unsupported)
+    stormy = play(run, fates, user, crashes, edits, versions, unsupported)
     assert outcome(stormy) == outcome(calm)
     assert sorted(stormy.created) == sorted(calm.created)
     assert {*stormy.events} >= {key for key in calm.events if "end" in key or key == "failed"}

@@ -69,7 +69,7 @@ def test_torchrun_reads_every_variable(monkeypatch: pytest.MonkeyPatch, node: in
     assert config.run_id == "demo-3"
     assert config.local_addr == f"demo-3-{node}.demo"
     assert config.max_restarts == 0
-    assert config.shutdown_timeout == launch.SHUTDOWN_SECONDS
+    assert config.shutdown_timeout == launch.GRACE_SECONDS - 5
     assert config.logs_specs is not None
     assert config.logs_specs.root_log_dir == "/tmp/torchelastic"
     assert config.logs_specs._tee == torchrun.Std.ALL

@@ -15,7 +15,7 @@ def test_the_next_attempt_waits_for_workers_that_save() -> None:
     saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
     plan = story.see(saving, after=20)
     assert plan.create == ()
-    assert "once 1 worker of the last one has ended" in plan.status.message
+    assert "attempt 2 starts when the last one has ended: 1 worker left" in plan.status.message
     assert story.see(after=1).status.attempt == 2
 
 
@@ -41,6 +41,8 @@ def test_a_retry_waits_for_workers_that_save() -> None:
     for _ in range(2):
         plan = story.see(saving, after=1)
         assert (plan.status.phase, plan.create) == ("Failed", ())
+        text = "retried on request; attempt 2 starts when the last one has ended: 1 worker left"
+        assert plan.status.message == text
         assert plan.requeue_after
     assert story.see(after=1).status.attempt == 2
 

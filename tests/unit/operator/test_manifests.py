@@ -95,9 +95,15 @@ def test_our_image_has_a_read_only_root_and_a_writable_tmp() -> None:
 
 
 def test_torchrun_has_time_to_end_its_workers() -> None:
-    built = pod()
-    grace = built["spec"]["terminationGracePeriodSeconds"]
-    assert grace > int(env(built)["PET_SHUTDOWN_TIMEOUT"])
+    def grace(built: dict[str, Any]) -> tuple[int, int, int]:
+        """Seconds until torchrun, the agent and the kubelet kill what is left."""
+        variables = env(built)
+        torchrun, agent = variables["PET_SHUTDOWN_TIMEOUT"], variables["TRAINYARD_GRACE_SECONDS"]
+        return int(torchrun), int(agent), built["spec"]["terminationGracePeriodSeconds"]
+
+    assert grace(pod()) == (25, 28, 30)
+    longer = {"spec": {"terminationGracePeriodSeconds": 300}}
+    assert grace(pod(podTemplate=longer)) == (295, 298, 300)
 
 
 def test_the_termination_message_falls_back_to_the_log() -> None:

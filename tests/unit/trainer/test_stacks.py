@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainyard_trainer.watchdog.stacks import innermost, is_compiling, main_stack, suspicion
+from trainyard_trainer.reporting.liveness import is_compiling
+from trainyard_trainer.watchdog.stacks import innermost, main_stack, suspicion
 
 
 def calling_from(file: str) -> Callable[[Callable[[], Any]], Any]:

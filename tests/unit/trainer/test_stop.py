@@ -87,3 +87,15 @@ def test_a_stuck_rank_exits(make_job: MakeJob, launch: Any) -> None:
     os.kill(run.pids[0], signal.SIGTERM)
     run.wait_until(lambda: not run.running(run.pids[0]), "rank 0 ends")
     assert run.codes[run.pids[0]] == 128 + signal.SIGTERM
+
+
+def test_a_slow_step_is_finished_and_saved(make_job: MakeJob, launch: Any) -> None:
+    """Longer than a rank may be stuck where steps are fast."""
+    run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient(0.2) | {"SLOW": "1"})
+    run.wait_for_step(4)
+    for pid in run.pids:
+        os.kill(pid, signal.SIGTERM)
+    assert run.wait(terminate=False) == [-signal.SIGTERM] * 2
+    _, manifest, _ = newest_valid(run.run_dir / CHECKPOINTS)
+    assert manifest
+    assert manifest.step == max(run.losses()) >= 4

@@ -10,12 +10,15 @@ import torch
 
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import StoppedError
+from trainyard_trainer.reporting.liveness import Liveness, is_compiling
 
-# Interval of the vote, which takes a few hundred microseconds. torchrun kills after 25 s.
+# Interval of the vote, which takes a few hundred microseconds.
 VOTE_SECONDS = 1.0
-# A rank that doesn't finish its step this long after the signal (a peer is dead, and the network
-# has not noticed) can't save; it exits as without this handler.
+# A rank that makes no progress for so long after the signal (a peer is dead, and the network has
+# not noticed) can't save; it exits as without this handler. Longer where its progress takes longer
+# (see Liveness.limit): torchrun kills at the end of the grace period what has not ended by then.
 STUCK_SECONDS = 10.0
+_CHECK_SECONDS = 0.1
 EXIT_STATUS = 128 + signal.SIGTERM
 
 
@@ -26,8 +29,9 @@ class Stop:
     a step that the previous vote determined, about VOTE_SECONDS later.
     """
 
-    def __init__(self, group: Group, step: int) -> None:
+    def __init__(self, group: Group, step: int, liveness: Liveness) -> None:
         self.group = group
+        self.liveness = liveness
         self.requested = False
         self._step, self._since = step, time.perf_counter()  # of the last vote
         self._next = step + 1
@@ -73,6 +77,17 @@ class Stop:
     def _exit_if_stuck(self) -> None:
         """Exit this process if SIGTERM came and its main thread is stuck."""
         while number := os.read(self._read, 1):
-            if number[0] == signal.SIGTERM and not self._vote_passed.wait(STUCK_SECONDS):
+            if number[0] == signal.SIGTERM and not self._reaches_vote():
                 os._exit(EXIT_STATUS)
         os.close(self._read)
+
+    def _reaches_vote(self) -> bool:
+        """Wait for the vote, as long as there is progress."""
+        ticks, stalled = self.liveness.ticks, 0.0
+        while not self._vote_passed.wait(_CHECK_SECONDS):
+            # Not by a clock: the process may be stopped meanwhile.
+            stalled = stalled + _CHECK_SECONDS if self.liveness.ticks == ticks else 0.0
+            ticks = self.liveness.ticks
+            if stalled > self.liveness.limit(STUCK_SECONDS, is_compiling()):
+                return False
+        return True

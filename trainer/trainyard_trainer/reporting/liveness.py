@@ -1,8 +1,10 @@
 """This rank's activity, its step, and how long it may take without progress."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 # Activities that may take long without progress: reading data, writing to a slow disk. The process
 # group has the same timeout. Uploads have timeouts of their own.
@@ -18,6 +20,13 @@ FIRST_SECONDS = 600.0
 # The limit of other activities, as a multiple of the longest recent interval between ticks.
 SLACK = 5.0
 _DECAY = 0.05  # of the longest interval, towards each shorter one
+
+# On the stack while a graph is traced and compiled, but not when it runs.
+_COMPILER = (
+    "torch/_dynamo/convert_frame.py",
+    "torch/_inductor/graph.py",
+    "torch/_inductor/async_compile.py",
+)
 
 
 class Liveness:
@@ -82,3 +91,17 @@ class Liveness:
         if self.phase == "training":
             return f"step {self.step + 1}"
         return f"{self.phase} after step {self.step}" if self.step else self.phase
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile is compiling, in the main thread or in autograd's.
+
+    It may at any step: a new batch shape causes a recompilation.
+    """
+    for frame in sys._current_frames().values():
+        outer: FrameType | None = frame
+        while outer is not None:
+            if outer.f_code.co_filename.endswith(_COMPILER):
+                return True
+            outer = outer.f_back
+    return False

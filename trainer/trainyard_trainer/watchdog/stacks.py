@@ -14,12 +14,6 @@ _WRAPPERS = ("<frozen ", "trainyard_trainer/__main__.py")
 _LIBRARIES = ("torch/", "python3.")
 # Where a rank waits for the others: collectives, and the backward pass that DDP runs them in.
 _COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
-# On the stack while a graph is traced and compiled, but not when it runs.
-_COMPILER = (
-    "torch/_dynamo/convert_frame.py",
-    "torch/_inductor/graph.py",
-    "torch/_inductor/async_compile.py",
-)
 _LOADING = "trainyard_trainer/data/loader.py"
 
 
@@ -35,20 +29,6 @@ def main_stack() -> tuple[str, ...]:
             frames.append(f"{name}:{frame.f_lineno} {code.co_qualname}")
         frame = frame.f_back
     return tuple(reversed(frames))
-
-
-def is_compiling() -> bool:
-    """Whether torch.compile is compiling, in the main thread or in autograd's.
-
-    It may at any step: a new batch shape causes a recompilation.
-    """
-    for frame in sys._current_frames().values():
-        outer: FrameType | None = frame
-        while outer is not None:
-            if outer.f_code.co_filename.endswith(_COMPILER):
-                return True
-            outer = outer.f_back
-    return False
 
 
 def innermost(stack: Sequence[str]) -> str:

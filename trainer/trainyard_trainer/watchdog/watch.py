@@ -15,6 +15,7 @@ from typing import Any
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import HangError, report_error, write_error_file
+from trainyard_trainer.reporting.liveness import is_compiling
 from trainyard_trainer.reporting.reporter import RunReporter
 from trainyard_trainer.watchdog.board import Board, open_board
 from trainyard_trainer.watchdog.hangs import (
@@ -31,7 +32,7 @@ from trainyard_trainer.watchdog.processes import (
     pid_namespace,
     state_of,
 )
-from trainyard_trainer.watchdog.stacks import is_compiling, main_stack
+from trainyard_trainer.watchdog.stacks import main_stack
 
 MAX_INTERVAL = 2.0  # seconds between two heartbeats
 BEATS_PER_TIMEOUT = 10
