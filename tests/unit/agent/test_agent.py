@@ -35,12 +35,14 @@ WAITS = "import time; time.sleep(600)"
 
 
 def interpreters() -> list[str]:
-    """Every Python on this machine: of the PATH, and pyenv's."""
+    """Every Python on this machine that runs: of the PATH, and pyenv's."""
     found = {sys.executable}
     for version in VERSIONS:
         pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
         path = shutil.which(f"python{version}")
-        found |= {str(pyenv[0])} if pyenv else {path} if path else set()
+        # pyenv's shims are on the PATH also where it has no such version.
+        runs = path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+        found |= {str(pyenv[0])} if pyenv else {path} if path and runs else set()
     return sorted(found)
 
 
