@@ -45,6 +45,7 @@ DEFAULT_ACTIONS: dict[FailureReason, Action] = {
 # After these the ranks still reach each other, and get their whole grace period to save the step.
 GRACEFUL = frozenset({"Evicted", "Preempted", "PodDeleted"})
 
+_STEP = re.compile(r"\bstep \d")
 SAME_FAILURES = 3  # the same failure so often in a row, at the same step, is not tried again
 
 
@@ -203,11 +204,17 @@ def _applies(rule: FailureRule, failure: Failure) -> bool:
 
 
 def _repeats(attempts: list[Attempt]) -> bool:
-    """Whether the newest counted failures are the same one, at the same known step."""
+    """Whether the newest counted failures are the same one, at the same known step.
+
+    The step is the last one reported, a few seconds before the end. Where a message names the step
+    itself, that one counts.
+    """
     newest = [attempt for attempt in attempts if attempt.counted][-SAME_FAILURES:]
-    if len(newest) < SAME_FAILURES or newest[0].step is None:
+    if len(newest) < SAME_FAILURES:
         return False
-    return len({(a.reason, _words(a), a.exit_code, a.step) for a in newest}) == 1
+    steps = {"named" if _STEP.search(each.message) else each.step for each in newest}
+    failures = {(each.reason, _words(each), each.exit_code) for each in newest}
+    return len(failures) == len(steps) == 1 and None not in steps
 
 
 def _words(attempt: Attempt) -> str:

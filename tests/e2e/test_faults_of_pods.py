@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.kube import LONG, Namespace, wait_until
-from tests.e2e.runs import training_run
+from tests.e2e.runs import char_gpt, training_run
 from tests.faults.corpus import find, says
 
 # What the namespace's restricted standard asks of every container.
@@ -145,6 +145,29 @@ def test_a_run_comes_back_from_a_disruption(space: Namespace, fault: str, distur
     assert first["counted"] is False
     assert second["outcome"] == "Succeeded"
     assert (status.get("restarts", 0), status["disruptions"]) == (0, 1)
+
+
+def test_an_eviction_costs_no_step(space: Namespace) -> None:
+    """The pod's peer saves the step with it, and the next attempt waits for both."""
+    never = {"everySteps": 1_000_000}
+    config = {"corpus": "stdlib", "max_steps": 100_000, "eval_steps": 0}
+    space.apply(char_gpt("saved", None, config, checkpoint=never, maxRestarts=0))
+    step = space.wait_status("saved", "steps", lambda s: s.get("step", 0) >= 5)["step"]
+    evict(space, "saved-1-1")
+    status = space.wait_status("saved", "it resumes", lambda s: "resumedFromStep" in s)
+    assert status["resumedFromStep"] >= step
+    assert (status["attempt"], status.get("restarts", 0), status["disruptions"]) == (2, 0, 1)
+
+
+def test_a_gang_that_a_quota_accepts_in_part_keeps_no_places(space: Namespace) -> None:
+    space.kubectl("create", "quota", "one", "--hard=pods=1")
+    space.apply(training_run("part", script("pass", numNodes=2)))
+    status = space.wait_status("part", "given back", lambda s: s.get("reason") == "GivenBack")
+    assert "1 of 2 workers could be created" in status["message"]
+    assert "exceeded quota: one" in status["message"]
+    assert (status.get("restarts", 0), status.get("disruptions", 0)) == (0, 0)
+    space.kubectl("delete", "quota", "one")
+    assert space.wait_phase("part", "Succeeded").get("restarts", 0) == 0
 
 
 def test_a_secret_that_is_missing_is_waited_for(space: Namespace) -> None:

@@ -215,6 +215,23 @@ def test_process_ids_and_ports_make_no_other_failure(line: str) -> None:
     assert "not tried again" in plan.status.message
 
 
+def test_a_step_in_the_message_counts_more_than_the_last_one_reported() -> None:
+    """Reports are read every few seconds, so they are of other steps each time."""
+
+    def outcome(*lines: str) -> str:
+        story = story_of(maxRestarts=100)
+        for step, line in enumerate(lines):
+            error = json.dumps({"message": line})
+            phase = fail(story, step=step, exit_code=1, termination_message=error).status.phase
+            story.see()
+        return phase
+
+    same = "HardwareError: in step 7: CUDA error: uncorrectable ECC error"
+    assert outcome(same, same, same) == "Failed"
+    assert outcome(same, same, same.replace("7", "8")) == "Restarting"
+    assert outcome(*["HardwareError: uncorrectable ECC error"] * 3) == "Restarting"
+
+
 def test_training_has_got_further_however_many_disruptions_came_since() -> None:
     story = story_of(maxRestarts=1)
     fail(story, step=10, saved=10)

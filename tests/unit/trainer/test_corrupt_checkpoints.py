@@ -1,5 +1,6 @@
 """Real checkpoints on real disks: damaged, cut short, out of space, written by two at once."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,10 +10,17 @@ from typing import Any
 import pytest
 
 from tests.support.trainer.checkpoint_tensors import digests
-from trainyard_api.checkpoint import CHECKPOINTS, step_name
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, step_name
 from trainyard_api.job import TrainerJob
-from trainyard_storage.checkpoints import steps, verify
+from trainyard_storage.checkpoints import (
+    describe_files,
+    manifest_bytes,
+    read_manifest,
+    steps,
+    verify,
+)
 from trainyard_trainer.checkpoint.resume import find_resume
+from trainyard_trainer.errors import CheckpointError
 
 MakeJob = Callable[..., TrainerJob]
 both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -49,6 +57,27 @@ def test_damage_to_any_file_is_seen(make_job: MakeJob, train: Any, strategy: str
             assert "\n" not in line
             file.write_bytes(content)
     verify(newest)
+
+
+def test_what_another_version_saved_is_read_or_refused_in_one_line(
+    make_job: MakeJob, train: Any
+) -> None:
+    run = train(make_job(max_steps=4), ranks=1)
+    newest = run.run_dir / CHECKPOINTS / step_name(4)
+    path = newest / "trainer.json"
+    description = json.loads(path.read_text())
+
+    def write(changed: dict[str, Any]) -> None:
+        path.write_text(json.dumps(changed))
+        manifest = read_manifest(newest).model_copy(update={"files": describe_files(newest)})
+        (newest / MANIFEST).write_bytes(manifest_bytes(manifest))
+
+    write(description | {"newer": 1})
+    assert find_resume(run.job)
+    description.pop("scaler")
+    write(description)
+    with pytest.raises(CheckpointError, match=r"trainer.json has no scaler, so that another ver"):
+        find_resume(run.job)
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ from trainyard_trainer.errors import CheckpointError, ConfigError
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
 
 
+_NEEDED = ("config", "spec", "recipe", "scaler")  # of DESCRIPTION_FILE
+
+
 @dataclass(frozen=True)
 class Resume:
     """The verified checkpoint that an attempt begins with.
@@ -129,7 +132,17 @@ def _loss(directory: Path) -> float | None:
 
 
 def _description(directory: Path) -> dict[str, Any]:
+    """What the checkpoint says of the run that saved it. Raises CheckpointError.
+
+    Its bytes are verified, so what is missing was written by a version that is too old or too new.
+    Further keys do no harm.
+    """
     description: dict[str, Any] = json.loads((directory / DESCRIPTION_FILE).read_text())
+    if missing := [key for key in _NEEDED if key not in description]:
+        raise CheckpointError(
+            f"{directory}: {DESCRIPTION_FILE} has no {', '.join(missing)}, so that another version"
+            " of Trainyard must have saved it: use the image of that version"
+        )
     return description
 
 
