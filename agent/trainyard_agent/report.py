@@ -1,6 +1,7 @@
 """Turns the status that a script posts (Kubeflow Trainer's format) into a report and metrics.
 
 transformers' Trainer, and what is built on it, posts this status where the environment asks for it.
+So does `import trainyard`, with a sample of text beside it.
 Values come from the script, so their number and size are limited, and only finite numbers are kept.
 """
 
@@ -20,7 +21,9 @@ MAX_STEP = 2**53
 # Names that scripts use for the same thing; the first one present is used.
 STEP = ("current_step", "global_step", "step")
 TOTAL_STEPS = ("total_steps", "max_steps")
-TOKENS = "num_input_tokens_seen"  # counted by transformers from the start of the run
+# Counts that are shown as rates. transformers counts tokens from the start of the run.
+COUNTS = {"num_input_tokens_seen": "tokensPerSecond", "num_input_samples_seen": "samplesPerSecond"}
+MAX_SAMPLE = 2000  # characters
 # Series of /metrics by the report's field. The trainer exports the same ones.
 SERIES = {
     "attempt": "trainyard_attempt",
@@ -31,6 +34,7 @@ SERIES = {
     "learningRate": "trainyard_learning_rate",
     "gradNorm": "trainyard_grad_norm",
     "tokensPerSecond": "trainyard_tokens_per_second",
+    "samplesPerSecond": "trainyard_samples_per_second",
     "worldSize": "trainyard_world_size",
 }
 EVALUATION = "trainyard_evaluation"
@@ -46,14 +50,15 @@ class Report:
         self._lock = threading.Lock()
         self._state: dict[str, Any] = {}
         self._evaluation: dict[str, float] = {}
-        self._counted: tuple[float, float] | None = None  # tokens, and when
+        self._counted: dict[str, tuple[float, float]] = {}  # the newest counts, and when
+        self._first: tuple[int, float] | None = None  # the first step reported, and when
 
     def update(self, body: Any, world_size: int) -> None:
         """Merge a status; omitted values are kept. Raises ValueError if it isn't one."""
         status = body.get("trainerStatus") if isinstance(body, dict) else None
         if not isinstance(status, dict):
             raise ValueError("trainerStatus is missing")
-        metrics = _metrics(status.get("metrics"))
+        metrics, now = _metrics(status.get("metrics")), time.monotonic()
         new: dict[str, Any] = {
             "worldSize": world_size,
             "ranksJoined": world_size,
@@ -71,23 +76,39 @@ class Report:
                 if name.startswith("eval_") and known:
                     self._evaluation[name] = value
             new["evalLoss"] = self._evaluation.get("eval_loss")
-            new["tokensPerSecond"] = self._rate(metrics.get(TOKENS))
+            for name, field in COUNTS.items():
+                new[field] = self._rate(name, metrics.get(name), now)
+            if new["etaSeconds"] is None:
+                new["etaSeconds"] = self._eta(new, now)
+            if isinstance(body.get("sample"), str):
+                new["sample"] = body["sample"][:MAX_SAMPLE]
             self._state.update((name, value) for name, value in new.items() if value is not None)
             if new["progressPercent"] == 100 and "totalSteps" in self._state:
                 self._state["step"] = self._state["totalSteps"]  # the last status has no step
 
-    def _rate(self, tokens: float | None) -> float | None:
-        """Tokens per second since the last count."""
-        if tokens is None:
+    def _rate(self, name: str, count: float | None, now: float) -> float | None:
+        """By how much it has grown per second since the last time."""
+        if count is None:
             return None
-        before, now = self._counted, time.monotonic()
-        if before is None:
-            self._counted = tokens, now
+        before, since = self._counted.get(name, (count, now))
+        if count == before and name in self._counted:
             return None
-        if tokens <= before[0] or now <= before[1]:
+        self._counted[name] = count, now
+        # A smaller count began again, as a loop over epochs may have it.
+        return (count - before) / (now - since) if count > before and now > since else None
+
+    def _eta(self, new: dict[str, Any], now: float) -> int | None:
+        """Seconds left, from the mean pace since the first step reported."""
+        step: int | None = new["step"]
+        total: int | None = new["totalSteps"] or self._state.get("totalSteps")
+        if step is None:
             return None
-        self._counted = tokens, now
-        return (tokens - before[0]) / (now - before[1])
+        if self._first is None or step < self._first[0]:
+            self._first = step, now
+        done, seconds = step - self._first[0], now - self._first[1]
+        if total is None or not done:
+            return None
+        return round(max(0, total - step) * seconds / done)
 
     def document(self) -> dict[str, Any] | None:
         """A ProgressReport; None while nothing is known."""

@@ -18,6 +18,7 @@ PACKAGES = (
     "operator",
     "trainer",
     "agent",
+    "sdk",
     "local",
     "cli",
     "serving",
@@ -38,7 +39,12 @@ Graph = Mapping[str, set[str]]
 
 
 def package_folder(package: str) -> Path:
-    return ROOT / package / f"trainyard_{package}"
+    return ROOT / package / module_of(package)
+
+
+def module_of(package: str) -> str:
+    """What is imported: `import trainyard` is for scripts of others."""
+    return "trainyard" if package == "sdk" else f"trainyard_{package}"
 
 
 def imports_of(files: Iterable[Path]) -> set[str]:
@@ -58,7 +64,7 @@ def package_graph() -> Graph:
     graph = {}
     for package in PACKAGES:
         names = {name.split(".")[0] for name in imports_of(package_folder(package).rglob("*.py"))}
-        graph[package] = {p for p in PACKAGES if p != package and f"trainyard_{p}" in names}
+        graph[package] = {p for p in PACKAGES if p != package and module_of(p) in names}
     return graph
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.pythons import interpreters
 from trainyard_api import __version__
 
 REPO = Path(__file__).parents[3]
@@ -23,15 +24,15 @@ INSTALL_SECONDS = 1800  # several gigabytes, unless uv's cache has them
 class Installation:
     """A virtual environment with the wheel, used from an empty home."""
 
-    def __init__(self, path: Path, wheel: Path, extras: str) -> None:
+    def __init__(self, path: Path, wheel: Path, extras: str, python: str = sys.executable) -> None:
         self.home = path / "home"
         self.home.mkdir(parents=True)
         self._bin = path / "venv" / "bin"
-        uv("venv", "--python", sys.executable, str(path / "venv"))
+        uv("venv", "--python", python, str(path / "venv"))
         # The same build of torch as here, so that uv's cache has it.
         backend = ["--torch-backend=cpu"] if version("torch").endswith("+cpu") else []
-        python = str(self._bin / "python")
-        uv("pip", "install", *backend, "--python", python, f"{wheel}{extras}")
+        into = str(self._bin / "python")
+        uv("pip", "install", *backend, "--python", into, f"{wheel}{extras}")
 
     def run(self, program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """A program of the environment, in the home, with nothing of this environment's."""
@@ -107,6 +108,21 @@ def test_without_extras_the_light_commands_work(wheel: Path, tmp_path: Path) -> 
         (line,) = refused.stderr.splitlines()
         assert f"trainyard {command[0]} needs the {extra} extra" in line
         assert line.endswith(f"pip install 'trainyard[{extra}]'")
+
+
+@pytest.mark.parametrize("python", [path for path in interpreters() if "3.9" in path])
+def test_scripts_in_images_with_an_older_python_import_it(
+    wheel: Path, tmp_path: Path, python: str
+) -> None:
+    installed = Installation(tmp_path, wheel, "", python)
+    script = "import trainyard; trainyard.init().report(step=1)"
+    imported = installed.run("python", "-c", script)
+    assert (imported.returncode, imported.stderr) == (0, "")
+    packages = list((tmp_path / "venv" / "lib" / "python3.9" / "site-packages").glob("*.dist-info"))
+    assert [path.name.partition("-")[0] for path in packages] == ["trainyard"], "it needs no other"
+    command = installed.run("trainyard", "--help")
+    assert command.stderr == "the trainyard command needs Python 3.11 or newer\n"
+    assert command.returncode == 1
 
 
 def test_the_operator_extra_starts_the_operator(wheel: Path, tmp_path: Path) -> None:

@@ -31,3 +31,47 @@ def test_transformers_trainer_shows_its_progress_and_names_a_killed_rank(box: An
     assert (first["reason"], first["message"]) == ("Signal", "hf-1-0: rank 1: killed by SIGKILL")
     assert second["outcome"] == "Succeeded"
     assert box.status("hf")["progress"] == f"{STEPS}/{STEPS}"
+
+
+# As a user writes it: two lines of Trainyard, checkpoints of its own.
+LOOP = """
+import time
+import torch, torch.distributed as dist
+import trainyard
+
+dist.init_process_group("gloo")
+run = trainyard.init()
+saved = run.directory / "step"
+first = int(saved.read_text()) if saved.exists() else 0
+steps = 400 if first else 100_000
+for step in range(first + 1, steps + 1):
+    time.sleep(0.005)
+    run.report(step=step, total=steps, loss=torch.tensor(1 / step), tokens=step * 64)
+    if run.should_stop():
+        if run.rank == 0:
+            saved.write_text(str(step))
+        print("rank", run.rank, "stopped after", step, flush=True)
+        break
+else:
+    run.log_sample("the end")
+dist.destroy_process_group()
+"""
+
+
+def test_two_lines_show_progress_and_stop_all_ranks_at_one_step(box: Any) -> None:
+    manifest = box.manifest("two", command=[box.script("two.py", LOOP)], numProcPerNode=2)
+    command = box.start("run", manifest)
+    run = box.run_dir("two")
+    until((run / "run.json").exists, "the run is there")
+    until(lambda: {"tokensPerSecond", "loss", "eta"} <= set(box.status("two")), "its progress")
+    assert box.status("two")["totalSteps"] == 100_000
+    command.send_signal(signal.SIGINT)
+    box.end(command)
+    assert box.status("two")["phase"] == "Suspended"
+    step = int((run / "data" / "step").read_text())
+    log = "".join(path.read_text() for path in (run / "logs").iterdir())
+    assert {f"rank {rank} stopped after {step}" in log for rank in (0, 1)} == {True}, log
+    code, output = box.cli("run", manifest)
+    assert code == 0, output
+    status = box.status("two")
+    assert (status["phase"], status["progress"]) == ("Succeeded", "400/400")

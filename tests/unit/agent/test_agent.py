@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ import pytest
 
 import trainyard_agent
 from tests.patience import until
+from tests.support.pythons import interpreters
 
 PROGRAM = Path(trainyard_agent.__file__).parent / "__main__.py"
-VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 # As torchrun does: starts the ranks, waits for all, and then ends the others.
 LAUNCHER = """
 import os, subprocess, sys, time
@@ -32,18 +31,6 @@ for rank in ranks:
 sys.exit(any(rank.returncode for rank in ranks))
 """
 WAITS = "import time; time.sleep(600)"
-
-
-def interpreters() -> list[str]:
-    """Every Python on this machine that runs: of the PATH, and pyenv's."""
-    found = {sys.executable}
-    for version in VERSIONS:
-        pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-        path = shutil.which(f"python{version}")
-        # pyenv's shims are on the PATH also where it has no such version.
-        runs = path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
-        found |= {str(pyenv[0])} if pyenv else {path} if path and runs else set()
-    return sorted(found)
 
 
 @pytest.fixture

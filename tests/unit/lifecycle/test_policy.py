@@ -218,7 +218,7 @@ def test_process_ids_and_ports_make_no_other_failure(line: str) -> None:
 def test_a_step_in_the_message_counts_more_than_the_last_one_reported() -> None:
     """Reports are read every few seconds, so they are of other steps each time."""
 
-    def outcome(*lines: str) -> str:
+    def outcome(*lines: str) -> str | None:
         story = story_of(maxRestarts=100)
         for step, line in enumerate(lines):
             error = json.dumps({"message": line})
