@@ -48,6 +48,8 @@ def wait_named(space: Namespace, name: str, fault: str) -> dict[str, Any]:
     )
 
 
+# The kubelet measures every ten seconds.
+FILLS = f"open('/tmp/x', 'wb').write(bytes(100_000_000))\n{ONCE}"
 MEMORY = "x = b'x' * (3 << 29)"  # 1.5 GiB; torchrun itself needs a third of 1 GiB
 
 
@@ -58,6 +60,11 @@ MEMORY = "x = b'x' * (3 << 29)"  # 1.5 GiB; torchrun itself needs a third of 1 G
             "rank-out-of-memory-in-its-container",
             script(MEMORY, resourcesPerNode={"limits": {"memory": "1Gi"}}),
             {"resourcesPerNode": {"limits": {"memory": "4Gi"}}},
+        ),
+        (
+            "over-all-its-disk-limits",
+            script(FILLS) | {"resourcesPerNode": {"limits": {"ephemeral-storage": "20Mi"}}},
+            {"resourcesPerNode": {"limits": {"ephemeral-storage": "1Gi"}}},
         ),
         (
             "init-container-fails",
