@@ -16,6 +16,11 @@ if TYPE_CHECKING:  # imported slowly, and only once the settings are known to be
     from fastapi import FastAPI
 
 
+# Longer than proxies and load balancers keep a connection that is not in use (60 s, most of them):
+# else one sends a request just as the server closes, and its client gets a 502.
+KEEP_ALIVE_SECONDS = 75
+
+
 class ListenError(Exception):
     """The server cannot listen on its address; the message is one line."""
 
@@ -87,6 +92,7 @@ def serve(app: "FastAPI", sock: socket.socket, drain_seconds: int) -> None:
         server_header=False,
         proxy_headers=False,  # no app uses the client's address
         timeout_graceful_shutdown=drain_seconds,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[sock])
 

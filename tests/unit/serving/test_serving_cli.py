@@ -1,10 +1,12 @@
 """The command line as a user meets it, in its own process."""
 
+import http.client
 import json
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def server(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.wait()
+
+
+def test_a_connection_may_be_idle_for_a_while(server: subprocess.Popen[str]) -> None:
+    """uvicorn's own limit is 5 s, shorter than that of any proxy before it."""
+    assert server.stdout
+    address = server.stdout.readline().removeprefix("listening on http://").strip()
+    client = http.client.HTTPConnection(address, timeout=patience.SECONDS)
+    for idle in (6, 0):
+        client.request("GET", "/health")
+        client.getresponse().read()
+        time.sleep(idle)
+    client.close()
 
 
 def test_sigterm_lets_a_stream_finish_and_ends_with_status_0(
