@@ -182,13 +182,15 @@ CHANGED: tuple[tuple[str, str, Any, Any], ...] = (
     ("access mode", "storage.accessMode", "ReadWriteOnce", "ReadWriteMany"),
 )
 
+OWN: dict[str, Any] = {"recipe": None, "config": None}
+
 # What may: (case, the spec before, the spec after).
 CHANGEABLE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("claim retained", {}, {"storage": {"whenDeleted": "Retain"}}),
     ("default again", {"storage": {"whenDeleted": "Retain"}}, {}),
     ("image", {"image": "a:1"}, {"image": "a:2"}),
     ("image added", {}, {"image": "a:2"}),
-    ("command", {"recipe": None, "command": ["a.py"]}, {"recipe": None, "command": ["b.py"]}),
+    ("command", {**OWN, "command": ["a.py"]}, {**OWN, "command": ["b.py"]}),
     ("queue", {"queue": {"name": "a"}}, {"queue": {"name": "b"}}),
     (
         "beside a size",
