@@ -76,7 +76,7 @@ def _decide(observed: Observed) -> Plan:
     if status.phase in FINISHED:
         why = request_to_continue(run, status)
         if why is not None and workers_still_ending(observed, status):
-            return _wait_for_workers(observed, status, f"{why}; ")
+            return _wait_for_workers(observed, status, why)
         status.observed_generation = run.metadata.generation
         if why is None:
             return clean_up_finished(observed, status)
@@ -129,14 +129,14 @@ def _start_next(observed: Observed, status: TrainingRunStatus, nodes: int) -> Pl
         return start_attempt(observed, status, nodes)
     if status.phase == "Restarting":  # the time has come, also where it was brought forward
         status.next_attempt_time = observed.now
-    return _wait_for_workers(observed, status)
+    return _wait_for_workers(observed, status, status.attempts[-1].message)
 
 
-def _wait_for_workers(observed: Observed, status: TrainingRunStatus, why: str = "") -> Plan:
-    """Let the workers of the last attempt end, and say so."""
+def _wait_for_workers(observed: Observed, status: TrainingRunStatus, why: str) -> Plan:
+    """Let the workers of the last attempt end, and say so. `why`: there is a next one."""
     ending = format_count(len(workers_still_ending(observed, status)), "worker")
     text = f"attempt {status.attempt + 1} starts when the last one has ended: {ending} left"
-    status.message = why + text
+    status.message = f"{why}; {text}" if why else text
     return Plan(status, delete=leftover_workers(observed, status), requeue_after=POLL_STARTING)
 
 

@@ -151,10 +151,12 @@ def _exit_reason(status: Status, ended: dict[str, Any]) -> str:
 
 
 def _termination_message(status: Status, ended: dict[str, Any]) -> str:
-    text = str(ended.get("message") or "")
+    text, pods_own = str(ended.get("message") or ""), str(status.get("message") or "")
+    if status.get("reason") and pods_own:  # why the kubelet ended it; the container only ended then
+        return pods_own
     if "name" in ended and "terminated" not in _trainer(status):
         return f"init container {ended['name']}: {text or ended.get('reason', '')}"
-    return text or str(status.get("message") or "")
+    return text or pods_own
 
 
 def _waiting(status: Status) -> tuple[str, str]:

@@ -168,12 +168,15 @@ def test_an_eviction_costs_no_step(space: Namespace) -> None:
 
 def test_a_gang_that_a_quota_accepts_in_part_keeps_no_places(space: Namespace) -> None:
     space.kubectl("create", "quota", "one", "--hard=pods=1")
-    space.apply(training_run("part", script("pass", numNodes=2)))
+    later = {"initialSeconds": 3600, "maxSeconds": 3600}
+    space.apply(training_run("part", script("pass", numNodes=2) | {"backoff": later}))
     status = space.wait_status("part", "given back", lambda s: s.get("reason") == "GivenBack")
     assert "1 of 2 workers could be created" in status["message"]
     assert "exceeded quota: one" in status["message"]
     assert (status.get("restarts", 0), status.get("disruptions", 0)) == (0, 0)
+    wait_until("no pod is kept", lambda: not space.pods("part"))
     space.kubectl("delete", "quota", "one")
+    space.kubectl("annotate", "trun", "part", "trainyard.dev/retry=now")
     assert space.wait_phase("part", "Succeeded").get("restarts", 0) == 0
 
 

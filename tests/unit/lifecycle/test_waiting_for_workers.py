@@ -15,7 +15,9 @@ def test_the_next_attempt_waits_for_workers_that_save() -> None:
     saving = make_worker(0, deleting=True, gone_by=story.now + timedelta(seconds=30))
     plan = story.see(saving, after=20)
     assert plan.create == ()
-    assert "attempt 2 starts when the last one has ended: 1 worker left" in plan.status.message
+    cause, _, text = plan.status.message.partition("; ")
+    assert cause == "r-1-1: preempted from node host1 by a pod of higher priority"
+    assert text == "attempt 2 starts when the last one has ended: 1 worker left"
     assert story.see(after=1).status.attempt == 2
 
 

@@ -150,7 +150,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "phase": "Failed",
             "reason": "Evicted",
             "message": "The node was low on resource: memory.",
-            **trainer(terminated={"exitCode": 137, "reason": "Error"}),
+            **trainer(
+                terminated={"exitCode": 137, "reason": "Error", "message": "the end of its log"}
+            ),
         },
         {
             "phase": "Failed",
