@@ -3,7 +3,8 @@
     run = trainyard.init()
     run.report(step=step, total=steps, loss=loss, tokens=tokens)
 
-Needs Python 3.9 and nothing else. Outside a run it does nothing, so the same script runs anywhere.
+Needs Python 3.9 and nothing else. Outside a run nothing is reported, so the same script runs
+anywhere.
 """
 
 from trainyard.run import Run, init

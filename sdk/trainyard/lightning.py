@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from trainyard.run import init
+from trainyard.stop import take_over
 
 
 class TrainyardCallback(pl.Callback):
@@ -26,6 +27,10 @@ class TrainyardCallback(pl.Callback):
     @property
     def resume_path(self) -> str | None:
         return str(self.checkpoint) if self.checkpoint.exists() else None
+
+    def on_train_start(self, *_: Any) -> None:
+        # Lightning has just installed its own handler, which ends each rank after another step.
+        take_over()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         total = trainer.estimated_stepping_batches

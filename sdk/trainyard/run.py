@@ -91,6 +91,7 @@ class Run:
         and leave the loop. However the process then ends, it does so by SIGTERM, so that the run is
         not taken for finished.
 
-        The first call installs a handler for SIGTERM: before it the signal ends the process.
+        The first call installs a handler for SIGTERM, in place of any other: before it the signal
+        ends the process.
         """
         return should_stop()

@@ -24,10 +24,14 @@ class Stop:
         self._agreed = False
         self._pid = os.getpid()
         self._group: Any = None
+        self._world: Any = None  # the process group that it was made for
         self._calls = 0
         self._next = 1  # call of the next vote
         self._voted, self._since = 0, time.perf_counter()  # call and time of the last one
-        self._previous = signal.getsignal(signal.SIGTERM)
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Handle SIGTERM, whoever has handled it before: a framework's handler may end one rank."""
         try:
             signal.signal(signal.SIGTERM, self._on_sigterm)
         except ValueError:
@@ -49,7 +53,8 @@ class Stop:
     def _vote(self, distributed: Any) -> bool:
         import torch
 
-        if self._group is None:
+        if self._world is not distributed.group.WORLD:
+            self._world = distributed.group.WORLD
             self._group = distributed.new_group(backend="gloo")
         now = time.perf_counter()
         seconds = (now - self._since) / max(1, self._calls - self._voted)
@@ -61,10 +66,8 @@ class Stop:
         self._next = self._calls + max(1, int(VOTE_SECONDS / max(mean, 1e-4)))
         return bool(requested > 0)
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
+    def _on_sigterm(self, *_: object) -> None:
         self.requested = True
-        if callable(self._previous):  # a framework's own
-            self._previous(number, frame)
 
     @property
     def is_final(self) -> bool:
@@ -88,10 +91,17 @@ def _end_by_sigterm() -> None:
 
 def should_stop() -> bool:
     """See Run.should_stop."""
+    return (current or take_over()).agreed()
+
+
+def take_over() -> Stop:
+    """Have SIGTERM handled here from now on."""
     global current
     if current is None:
         current = Stop()
-    return current.agreed()
+    else:
+        current.take_over()
+    return current
 
 
 def _initialised() -> Any:

@@ -1,10 +1,13 @@
 """The callbacks that the package trainyard has for frameworks, in real trainers."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.patience import until
 from tests.support.sdk.scripts import agent_server, start, variables
 from trainyard_agent.server import ReportServer
 
@@ -83,3 +86,75 @@ def test_callbacks_report_what_their_framework_logs(
     assert (document["loss"], document["totalSteps"]) == (1.5, 9)
     assert document["step"] == (3 if framework == "accelerate" else 9)
     assert document.get("evalLoss") == (None if framework == "transformers" else 2.5)
+
+
+# Each trains until it is stopped, and 20 steps more in the next attempt.
+STOPPED = {
+    "lightning": """
+import lightning.pytorch as pl, torch
+from trainyard.lightning import TrainyardCallback
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+    def training_step(self, batch, _):
+        return (self.weight * batch).sum()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 1e-9)
+callback = TrainyardCallback()
+path, steps = callback.resume_path, 1_000_000
+if path:
+    steps = torch.load(path, weights_only=False)["global_step"] + 20
+data = torch.utils.data.DataLoader(torch.ones(1000, 1))
+off = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+trainer = pl.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", devices=2,
+    callbacks=[callback], enable_model_summary=False, **off)
+trainer.fit(Model(), data, ckpt_path=path)
+""",
+    "transformers": """
+import torch, transformers
+from transformers.trainer_utils import get_last_checkpoint
+from trainyard.transformers import TrainyardCallback
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+    def forward(self, x):
+        return {"loss": (self.weight * x).sum()}
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, index):
+        return {"x": torch.ones(1)}
+callback = TrainyardCallback()
+out = callback.run.directory / "out"
+path = get_last_checkpoint(out) if out.exists() else None
+steps = int(path.rpartition("-")[2]) + 20 if path else 1_000_000
+arguments = transformers.TrainingArguments(str(out), max_steps=steps, use_cpu=True,
+    disable_tqdm=True, save_strategy="no", report_to="none", per_device_train_batch_size=1,
+    learning_rate=1e-9)
+trainer = transformers.Trainer(Model(), arguments, train_dataset=Rows(), callbacks=[callback])
+trainer.train(resume_from_checkpoint=path)
+torch.distributed.destroy_process_group()
+""",
+}
+
+
+@pytest.mark.parametrize("framework", STOPPED)
+def test_callbacks_stop_all_ranks_saved_and_the_next_attempt_continues(
+    box: Any, framework: str
+) -> None:
+    script = box.script(f"{framework}_script.py", STOPPED[framework])
+    manifest = box.manifest("mine", command=[script], numProcPerNode=2)
+    command = box.start("run", manifest)
+    until((box.run_dir("mine") / "run.json").exists, "the run is there")
+    until(lambda: box.status("mine").get("step", 0) > 0, "it trains")
+    command.send_signal(signal.SIGINT)
+    box.end(command)
+    status = box.status("mine")
+    assert status["phase"] == "Suspended"
+    code, output = box.cli("run", manifest)
+    assert code == 0, output
+    ended = box.status("mine")
+    assert ended["phase"] == "Succeeded"
+    assert ended["step"] == ended["totalSteps"] >= status["step"] + 20

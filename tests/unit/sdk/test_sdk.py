@@ -141,24 +141,6 @@ def test_all_ranks_stop_after_the_same_step_and_end_by_the_signal(
     assert [child.returncode for child in children] == [-signal.SIGTERM] * ranks
 
 
-def test_a_frameworks_own_handler_is_called_as_well() -> None:
-    program = """
-import signal, time, trainyard
-signal.signal(signal.SIGTERM, lambda *_: print("theirs", flush=True))
-run = trainyard.init()
-run.should_stop()
-print("ready", flush=True)
-while not run.should_stop():
-    time.sleep(0.01)
-"""
-    child = start(program, {})
-    assert child.stdout
-    assert child.stdout.readline() == "ready\n"
-    child.send_signal(signal.SIGTERM)
-    assert child.communicate() == ("theirs\n", "")
-    assert child.returncode == -signal.SIGTERM
-
-
 def test_a_finished_script_is_not_taken_for_a_stopped_one() -> None:
     """The signal came, but the script had not asked again."""
     program = """
