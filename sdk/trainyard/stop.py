@@ -71,7 +71,7 @@ class Stop:
 
     @property
     def is_final(self) -> bool:
-        """Whether this process was to stop, and has been told so."""
+        """Whether `agreed` has returned True in this process."""
         return self._agreed and os.getpid() == self._pid
 
 

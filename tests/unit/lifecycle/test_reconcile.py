@@ -228,30 +228,6 @@ def test_a_gang_that_cannot_be_scheduled_is_retried() -> None:
     assert keys(story.see(after=10)) == [(2, 0), (2, 1)]
 
 
-def test_a_gang_that_may_not_be_created_whole_keeps_no_places() -> None:
-    """A quota has room for one of two pods, and another team may need just that one."""
-    story = started_story()
-    for after in (1, 29):
-        plan = story.see(make_worker(0), after=after)
-        assert keys(plan) == [(1, 1)]
-        # What the executor writes when the API server refuses the pod.
-        story.run.status.phase, story.run.status.reason = "Pending", "Rejected"
-        story.run.status.message = "exceeded quota"
-    plan = story.see(make_worker(0), after=1)
-    assert (plan.status.phase, plan.status.reason) == ("Restarting", "GivenBack")
-    assert "1 of 2 workers could be created: exceeded quota" in plan.status.message
-    assert plan.delete == ("r-1-0",)
-    assert keys(story.see(after=10)) == [(2, 0), (2, 1)]
-
-
-def test_an_elastic_run_continues_with_the_nodes_a_quota_allows() -> None:
-    story = started_story(elastic={"minNodes": 1, "maxNodes": 2})
-    story.see(make_worker(0), after=1)
-    story.run.status.reason = "Rejected"
-    story.see(make_worker(0), after=30)
-    assert keys(story.see(after=10)) == [(2, 0)]
-
-
 def test_an_elastic_run_continues_with_the_nodes_available() -> None:
     story = started_story(startDeadlineSeconds=60, elastic={"minNodes": 1, "maxNodes": 2})
     half = [make_worker(0), make_worker(1, phase="Pending", unschedulable="0/1 nodes available")]

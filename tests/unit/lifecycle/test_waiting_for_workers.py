@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from tests.support.lifecycle.builders import make_report, make_worker
 from tests.unit.lifecycle.test_policy import PREEMPTED, story_of
+from tests.unit.lifecycle.test_reconcile import keys, started_story
 from trainyard_api.labels import RETRY
 
 
@@ -105,3 +106,27 @@ def test_a_sidecar_that_outlives_the_trainer_is_deleted() -> None:
     done = make_worker(0, phase="Succeeded", lingering=True)
     plan = story.see(done)
     assert (plan.status.phase, plan.delete) == ("Succeeded", ("r-1-0",))
+
+
+def test_a_gang_that_may_not_be_created_whole_keeps_no_places() -> None:
+    """A quota has room for one of two pods, and another team may need just that one."""
+    story = started_story()
+    for after in (1, 29):
+        plan = story.see(make_worker(0), after=after)
+        assert keys(plan) == [(1, 1)]
+        # What the executor writes when the API server refuses the pod.
+        story.run.status.phase, story.run.status.reason = "Pending", "Rejected"
+        story.run.status.message = "exceeded quota"
+    plan = story.see(make_worker(0), after=1)
+    assert (plan.status.phase, plan.status.reason) == ("Restarting", "GivenBack")
+    assert "1 of 2 workers could be created: exceeded quota" in plan.status.message
+    assert plan.delete == ("r-1-0",)
+    assert keys(story.see(after=10)) == [(2, 0), (2, 1)]
+
+
+def test_an_elastic_run_continues_with_the_nodes_a_quota_allows() -> None:
+    story = started_story(elastic={"minNodes": 1, "maxNodes": 2})
+    story.see(make_worker(0), after=1)
+    story.run.status.reason = "Rejected"
+    story.see(make_worker(0), after=30)
+    assert keys(story.see(after=10)) == [(2, 0)]

@@ -24,9 +24,7 @@ from trainyard_trainer.checkpoint.state import StateFiles
 from trainyard_trainer.errors import CheckpointError, ConfigError
 
 DESCRIPTION_FILE = "trainer.json"  # settings, loss scale and the recipe's state
-
-
-_NEEDED = ("config", "spec", "recipe", "scaler")  # of DESCRIPTION_FILE
+_NEEDED = ("config", "spec", "recipe", "scaler")  # its keys
 
 
 @dataclass(frozen=True)
