@@ -44,6 +44,11 @@ class Manifest(Record):
     run: str
     attempt: int
     recipe: str
+    serving: str | None = Field(
+        default=None,
+        description="The serving app that answers from this model, as its recipe names it."
+        " Absent: its class in config.json decides.",
+    )
     step: int = Field(ge=0)
     total_steps: int | None = None
     world_size: int = 1

@@ -20,7 +20,14 @@ RESULT_FILE_ENV = "TRAINYARD_RESULT_FILE"
 RUN_DIR_ENV = "TRAINYARD_RUN_DIR"
 RUN_ENV = "TRAINYARD_RUN"
 ATTEMPT_ENV = "TRAINYARD_ATTEMPT"
-# What the agent is told: the worker's own directory, with the files that it leaves there, and where
+UID_ENV = "TRAINYARD_RUN_UID"  # of scripts: a job has its own
+# Of scripts with spec.startFrom: the other run's directory, or startFrom.path; its name, absent
+# with a path; which of its checkpoints or models; and what of it.
+START_DIR_ENV = "TRAINYARD_START_DIR"
+START_RUN_ENV = "TRAINYARD_START_RUN"
+START_STEP_ENV = "TRAINYARD_START_STEP"
+START_WHAT_ENV = "TRAINYARD_START_WHAT"
+# What the agent gets: the worker's own directory, with the files that it leaves there, and where
 # to write how it ended.
 WORKER_DIR_ENV = "TRAINYARD_WORKER_DIR"
 TERMINATION_LOG_ENV = "TRAINYARD_TERMINATION_LOG"
@@ -28,8 +35,16 @@ TERMINATION_LOG_ENV = "TRAINYARD_TERMINATION_LOG"
 GRACE_ENV = "TRAINYARD_GRACE_SECONDS"
 RESULT_FILE = "result"
 ERROR_FILE = "error.json"
-# Where the agent of node 0 serves what a user's script reports; recipes serve it themselves.
+# Where agents serve what they see of their node's ranks, and that of node 0 the run's report.
 REPORT_PORT_ENV = "TRAINYARD_REPORT_PORT"
+# Where a recipe's rank 0 serves the report that the agent of its node passes on.
+TRAINER_PORT_ENV = "TRAINYARD_TRAINER_PORT"
+NODE_ENV = "TRAINYARD_NODE"
+# On node 0: HOST:PORT of the other agents, separated by commas.
+PEERS_ENV = "TRAINYARD_PEERS"
+# Seconds without progress that are a hang (0: not watched), and what follows: warn or restart.
+HANG_ENV = "TRAINYARD_HANG_SECONDS"
+HANG_ACTION_ENV = "TRAINYARD_HANG_ACTION"
 
 # The trainer's exit status for a mistake in the manifest (BSD's EX_CONFIG): never retried.
 EXIT_CONFIG = 78
@@ -43,6 +58,20 @@ HARDWARE_FAULT = re.compile(
     r"|GPU has fallen off the bus|\bXid\b|CUDA[^.]* system not yet initialized"
     r"|CUDA-capable device\(s\) is/are busy or unavailable",
     re.IGNORECASE,
+)
+
+# A kernel that did what no GPU allows, of cudaErrorIllegalAddress, IllegalInstruction,
+# MisalignedAddress, InvalidPc, InvalidAddressSpace and Assert: a mistake in a program or its data.
+KERNEL_FAULT = re.compile(
+    r"an illegal (memory access|instruction) was encountered|misaligned address"
+    r"|invalid program counter|operation not supported on global/shared address space"
+    r"|device-side assert triggered"
+)
+# NCCL was used wrongly, which no other attempt mends: ranks share a GPU (the words of NCCL 2.28
+# and 2.30), or the nodes have different versions.
+NCCL_MISUSE = re.compile(
+    r"invalid (usage|argument) \(run with NCCL_DEBUG|ncclInvalid(Usage|Argument)"
+    r"|Duplicate GPU detected|Multiple Ranks are using the same GPU|Mismatched NCCL version"
 )
 
 # Where volumes are mounted in pods; a run's directory is MOUNT_PATH/NAME.
@@ -75,5 +104,6 @@ class TrainerJob(Model):
     )
     report_port: int = Field(description="Where rank 0 serves /metrics and /progress.")
     require_gpu: bool = Field(
-        default=False, description="GPUs were requested: fail if there is none."
+        default=False,
+        description="GPUs were requested: fail if there is none. Otherwise train on the CPU.",
     )

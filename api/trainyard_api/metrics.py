@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["trainer", "operator", "serving", "all"]
+Part = Literal["trainer", "agent", "operator", "serving", "all"]
 
 
 class Label(str):
@@ -38,6 +38,8 @@ class Metric:
             return "all"
         if self.name.startswith(("trainyard_operator_", "trainyard_study_")):
             return "operator"
+        if self.name.startswith("trainyard_agent_"):
+            return "agent"
         return "serving" if self.name.startswith("trainyard_serving_") else "trainer"
 
 
@@ -120,6 +122,45 @@ STALLED_SECONDS = Metric(
     "trainyard_stalled_seconds",
     "gauge",
     "Time since the rank that has waited longest made progress.",
+    (_RUN,),
+)
+
+# Agent: served in every pod of a run.
+_OWN_RANK = Label("rank", "the ranks of one node", 64)
+AGENT_CPU_SECONDS = Metric(
+    "trainyard_agent_rank_cpu_seconds_total",
+    "counter",
+    "CPU time of a rank and the processes that it has started.",
+    (_RUN, _OWN_RANK),
+)
+AGENT_MEMORY_BYTES = Metric(
+    "trainyard_agent_rank_memory_bytes",
+    "gauge",
+    "Resident memory of a rank and the processes that it has started.",
+    (_RUN, _OWN_RANK),
+)
+AGENT_GPU_UTILIZATION = Metric(
+    "trainyard_agent_rank_gpu_utilization_ratio",
+    "gauge",
+    "Share of time in which a kernel ran on the rank's GPU. Also high while it waits in NCCL.",
+    (_RUN, _OWN_RANK),
+)
+AGENT_GPU_MEMORY_BYTES = Metric(
+    "trainyard_agent_rank_gpu_memory_bytes",
+    "gauge",
+    "Memory in use on the rank's GPU.",
+    (_RUN, _OWN_RANK),
+)
+AGENT_RECEIVED_BYTES = Metric(
+    "trainyard_agent_network_receive_bytes_total",
+    "counter",
+    "Bytes that the pod has received.",
+    (_RUN,),
+)
+AGENT_SENT_BYTES = Metric(
+    "trainyard_agent_network_transmit_bytes_total",
+    "counter",
+    "Bytes that the pod has sent.",
     (_RUN,),
 )
 

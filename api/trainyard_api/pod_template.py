@@ -31,12 +31,18 @@ _POD_SPEC: Any = {
 def _check_pod_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """What merging by name needs; the rest is the API server's to judge when pods are made."""
     for key in _NAMED:
-        items = spec.get(key, [])
-        if not isinstance(items, list) or not all(
-            isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
-        ):
-            raise ValueError(f"{key} must be a list of objects that each have a name")
+        _check_named(key, spec.get(key, []))
+    for key in ("containers", "initContainers"):
+        for container in spec.get(key, []):
+            _check_named(f"env of {container['name']}", container.get("env") or [])
     return spec
+
+
+def _check_named(what: str, items: object) -> None:
+    if not isinstance(items, list) or not all(
+        isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
+    ):
+        raise ValueError(f"{what} must be a list of objects that each have a name")
 
 
 class PodMetadata(Model):

@@ -21,7 +21,8 @@ def finds(pattern: str, text: str) -> bool:
     """Whether the regular expression matches somewhere in `text`.
 
     Matched by pydantic's engine (Rust's regex), whose time is linear in the text: a pattern comes
-    from whoever may create a run, and must not be able to stop the operator, as Python's `re` can.
+    from anybody who may create a run, and must not be able to stop the operator, as it could with
+    Python's `re`.
     Raises SchemaError for what is no such expression.
     """
     schema = core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")
@@ -50,7 +51,7 @@ class Backoff(SpecModel):
 class Deadlines(SpecModel):
     """How long each step of an attempt's start may take. Only joining can fail an attempt.
 
-    When scheduling or starting takes longer, the attempt gives its places back, and the next one
+    When scheduling or starting takes longer, the attempt releases its resources, and the next one
     starts after a backoff. That does not count as a restart.
     """
 
@@ -80,6 +81,27 @@ class Deadlines(SpecModel):
         le=86400,
         description="Seconds within which every rank must join once every pod runs. After that the"
         " attempt fails with reason StartTimeout. Default: 600.",
+    )
+
+
+class Hang(SpecModel):
+    """When the ranks of your own script count as hung, and what follows.
+
+    Ranks are hung when none of them has worked: no new report, no CPU time, no reads or writes, and
+    the same stack. The message names the rank that the others wait for.
+    """
+
+    after_seconds: int = Field(
+        default=300,
+        ge=0,
+        le=86400,
+        description="Seconds in which no rank works that count as a hang. 0: hangs are not looked"
+        " for.",
+    )
+    action: Literal["warn", "restart"] = Field(
+        default="warn",
+        description="What follows. warn: the status and an Event say so. restart: the attempt also"
+        " fails, with reason Hang, and the next one starts as failurePolicy says.",
     )
 
 

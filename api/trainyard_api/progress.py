@@ -8,7 +8,9 @@ from pydantic import BeforeValidator, Field
 from trainyard_api.base import Model
 from trainyard_api.status import CheckpointRef, ModelRef, StepSeconds
 
-REPORT_PORT = 9400  # in a pod; on one machine each run gets a free port
+# In a pod; on one machine each run gets free ports.
+REPORT_PORT = 9400
+TRAINER_PORT = 9401  # on loopback: what a recipe's rank 0 serves to the agent beside it
 
 TrainerPhase = Literal[
     "joining", "loading", "training", "evaluating", "saving", "exporting", "finished", "failed"
@@ -22,6 +24,29 @@ class SlowestRank(Model):
     host: str
     step_seconds: float = Field(description="Its own work in a step, without waiting for others.")
     factor: float = Field(description="Times the median of the other ranks.")
+
+
+class Extremes(Model):
+    """The lowest and the highest value of all ranks, and the ranks that have them."""
+
+    lowest: float = Field(allow_inf_nan=False)
+    lowest_rank: int
+    highest: float = Field(allow_inf_nan=False)
+    highest_rank: int
+
+
+class Usage(Model):
+    """What ranks use, as their agents see it. It changes once a minute at most."""
+
+    ranks: int = Field(description="Number of the ranks that this is about.")
+    cpu_cores: Extremes | None = Field(
+        default=None, description="With the processes that a rank has started."
+    )
+    memory_bytes: Extremes | None = Field(default=None, description="Resident, of these processes.")
+    gpu_utilization: Extremes | None = Field(
+        default=None, description="Share of time in which a kernel ran, 0 to 1."
+    )
+    gpu_memory_bytes: Extremes | None = None
 
 
 def _known(metrics: Any) -> Any:
@@ -59,6 +84,7 @@ class ProgressReport(Model):
     peak_memory_bytes: int | None = Field(
         default=None, description="Most memory any rank has used: of its GPU, else of the process."
     )
+    usage: Usage | None = Field(default=None, description="What the ranks use now.")
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
@@ -68,10 +94,15 @@ class ProgressReport(Model):
         description="Settings that have changed since the checkpoint that it resumed from.",
     )
     started_from: str | None = Field(
-        default=None, description="The other run's checkpoint that this run began with."
+        default=None, description="The other run's checkpoint or model that this run began with."
     )
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None
+    best_model: ModelRef | None = None
     sample: str | None = Field(default=None, description="Newest sample of generated text.")
     message: str = ""
+    hang: str = Field(
+        default="",
+        description="That no rank of a script works, and which one the others wait for.",
+    )
     time: datetime

@@ -1,7 +1,7 @@
 """The keys of the built-in recipes' settings, for where the trainer isn't installed.
 
-recipes.json is generated from the recipes' own models by `make crd`, and so is the admission policy
-of charts/operator, in which the API server computes the same lines (dev/recipes.py).
+recipes.json is generated from the recipes' own models by `make crd`. charts/operator has a copy for
+its admission policy, in which the API server computes the same lines (templates/_recipe-keys.tpl).
 """
 
 import json
@@ -31,7 +31,7 @@ def recipe_keys() -> Keys:
 def is_known(run: TrainingRun) -> bool:
     """Whether the run trains a built-in recipe in the operator's own trainer image.
 
-    Another image may have other recipes, also of the same names.
+    Another image may have another version of it.
     """
     template = run.spec.pod_template.spec if run.spec.pod_template else {}
     images = [

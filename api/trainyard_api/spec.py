@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from trainyard_api.base import NAME_PATTERN, Rule, SpecModel, matches
 from trainyard_api.immutable import immutable
 from trainyard_api.pod_template import PodTemplate
-from trainyard_api.policy import Backoff, Deadlines, FailurePolicy
+from trainyard_api.policy import Backoff, Deadlines, FailurePolicy, Hang
 from trainyard_api.start_from import StartFrom
 
 GPU = "nvidia.com/gpu"
@@ -206,7 +206,7 @@ class TrainingRunSpec(SpecModel):
     rules: ClassVar = (
         Rule(
             "has(self.recipe) != has(self.command)",
-            "set exactly one of recipe (a built-in recipe) and command (your own script)",
+            "set exactly one of recipe (an installed recipe) and command (your own script)",
             lambda s: (s.recipe is None) != (s.command is None),
         ),
         Rule(
@@ -215,9 +215,9 @@ class TrainingRunSpec(SpecModel):
             lambda s: s.recipe is not None or s.config is None,
         ),
         Rule(
-            "has(self.recipe) || !has(self.startFrom)",
-            "startFrom belongs to a recipe: with command, pass the checkpoint as an argument",
-            lambda s: s.recipe is not None or s.start_from is None,
+            "has(self.command) || !has(self.hang)",
+            "hang belongs to command: with a recipe, set config.hang_timeout_seconds",
+            lambda s: s.command is not None or s.hang is None,
         ),
         Rule(
             "!has(self.elastic) || (self.elastic.minNodes <= self.numNodes"
@@ -251,7 +251,8 @@ class TrainingRunSpec(SpecModel):
     ) = immutable(
         default=None,
         max_length=63,
-        description="Name of a recipe built into the trainer image, for example char-gpt.",
+        description="Name of a recipe that is installed in the image: a built-in one, for example"
+        " char-gpt, or one of another package.",
     )
     config: dict[str, Any] | None = Field(
         default=None, description="Settings of the recipe. Unknown keys are errors."
@@ -287,7 +288,9 @@ class TrainingRunSpec(SpecModel):
         " shards parameters, gradients and optimizer state over the ranks.",
     )
     precision: Precision = immutable(
-        default="fp32", description="Number format of the forward and backward pass."
+        default="fp32",
+        description="Number format of the forward and backward pass. With fp32 a GPU rounds the"
+        " factors of matrix products to TF32, unless config.deterministic is true.",
     )
     seed: int = immutable(
         default=0, ge=0, le=2**31 - 1, description="Seed of weights, data order and dropout."
@@ -296,8 +299,8 @@ class TrainingRunSpec(SpecModel):
         default=3,
         ge=0,
         le=10_000,
-        description="Failures in a row that are followed by a restart. The count starts again once"
-        " training has got further: once there is a newer checkpoint than at the last failure."
+        description="Failures in a row that are followed by a restart. The count restarts when"
+        " training has progressed: when there is a newer checkpoint than at the last failure."
         " Disruptions (preemption, eviction, a lost node) do not count.",
     )
     max_disruptions: int | None = Field(
@@ -308,6 +311,7 @@ class TrainingRunSpec(SpecModel):
     )
     failure_policy: FailurePolicy | None = None
     backoff: Backoff = Field(default_factory=Backoff)
+    hang: Hang | None = None
     active_deadline_seconds: int | None = Field(
         default=None,
         ge=1,
@@ -339,7 +343,9 @@ class TrainingRunSpec(SpecModel):
     start_from: StartFrom | None = Field(
         default=None,
         description="Begin with a checkpoint of another run, for example with a lower learning"
-        " rate or more data. Read only until the run has a checkpoint of its own.",
+        " rate or more data. A recipe reads it only until the run has a checkpoint of its own; a"
+        " script finds it with trainyard.Checkpointer, run.start_from or TRAINYARD_START_DIR, in"
+        " every attempt.",
     )
     checkpoint: CheckpointPolicy = Field(default_factory=CheckpointPolicy)
     queue: Queue | None = None

@@ -35,8 +35,8 @@ class StartFrom(SpecModel):
     run: Annotated[str, matches(NAME_PATTERN, "must be the name of a TrainingRun")] | None = Field(
         default=None,
         max_length=63,
-        description="Name of the other run, in the same namespace. It need not exist any more if"
-        " its data was kept.",
+        description="Name of the other run, in the same namespace. It may have been deleted,"
+        " if its data was kept.",
     )
     claim_name: (
         Annotated[
@@ -77,6 +77,6 @@ class StartFrom(SpecModel):
     )
     what: Literal["everything", "weights"] = Field(
         default="everything",
-        description="What of it: everything (weights, optimizer, random states, step and position"
+        description="What to take: everything (weights, optimizer, random states, step and position"
         " in the data, as if the other run resumed), or weights (a new run from step 0 with them).",
     )

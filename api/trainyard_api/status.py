@@ -20,7 +20,14 @@ Phase = Literal[
 FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")  # a study's final phases, too
 
 ConditionType = Literal[
-    "Scheduled", "Running", "Suspended", "Succeeded", "Failed", "ProgressUnknown", "Unsupported"
+    "Scheduled",
+    "Running",
+    "Suspended",
+    "Succeeded",
+    "Failed",
+    "ProgressUnknown",
+    "Hanging",
+    "Unsupported",
 ]
 
 
@@ -28,7 +35,7 @@ class Condition(Record):
     """One aspect of the state, as a Kubernetes condition."""
 
     type: str = Field(
-        description="Scheduled, Running, Suspended, Succeeded, Failed, ProgressUnknown or"
+        description="Scheduled, Running, Suspended, Succeeded, Failed, ProgressUnknown, Hanging or"
         " Unsupported."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
@@ -45,12 +52,15 @@ class CheckpointRef(Record):
     """The newest complete checkpoint."""
 
     step: int = Field(description="Optimizer steps done when it was saved.")
-    digest: str = Field(description="The sha256 of the checkpoint's manifest.json, as sha256:HEX.")
+    digest: str = Field(
+        description="The sha256 of the checkpoint's manifest.json, as sha256:HEX. Empty for one"
+        " that a script's framework has written, which has no manifest."
+    )
     time: datetime = Field(description="When it was complete.")
 
 
 class ModelRef(Record):
-    """The newest exported model, in Hugging Face format."""
+    """An exported model, in Hugging Face format."""
 
     step: int = Field(description="Optimizer steps done when it was exported.")
     digest: str = Field(
@@ -58,6 +68,10 @@ class ModelRef(Record):
         "same digest."
     )
     path: str = Field(description="Directory of the model, relative to the run's directory.")
+    eval_loss: float | None = Field(
+        default=None,
+        description="Its evaluation loss. Absent if it was not evaluated at this step.",
+    )
 
 
 class StepSeconds(Record):
@@ -157,7 +171,8 @@ class TrainingRunStatus(Record):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Scheduled, Running, Suspended, Succeeded and Failed, as Kubernetes "
-        "conditions. ProgressUnknown: rank 0's report can't be fetched. Unsupported: the spec has"
+        "conditions. ProgressUnknown: rank 0's report can't be fetched. Hanging: no rank"
+        " of a script works. Unsupported: the spec has"
         " something that this version of the operator does not know.",
     )
 
@@ -255,13 +270,26 @@ class TrainingRunStatus(Record):
     peak_memory_bytes: int | None = Field(
         default=None,
         description="Most memory that any rank has used, in bytes: GPU memory on GPUs, else "
-        "memory of the process.",
+        "memory of the process. Of a script to within 5 %.",
+    )
+    usage: str = Field(
+        default="",
+        description="What the ranks use, for people: CPU cores, memory and GPU, lowest"
+        " and highest with their ranks. It changes when they change much; /metrics has every rank.",
     )
     resumed_from_step: int | None = Field(
         default=None, description="Step of the checkpoint that the current attempt resumed from."
     )
     started_from: str = Field(
-        default="", description="The other run's checkpoint that the run began with (startFrom)."
+        default="",
+        description="The other run's checkpoint or model that the run began with (startFrom).",
     )
     last_checkpoint: CheckpointRef | None = None
-    model: ModelRef | None = None
+    model: ModelRef | None = Field(
+        default=None, description="The last exported model: after the run, that of its last step."
+    )
+    best_model: ModelRef | None = Field(
+        default=None,
+        description="The exported model with the lowest evaluation loss, which may be the last one."
+        " Absent if none has an evaluation loss.",
+    )
