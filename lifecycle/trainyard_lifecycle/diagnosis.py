@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT
+from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT, KERNEL_FAULT, NCCL_MISUSE
 from trainyard_api.policy import FailureReason
 from trainyard_lifecycle.plan import RankExit, Worker
 from trainyard_lifecycle.torchrun_output import (
@@ -127,12 +127,12 @@ _OWN_LIMIT = re.compile(
 _NOT_STARTED = ("StartError", "ContainerCannotRun", "RunContainerError")
 # The trainer names the rank that is stopped, or that the others wait for.
 _HANG = "HangError: "
-_MAX_MESSAGE = 500
+MAX_MESSAGE = 500
 
 
-def diagnose_failure(worker: Worker, *, host_lost: bool = False) -> Failure | None:
+def diagnose_failure(worker: Worker) -> Failure | None:
     """Why `worker` failed; None while it is pending, running, or has succeeded."""
-    if host_lost and not worker.finished:
+    if worker.host_lost and not worker.finished:
         return _failure("NodeLost", worker, f"node {worker.host} was lost")
     if worker.disruption and worker.phase != "Succeeded":
         reason = _DISRUPTIONS.get(worker.disruption, "Evicted")
@@ -228,6 +228,9 @@ def _signal_failure(rank: RankExit, worker: Worker, lines: list[str]) -> Failure
     message = f"rank {rank.rank}: {_signal_name(-rank.exit_code)}"
     if rank.exit_code == -signal.SIGABRT and (why := find_abort(lines)):
         message += f": {why}"
+        # NCCL's watchdog aborts a rank for an error of its GPU that it sees before Python does.
+        if reason := _gpu_reason(why):
+            return _failure(reason, worker, message, exit_code=128 - rank.exit_code)
     return _failure("Signal", worker, message, exit_code=128 - rank.exit_code)
 
 
@@ -257,8 +260,8 @@ def _diagnose_error(line: str, worker: Worker) -> Failure:
         text = line.partition(": ")[2] or line
         code = 128 + signal.SIGTERM if name == "StoppedError" else None
         return _failure(_TRAINER_ERRORS[name], worker, text, exit_code=code, exception=name)
-    if HARDWARE_FAULT.search(line):
-        return _failure("HardwareError", worker, line, exception=name)
+    if reason := _gpu_reason(line):
+        return _failure(reason, worker, line, exception=name)
     if _has_lost_its_peer(line):
         message = f"lost contact with the other ranks: {line}"
         return _failure("PeerLost", worker, message, exception=name)
@@ -270,6 +273,15 @@ def _diagnose_error(line: str, worker: Worker) -> Failure:
     return _failure("DiskFull" if full else "UserException", worker, line, exception=name)
 
 
+def _gpu_reason(text: str) -> FailureReason | None:
+    """What an error of CUDA or NCCL stands for, where its text is the only evidence."""
+    if HARDWARE_FAULT.search(text):
+        return "HardwareError"
+    if KERNEL_FAULT.search(text):
+        return "UserException"
+    return "ConfigError" if NCCL_MISUSE.search(text) else None
+
+
 def _class_of(line: str) -> str:
     """The exception's class, without its module."""
     return line.partition(": ")[0].rpartition(".")[2]
@@ -277,7 +289,7 @@ def _class_of(line: str) -> str:
 
 def _has_lost_its_peer(line: str) -> bool:
     network = _PEER_CLASSES.fullmatch(_class_of(line)) and _PEER_LOST.search(line)
-    return bool(network) and _PORT_IN_USE not in line
+    return bool(network) and _PORT_IN_USE not in line and not _gpu_reason(line)
 
 
 def _failure(
@@ -287,7 +299,7 @@ def _failure(
     exit_code: int | None = None,
     exception: str = "",
 ) -> Failure:
-    line = shorten(f"{worker.name}: {message}", _MAX_MESSAGE)
+    line = shorten(f"{worker.name}: {message}", MAX_MESSAGE)
     code = worker.exit_code if exit_code is None else exit_code
     return Failure(reason, line, worker.name, code, exception)
 

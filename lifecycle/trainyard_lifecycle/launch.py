@@ -5,19 +5,31 @@ configured by its own PET_* variables only: a user's `torchrun ...` command need
 still override any of them with a flag.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
 from trainyard_api.job import (
     ATTEMPT_ENV,
     GRACE_ENV,
+    HANG_ACTION_ENV,
+    HANG_ENV,
     JOB_ENV,
+    NODE_ENV,
+    PEERS_ENV,
     REPORT_PORT_ENV,
     RESULT_FILE_ENV,
     RUN_DIR_ENV,
     RUN_ENV,
+    START_DIR_ENV,
+    START_RUN_ENV,
+    START_STEP_ENV,
+    START_WHAT_ENV,
+    TRAINER_PORT_ENV,
+    UID_ENV,
     TrainerJob,
 )
+from trainyard_api.policy import Hang
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle.plan import WorkerKey
 
@@ -43,12 +55,14 @@ class LaunchTarget:
 
     Attributes:
         endpoint: host:port of the rendezvous store; node 0 serves it.
-        local_addr: this node's address. torchrun ranks nodes by the order of these strings, and
-            rank 0 must run on node 0 (where reports are read and the store is), so node 0's
-            address must sort first.
+        address_of: a node's address. torchrun ranks nodes by the order of these strings, and rank 0
+            must run on node 0 (where reports are read and the store is), so node 0's address must
+            sort first.
         run_dir: the run's directory on its volume.
         start_dir: the directory of spec.startFrom; None without it, or once it isn't needed.
-        report_port: where rank 0 serves /metrics and /progress.
+        report_port: where /metrics and /progress are served, on each node's own address.
+        trainer_port: where a recipe's rank 0 serves them for the agent of its node; report_port
+            where there is no agent.
         result_file: where the trainer leaves its termination message.
         log_dir: torchrun's own directory; each worker's error.json goes there.
         error_file: where torchrun copies the first failed worker's error.json. It removes the file
@@ -57,9 +71,10 @@ class LaunchTarget:
     """
 
     endpoint: str
-    local_addr: str
+    address_of: Callable[[int], str]
     run_dir: str
     report_port: int
+    trainer_port: int
     result_file: str
     log_dir: str
     error_file: str | None = None
@@ -100,7 +115,7 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         "PET_RDZV_ENDPOINT": target.endpoint,
         "PET_RDZV_ID": f"{run.name}-{key.attempt}",
         "PET_RDZV_CONF": ",".join(f"{name}={value}" for name, value in rdzv_conf.items()),
-        "PET_LOCAL_ADDR": target.local_addr,
+        "PET_LOCAL_ADDR": target.address_of(key.node),
         # A failed worker ends its node, and the operator starts the next attempt: only the operator
         # counts restarts, waits between them, and knows which failures are retryable.
         "PET_MAX_RESTARTS": "0",
@@ -122,8 +137,43 @@ def env(run: TrainingRun, key: WorkerKey, nodes: int, target: LaunchTarget) -> d
         job = _job(run, run.spec.recipe, key.attempt, target)
         # A trainer of an older version refuses what it doesn't know: only if it was asked for.
         variables[JOB_ENV] = job.model_dump_json(by_alias=True, exclude_defaults=True)
-    elif key.node == 0:
-        variables[REPORT_PORT_ENV] = str(target.report_port)
+        if not job.require_gpu:  # a container may see GPUs that its pod did not ask for
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        if target.trainer_port == target.report_port:
+            return variables
+        variables[TRAINER_PORT_ENV] = str(target.trainer_port)
+    else:
+        # Without it, a new run on an older one's data would look like an older attempt of it.
+        variables[UID_ENV] = run.metadata.uid or ""
+        variables |= _start(run, target) | _hangs(run)
+    return variables | _agent(key.node, nodes, target)
+
+
+def _start(run: TrainingRun, target: LaunchTarget) -> dict[str, str]:
+    """Where a user's script finds what spec.startFrom names."""
+    start = run.spec.start_from
+    if start is None or target.start_dir is None:
+        return {}
+    variables = {
+        START_DIR_ENV: target.start_dir,
+        START_STEP_ENV: str(start.step),
+        START_WHAT_ENV: start.what,
+    }
+    return variables if start.run is None else variables | {START_RUN_ENV: start.run}
+
+
+def _hangs(run: TrainingRun) -> dict[str, str]:
+    """When ranks of a user's script that make no progress are a hang. A trainer watches its own."""
+    hang = run.spec.hang or Hang()
+    return {HANG_ENV: str(hang.after_seconds), HANG_ACTION_ENV: hang.action}
+
+
+def _agent(node: int, nodes: int, target: LaunchTarget) -> dict[str, str]:
+    """Where the agent serves, and on node 0 where the others do."""
+    variables = {REPORT_PORT_ENV: str(target.report_port), NODE_ENV: str(node)}
+    if node == 0 and nodes > 1:
+        peers = [f"{target.address_of(other)}:{target.report_port}" for other in range(1, nodes)]
+        variables[PEERS_ENV] = ",".join(peers)
     return variables
 
 
@@ -156,8 +206,8 @@ def _job(run: TrainingRun, recipe: str, attempt: int, target: LaunchTarget) -> T
         run_dir=target.run_dir,
         start_from=spec.start_from,
         start_dir=target.start_dir,
-        report_port=target.report_port,
-        require_gpu=run.gpus_per_node > 0,
+        report_port=target.trainer_port,
+        require_gpu=run.asks_for_gpus,
     )
 
 

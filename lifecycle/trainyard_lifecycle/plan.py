@@ -52,6 +52,7 @@ class Worker:
         gone_by: when a worker that is being deleted will have been killed.
         lingering: the trainer has ended, but something beside it (a mesh's sidecar) still runs.
         host: name of the machine the worker is on.
+        host_lost: the control plane has lost that machine since; the pod may still say Running.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Worker:
     lingering: bool = False
     gated: bool = False
     host: str = ""
+    host_lost: bool = False
     finished_at: datetime | None = None
 
     @property
@@ -92,14 +94,12 @@ class Observed:
     Attributes:
         report: rank 0's, of any attempt.
         report_error: why it couldn't be fetched although rank 0's worker runs.
-        lost_hosts: nodes that the control plane has lost; their pods still say Running.
     """
 
     run: TrainingRun
     now: datetime
     workers: tuple[Worker, ...] = ()
     report: ProgressReport | None = None
-    lost_hosts: frozenset[str] = frozenset()
     report_error: str = ""
 
     def report_of(self, attempt: int) -> ProgressReport | None:

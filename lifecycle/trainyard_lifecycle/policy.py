@@ -127,8 +127,8 @@ def request_to_continue(run: TrainingRun, status: TrainingRunStatus) -> str | No
             return "retried on request"
         failed = status.failed_generation or status.observed_generation
         changed = failed is not None and (run.metadata.generation or 0) > failed
-        mended = changed and spec_digest(run.spec) != status.failed_spec_digest
-        return "the spec was changed" if mended else None
+        differs = changed and spec_digest(run.spec) != status.failed_spec_digest
+        return "the spec was changed" if differs else None
     config = run.spec.config or {}
     for key, before in (
         ("max_steps", status.finished_max_steps),

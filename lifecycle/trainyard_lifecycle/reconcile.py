@@ -8,12 +8,15 @@ again repairs a crash anywhere.
 from dataclasses import replace
 
 from trainyard_api.labels import RETRY
+from trainyard_api.progress import ProgressReport
 from trainyard_api.status import FINISHED, Phase, TrainingRunStatus
 from trainyard_lifecycle.diagnosis import (
+    MAX_MESSAGE,
     Failure,
     diagnose_failure,
     find_root_cause,
     missing_worker_failure,
+    shorten,
     start_timeout_failure,
 )
 from trainyard_lifecycle.pending import (
@@ -45,6 +48,7 @@ from trainyard_lifecycle.transitions import (
     workers_still_ending,
 )
 
+NO_REPORT = "progress unknown: no report"
 MISSING_SECONDS = 30.0  # without a report, until the run's progress counts as unknown
 POLL_RUNNING = 5.0  # seconds between readings of rank 0's report
 # A rank that lost its peer fails at once, while evidence of what happened to the peer (above all a
@@ -201,11 +205,7 @@ def _find_failure(
     observed: Observed, status: TrainingRunStatus, gang: list[Worker], missing: list[int]
 ) -> tuple[Failure | None, float | None]:
     """The gang's root cause, and seconds to wait while it may turn out to be a consequence."""
-    failures = [
-        failure
-        for worker in gang
-        if (failure := diagnose_failure(worker, host_lost=worker.host in observed.lost_hosts))
-    ]
+    failures = [failure for worker in gang if (failure := diagnose_failure(worker))]
     if status.created:
         names = (worker_name(observed.run.name, status.attempt, node) for node in missing)
         failures += [missing_worker_failure(name) for name in names]
@@ -271,13 +271,12 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list
         if report:
             _note_missing_report(observed, status, late=False)
             status.world_size = ranks
-            return _mark_running(observed, status, report.phase.capitalize(), report.message)
+            return _mark_script(observed, status, report)
         # All that is known of a script that reports nothing is that its containers run.
         unknown = ""
         if observed.report_error:
             unknown = _note_missing_report(observed, status, late=False)
-        message = unknown or "progress unknown: no report"
-        return _mark_running(observed, status, "PodsRunning", message)
+        return _mark_running(observed, status, "PodsRunning", unknown or NO_REPORT)
     late = attempt and overdue(attempt, run.spec, now, queued=False)
     unknown = _note_missing_report(observed, status, late=bool(late))
     if joined == ranks or status.phase == "Running":
@@ -295,6 +294,26 @@ def _reconcile_started(observed: Observed, status: TrainingRunStatus, gang: list
         return fail_attempt(observed, status, start_timeout_failure(f"{late}: {message}"))
     events = _set_phase(status, "Starting", "Joining", message)
     return Plan(status, events, delete=stale_workers(observed, status), requeue_after=POLL_STARTING)
+
+
+def _mark_script(observed: Observed, status: TrainingRunStatus, report: ProgressReport) -> Plan:
+    """A script that reports, or whose agent has found a hang."""
+    hang = shorten(report.hang, MAX_MESSAGE)
+    old = next((c for c in status.conditions if c.type == "Hanging"), None)
+    was_hanging = old is not None and old.status == "True"
+    if hang or old:
+        reason = "Hang" if hang else "Progressing"
+        set_condition(status, "Hanging", bool(hang), reason, hang, observed.now)
+    if hang:
+        plan = _mark_running(observed, status, "Hang", hang)
+        if was_hanging:
+            return plan
+        key = f"{status.attempt}-hang-{observed.now:%Y%m%d%H%M%S}"
+        event = Event("Warning", "Hang", f"attempt {status.attempt}: {hang}", key)
+        return replace(plan, events=(*plan.events, event))
+    if report.step is None and report.progress_percent is None:
+        return _mark_running(observed, status, "PodsRunning", NO_REPORT)
+    return _mark_running(observed, status, report.phase.capitalize(), report.message)
 
 
 def _note_missing_report(observed: Observed, status: TrainingRunStatus, *, late: bool) -> str:
@@ -316,7 +335,7 @@ def _note_missing_report(observed: Observed, status: TrainingRunStatus, *, late:
     if observed.report_error:
         message = f"{message}: {observed.report_error}"
     if observed.run.spec.command:
-        message += "; a script is reported on by an agent, which needs Python 3.8 in the image"
+        message += "; progress of a script needs the agent, which needs Python 3.8 in the image"
     known: bool | None = True if late or missed >= MISSING_SECONDS else None
     if old and old.status == "True":
         known = True

@@ -1,8 +1,9 @@
 """Parts of a status: conditions, attempts, progress, and figures as text for people. Pure."""
 
+from collections.abc import Callable
 from datetime import datetime
 
-from trainyard_api.progress import ProgressReport
+from trainyard_api.progress import Extremes, ProgressReport, Usage
 from trainyard_api.status import Attempt, Condition, ConditionType, TrainingRunStatus
 from trainyard_api.study_status import ScalingStudyStatus
 
@@ -58,12 +59,13 @@ def add_attempt(status: TrainingRunStatus, attempt: Attempt) -> None:
 
 
 def clear_rates(status: TrainingRunStatus) -> None:
-    """Forget throughput and ETA, which are known only while the run is training."""
+    """Forget throughput, ETA and usage, which are known only while the run is training."""
     status.samples_per_second = None
     status.tokens_per_second = None
     status.throughput = ""
     status.eta_seconds = None
     status.eta = ""
+    status.usage = ""
 
 
 def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
@@ -83,6 +85,7 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         "started_from",
         "last_checkpoint",
         "model",
+        "best_model",
     ):
         value = getattr(report, name)
         if value is not None:
@@ -100,6 +103,8 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         status.progress = f"{report.progress_percent}%"
     status.throughput = format_throughput(status.tokens_per_second, status.samples_per_second)
     status.eta = format_duration(status.eta_seconds) if status.eta_seconds is not None else ""
+    if report.usage is not None:
+        status.usage = format_usage(report.usage)
 
 
 def format_throughput(tokens: float | None, samples: float | None) -> str:
@@ -124,9 +129,36 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def format_usage(usage: Usage) -> str:
+    """`8 ranks: CPU cores 0.2 (rank 5) to 1.0 (rank 3), memory 2.3 GiB, GPU 97%`."""
+    parts = [
+        f"{name} {_format_extremes(extremes, form)}"
+        for name, extremes, form in (
+            ("CPU cores", usage.cpu_cores, lambda cores: f"{cores:.1f}"),
+            ("memory", usage.memory_bytes, format_bytes),
+            ("GPU", usage.gpu_utilization, lambda share: f"{share:.0%}"),
+            ("GPU memory", usage.gpu_memory_bytes, format_bytes),
+        )
+        if extremes
+    ]
+    return f"{format_count(usage.ranks, 'rank')}: {', '.join(parts)}"
+
+
+def format_bytes(size: float) -> str:
+    """`412 MiB`, `4.2 GiB`."""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
+
+
 def format_count(number: int, noun: str) -> str:
     """`1 restart`, `2 restarts`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _format_extremes(found: Extremes, form: Callable[[float], str]) -> str:
+    lowest, highest = form(found.lowest), form(found.highest)
+    if lowest == highest:
+        return lowest
+    return f"{lowest} (rank {found.lowest_rank}) to {highest} (rank {found.highest_rank})"
 
 
 def _rounded(value: float) -> float:

@@ -10,6 +10,7 @@ _LOCAL_RANK = re.compile(r"^\[[a-z_-]+(\d+)\]:")
 _PREFIX = re.compile(r"^(?:\[[a-z_-]+\d+\]: ?)+")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?::.*)?$")
 _SINGLE_LINE_ERROR = re.compile(r"^(?:rank \d+: )?([A-Za-z_]\w*(?:Error|Exception): .+)$")
+NCCL_LINES = 4  # torch's, the kind of error, "Last error:" and NCCL's own words
 _TABLE_EXIT = re.compile(r"exitcode\s*:\s*(-?\d+)")
 _TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+) \(local_rank: (\d+)\)")
 
@@ -48,7 +49,7 @@ def parse_error_file(text: str) -> str | None:
     if not lines or "ChildFailedError" in lines[0]:
         return None
     # A traceback ends with the exception; a plain message begins with it.
-    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()
+    return lines[-1].strip() if lines[0].startswith("Traceback") else _with_nccl_detail(lines)
 
 
 def split_by_local_rank(log: str) -> dict[int | None, list[str]]:
@@ -86,11 +87,21 @@ def _find_traceback_errors(lines: list[str]) -> list[str]:
     """Last lines of the Python tracebacks, without torchrun's own."""
     errors: list[str] = []
     inside = False
-    for line in lines:
+    for number, line in enumerate(lines):
         if line.startswith("Traceback (most recent call last)"):
             inside = True
         elif inside and line and not line[0].isspace():
             inside = False
             if _EXCEPTION.match(line) and "ChildFailedError" not in line:
-                errors.append(line.strip())
+                errors.append(_with_nccl_detail(lines[number : number + NCCL_LINES]))
     return errors
+
+
+def _with_nccl_detail(lines: list[str]) -> str:
+    """An exception's line; NCCL's own words, some lines below torch's, are added to it."""
+    first = lines[0].strip()
+    if "NCCL error" not in first:
+        return first
+    after = iter(lines[1:NCCL_LINES])
+    detail = next((next(after, "") for line in after if line.startswith("Last error")), "")
+    return f"{first}: {detail.strip()}" if detail.strip() else first

@@ -31,6 +31,7 @@ from trainyard_lifecycle.status import (
 )
 
 POLL_STARTING = 1.0  # seconds between reconciles while a gang is starting
+_OF_REPORT = ("ProgressUnknown", "Hanging")  # conditions about one attempt's report
 OVERDUE_SECONDS = 10.0  # after its grace period a pod that is still there is not waited for
 
 
@@ -280,8 +281,7 @@ def end_attempt(
     )
     status.active_seconds = round(active_seconds(status, now))
     status.active_since = None
-    # It is about this attempt's report.
-    status.conditions = [c for c in status.conditions if c.type != "ProgressUnknown"]
+    status.conditions = [c for c in status.conditions if c.type not in _OF_REPORT]
 
 
 def next_attempt_nodes(observed: Observed, status: TrainingRunStatus) -> int:
@@ -323,7 +323,7 @@ def workers_still_ending(observed: Observed, status: TrainingRunStatus) -> list[
     """
 
     def may_save(worker: Worker) -> bool:
-        if worker.finished or worker.host in observed.lost_hosts:
+        if worker.finished or worker.host_lost:
             return False
         if not worker.deleting:
             return True

@@ -1,9 +1,11 @@
 """Checkpoints on disk: manifests written, read and verified against every file's sha256."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +120,36 @@ def steps(parent: Path) -> Iterator[Path]:
         yield from sorted(directories, key=step_of, reverse=True)
 
 
+def eval_loss(manifest: Manifest) -> float:
+    """The evaluation loss; infinite if the model wasn't evaluated or the loss isn't finite."""
+    loss = manifest.metrics.get("eval_loss", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
+def best_first(parent: Path) -> list[tuple[float, Path]]:
+    """The step directories below `parent` that have an evaluation loss, with it; unverified.
+
+    The lowest loss comes first, of equal ones the newest.
+    """
+    evaluated: list[tuple[float, Path]] = []
+    for directory in steps(parent):
+        with contextlib.suppress(InvalidCheckpointError):
+            if (loss := eval_loss(read_manifest(directory))) < math.inf:
+                evaluated.append((loss, directory))
+    return sorted(evaluated, key=lambda each: each[0])
+
+
 def newest_valid(parent: Path) -> tuple[Path, Manifest, list[str]] | tuple[None, None, list[str]]:
     """The newest directory below `parent` that verifies, and why newer ones were skipped."""
+    return first_valid(steps(parent))
+
+
+def first_valid(
+    directories: Iterable[Path],
+) -> tuple[Path, Manifest, list[str]] | tuple[None, None, list[str]]:
+    """The first of these that verifies, and why those before it were skipped."""
     skipped: list[str] = []
-    for directory in steps(parent):
+    for directory in directories:
         try:
             return directory, verify(directory), skipped
         except InvalidCheckpointError as error:

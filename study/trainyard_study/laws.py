@@ -23,7 +23,9 @@ from trainyard_api.study_status import LawKind
 # What a term's coefficient is multiplied by.
 Term = Literal["ring", "depth", "others", "pairs"]
 
-MIN_SIZES_FOR_PAIRS = 3  # from two sizes, a cost per pair can't be told from Amdahl's serial part
+MIN_SIZES_FOR_PAIRS = (
+    3  # from two sizes, a cost per pair can't be distinguished from Amdahl's serial part
+)
 
 
 @dataclass(frozen=True)

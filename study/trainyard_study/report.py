@@ -15,7 +15,7 @@ from trainyard_api.study_status import (
     ScalingPoint,
     Spread,
 )
-from trainyard_lifecycle.status import format_count
+from trainyard_lifecycle.status import format_bytes, format_count
 from trainyard_study.cells import short_names, value_text, varied
 from trainyard_study.results import throughput, throughput_unit
 
@@ -151,7 +151,7 @@ def machine_text(machine: Machine) -> str:
     """The machine in one line."""
     parts = [f"{machine.cores} x {machine.cpu}"]
     if machine.memory_bytes:
-        parts[0] += f", {memory(machine.memory_bytes)}"
+        parts[0] += f", {format_bytes(machine.memory_bytes)}"
     parts += machine.gpus or ["no GPU"]
     parts.append(f"Python {machine.python}")
     if machine.torch:
@@ -171,11 +171,6 @@ def number(value: float) -> str:
 def milliseconds(seconds: float) -> str:
     """Seconds as milliseconds."""
     return number(seconds * 1e3)
-
-
-def memory(size: int) -> str:
-    """412 MiB, 4.2 GiB."""
-    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
 
 
 def money(amount: float) -> str:
@@ -259,7 +254,7 @@ def _median(spread: Spread | None, show: Callable[[float], str]) -> str:
 
 def _peak(cell: CellResult) -> str:
     size = cell.peak_memory_bytes
-    return MISSING if size is None else memory(size)
+    return MISSING if size is None else format_bytes(size)
 
 
 def _factor(value: float | None) -> str:

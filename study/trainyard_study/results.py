@@ -132,7 +132,7 @@ def _interruption(run: TrainingRun) -> str:
     if last is None or last.resumed_from_step is None:
         return ""
     if last.number == 1 and run.spec.start_from:
-        return ""  # it began with another run's checkpoint, as it was told to
+        return ""  # it began with another run's checkpoint, as its spec says
     return f"it was interrupted, and resumed from step {last.resumed_from_step}"
 
 
