@@ -23,11 +23,16 @@ from pathlib import Path
 if __name__ == "__main__":  # by its path: the library's modules come first
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from trainyard_agent import processes
+from trainyard_agent import procfs
 from trainyard_agent.ending import record_error, termination_message, write_exit
+from trainyard_agent.foreign import Follower, Found, survey
+from trainyard_agent.hangs import RankState
 from trainyard_agent.ranks import RankExit, RankWatch
 from trainyard_agent.report import Report
 from trainyard_agent.server import ReportServer
+from trainyard_agent.trainer import TrainerReport
+from trainyard_agent.usage import RankUsage
+from trainyard_agent.watch import HangWatch, Settings
 
 # After SIGTERM; torchrun stops its ranks sooner. Processes left after this are killed.
 GRACE_SECONDS = int(os.environ.get("TRAINYARD_GRACE_SECONDS", "28"))
@@ -43,7 +48,11 @@ class Agent:
         self.command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._watch: RankWatch | None = None
+        self._hangs: HangWatch | None = None
+        self._checkpoints: Follower | None = None  # those that the script's framework writes
+        self._hang = ""  # the message of a hang that ends the attempt
         self._stopping = False
+        self._first = os.environ.get("TRAINYARD_NODE", "0") == "0"  # on it the script reports
         self._termination_log = os.environ.get("TRAINYARD_TERMINATION_LOG")
 
     def run(self) -> int:
@@ -56,7 +65,7 @@ class Agent:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _ignore)
         server = self._report_server()
-        variables = server.variables(self.directory) if server else {}
+        variables = server.variables(self.directory) if server and self._first else {}
         try:
             environment = {**os.environ, **variables}
             self._child = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL)
@@ -70,19 +79,30 @@ class Agent:
             self._child.terminate()
         if sys.platform == "linux":
             self._watch = RankWatch(self._child.pid)
+            if server:
+                report = server.report if self._first else None
+                self._hangs = HangWatch(
+                    Settings.of(os.environ), self._watch, report, self._end_hang
+                )
         code = _wait(self._child, woken)
+        if self._hangs:
+            self._hangs.close()
         exits = self._watch.end() if self._watch else []  # before those that are left are killed
         _end_orphans()
         signal.alarm(0)
         if server:
             server.close()
             if code == 0:
+                if self._checkpoints:
+                    self._checkpoints.end()
                 server.write_result()
         return self._record(code if code >= 0 else 128 - code, exits)
 
     def _record(self, code: int, exits: list[RankExit]) -> int:
         """Say how the worker ended; returns its exit code."""
         ranks = [each.to_wire() for each in exits]
+        if self._hang and code:  # after torchrun, which removes the file before it writes its own
+            record_error(self.directory, f"HangError: {self._hang}")
         path = self._termination_log
         if path is None:
             write_exit(self.directory, code, ranks)
@@ -96,23 +116,56 @@ class Agent:
         return code
 
     def _report_server(self) -> ReportServer | None:
-        """The server of node 0 of a run whose trainer doesn't serve its report itself."""
+        """The server of the report; None where the operator is too old to ask an agent for it."""
         port = os.environ.get("TRAINYARD_REPORT_PORT")
         if not port:
             return None
-        report = Report(os.environ["TRAINYARD_RUN"], int(os.environ["TRAINYARD_ATTEMPT"]))
-        server = ReportServer(report, self._world_size)
-        # In a pod the operator and Prometheus connect from outside; elsewhere loopback only.
-        host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
-        server.serve(host, int(port))
+        run = os.environ["TRAINYARD_RUN"]
+        # Rank 0 of a recipe reports on the first node only; on one machine all share its loopback.
+        trainer = os.environ.get("TRAINYARD_TRAINER_PORT") if self._first else None
+        report = TrainerReport(run, int(trainer)) if trainer else self._posted_report(run)
+        server = ReportServer(report, self._world_size, self._rank_states, self._usages)
+        # In a pod others connect from outside; elsewhere each node has its own loopback address.
+        local = os.environ.get("PET_LOCAL_ADDR", "127.0.0.1")
+        server.serve("" if "KUBERNETES_SERVICE_HOST" in os.environ else local, int(port))
         return server
+
+    def _posted_report(self, run: str) -> Report:
+        """What a script posts, and on the first node the checkpoints that its framework writes."""
+        report = Report(run, int(os.environ["TRAINYARD_ATTEMPT"]))
+        run_dir = os.environ.get("TRAINYARD_RUN_DIR") if self._first else None
+        if run_dir:
+            _say_torn(Path(run_dir))
+
+            def found(newest: Found) -> None:
+                report.checkpoint = newest
+
+            self._checkpoints = Follower(Path(run_dir), found)
+        return report
 
     def _world_size(self) -> int:
         return self._watch.world_size if self._watch else 0
 
+    def _rank_states(self) -> list[RankState]:
+        return self._hangs.states() if self._hangs else []
+
+    def _usages(self) -> list[RankUsage]:
+        return self._hangs.usages() if self._hangs else []
+
+    def _end_hang(self, message: str) -> None:
+        """End the attempt: no rank of a hang can save, and a stopped one can't act on SIGTERM."""
+        self._hang = message
+        for rank in self._watch.ranks() if self._watch else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank.pid, signal.SIGKILL)
+
     def _stop(self, *_: object) -> None:
         self._stopping = True
         signal.alarm(GRACE_SECONDS)
+        for rank in self._watch.ranks() if self._watch else []:
+            if procfs.state(rank.pid) == "T":  # only then can it act on SIGTERM
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank.pid, signal.SIGCONT)
         if self._child is not None:
             self._child.terminate()
 
@@ -128,10 +181,18 @@ def main(arguments: list[str]) -> int:
         directory.mkdir(exist_ok=True)
         return Agent(directory, command).run()
     os.set_inheritable(int(lock), False)
-    identity = {"pid": os.getpid(), "boot": processes.boot_id()}
+    identity = {"pid": os.getpid(), "boot": procfs.boot_id()}
     os.pwrite(int(lock), json.dumps(identity).encode(), 0)
     Agent(directory, command).run()
     return 0
+
+
+def _say_torn(run_dir: Path) -> None:
+    """Before the script chooses a checkpoint: which ones a killed attempt left incomplete."""
+    found = survey(run_dir)
+    newest = f"; the newest complete one is of step {found.newest.step}" if found.newest else ""
+    for torn in found.torn:
+        print(f"warning: torn checkpoint {torn}{newest}", file=sys.stderr, flush=True)
 
 
 def _ignore(*_: object) -> None:
@@ -182,7 +243,7 @@ def _end_orphans() -> None:
     All are descendants of the agent; orphans become its children.
     """
     while True:
-        for pid in processes.children(os.getpid()):
+        for pid in procfs.children(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:

@@ -16,9 +16,12 @@ import struct
 import threading
 from typing import Any, NamedTuple
 
-from trainyard_agent import processes
+from trainyard_agent import procfs
 
-SCAN_SECONDS = 0.25  # between two scans for ranks; one that ends sooner is only in torchrun's table
+# Between two scans for ranks. A rank that ends sooner is only in torchrun's table.
+SCAN_SECONDS = 0.25
+# Once all ranks of this node were found: new ones come only if torchrun itself restarts them.
+LATER_SCAN_SECONDS = 1.0
 _SYS_PIDFD_OPEN = 434  # of every architecture
 # struct pidfd_info of linux/pidfd.h in its first version: mask, cgroup, 11 ids, exit status.
 _PIDFD_INFO = struct.Struct("QQ11Ii")
@@ -43,6 +46,7 @@ class Rank(NamedTuple):
     rank: int
     local_rank: int
     world_size: int
+    local_world_size: int
 
 
 class RankWatch:
@@ -55,6 +59,8 @@ class RankWatch:
         self._ranks: dict[int, Rank] = {}  # by pidfd
         self._exits: list[RankExit] = []
         self._world_size = 0
+        self._local_world_size = 0
+        self._complete = False  # whether all ranks of this node run
         self._wake, self._woken = os.pipe()
         self._poll.register(self._wake, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
@@ -64,6 +70,14 @@ class RankWatch:
     def world_size(self) -> int:
         """Ranks of the whole gang; 0 while none has started here."""
         return self._world_size
+
+    def ranks(self) -> list[Rank]:
+        """Those that run."""
+        return list(self._ranks.values())
+
+    def exits(self) -> list[RankExit]:
+        """Those that have ended so far."""
+        return list(self._exits)
 
     def end(self) -> list[RankExit]:
         """The ends of the ranks that have ended, in their order."""
@@ -75,7 +89,7 @@ class RankWatch:
         return self._exits
 
     def _run(self) -> None:
-        while not self._collect(SCAN_SECONDS):
+        while not self._collect(LATER_SCAN_SECONDS if self._complete else SCAN_SECONDS):
             self._find()
 
     def _find(self) -> None:
@@ -88,11 +102,13 @@ class RankWatch:
                 continue  # what a rank starts has its variables, too
             rank = _rank(pid)
             if rank is None:
-                pids += processes.children(pid)
+                pids += procfs.children(pid)
             else:
                 self._world_size = rank.world_size
+                self._local_world_size = rank.local_world_size
                 self._ranks[rank.pidfd] = rank
                 self._poll.register(rank.pidfd, select.POLLIN)
+        self._complete = 0 < self._local_world_size <= len(self._ranks)
 
     def _collect(self, seconds: float) -> bool:
         """Record the ranks that end within `seconds`; returns whether `end` was called."""
@@ -110,9 +126,11 @@ class RankWatch:
 
 def _rank(pid: int) -> Rank | None:
     """The process as a rank; None if it isn't one or has exited."""
-    variables = processes.environment(pid)
+    variables = procfs.environment(pid)
     try:
         numbers = [int(variables[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+        # Of other launchers than torchrun it may be unknown.
+        numbers.append(int(variables.get("LOCAL_WORLD_SIZE", "0")))
         pidfd = _open_pidfd(pid)
     except (KeyError, ValueError, OSError):
         return None
@@ -132,7 +150,7 @@ def _open_pidfd(pid: int) -> int:
 
 
 def _exit_code(rank: Rank) -> int | None:
-    status = processes.exit_status(rank.pid)
+    status = procfs.exit_status(rank.pid)
     if status is None:
         status = _kept_status(rank.pidfd)
     if status is None:

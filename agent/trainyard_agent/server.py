@@ -1,4 +1,4 @@
-"""Serves a worker's report over HTTP, and accepts the status updates of its script."""
+"""Serves a worker's report and its ranks over HTTP, and accepts its script's status updates."""
 
 from __future__ import annotations
 
@@ -12,19 +12,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Callable
 
+from trainyard_agent.hangs import RankState, to_wire
 from trainyard_agent.report import Report
+from trainyard_agent.trainer import TrainerReport
+from trainyard_agent.usage import RankUsage, exposition
 
 STATUS_PATH = "/status"
 MAX_BODY = 64 * 1024
 
 
 class ReportServer:
-    """GET /progress and /metrics for the operator and Prometheus; POST /status for the script."""
+    """GET /progress and /metrics for the operator and Prometheus; POST /status for the script.
 
-    def __init__(self, report: Report, world_size: Callable[[], int]) -> None:
-        """`world_size`: ranks of the gang, as far as they are known."""
+    GET /ranks is for the agent of node 0, which looks for hangs and sums up what ranks use.
+    """
+
+    def __init__(
+        self,
+        report: Report | TrainerReport,
+        world_size: Callable[[], int],
+        ranks: Callable[[], list[RankState]] = list,
+        usages: Callable[[], list[RankUsage]] = list,
+    ) -> None:
+        """`world_size`: ranks of the gang, as far as known; the others are about this node's."""
         self.report = report
         self.world_size = world_size
+        self.ranks = ranks
+        self.usages = usages
         self.token = secrets.token_urlsafe(32)
         self._server: ThreadingHTTPServer | None = None
 
@@ -56,10 +70,13 @@ class ReportServer:
 
     def write_result(self) -> None:
         """Leave the last report where the trainer leaves its own, unless the script left one."""
-        document, path = self.report.document(), os.environ.get("TRAINYARD_RESULT_FILE")
-        if document is None or not path:
+        path = os.environ.get("TRAINYARD_RESULT_FILE")
+        if isinstance(self.report, TrainerReport) or not path:
             return
-        text = json.dumps({**document, "phase": "finished"})
+        document = self.report.document()
+        if document is None:
+            return
+        text = json.dumps({**document, "phase": "finished", "hang": ""})
         try:
             with open(path, "a") as file:
                 if file.tell() == 0:
@@ -72,7 +89,7 @@ class ReportServer:
 
         NO_PROXY keeps the status from being sent to a proxy.
         """
-        if self._server is None:
+        if self._server is None or isinstance(self.report, TrainerReport):
             return {}
         file = directory / "status-token"
         file.touch(mode=0o600)
@@ -92,17 +109,27 @@ def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
         timeout = 10  # an idle client must not hold its thread for ever
 
         def do_GET(self) -> None:
-            if self.path == "/progress":
-                document = server.report.document()
+            if self.path == "/ranks":
+                ranks = [to_wire(rank) for rank in server.ranks()]
+                usages = [usage.to_wire() for usage in server.usages()]
+                answer = {"ranks": ranks, "usages": usages}
+                self._answer(200, json.dumps(answer), "application/json")
+            elif self.path == "/progress":
+                try:
+                    document = server.report.document()
+                except OSError:
+                    self._answer(504, "rank 0 does not answer")
+                    return
                 if document is None:
-                    self._answer(404, "the script has reported nothing yet")
+                    self._answer(404, "nothing has been reported yet")
                 else:
                     self._answer(200, json.dumps(document), "application/json")
             elif self.path == "/metrics":
                 text = "text/plain; version=0.0.4; charset=utf-8"
-                self._answer(200, server.report.metrics(), text)
+                usage = exposition(server.report.run, server.usages())
+                self._answer(200, server.report.metrics() + usage, text)
             else:
-                self._answer(404, "try /progress or /metrics")
+                self._answer(404, "try /progress, /metrics or /ranks")
 
         def do_POST(self) -> None:
             if self.path != STATUS_PATH:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Set in the environment of every process of a worker; its value is the worker's directory.
 TOKEN_ENV = "TRAINYARD_WORKER_DIR"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def boot_id() -> str:
@@ -95,3 +97,54 @@ def _stat(pid: int) -> list[str]:
         return []
     # pid (name) state ppid ...: the name may contain spaces and parentheses.
     return text.rpartition(")")[2].split()
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    listed = [pid]
+    for each in listed:  # grows while it is read
+        listed += children(each)
+    return listed
+
+
+def state(pid: int) -> str:
+    """The state's letter in /proc, such as T for stopped; empty if it has exited."""
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU time of a process, and of its children that it has waited for; None if it has exited."""
+    fields = _stat(pid)
+    return sum(map(int, fields[11:15])) / _TICKS if fields else None
+
+
+def memory(pid: int) -> int:
+    """Resident memory in bytes; 0 if it has exited."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return 0
+
+
+def programs(pid: int) -> list[int]:
+    """The process, and while it has exactly one child, as a shell around a program has, that."""
+    chain = [pid]
+    while len(chain) < 4 and len(below := children(chain[-1])) == 1:
+        chain += below
+    return chain
+
+
+def main_thread_calls(pid: int) -> int:
+    """How often the main thread has read or written; 0 where that can't be read."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        lines = Path(f"/proc/{pid}/task/{pid}/io").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines[2:4])  # syscr, syscw
+    return 0
+
+
+def transferred(pid: int) -> int:
+    """Bytes that a process has read and written by system calls; 0 where that can't be read."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines[:2])  # rchar, wchar
+    return 0

@@ -1,0 +1,179 @@
+"""Watches the ranks of this node, and on node 0 those of the whole gang, for a hang."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from typing import Callable, Mapping, NamedTuple
+
+from trainyard_agent.activity import Activity
+from trainyard_agent.gpus import Gpus
+from trainyard_agent.hangs import Hang, RankState, find_hang, from_wire
+from trainyard_agent.peers import ask_all
+from trainyard_agent.ranks import RankWatch
+from trainyard_agent.report import Report
+from trainyard_agent.summary import SummaryThread
+from trainyard_agent.trainer import TrainerReport
+from trainyard_agent.usage import RankUsage
+
+MAX_INTERVAL = 2.0  # seconds between two looks at the ranks
+LOOKS = 20  # within `after` at least
+
+
+class Settings(NamedTuple):
+    """What to watch for.
+
+    Attributes:
+        after: seconds without progress that are a hang.
+        restarts: end the attempt; else only report it.
+        peers: HOST:PORT of the agents of the other nodes; empty on all nodes but the first.
+    """
+
+    after: float
+    restarts: bool
+    peers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Settings:
+        """As the executor set them for this worker."""
+        after = float(environment.get("TRAINYARD_HANG_SECONDS", "0")) or float("inf")
+        peers = environment.get("TRAINYARD_PEERS", "")
+        action = environment.get("TRAINYARD_HANG_ACTION", "warn")
+        return cls(after, action == "restart", tuple(filter(None, peers.split(","))))
+
+
+class HangWatch:
+    """A thread that looks every few seconds at the ranks of one worker, and at what they use."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ranks: RankWatch,
+        report: Report | TrainerReport | None,
+        end: Callable[[str], None],
+    ) -> None:
+        """`report`: on node 0, where a hang of the gang is looked for, unless a trainer does that.
+
+        `end` is called with the message of a hang that ends the attempt.
+        """
+        self._settings = settings
+        self._ranks = ranks
+        self._report = report if isinstance(report, Report) else None
+        self._end = end
+        self._gpus = Gpus()
+        self._host = socket.gethostname()
+        self._interval = min(MAX_INTERVAL, settings.after / LOOKS)
+        self._lock = threading.Lock()
+        self._activities: dict[int, Activity] = {}  # by pid
+        self._changes = -1
+        self._named: tuple[int, ...] | None = None  # the ranks of the hang that is reported
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hangs", daemon=True)
+        self._thread.start()
+        if report is not None:
+            SummaryThread(
+                self.usages, settings.peers, report.saw_usage, self._interval, self._closing
+            )
+
+    def close(self) -> None:
+        """Stop; a hang that is reported stays so."""
+        self._closing.set()
+
+    def states(self) -> list[RankState]:
+        """The ranks of this node."""
+        now = time.monotonic()
+        with self._lock:
+            states = [self._state(each, now) for each in self._activities.values()]
+        ended = [each.rank for each in self._ranks.exits() if each.code == 0]
+        return states + [RankState(rank, self._host, state="ended") for rank in ended]
+
+    def usages(self) -> list[RankUsage]:
+        """What the ranks of this node use."""
+        with self._lock:
+            activities = sorted(self._activities.values(), key=lambda each: each.rank.rank)
+        return [
+            RankUsage(
+                each.rank.rank, each.usage.cpu_seconds, each.usage.memory, each.gpu, each.peak
+            )
+            for each in activities
+            if each.usage
+        ]
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._closing.wait(self._interval):
+            now = time.monotonic()
+            # The machine, or this process, was paused: nobody could have worked.
+            paused = now - last > 5 * self._interval
+            last = now
+            self._look(now, paused)
+            if self._report is not None and not self._closing.is_set():
+                self._judge(self._report)
+
+    def _look(self, now: float, paused: bool) -> None:
+        known = {each.rank.pid: each for each in self._activities.values()}
+        present = {rank.pid: rank for rank in self._ranks.ranks()}
+        activities = {
+            pid: known.get(pid) or Activity(rank, now, self._gpus) for pid, rank in present.items()
+        }
+        changes = self._report.changes if self._report else 0
+        progressed = changes != self._changes or paused
+        self._changes = changes
+        for activity in activities.values():
+            if progressed:
+                activity.progressed(now)
+            activity.look(now, self._settings.after / 3)
+        with self._lock:
+            self._activities = activities
+        if self._report is not None:
+            self._report.saw_memory(max((each.peak for each in activities.values()), default=0))
+
+    def _judge(self, report: Report) -> None:
+        """Report a hang, or that it is over."""
+        states, after = self.states(), self._settings.after
+        live = [state for state in states if state.state != "ended"]
+        hang = None
+        if live and all(state.waiting >= after for state in live):
+            others, unseen = self._ask_peers()
+            hang = find_hang([*states, *others], self._ranks.world_size, after, unseen)
+        if hang and self._settings.restarts and hang.complete:
+            self._print(hang)
+            self._closing.set()
+            self._end(hang.message)
+        elif hang and hang.ranks != self._named:
+            self._print(hang)
+        named = hang.ranks if hang else None
+        if named != self._named:  # said once: a message that counts seconds is a new one each time
+            report.hang = hang.message if hang else ""
+            self._named = named
+
+    def _ask_peers(self) -> tuple[list[RankState], list[str]]:
+        """The ranks of the other nodes, and which nodes do not answer."""
+        ranks: list[RankState] = []
+        unseen = []
+        for peer, answer in zip(self._settings.peers, ask_all(self._settings.peers)):
+            try:
+                ranks += from_wire(answer)
+            except ValueError:
+                unseen.append(peer)
+        return ranks, unseen
+
+    def _state(self, activity: Activity, now: float) -> RankState:
+        rank, stack = activity.rank, activity.stack
+        return RankState(
+            rank=rank.rank,
+            host=self._host,
+            pid=rank.pid,
+            state="stopped" if activity.stopped else "alive",
+            waiting=activity.waiting(now),
+            frames=stack.frames,
+            why=stack.why,
+            own=stack.own,
+            collective=stack.collective,
+            backward=stack.backward,
+        )
+
+    def _print(self, hang: Hang) -> None:
+        print(f"trainyard: {hang.message}\n{hang.stacks}", file=sys.stderr, flush=True)
