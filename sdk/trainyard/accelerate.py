@@ -18,7 +18,10 @@ from trainyard.run import init
 
 
 class TrainyardTracker(GeneralTracker):  # type: ignore[misc]
-    """Reports what `accelerator.log` is given. `total` in the tracker's config: all steps."""
+    """Reports what is passed to `accelerator.log`.
+
+    Pass the number of steps to `accelerator.init_trackers("mine", config={"total": steps})`.
+    """
 
     name = "trainyard"
     requires_logging_directory = False

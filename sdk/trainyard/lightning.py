@@ -14,10 +14,13 @@ from trainyard.stop import take_over
 
 
 class TrainyardCallback(pl.Callback):
-    """Reports the step and the logged metrics, and stops, saved, when the run is to stop.
+    """Reports the step and the logged metrics, and saves and stops when the run is to stop.
+
+    Of the logged metrics it reports `loss`, `learning_rate`, `grad_norm` and those that begin with
+    `eval_`; `val_loss` is shown as the evaluation loss.
 
     The checkpoint is `last.ckpt` in the run's directory; the next attempt continues with
-    `trainer.fit(..., ckpt_path=callback.resume_path)`, which is None where there is none.
+    `trainer.fit(..., ckpt_path=callback.resume_path)`, which is None if there is none yet.
     """
 
     def __init__(self) -> None:
@@ -29,7 +32,7 @@ class TrainyardCallback(pl.Callback):
         return str(self.checkpoint) if self.checkpoint.exists() else None
 
     def on_train_start(self, *_: Any) -> None:
-        # Lightning has just installed its own handler, which ends each rank after another step.
+        # Lightning has just installed its own handler, which ends each rank after a different step.
         take_over()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:

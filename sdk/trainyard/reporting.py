@@ -25,7 +25,7 @@ class Reporter:
         self._token = token
         self._lock = threading.Lock()
         self._values: dict[str, Any] = {}
-        self._sample: str | None = None
+        self._documents: dict[str, Any] = {}
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._warned = False
@@ -47,14 +47,25 @@ class Reporter:
         except OSError:
             return None
 
-    def put(self, values: dict[str, Any], sample: str | None = None) -> None:
-        """Values to send next, in place of those not sent yet."""
+    def put(
+        self,
+        values: dict[str, Any],
+        sample: str | None = None,
+        documents: dict[str, Any] | None = None,
+    ) -> None:
+        """Values to send next, in place of those not sent yet.
+
+        documents: what is not a number, by its name in the status: checkpoint (step, digest, time),
+            model and bestModel (step, digest, path, evalLoss), resumedFromStep, startedFrom.
+        """
         kept = {name: _snapshot(value) for name, value in values.items()}
         with self._lock:
             self._values.update(kept)
+            self._documents.update(documents or {})
             if sample is not None:
-                self._sample = sample
-        self._changed.set()
+                self._documents["sample"] = sample[:MAX_SAMPLE]
+        if not self._changed.is_set():  # which costs less, and is called after every step
+            self._changed.set()
 
     def close(self) -> None:
         """Send what is left, within CLOSE_SECONDS."""
@@ -76,16 +87,14 @@ class Reporter:
     def _send(self) -> None:
         with self._lock:
             values, self._values = self._values, {}
-            sample, self._sample = self._sample, None
+            documents, self._documents = self._documents, {}
         metrics = [
             {"name": name, "value": repr(number)}
             for name, value in values.items()
-            if (number := _number(value)) is not None
+            if (number := finite(value)) is not None
         ]
-        body: dict[str, Any] = {"trainerStatus": {"metrics": metrics}}
-        if sample is not None:
-            body["sample"] = sample[:MAX_SAMPLE]
-        if not metrics and sample is None:
+        body: dict[str, Any] = {"trainerStatus": {"metrics": metrics}, **documents}
+        if not metrics and not documents:
             return
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
@@ -98,23 +107,24 @@ class Reporter:
 
 
 def _snapshot(value: Any) -> Any:
-    """The value as it is now, without waiting for a GPU: of its tensor a copy, which the other
-    thread turns into a number.
+    """The value as it is now, without waiting for a GPU.
+
+    A tensor on a GPU is copied, and the other thread turns the copy into a number.
     """
+    if type(value) is int or type(value) is float:
+        return value
     try:
-        if hasattr(value, "detach"):
-            value = value.detach()
-            if value.device.type != "cpu":
-                return value.clone()
+        if getattr(value, "is_cpu", True) is False:
+            return value.detach().clone()
     except Exception:  # a report never fails
         return None
-    return _number(value)
+    return finite(value)
 
 
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """As a finite number; None for anything else."""
     try:
-        number = float(value)
+        number = float(value.detach() if hasattr(value, "detach") else value)
     except Exception:  # of whatever kind a script's own type raises
         return None
     return number if math.isfinite(number) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ class Stop:
     """Notes SIGTERM, and has all ranks agree on when to stop.
 
     A rank can't stop alone: the others would wait for it in their next step. So the ranks vote, at
-    a step that the vote before determined for all, about VOTE_SECONDS later.
+    a step that their previous vote determined, about VOTE_SECONDS after it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Stop:
         self.take_over()
 
     def take_over(self) -> None:
-        """Handle SIGTERM, whoever has handled it before: a framework's handler may end one rank."""
+        """Handle SIGTERM in place of any other handler: a framework's handler may end one rank."""
         try:
             signal.signal(signal.SIGTERM, self._on_sigterm)
         except ValueError:
@@ -66,6 +67,17 @@ class Stop:
         self._next = self._calls + max(1, int(VOTE_SECONDS / max(mean, 1e-4)))
         return bool(requested > 0)
 
+    def close(self) -> None:
+        """End the threads of the group's votes, which Python would not survive while it finalizes.
+
+        See Group.close of the trainer.
+        """
+        group, self._group, self._world = self._group, None, None
+        distributed = _initialised()
+        if group is not None and distributed is not None and os.getpid() == self._pid:
+            with contextlib.suppress(RuntimeError):  # it was destroyed, with all groups
+                distributed.destroy_process_group(group)
+
     def _on_sigterm(self, *_: object) -> None:
         self.requested = True
 
@@ -79,9 +91,12 @@ current: Stop | None = None
 
 
 @atexit.register  # when this module is imported, so that it runs after what registers itself later
-def _end_by_sigterm() -> None:
-    """A process that ended with status 0 would mean that the run is finished."""
-    if current is None or not current.is_final:
+def _end() -> None:
+    """A stopped run ends by SIGTERM: status 0 would mean that it is finished."""
+    if current is None:
+        return
+    if not current.is_final:
+        current.close()
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

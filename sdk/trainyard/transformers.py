@@ -13,7 +13,7 @@ from trainyard.run import init
 
 
 class TrainyardCallback(transformers.TrainerCallback):
-    """Reports what the Trainer logs, and stops it, saved, when the run is to stop.
+    """Reports what the Trainer logs, and saves and stops when the run is to stop.
 
     The next attempt continues with `trainer.train(resume_from_checkpoint=...)`.
     """
@@ -30,7 +30,7 @@ class TrainyardCallback(transformers.TrainerCallback):
             for name, value in (logs or {}).items()
             if name in known or name.startswith("eval_")
         }
-        tokens = state.num_input_tokens_seen or None
+        tokens = state.num_input_tokens_seen or (logs or {}).get("num_tokens")  # the latter of TRL
         self.run.report(state.global_step, total=state.max_steps, tokens=tokens, **shown)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
