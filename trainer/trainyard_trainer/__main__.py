@@ -5,7 +5,7 @@ import sys
 
 from trainyard_trainer.errors import exit_with, interrupt_once
 from trainyard_trainer.jobs import read_job
-from trainyard_trainer.recipes import check_recipe
+from trainyard_trainer.registry import check_recipe
 from trainyard_trainer.reporting.http_report import ReportServer
 
 

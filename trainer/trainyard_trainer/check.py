@@ -13,12 +13,15 @@ from pydantic import ValidationError
 from trainyard_api.recipes import Location
 from trainyard_trainer.config import check_batch_size, problems
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes import find_recipe
+from trainyard_trainer.registry import find_recipe
 
 
 def check(recipe: str, config: dict[str, Any], processes: int) -> list[tuple[Location, str]]:
     """What is wrong with the settings of a run on that many processes."""
-    cls = find_recipe(recipe).Config
+    try:
+        cls = find_recipe(recipe).Config
+    except ConfigError as error:
+        return [((), str(error))]
     try:
         check_batch_size(cls.model_validate(config), processes)
     except ValidationError as error:

@@ -60,7 +60,7 @@ class TrainConfig(BaseModel):
     """Learning rate at the end of the schedule. Default: a tenth of learning_rate."""
 
     warmup_steps: Changeable[int] = Field(default=0, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up: the first has 1/warmup_steps of the learning rate, the last all."""
 
     lr_decay_steps: Changeable[int | None] = Field(default=None, ge=1)
     """Step at which the schedule reaches min_learning_rate. Default: max_steps."""
@@ -84,10 +84,16 @@ class TrainConfig(BaseModel):
     """Clip gradients to this norm; 0 disables clipping."""
 
     compile: Changeable[bool] = False
-    """torch.compile the model's blocks: faster steps after a slow first one."""
+    """torch.compile the model's blocks: faster steps after a slow first one, whose kernels are kept
+    for the next attempt. The log says what was compiled; if nothing was, that is an error."""
 
     activation_checkpointing: Changeable[bool] = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
+
+    deterministic: Changeable[bool] = False
+    """Use only operations that give the same results every time, on GPUs too, so that there, as on
+    CPUs anyway, a resumed run is bitwise the uninterrupted one. Slower; an operation that can't is
+    an error."""
 
     sharding_strategy: Changeable[Literal["FULL_SHARD", "SHARD_GRAD_OP"]] = "FULL_SHARD"
     """With strategy fsdp: free a block's gathered parameters after its forward pass, or keep them
@@ -106,8 +112,8 @@ class TrainConfig(BaseModel):
     """Also evaluate the model before the first step, for comparison."""
 
     export_steps: Changeable[int] = Field(default=0, ge=0)
-    """Steps between exports of the model, for servers that follow the run; the last three are kept.
-    0 exports only the finished one."""
+    """Steps between exports of the model, for servers that follow the run; the last three and the
+    best are kept. 0 exports models only at the end."""
 
     log_steps: Changeable[int] = Field(default=10, ge=1)
     """Steps between progress lines (and device synchronisations)."""

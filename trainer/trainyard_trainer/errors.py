@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from trainyard_api.job import EXIT_CONFIG, HARDWARE_FAULT, RESULT_FILE_ENV
+from trainyard_api.job import (
+    EXIT_CONFIG,
+    HARDWARE_FAULT,
+    KERNEL_FAULT,
+    NCCL_MISUSE,
+    RESULT_FILE_ENV,
+)
 
 # torchrun sets each worker's error file (torchelastic's error handling).
 ERROR_FILE_ENV = "TORCHELASTIC_ERROR_FILE"
@@ -54,7 +60,13 @@ class CheckpointError(UserError):
 
 
 class DiskFullError(UserError):
-    """The last checkpoint or the model does not fit on the disk, into a quota or a limit."""
+    """A checkpoint, the model or the prepared data exceeds the disk, a quota or a limit."""
+
+    on_every_rank = True
+
+
+class ExportError(UserError):
+    """The exported model is not the trained one: it is not published."""
 
     on_every_rank = True
 
@@ -105,6 +117,20 @@ class HardwareError(UserError):
     """A GPU or its links failed: another attempt, best on another node, can succeed."""
 
 
+class KernelError(UserError):
+    """A kernel did what no GPU allows: a mistake in a program or its data."""
+
+
+# This process's GPU, for messages: its index and UUID, once it has one.
+_gpu = ""
+
+
+def name_gpu(gpu: str) -> None:
+    """Remember which GPU this process uses: after an error CUDA may not say it any more."""
+    global _gpu
+    _gpu = gpu
+
+
 _PEER_LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|\bgloo\b|\bnccl\b|ncclremote", re.IGNORECASE
 )
@@ -113,6 +139,14 @@ _PEER_LOST_CLASSES = {"DistNetworkError", "DistStoreError", "DistBackendError"}
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
+# What follows torch's own words: advice, and where in C++ the error was raised.
+_ADVICE = re.compile(
+    r"If reserved but unallocated memory|See documentation for Memory|Search for `cuda"
+    r"|CUDA kernel errors might be|Exception raised from"
+)
+# NCCL 2.30 doesn't name the ranks.
+_SHARED_GPU = re.compile(r"Duplicate GPU detected : rank (\d+) and rank (\d+)")
+_SOURCE = re.compile(r"^\[enforce fail at [^]]*\] .*?\. (?=DefaultCPUAllocator)")
 
 
 def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> BaseException:
@@ -123,7 +157,7 @@ def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> Ba
     """
     if not isinstance(error, RuntimeError):
         return error
-    text = " ".join(str(error).partition("Exception raised from")[0].split())
+    text = _words(error)
     if type(error).__name__ not in _PEER_LOST_CLASSES and not _PEER_LOST.search(text):
         return error
     if stopping:
@@ -134,35 +168,60 @@ def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> Ba
 def as_out_of_memory(error: Exception, step: int) -> Exception:
     """An OutOfMemoryError in place of torch's errors for too little memory; else `error`.
 
-    It names what may change when the run resumes: the same batch in smaller parts.
+    It has torch's figures, and names what may change when the run resumes: the same batch in
+    smaller parts.
     """
-    text = " ".join(str(error).split())
+    text = _words(error)
     if not isinstance(error, RuntimeError) or not _NO_MEMORY.search(text):
         return error
     return OutOfMemoryError(
         f"the batch of step {step} doesn't fit into memory: raise"
         " config.gradient_accumulation_steps or set config.activation_checkpointing"
-        f" ({text.partition('. ')[0][:200]})"
+        f" ({_place()}: {_SOURCE.sub('', text)[:500].rstrip('. ')})"
     )
 
 
-def as_hardware(error: BaseException, where: str) -> BaseException:
-    """A HardwareError in place of torch's errors for a broken GPU or link; else `error`.
+def as_gpu_error(error: BaseException, where: str) -> BaseException:
+    """One line in place of torch's errors for a GPU, with the GPU's name; else `error`.
 
-    An illegal memory access or a device-side assert is a mistake in a program, not a fault of the
-    hardware, and a peer that is lost is not one either: its own rank or node reports the cause.
-    Made from the documented messages of CUDA's runtime errors; not measured here.
+    HardwareError if the GPU or a link failed; KernelError for an illegal access or a failed
+    assertion, which is a mistake in a program; ConfigError if NCCL was used wrongly, as by two
+    ranks on one GPU. A peer that is lost is none of them: its own rank or node reports the cause.
+    Made from the texts of CUDA 13.2 and of NCCL 2.28 and 2.30; not measured here.
     """
-    text = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or not (found := HARDWARE_FAULT.search(text)):
+    text = _words(error)
+    if not isinstance(error, RuntimeError):
         return error
-    return HardwareError(
-        f"{where}: {found[0]} (on {socket.gethostname()}); if this node fails again, have its GPUs"
-        f" and the kernel log (Xid) checked: {text.partition('. ')[0][:300]}"
-    )
+    if found := HARDWARE_FAULT.search(text):
+        return HardwareError(
+            f"{where}: {found[0]} (on {_place()}); if this node fails again, have its GPUs and the"
+            f" kernel log (Xid) checked: {text[:300]}"
+        )
+    blocking = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"  # then its traceback tells the truth
+    if (found := KERNEL_FAULT.search(text)) and not blocking:
+        return KernelError(
+            f"{where}: {found[0]} (on {_place()}): an index outside its tensor, or a mistake in a"
+            " kernel; CUDA_LAUNCH_BLOCKING=1 in the trainer's env gives a traceback of the line"
+        )
+    if NCCL_MISUSE.search(text):
+        shared = _SHARED_GPU.search(text) or "Multiple Ranks are using the same GPU" in text
+        ranks = f"ranks {shared[1]} and {shared[2]}" if isinstance(shared, re.Match) else "ranks"
+        problem = f"{ranks} use the same GPU: request as many GPUs as processes; " if shared else ""
+        return ConfigError(f"{where}: {problem}{text[:400]} (on {_place()})")
+    return error
 
 
-def one_line(error: BaseException) -> str:
+def _words(error: BaseException) -> str:
+    """What torch says, on one line, without advice and its place in the source."""
+    return _ADVICE.split(" ".join(str(error).split()), maxsplit=1)[0].strip()
+
+
+def _place() -> str:
+    """`host1, GPU 0, GPU-8f2b...`: this host, and this process's GPU if it has one."""
+    return ", ".join(filter(None, (socket.gethostname(), _gpu)))
+
+
+def type_and_message(error: BaseException) -> str:
     """`ConfigError: config.n_layrs: unknown key; did you mean n_layer?`"""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -181,9 +240,9 @@ def report_error(error: BaseException, rank: int) -> None:
             if not isinstance(error, UserError):
                 text = "".join(traceback.format_exception(error))
             elif isinstance(error, HangError):
-                text = f"{prefix}{one_line(error)}\n{error.stacks}\n"
+                text = f"{prefix}{type_and_message(error)}\n{error.stacks}\n"
             else:
-                text = f"{prefix}{one_line(error)}\n"
+                text = f"{prefix}{type_and_message(error)}\n"
             print(text, end="", file=sys.stderr, flush=True)
         _write_error_files(error, file)
 
@@ -203,7 +262,9 @@ def _is_reported(error: BaseException, file: int | None) -> bool:
         return True
     if reported.startswith(RankLostError.__name__):
         return False  # a cause is printed even after its consequence
-    return getattr(error, "on_every_rank", False) or reported == one_line(error)[:MAX_MESSAGE]
+    return (
+        getattr(error, "on_every_rank", False) or reported == type_and_message(error)[:MAX_MESSAGE]
+    )
 
 
 @contextlib.contextmanager
@@ -285,7 +346,7 @@ def _error_json(error: BaseException) -> str:
     stack = error.stacks[:2000] if isinstance(error, HangError) else ""
     if not isinstance(error, UserError):
         stack = "".join(traceback.format_exception(error))[-2000:]
-    message = one_line(error)[:MAX_MESSAGE]
+    message = type_and_message(error)[:MAX_MESSAGE]
     extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
     text = json.dumps({"message": {"message": message, "extraInfo": extra}})
     if len(text) > MAX_ERROR_BYTES:

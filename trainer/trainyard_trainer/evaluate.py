@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data.loader import on_device
 from trainyard_trainer.data.sampling import Ids
+from trainyard_trainer.data.transfer import on_device
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.recipes.base import Recipe
 

@@ -79,7 +79,7 @@ def from_manifest(path: Path, run_dir: Path | None, report_port: int) -> Trainer
         start_from=start,
         start_dir=start_dir,
         report_port=report_port,
-        require_gpu=run.gpus_per_node > 0,
+        require_gpu=run.asks_for_gpus,
     )
 
 

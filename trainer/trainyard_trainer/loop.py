@@ -41,6 +41,8 @@ class Training:
     Attributes:
         start: completed optimizer steps; 0 in a new run.
         metrics: those of the checkpoint of step `start`.
+        losses: of the steps since the last progress line, as that checkpoint has them; the loop
+            keeps the list up to date.
         branched: that checkpoint is another run's; this run has none yet.
     """
 
@@ -54,6 +56,7 @@ class Training:
     reporter: RunReporter
     start: int
     metrics: dict[str, float]
+    losses: list[float]
     branched: bool = False
 
 
@@ -91,9 +94,9 @@ class Loop:
         self._losses = torch.zeros(config.log_steps, device=self.group.device)
         self._norms = torch.zeros_like(self._losses)  # of the gradients, the same on every rank
         self._unread = 0  # losses still on the device
-        self._window: list[float] = []  # losses read since the last progress line
+        self._window = training.losses  # those read since the last progress line
+        self._logged = start  # step of that line, or the first of this attempt
         self._work = torch.zeros(self.group.world_size)  # each rank's own seconds since then
-        self._data_seconds = 0.0
         self._saving: int | None = None  # step of the newest save that was started
         self._saved: int | None = None  # and of the newest that succeeded (rank 0)
         self._blocked: float | None = None  # seconds that training has waited for the newest save
@@ -116,6 +119,8 @@ class Loop:
             norm = self._train_step()
             if self.step == self.start + 1:
                 self.reporter.console.info(f"first step done after {since_start():.1f} s")
+                if self.parallel.compiler:
+                    self.reporter.console.info(self.parallel.compiler.report())
                 self.checkpointer.preload()
             done = self.step == last
             epoch = None
@@ -152,6 +157,7 @@ class Loop:
                     loss = self.recipe.loss(parallel.model, batch)
                 torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
+            self.loader.prefetch()  # while the GPU computes
             self.reporter.tick()
         norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
@@ -159,6 +165,9 @@ class Loop:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        # Evaluation metrics do not apply to later steps; those of the untrained model are kept.
+        kept = (name for name in self.metrics if name == "loss" or name.startswith("base_"))
+        self.metrics = {name: self.metrics[name] for name in kept}
         self._unread += 1
         parallel.timer.end()
         self.reporter.step_done(self.step)
@@ -166,10 +175,7 @@ class Loop:
 
     def _next_batch(self) -> tuple[Batch, float]:
         """This rank's next micro-batch, and the weight of its loss in the step's loss."""
-        began = time.perf_counter()
-        batch_and_factor = next(self.loader)
-        self._data_seconds += time.perf_counter() - began
-        return batch_and_factor
+        return next(self.loader)
 
     def _read_losses(self) -> None:
         """Read the losses since the last time, averaged over the ranks, and the step times.
@@ -215,14 +221,13 @@ class Loop:
     def _log(self, norm: torch.Tensor, eta: float) -> None:
         """Report the steps since the last progress line; `eta` in seconds."""
         self._read_losses()
-        steps = len(self._window)
-        loss = sum(self._window) / steps
+        # The line may begin in an earlier attempt, of which the losses are known, the times not.
+        loss = sum(self._window) / len(self._window)
+        steps = self.step - self._logged
         samples_per_second, tokens_per_second = self.throughput.rates()
         samples = steps * self.config.batch_size
         on_gpu = self.group.device.type == "cuda"
-        # Evaluation metrics do not apply to later steps; those of the untrained model are kept.
-        base = {name: value for name, value in self.metrics.items() if name.startswith("base_")}
-        self.metrics = {"loss": loss} | base
+        self.metrics["loss"] = loss
         self.reporter.progress(
             Progress(
                 step=self.step,
@@ -236,7 +241,7 @@ class Loop:
                 samples_per_second=samples_per_second,
                 tokens_per_second=tokens_per_second,
                 eta_seconds=eta,
-                data_seconds=self._data_seconds,
+                data_seconds=self.loader.seconds,
                 peak_memory_bytes=peak_memory_bytes(self.group.device),
                 gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
                 step_seconds=self.throughput.step_seconds(),
@@ -245,7 +250,8 @@ class Loop:
                 ),
             )
         )
-        self._window, self._data_seconds = [], 0.0
+        self._window.clear()
+        self._logged, self.loader.seconds = self.step, 0.0
         self._work.zero_()
 
     def _evaluate(self, prefix: str = "") -> None:
@@ -314,6 +320,7 @@ class Loop:
             self.reporter.console.warn(f"{error}; training continues")
             return
         if model:
+            self.reporter.update(model=model, best_model=self.exporter.best())
             self.reporter.console.info(f"model of step {model.step} exported")
 
     def _wait_for_copy(self) -> None:
@@ -346,13 +353,14 @@ class Loop:
         self._report_save(self.checkpointer.wait())
         # No rank exits before rank 0 has published.
         saved = self.group.broadcast(self._saved == self.step)
-        told = [rank for rank, got in enumerate(self.group.gather(stop.requested)) if got]
+        signalled = [rank for rank, got in enumerate(self.group.gather(stop.requested)) if got]
         outcome = "which is saved" if saved else "which could not be saved"
         where = f"after step {self.step} of {self.config.max_steps}, {outcome}"
-        if len(told) < self.group.world_size:
-            names = ", ".join(map(str, told[:8])) + ("…" if told[8:] else "")
+        if len(signalled) < self.group.world_size:
+            names = ", ".join(map(str, signalled[:8])) + ("…" if signalled[8:] else "")
+            ranks = "rank" if len(signalled) == 1 else "ranks"
             raise StoppedError(
-                f"SIGTERM: stopped {where}; somebody sent it to rank {names} only",
+                f"SIGTERM: stopped {where}; only {ranks} {names} got the signal",
                 alone=stop.requested,
             )
         raise StoppedError(

@@ -34,7 +34,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, the schedule, then constant."""
+    """Learning rate of the step after `step` steps: linear warm-up, the schedule, then constant."""
     assert config.min_learning_rate is not None
     assert config.lr_decay_steps is not None
     if step < config.warmup_steps:

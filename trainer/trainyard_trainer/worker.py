@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.job import TrainerJob
 from trainyard_api.status import ModelRef
-from trainyard_trainer.checkpoint.checkpointer import Checkpointer
+from trainyard_trainer.checkpoint.checkpointer import Checkpointer, describer
+from trainyard_trainer.checkpoint.compare import can_compare
 from trainyard_trainer.checkpoint.export import Exporter, find_exported, note_exported
-from trainyard_trainer.checkpoint.publish import Fence, check_shared, prepare_run_dir
-from trainyard_trainer.checkpoint.resume import Resume, find_resume, restore, seed_rank
+from trainyard_trainer.checkpoint.publish import Fence, Origin, check_shared, prepare_run_dir
+from trainyard_trainer.checkpoint.random_state import seed_rank
+from trainyard_trainer.checkpoint.resume import Resume, find_resume, restore
 from trainyard_trainer.checkpoint.state import StateFiles, make_state_files
 from trainyard_trainer.config import (
     TrainConfig,
@@ -23,7 +26,10 @@ from trainyard_trainer.config import (
     parse_config,
     processes,
 )
+from trainyard_trainer.data.cache import on_progress
 from trainyard_trainer.deferred_dynamo import defer_dynamo
+from trainyard_trainer.deterministic import as_nondeterministic, use_deterministic_algorithms
+from trainyard_trainer.distributed.compiler import keep_kernels
 from trainyard_trainer.distributed.parallel import Parallel
 from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
 from trainyard_trainer.distributed.stop import Stop
@@ -32,15 +38,15 @@ from trainyard_trainer.errors import (
     ConfigError,
     DiskFullError,
     StoppedError,
-    as_hardware,
+    as_gpu_error,
     as_out_of_memory,
     as_rank_lost,
-    one_line,
+    type_and_message,
 )
 from trainyard_trainer.loop import Loop, Training
 from trainyard_trainer.optim import build_optimizer
-from trainyard_trainer.recipes import find_recipe
 from trainyard_trainer.recipes.base import Recipe
+from trainyard_trainer.registry import find_recipe
 from trainyard_trainer.reporting.console import Console
 from trainyard_trainer.reporting.http_report import ReportServer
 from trainyard_trainer.reporting.reporter import RunReporter
@@ -57,8 +63,12 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
     """
     reporter = RunReporter(job.attempt, Console(enabled=rank == 0), server)
     config = parse_config(find_recipe(job.recipe).Config, job.config)
-    if not config.compile:
+    if config.compile:
+        keep_kernels()
+    else:
         defer_dynamo()
+    if config.deterministic:
+        use_deterministic_algorithms(config.compile)
     # Before the ranks wait for each other: each can check it alone.
     check_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -68,7 +78,7 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
     except BaseException as error:
         where = f"while {reporter.liveness}"
         reporter.end("KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED")
-        lost = as_rank_lost(as_hardware(error, where), where)
+        lost = as_rank_lost(as_gpu_error(as_nondeterministic(error), where), where)
         if lost is not error:
             raise lost from error
         raise
@@ -78,9 +88,16 @@ def work(job: TrainerJob, server: ReportServer | None, rank: int) -> None:
 
 def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunReporter) -> None:
     """Load, train and export, in the process group."""
+    on_progress.set(reporter.loading)
     fence, resume, recipe, config = _load(job, config, group)
+    reporter.update(message="")
     group.run_or_fail_all(lambda: check_report_to(config) if group.is_main else None)
     reporter.console.info(f"data: {recipe.describe()}")
+    if not can_compare(recipe):
+        reporter.console.warn(
+            f"exported models are not compared with the trained one: {job.recipe} has no"
+            " load_exported"
+        )
     settings = config.model_dump(mode="json")
     run = _spec(job) | {"config": settings}
     hosts = group.gather(socket.gethostname())
@@ -97,28 +114,37 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             f"step {exported.step} was the last one: its model is in {exported.path}, although its"
             " checkpoint could not be written; nothing is left to train"
         )
-        _finish(job, exported.step, exported, recipe, group, reporter)
+        parallel, _, files = _build(job, config, recipe, group, reporter.console)
+        best = Exporter(job, recipe, parallel, fence, settings).export_best(files, reporter.console)
+        _finish(job, exported.step, exported, best, recipe, group, reporter)
         return
 
-    torch.manual_seed(job.seed)  # the same weights on every rank
-    module = group.run_or_fail_all(recipe.build)
-    count = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    trainable = f", {trained:,} of them trainable" if trained < count else ""
-    reporter.console.info(f"model: {count / 1e6:,.2f} million parameters{trainable}")
-    parallel = Parallel(module, recipe.blocks(module), group, job.strategy, job.precision, config)
-    optimizer = build_optimizer(parallel.module, config)
-    files = make_state_files(parallel, optimizer)
+    parallel, optimizer, files = _build(job, config, recipe, group, reporter.console)
     seed_rank(job.seed, 0, group.rank)
-    start = _restore(resume, files, job, reporter.console) if resume else 0
+    start = _restore(resume, files, parallel, job, reporter.console) if resume else 0
     if group.is_main:
         continues = resume is not None and not resume.weights_only
         reporter.open_history(job, config, hosts, start if continues else None, about)
         if resume and not resume.source:
             reporter.newest_checkpoint(start, resume.manifest.created)
 
-    header = {"config": settings, "spec": _spec(job), "recipe": recipe.state()}
-    checkpointer = Checkpointer(job, files, fence, header, resume)
+    continued = resume.description if resume and not resume.weights_only else {}
+    losses: list[float] = continued.get("losses", [])
+    header = {
+        "config": settings,
+        "spec": _spec(job),
+        "recipe": recipe.state(),
+        "losses": losses,  # the loop's list, written as it is when a checkpoint is saved
+    }
+    checkpointer = Checkpointer(
+        Path(job.run_dir) / CHECKPOINTS,
+        Origin(job.run, job.attempt, group.world_size, job.recipe, settings),
+        files,
+        fence,
+        job.checkpoint,
+        describer(header, parallel.scaler),
+        resume,
+    )
     metrics = resume.manifest.metrics if resume and not resume.weights_only else {}
     exporter = Exporter(job, recipe, parallel, fence, settings)
     loop = Loop(
@@ -133,6 +159,7 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             reporter=reporter,
             start=start,
             metrics=metrics,
+            losses=losses,
             branched=resume is not None and bool(resume.source),
         )
     )
@@ -141,15 +168,42 @@ def _train(job: TrainerJob, config: TrainConfig, group: Group, reporter: RunRepo
             loop.run(stop)
         except Exception as error:
             step = loop.step + 1
-            reason = as_hardware(as_out_of_memory(error, step), f"in step {step}")
+            reason = as_gpu_error(as_out_of_memory(error, step), f"in step {step}")
             raise as_rank_lost(reason, f"in step {step}", stop.requested) from error
 
     reporter.update(phase="exporting")
     model = _export(exporter, loop, run if fence else None, Path(job.run_dir))
     if model:
         reporter.console.info(f"model exported to {Path(job.run_dir) / model.path}")
+    best = exporter.export_best(files, reporter.console)
+    if model and best and best.step != model.step:
+        reporter.console.info(f"best model exported to {Path(job.run_dir) / best.path}")
     checkpointer.close()
-    _finish(job, loop.step, model, recipe, group, reporter)
+    _finish(job, loop.step, model, best, recipe, group, reporter)
+
+
+def _build(
+    job: TrainerJob, config: TrainConfig, recipe: Recipe, group: Group, console: Console
+) -> tuple[Parallel, torch.optim.Optimizer, StateFiles]:
+    """The model, freshly initialised, its optimizer, and what reads and writes their state."""
+    torch.manual_seed(job.seed)  # the same weights on every rank
+    module = group.run_or_fail_all(recipe.build)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    trainable = f", {trained:,} of them trainable" if trained < count else ""
+    console.info(f"model: {count / 1e6:,.2f} million parameters{trainable}")
+    parallel = Parallel(
+        module,
+        recipe.blocks(module),
+        group,
+        job.strategy,
+        job.precision,
+        config,
+        recipe.parts(module),
+    )
+    optimizer = build_optimizer(parallel.module, config)
+    sharded = job.strategy == "fsdp"
+    return parallel, optimizer, make_state_files(parallel.module, optimizer, group, sharded)
 
 
 def _export(
@@ -175,18 +229,26 @@ def _finish(
     job: TrainerJob,
     step: int,
     model: ModelRef | None,
+    best: ModelRef | None,
     recipe: Recipe,
     group: Group,
     reporter: RunReporter,
 ) -> None:
-    """Upload the exported model and report the end."""
+    """Upload the last model and report the end; `best`: the best one, which may be the last."""
     if model:
         directory = Path(job.run_dir) / model.path
         with reporter.doing("uploading"):
             _upload(recipe, directory, reporter.console)
     reporter.finish_drawing()
     peak = max(group.gather(peak_memory_bytes(group.device)))
-    reporter.update(phase="finished", step=step, model=model, eta_seconds=0, peak_memory_bytes=peak)
+    reporter.update(
+        phase="finished",
+        step=step,
+        model=model,
+        best_model=best,
+        eta_seconds=0,
+        peak_memory_bytes=peak,
+    )
     group.run_or_fail_all(lambda: None)  # no rank exits while another still needs the group
 
 
@@ -195,7 +257,9 @@ def _upload(recipe: Recipe, directory: Path, console: Console) -> None:
     try:
         message = recipe.upload(directory)
     except Exception as error:
-        console.warn(f"upload failed: {one_line(error)[:300]}; the model stays in {directory}")
+        console.warn(
+            f"upload failed: {type_and_message(error)[:300]}; the model stays in {directory}"
+        )
         return
     if message:
         console.info(message)
@@ -307,13 +371,20 @@ def _report_resume(
     return about
 
 
-def _restore(resume: Resume, files: StateFiles, job: TrainerJob, console: Console) -> int:
+def _restore(
+    resume: Resume, files: StateFiles, parallel: Parallel, job: TrainerJob, console: Console
+) -> int:
     for reason in resume.skipped:
         console.warn(f"checkpoint skipped: {reason}")
-    restore(resume, files, job)
+    restored = restore(resume, files, parallel.scaler, job)
     note = ""
     if resume.manifest.world_size != files.group.world_size:
         note = f"; saved by {processes(resume.manifest.world_size)}"
+    elif not restored and not resume.weights_only:
+        device = "a GPU" if files.group.device.type == "cpu" else "CPUs"
+        note = (
+            f"; saved on {device}: the random states are new, and the rest is not bitwise the same"
+        )
     if resume.source:
         what = "the weights of " if resume.weights_only else ""
         console.info(f"starting from {what}{resume.source}{note}")

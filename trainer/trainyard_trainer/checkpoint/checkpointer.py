@@ -4,21 +4,22 @@ import contextlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainyard_api.checkpoint import CHECKPOINTS, Manifest, step_name
-from trainyard_api.job import TrainerJob
+from trainyard_api.checkpoint import Manifest, step_name
+from trainyard_api.spec import CheckpointPolicy
 from trainyard_api.status import CheckpointRef
 from trainyard_trainer.checkpoint.disk import free_space, kind, reason
-from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence, publish
+from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence, Origin, publish
 from trainyard_trainer.checkpoint.resume import DESCRIPTION_FILE, Resume
 from trainyard_trainer.checkpoint.retention import Retention
-from trainyard_trainer.checkpoint.state import StateFiles
-from trainyard_trainer.distributed.parallel import Parallel
+from trainyard_trainer.checkpoint.state import StateFiles, Write
+from trainyard_trainer.distributed.parallel import LossScaler
+from trainyard_trainer.distributed.process_group import use_device
 from trainyard_trainer.errors import (
     CheckpointError,
     NonFiniteLossError,
@@ -44,71 +45,81 @@ class Saved:
     size: int = 0
 
 
+def describer(header: dict[str, Any], scaler: LossScaler) -> Callable[[int], Write]:
+    """Writes a recipe's description; `header`: the rest of it, as it is when a save starts."""
+
+    def describe(step: int) -> Write:
+        description = header | {"step": step, "scaler": scaler.state_dict()}
+        text = json.dumps(description, indent=1) + "\n"
+
+        def write(directory: Path) -> None:
+            (directory / DESCRIPTION_FILE).write_text(text)
+
+        return write
+
+    return describe
+
+
 class Checkpointer:
     """Saves in the background, one checkpoint at a time; rank 0 publishes."""
 
     def __init__(
         self,
-        job: TrainerJob,
+        parent: Path,
+        origin: Origin,
         files: StateFiles,
         fence: Fence | None,
-        header: dict[str, Any],
+        keep: CheckpointPolicy,
+        describe: Callable[[int], Write],
         resume: Resume | None,
     ) -> None:
-        """`fence` on rank 0 only; `header`: the run's part of DESCRIPTION_FILE."""
-        self.job = job
+        """Args:
+        parent: directory of the run's checkpoints.
+        fence: on rank 0 only.
+        describe: called on rank 0 as a save of a step starts; what it returns writes, in the
+            background, the files beside the tensors.
+        """
+        self.parent = parent
+        self.origin = origin
         self.files = files
         self.fence = fence
-        self.header = header
-        self.parent = Path(job.run_dir) / CHECKPOINTS
+        self.describe = describe
         self.writer = files.group.broadcast(fence.writer if fence else "")
         self.retention: Retention | None = None
         if fence is not None:
-            keep = job.checkpoint
-            self.retention = Retention(self.parent, keep.keep_last, keep.keep_best, fence)
+            self.retention = Retention(parent, keep.keep_last, keep.keep_best, fence)
             if resume is not None and not resume.source:
                 self.retention.trust(resume.directory, resume.manifest)
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._background = ThreadPoolExecutor(
+            1, "checkpoint", initializer=use_device, initargs=(files.group.device,)
+        )
         self._pending: Future[Saved] | None = None
 
     def preload(self) -> None:
         """Prepare for the first save while training continues."""
         self.files.preload(self._background)
 
-    def save(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+    def save(self, step: int, total_steps: int | None, metrics: dict[str, float]) -> Future[Saved]:
         """Start copying and writing the state. The previous save must have ended: see `wait`.
 
         The optimizer must not take its next step before `wait_copied`.
         """
         assert self._pending is None, "a checkpoint is still being written"
         began = time.perf_counter()
-        parallel: Parallel = self.files.parallel
         write = self.files.stage()
-        manifest = Manifest(
-            kind="checkpoint",
-            run=self.job.run,
-            attempt=self.job.attempt,
-            recipe=self.job.recipe,
-            step=step,
-            total_steps=total_steps,
-            world_size=parallel.group.world_size,
-            created=datetime.now(UTC),
-            config=self.header["config"],
-            metrics=metrics,
-            files={},
-        )
-        description = self.header | {"step": step, "scaler": parallel.scaler.state_dict()}
-
+        manifest = self.origin.manifest("checkpoint", step, total_steps, metrics)
+        describe = self.describe(step) if self.fence else None
         size = self.files.size()
 
         def finish() -> Saved:
             try:
-                saved = self._write(write, manifest, description)
+                saved = self._write(write, manifest, describe)
             finally:
                 self.files.copied.set()  # also after a failure: training waits for this
             return replace(saved, seconds=time.perf_counter() - began, size=size)
 
         self._pending = self._background.submit(finish)
+        return self._pending
 
     def wait_copied(self) -> None:
         """Wait until the running save, if any, has copied the state."""
@@ -130,18 +141,17 @@ class Checkpointer:
     def close(self) -> None:
         """Stop the background thread."""
         self._background.shutdown()
-        self.files.close()
 
-    def _write(self, write: Any, manifest: Manifest, description: dict[str, Any]) -> Saved:
+    def _write(self, write: Write, manifest: Manifest, describe: Write | None) -> Saved:
         """In the background: write this rank's files; rank 0 publishes those of all ranks."""
         name = step_name(manifest.step)
         temporary = self.parent / f"{TEMPORARY}{name}-{self.writer}"
         final = self.parent / name
         try:
             write(temporary)
-            if self.fence is None or self.retention is None:
+            if self.fence is None or self.retention is None or describe is None:
                 return Saved(manifest.step, 0)
-            (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n")
+            describe(temporary)
             digest = publish(temporary, final, manifest, self.fence)
         except SupersededError:
             shutil.rmtree(temporary, ignore_errors=True)

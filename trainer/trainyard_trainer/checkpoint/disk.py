@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from trainyard_trainer.errors import CheckpointError, DiskFullError, UserError, one_line
+from trainyard_trainer.errors import CheckpointError, DiskFullError, UserError, type_and_message
 
 # torch's archive writer reports a short write by these names; with less free space than _FULL the
 # reason is a full disk.
@@ -38,7 +38,7 @@ def failed_call(error: BaseException, directory: Path) -> tuple[int | None, Base
 def reason(error: BaseException, directory: Path) -> str:
     """The operating system's message, from any wrapped cause; else the innermost error's."""
     code, innermost = failed_call(error, directory)
-    return os.strerror(code) if code else one_line(innermost)[:300]
+    return os.strerror(code) if code else type_and_message(innermost)[:300]
 
 
 def free_space(directory: Path) -> str:

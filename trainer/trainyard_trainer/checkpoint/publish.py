@@ -6,10 +6,13 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from trainyard_api.checkpoint import ATTEMPT_FILE, CHECKPOINTS, MANIFEST, MODELS, Manifest
 from trainyard_storage.checkpoints import describe_files, digest, manifest_bytes
@@ -18,6 +21,39 @@ from trainyard_trainer.errors import ConfigError, SupersededError
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}replaced-"
 LOCK_TIMEOUT = 30.0  # seconds; the lock is held for a few renames only
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose checkpoints and models they are, as their manifests say; `recipe`: "" of a script."""
+
+    run: str
+    attempt: int
+    world_size: int
+    recipe: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def manifest(
+        self,
+        kind: Literal["checkpoint", "model"],
+        step: int,
+        total_steps: int | None,
+        metrics: dict[str, float],
+    ) -> Manifest:
+        """The manifest of a directory of `step`; `publish` adds its files."""
+        return Manifest(
+            kind=kind,
+            run=self.run,
+            attempt=self.attempt,
+            recipe=self.recipe,
+            step=step,
+            total_steps=total_steps,
+            world_size=self.world_size,
+            created=datetime.now(UTC),
+            config=self.config,
+            metrics=metrics,
+            files={},
+        )
 
 
 class Claim(NamedTuple):
@@ -89,6 +125,8 @@ class Fence:
                 time.sleep(0.01)
             yield file
         finally:
+            # Closing is not enough: a loader worker that was forked meanwhile has the file open.
+            _unlock(file)
             os.close(file)
 
     def _read(self, file: int) -> Claim:
@@ -124,6 +162,11 @@ def _try_lock(file: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _unlock(file: int) -> None:
+    with contextlib.suppress(OSError):  # no locks here
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def prepare_run_dir(run_dir: Path, attempt: int, uid: str = "") -> Fence:
@@ -174,8 +217,12 @@ def publish(temporary: Path, final: Path, manifest: Manifest, fence: Fence) -> s
     """
     manifest = manifest.model_copy(update={"files": describe_files(temporary)})
     (temporary / MANIFEST).write_bytes(manifest_bytes(manifest))
+    mode = stat.S_IMODE((temporary / MANIFEST).stat().st_mode)
     for folder, _, names in os.walk(temporary):
         for name in names:
+            # safetensors makes files for their owner alone, whatever the umask is.
+            with contextlib.suppress(OSError):  # another user's, or a file system without modes
+                os.chmod(Path(folder, name), mode)
             _sync(Path(folder, name))
         _sync(Path(folder))
     name = digest(temporary)

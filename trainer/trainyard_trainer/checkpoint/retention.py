@@ -9,6 +9,7 @@ from trainyard_api.checkpoint import Manifest
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
     UnreadableCheckpointError,
+    eval_loss,
     read_manifest,
     steps,
     verify,
@@ -68,15 +69,15 @@ class Retention:
                     manifest = self._verified(directory)
                     num_valid += 1
                     keep.add(directory)
-                    best = min(best, _loss(manifest))
+                    best = min(best, eval_loss(manifest))
                 else:
-                    rest.append((_loss(read_manifest(directory)), directory))
+                    rest.append((eval_loss(read_manifest(directory)), directory))
             except UnreadableCheckpointError:
                 keep.add(directory)
             except InvalidCheckpointError:
                 continue
         if self.keep_best:
-            for loss, directory in sorted(rest):
+            for loss, directory in sorted(rest, key=lambda each: each[0]):
                 if loss >= best:
                     break
                 with contextlib.suppress(InvalidCheckpointError):
@@ -100,12 +101,6 @@ class Retention:
         if manifest is None:
             raise InvalidCheckpointError(f"{directory}: damaged")
         return manifest
-
-
-def _loss(manifest: Manifest) -> float:
-    """The evaluation loss; infinite if the model wasn't evaluated or the loss isn't finite."""
-    loss = manifest.metrics.get("eval_loss", math.inf)
-    return loss if math.isfinite(loss) else math.inf
 
 
 def _fingerprint(directory: Path) -> _Fingerprint:

@@ -12,77 +12,72 @@ import io
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainyard_trainer.distributed.parallel import Parallel, canonical_names, local_tensor
+from trainyard_trainer.checkpoint.random_state import (
+    own_random_state,
+    prefix,
+    random_state,
+    set_random_state,
+)
+from trainyard_trainer.checkpoint.staging import Staging
+from trainyard_trainer.distributed.parallel import canonical_names, local_tensor
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import NonFiniteLossError
 
 STATE_TENSORS = "state.safetensors"
+OTHERS = "others."  # with it begin the names of tensors that are of neither model nor optimizer
 Optimizer = torch.optim.Optimizer
 Write = Callable[[Path], None]
 
 
-def state_of(parallel: Parallel, optimizer: Optimizer) -> dict[str, Tensor]:
+def state_of(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Parameters and optimizer state, by names that do not depend on the number of ranks.
 
     Tied parameters appear once, under the first of their names.
     """
-    state = parallel.module.state_dict()
-    names = dict.fromkeys(canonical_names(parallel.module).values())
+    state = module.state_dict()
+    names = dict.fromkeys(canonical_names(module).values())
     tensors = {f"model.{name}": state[name] for name in names}
-    for name, parameter in parallel.module.named_parameters():
+    for name, parameter in module.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             if isinstance(tensor, Tensor):  # SGD without momentum has None
                 tensors[f"optimizer.{name}.{key}"] = tensor
     return tensors
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that dropout uses."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
 def _distributed(full: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, sharded as `like` is."""
+    """A full tensor, on the device of `like` and sharded as that is."""
     if local_tensor(like) is like:
-        return full
+        return full.to(like.device)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements)
 
 
-def own_random_state(group: Group) -> dict[str, Tensor]:
-    """This rank's, by the names they have in checkpoints."""
-    states = random_state(group.device)
-    return {f"rng.{group.rank}.{device}": tensor for device, tensor in states.items()}
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """The inverse of `random_state`."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 class StateFiles(ABC):
-    """Writes and reads the state of one run's ranks."""
+    """Writes and reads the state of one run's ranks.
 
-    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
-        self.parallel = parallel
+    Attributes:
+        module: the unwrapped model, whose parameters FSDP2 may have sharded.
+        others: further tensors that a save includes, by names that begin with OTHERS: replicated
+            or sharded like the model's.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, group: Group) -> None:
+        self.module = module
         self.optimizer = optimizer
-        self.group = parallel.group
+        self.group = group
+        self.others: dict[str, Tensor] = {}
+        self._staging = Staging(group.device)
         # Set once everything that an optimizer step changes has been copied.
         self.copied = threading.Event()
         self.copied.set()
@@ -103,16 +98,16 @@ class StateFiles(ABC):
 
     def size(self) -> int:
         """Bytes of the state, all shards together."""
-        tensors = state_of(self.parallel, self.optimizer).values()
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = state_of(self.module, self.optimizer) | self.others
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def _state(self) -> dict[str, Tensor]:
-        """As `state_of`, with the buffers copied."""
-        tensors = state_of(self.parallel, self.optimizer)
-        for name, _ in self.parallel.module.named_buffers():
+        """As `state_of`, with the buffers copied, and `others`."""
+        tensors = state_of(self.module, self.optimizer)
+        for name, _ in self.module.named_buffers():
             if (key := f"model.{name}") in tensors:  # non-persistent buffers are not saved
                 tensors[key] = tensors[key].clone()
-        return tensors
+        return tensors | self.others
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         """Raise NonFiniteLossError, on every rank that writes, unless all weights are finite.
@@ -133,17 +128,51 @@ class StateFiles(ABC):
         """Whether `holds` is true on every rank that writes; called in the background."""
         return holds
 
-    def read(self, directory: Path, *, optimizer: bool, random: bool) -> None:
-        """Load a saved state, of either format; with these parts of it beside the weights."""
+    def read(self, directory: Path, *, optimizer: bool, random: bool) -> dict[str, Tensor]:
+        """Load a saved state, of either format; with these parts of it beside the weights.
+
+        Returns what was loaded, `others` included; the random states are not set yet: see
+        `set_random`.
+        """
         path = directory / STATE_TENSORS
         full = self.group.broadcast(path.exists())  # rank 0's answer: others need not see it
-        states = self._read_full(path) if full else self._read_sharded(directory, optimizer, random)
-        if full:
-            self._assign(states, optimizer)
-        if random:
-            prefix = f"rng.{self.group.rank}."
-            own = {k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)}
-            set_random_state(own, self.group.device)
+        if not full:
+            return self._read_sharded(directory, optimizer, random)
+        states = self._read_full(path)
+        self._assign(states, optimizer)
+        layouts = {name: like for name, like in self.others.items() if name in states}
+        return states | {
+            name: _distributed(states[name], like)
+            for name, like in layouts.items()
+            if like.shape == states[name].shape
+        }
+
+    def _own(self, optimizer: bool) -> dict[str, Tensor]:
+        """What there is to load: as `state_of`; without `optimizer` the model's alone."""
+        state = state_of(self.module, self.optimizer)
+        return {name: t for name, t in state.items() if optimizer or name.startswith("model.")}
+
+    def _check(self, saved: Mapping[str, torch.Size], optimizer: bool) -> None:
+        """Raise ValueError unless `saved`, shapes by name, is of this model."""
+        own = self._own(optimizer)
+        for name, tensor in own.items():
+            if name not in saved:
+                raise ValueError(f"it has no {name}")
+            if saved[name] != tensor.shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(saved[name])}, in this model"
+                    f" {tuple(tensor.shape)}"
+                )
+        for name in saved:
+            if name.startswith("model.") and name not in own:
+                raise ValueError(f"it has {name}, which this model does not have")
+
+    def set_random(self, states: dict[str, Tensor]) -> bool:
+        """Set this rank's random generators to the states that `read` has returned.
+
+        False, and nothing is set, if they were saved on another kind of device.
+        """
+        return set_random_state(states, self.group)
 
     def _read_full(self, path: Path) -> dict[str, Tensor]:
         """The tensors of one safetensors file, which rank 0 reads, on every rank."""
@@ -159,16 +188,12 @@ class StateFiles(ABC):
     @torch.no_grad()
     def _assign(self, saved: dict[str, Tensor], optimizer: bool) -> None:
         """Copy full tensors into the state; of sharded ones each rank takes its part."""
+        self._check({name: tensor.shape for name, tensor in saved.items()}, optimizer)
         for name, tensor in saved.items():
             if optimizer and name.startswith("optimizer."):
                 self._allocate_optimizer_state(name, tensor.shape, tensor.dtype)
-        for name, tensor in state_of(self.parallel, self.optimizer).items():
-            full = saved[name]
-            if full.shape != tensor.shape:
-                raise ValueError(
-                    f"{name} has the shape {tuple(full.shape)}, in this model {tuple(tensor.shape)}"
-                )
-            tensor.copy_(_distributed(full, like=tensor))
+        for name, tensor in self._own(optimizer).items():
+            tensor.copy_(_distributed(saved[name], like=tensor))
 
     def _read_sharded(self, directory: Path, optimizer: bool, random: bool) -> dict[str, Tensor]:
         """Load the files of all ranks, resharded; returns what was loaded."""
@@ -176,39 +201,48 @@ class StateFiles(ABC):
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        reader = FileSystemReader(directory)
-        for name, entry in reader.read_metadata().state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata) or not optimizer:
-                continue
-            if name.startswith("optimizer."):
+        reader, others = FileSystemReader(directory), dict[str, Tensor]()
+        metadata = reader.read_metadata().state_dict_metadata
+        saved = {k: v for k, v in metadata.items() if isinstance(v, TensorStorageMetadata)}
+        self._check({name: entry.size for name, entry in saved.items()}, optimizer)
+        for name, entry in saved.items():
+            if name.startswith("optimizer.") and optimizer:
                 self._allocate_optimizer_state(name, entry.size, entry.properties.dtype)
-        state = state_of(self.parallel, self.optimizer)
-        if random:
-            state |= own_random_state(self.group)
+            if name.startswith(OTHERS):
+                like = self.others.get(name)
+                sharded = like is not None and like.shape == entry.size
+                others[name] = (
+                    torch.empty_like(like)
+                    if like is not None and sharded
+                    else torch.empty(entry.size, dtype=entry.properties.dtype)
+                )
+            if name.startswith(prefix(self.group.rank)) and random:
+                others[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        state = self._own(optimizer) | others
         load(state, storage_reader=reader, process_group=self.group.background)
         return state
-
-    def close(self) -> None:
-        """Release what writing needed."""
-        return
 
     def _allocate_optimizer_state(self, name: str, size: torch.Size, dtype: torch.dtype) -> None:
         """Allocate the state tensor `optimizer.PARAMETER.KEY` in a new optimizer."""
         path, _, key = name.removeprefix("optimizer.").rpartition(".")
-        parameter = self.parallel.module.get_parameter(path)
-        self.optimizer.state[parameter][key] = (
-            torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-            if size == parameter.shape
-            else torch.zeros(size, dtype=dtype, device=parameter.device)  # as fused optimizers do
-        )
+        parameter = self.module.get_parameter(path)
+        if size == parameter.shape and key != "step":
+            value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            value = torch.zeros(size, dtype=dtype, device=self._device_of(key, parameter))
+        self.optimizer.state[parameter][key] = value
+
+    def _device_of(self, key: str, parameter: Tensor) -> torch.device:
+        """Where an optimizer keeps state of another shape: as its load_state_dict decides."""
+        for group in self.optimizer.param_groups:
+            if key == "step" and any(each is parameter for each in group["params"]):
+                on_gpu = group.get("fused") or group.get("capturable")
+                return parameter.device if on_gpu else torch.device("cpu")
+        return parameter.device
 
 
 class FullState(StateFiles):
     """One file, written and read by rank 0; the other nodes need no access to it."""
-
-    def __init__(self, parallel: Parallel, optimizer: Optimizer) -> None:
-        super().__init__(parallel, optimizer)
-        self._copies: dict[str, Tensor] = {}
 
     def stage(self) -> Write:
         random = self.group.gather(random_state(self.group.device))
@@ -216,13 +250,12 @@ class FullState(StateFiles):
             return lambda _: None
         state = self._state()
         self.copied.clear()
-        on_gpu = self.group.device.type == "cuda"
-        ready = torch.cuda.current_stream().record_event() if on_gpu else None
+        ready = self._staging.mark()
 
         def write(directory: Path) -> None:
             from safetensors.torch import save_file
 
-            tensors = self._copy(state, ready)
+            tensors = self._staging.copy(state, ready)
             self.copied.set()
             self._check_finite(tensors)
             for rank, states in enumerate(random):
@@ -232,33 +265,11 @@ class FullState(StateFiles):
 
         return write
 
-    @torch.no_grad()
-    def _copy(self, state: dict[str, Tensor], ready: torch.cuda.Event | None) -> dict[str, Tensor]:
-        """The state on the CPU, in buffers reused for every save: allocation costs more than the
-        copy. From a GPU on a side stream, once the work before `ready` is done."""
-        for name, tensor in state.items():
-            if name not in self._copies:
-                self._copies[name] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, pin_memory=ready is not None
-                )
-        if ready is None:
-            for name, tensor in state.items():
-                self._copies[name].copy_(tensor)
-        else:
-            stream = torch.cuda.Stream(self.group.device)  # type: ignore[no-untyped-call]
-            stream.wait_event(ready)
-            with torch.cuda.stream(stream):
-                for name, tensor in state.items():
-                    self._copies[name].copy_(tensor, non_blocking=True)
-            stream.synchronize()
-        return dict(self._copies)
-
 
 class ShardedState(StateFiles):
     """One file per rank, in the format of torch.distributed.checkpoint."""
 
     _imports: Future[Any] | None = None
-    _stager: Any = None
 
     def preload(self, background: ThreadPoolExecutor) -> None:
         self._imports = background.submit(
@@ -268,19 +279,23 @@ class ShardedState(StateFiles):
     def stage(self) -> Write:
         if self._imports is not None:
             self._imports.result()  # two threads must not import the same package at once
-        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        if self._stager is None:
-            self._stager = DefaultStager(StagingOptions(False, False, False, False))
         state = self._state() | own_random_state(self.group)
+        shards = {name: local_tensor(tensor) for name, tensor in state.items()}
         self.copied.clear()
+        ready = self._staging.mark()
 
         def write(directory: Path) -> None:
-            staged = self._stager.stage(state)
+            copies = self._staging.copy(shards, ready)
             self.copied.set()
-            self._check_finite(staged)
-            save(staged, storage_writer=_writer(directory), process_group=self.group.background)
+            self._check_finite(copies)
+            save(
+                state,
+                storage_writer=_writer(directory),
+                planner=_planner(copies),
+                process_group=self.group.background,
+            )
 
         return write
 
@@ -290,10 +305,6 @@ class ShardedState(StateFiles):
         votes = torch.tensor(int(holds))
         dist.all_reduce(votes, dist.ReduceOp.MIN, group=self.group.background)
         return bool(votes)
-
-    def close(self) -> None:
-        if self._stager is not None:
-            self._stager.close()
 
 
 class _File(io.BufferedWriter):
@@ -326,7 +337,23 @@ def _writer(directory: Path) -> Any:
     return writer
 
 
-def make_state_files(parallel: Parallel, optimizer: Optimizer) -> StateFiles:
-    """The format for the strategy."""
-    cls = ShardedState if parallel.strategy == "fsdp" else FullState
-    return cls(parallel, optimizer)
+def _planner(copies: Mapping[str, Tensor]) -> Any:
+    """torch's DefaultSavePlanner, for a state of which each rank has copied its part.
+
+    The state says what is where; it is trained on, so what is written are the copies.
+    """
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    class Planner(DefaultSavePlanner):
+        def lookup_object(self, index: Any) -> Tensor:
+            return copies[index.fqn]
+
+    return Planner()
+
+
+def make_state_files(
+    module: nn.Module, optimizer: Optimizer, group: Group, sharded: bool
+) -> StateFiles:
+    """One file, or one for each rank where the model is `sharded`."""
+    cls = ShardedState if sharded else FullState
+    return cls(module, optimizer, group)

@@ -10,21 +10,18 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainyard_trainer.data.cache import cached
+from trainyard_trainer.data.cache import cached, on_progress
 from trainyard_trainer.data.hub import failed_load
-from trainyard_trainer.data.rows import HUB, load_rows
+from trainyard_trainer.data.rows import HUB, Rows, listed, num_files, shown_name, visible
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
+from trainyard_trainer.data.sequences import PART_ROWS, cache_key
 from trainyard_trainer.data.tokenizers import BPETokenizer, split_text, token_dtype
 from trainyard_trainer.errors import ConfigError
-
-if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
 
 STDLIB_BYTES = 4_000_000  # enough for a small model, and read quickly
 _TEXT_SUFFIXES = (".txt", ".md", ".py", ".text")
@@ -39,15 +36,35 @@ def load_text(corpus: str) -> str:
     directory of them, or a glob (sorted and joined); `hub:OWNER/NAME[:COLUMN]`: the train split of
     a Hub data set.
     """
+    return read_text(corpus)[0]
+
+
+def read_text(corpus: str) -> tuple[str, str]:
+    """The text of `load_text`, and a few words for the console: what was read and left out."""
+    about = ""
     if corpus == "stdlib":
         text = _stdlib()
     elif corpus.startswith("hub:"):
         text = _hub(corpus.removeprefix("hub:"))
     else:
-        text = "".join(_read(path) for path in _files(corpus))
+        files = _files(corpus)
+        text, about = "".join(_read(path) for path in files), f" of {num_files(files)}"
+        if left_out := _left_out(Path(corpus), files):
+            about += f"; left out: {left_out}"
     if not text:
         raise ConfigError(f"config.corpus: {corpus} is empty")
-    return text
+    return text, f"{len(text):,} characters{about}"
+
+
+def _left_out(folder: Path, files: list[Path]) -> str:
+    """What of a directory is not read, and why; "" if everything is, or it is none."""
+    others = [path for path in visible(folder) if path not in files] if folder.is_dir() else []
+    parts = []
+    if names := [path.name for path in others if not path.is_dir()]:
+        parts.append(f"{listed(names)} (not named {', '.join(_TEXT_SUFFIXES)})")
+    if names := [shown_name(path) for path in others if path.is_dir()]:
+        parts.append(f"{listed(names)} (a glob such as {folder}/**/*.txt reads folders, too)")
+    return ", ".join(parts)
 
 
 def _files(corpus: str) -> list[Path]:
@@ -55,10 +72,9 @@ def _files(corpus: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        # Text files by suffix; every regular file if there are none. Mounted ConfigMaps
-        # show their files as links and their versions as directories that begin with `..`.
-        files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        files = [p for p in files if p.suffix in _TEXT_SUFFIXES] or files
+        # Text files by suffix; every regular file if there are none.
+        files = [each for each in visible(path) if each.is_file()]
+        files = [each for each in files if each.suffix in _TEXT_SUFFIXES] or files
         if not files:
             raise ConfigError(f"config.corpus: the directory {corpus} has no text files")
         return files
@@ -74,7 +90,7 @@ def _files(corpus: str) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # without the byte-order mark of Windows
     except OSError as error:
         raise ConfigError(f"config.corpus: {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -143,10 +159,10 @@ class Windows:
         return (len(self.tokens) - len(self._offsets)) // self.stride + 1
 
     def fetch(self, ids: Ids, _noise: Noise) -> Batch:
-        """Inputs and targets, each (len(ids), block_size)."""
+        """Inputs and targets, each (len(ids), block_size) and contiguous."""
         windows = self.tokens[ids[:, None] * self.stride + self._offsets]
-        both = torch.from_numpy(windows.astype(np.int64))
-        return {"ids": both[:, :-1], "targets": both[:, 1:]}
+        inputs, targets = windows[:, :-1].astype(np.int64), windows[:, 1:].astype(np.int64)
+        return {"ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
 
 
 def split(
@@ -175,8 +191,9 @@ _CHECKED_TOKENS = 2**25  # a corpus with more is checked in evenly spaced blocks
 _BLOCK = 2**15
 
 
-def load_tokens(corpus: str, text_column: str, tokenizer: BPETokenizer) -> Tokens:
-    """The token ids of a recipe's `corpus` setting, 1-d. Raises ConfigError with what to change.
+def load_tokens(corpus: str, text_column: str, tokenizer: BPETokenizer) -> tuple[Tokens, str]:
+    """The token ids of a recipe's `corpus` setting, 1-d, and a few words for the console: what was
+    read and left out. Raises ConfigError with what to change.
 
     A `.npy` or `.bin` token file; the column `text_column` of a parquet, csv or jsonl file or of
     hub:OWNER/NAME[:CONFIG], each row a document that ends with the tokenizer's end-of-text token;
@@ -184,11 +201,17 @@ def load_tokens(corpus: str, text_column: str, tokenizer: BPETokenizer) -> Token
     """
     suffix = Path(corpus).suffix
     if suffix in (".npy", ".bin"):
-        return _token_file(Path(corpus), tokenizer)
+        return _token_file(Path(corpus), tokenizer), "1 file"
     if suffix in _TABLES or corpus.startswith(HUB):
-        column = load_rows("corpus", corpus, "train", [text_column]).column(text_column)
-        return _tokenize(_Documents(column, corpus, text_column), tokenizer, tokenizer.eos_id)
-    return _tokenize(list(split_text(load_text(corpus))), tokenizer, None)
+        documents = _Documents(Rows("corpus", corpus, "train", [text_column]), text_column)
+        about = documents.rows.about
+        key = cache_key("tokens", documents.rows.digest, tokenizer.fingerprint, tokenizer.eos_id)
+        tokens = cached(key, lambda: tokenizer.encode_all(documents, tokenizer.eos_id))
+        if num_empty := int(cached(f"{key}-empty", documents.count_empty)[0]):
+            about += f"; left out: {num_empty:,} rows without a text"
+        return tokens, about
+    text, about = read_text(corpus)
+    return _tokenize(list(split_text(text)), tokenizer, None), about
 
 
 def check_tokens(tokens: Tokens, tokenizer: BPETokenizer, corpus: str) -> str:
@@ -235,18 +258,31 @@ def _token_file(path: Path, tokenizer: BPETokenizer) -> Tokens:
 class _Documents:
     """The non-empty strings of a column; can be iterated more than once."""
 
-    def __init__(self, column: "pa.ChunkedArray", corpus: str, name: str) -> None:
+    def __init__(self, rows: Rows, column: str) -> None:
         import pyarrow.types as types  # type: ignore[import-untyped]
 
-        if not (types.is_string(column.type) or types.is_large_string(column.type)):
+        kind = rows.schema.field(column).type
+        if not (types.is_string(kind) or types.is_large_string(kind)):
             raise ConfigError(
-                f"config.text_column: {name} of {corpus} holds {column.type}, not text"
+                f"config.text_column: {column} of {rows.source} holds {kind}, not text"
             )
+        self.rows = rows
         self.column = column
 
+    def _blocks(self) -> Iterator[list[str]]:
+        num_rows = self.rows.num_rows
+        for start in range(0, num_rows, PART_ROWS):
+            end = min(start + PART_ROWS, num_rows)
+            yield self.rows.read(start, end)[self.column].to_pylist()
+            on_progress.get()(f"reading {self.rows.source}: {end / num_rows:.0%}")
+
     def __iter__(self) -> Iterator[str]:
-        for chunk in self.column.chunks:
-            yield from (text for text in chunk.to_pylist() if text)
+        for block in self._blocks():
+            yield from (text for text in block if text)
+
+    def count_empty(self) -> Tokens:
+        """How many rows have no text, shape (1,)."""
+        return np.array([sum(not text for block in self._blocks() for text in block)])
 
 
 def _tokenize(texts: Iterable[str], tokenizer: BPETokenizer, end: int | None) -> Tokens:

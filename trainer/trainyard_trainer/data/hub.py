@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from trainyard_trainer.errors import ConfigError, HubUnreachableError, UserError, one_line
+from trainyard_trainer.errors import ConfigError, HubUnreachableError, UserError, type_and_message
 
 # Classes of httpx and of httpx2. The Hub's libraries use one or the other, and neither is ours to
 # import, so their names decide; a user's configuration (UnsupportedProtocol) is not among them.
@@ -22,7 +22,7 @@ def failed_load(where: str, error: Exception, source: str = "") -> UserError:
     if not constants.HF_HUB_OFFLINE:
         for cause in _chain(error):
             if _gave_no_answer(cause):
-                why = one_line(cause).partition(" For more information")[0]
+                why = type_and_message(cause).partition(" For more information")[0]
                 return HubUnreachableError(
                     f"{where}: the Hub ({constants.ENDPOINT}) can't be reached: {why[:200]}"
                 )

@@ -7,6 +7,7 @@ a restart changes it.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -26,6 +27,7 @@ from trainyard_trainer.data.sampling import (
     rank_slice,
     sample_noise,
 )
+from trainyard_trainer.data.transfer import Copy, Transfer
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import UserError
 
@@ -86,14 +88,18 @@ class _Fetcher:
     A UserError is returned, not raised: DataLoader would wrap it in a worker's traceback.
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, for_gpu: bool) -> None:
         self.samples = samples
+        self.for_gpu = for_gpu
 
     def __getitem__(self, micro_batch: MicroBatch) -> tuple[Batch, float] | UserError:
         try:
-            return self.samples.fetch(micro_batch.ids, micro_batch.noise), micro_batch.factor
+            batch = self.samples.fetch(micro_batch.ids, micro_batch.noise)
         except UserError as error:
             return error
+        if self.for_gpu:  # before DataLoader pins them as they are; see `on_device`
+            batch = {name: tensor.contiguous() for name, tensor in batch.items()}
+        return batch, micro_batch.factor
 
 
 class _KillWithParent:
@@ -122,13 +128,21 @@ _SECONDS_TO_END = 2
 class Loader:
     """An iterator over this rank's batches, on its device, each with its loss factor.
 
+    Batches for a GPU are copied one ahead, beside the computation.
+
+    Attributes:
+        seconds: what the training process has spent on loading.
+
     Raises:
         RuntimeError: a loader worker was killed. In torch's words, whichever side notices first.
     """
 
     def __init__(self, samples: Samples, micro_batches: MicroBatches) -> None:
-        self.device = micro_batches.group.device
-        fetcher = _Fetcher(samples)
+        device = micro_batches.group.device
+        self._transfer = Transfer(device) if device.type == "cuda" else None
+        self._loaded: tuple[Copy | Batch, float] | Exception | None = None
+        self.seconds = 0.0
+        fetcher = _Fetcher(samples, for_gpu=device.type == "cuda")
         self._batches: Iterator[Any]
         self._workers: list[BaseProcess] = []
         if workers := micro_batches.config.dataloader_num_workers:
@@ -138,7 +152,7 @@ class Loader:
                 batch_size=None,
                 num_workers=workers,
                 multiprocessing_context="fork",
-                pin_memory=self.device.type == "cuda",
+                pin_memory=device.type == "cuda",
                 # Its own generator: the loader must not draw from the one that dropout uses.
                 generator=torch.Generator(),
                 worker_init_fn=_KillWithParent(),
@@ -151,6 +165,36 @@ class Loader:
             self._batches = map(fetcher.__getitem__, micro_batches)
 
     def __next__(self) -> tuple[Batch, float]:
+        self._load()
+        loaded, self._loaded = self._loaded, None
+        if isinstance(loaded, Exception):
+            raise loaded
+        assert loaded is not None
+        batch, factor = loaded
+        if isinstance(batch, Copy):
+            assert self._transfer is not None
+            batch = self._transfer.finish(batch)
+        return batch, factor
+
+    def prefetch(self) -> None:
+        """On a GPU, which has work to do meanwhile: fetch the next batch and start to copy it."""
+        if self._transfer:
+            self._load()
+
+    def _load(self) -> None:
+        """Fetch the next batch, unless that is done. An error, or the end, is for `next`."""
+        if self._loaded is not None:
+            return
+        began = time.perf_counter()
+        try:
+            batch, factor = self._fetch()
+            self._loaded = self._transfer.start(batch) if self._transfer else batch, factor
+        except Exception as error:
+            self._loaded = error
+        self.seconds += time.perf_counter() - began
+
+    def _fetch(self) -> tuple[Batch, float]:
+        """The next batch, on the CPU."""
         try:
             fetched = next(self._batches)
         except (OSError, EOFError) as error:
@@ -162,7 +206,7 @@ class Loader:
             fetched.on_every_rank = False  # other ranks read other samples
             raise fetched
         batch, factor = fetched
-        return on_device(batch, self.device), factor
+        return batch, factor
 
     def _check_workers(self, error: Exception) -> None:
         ready = wait([worker.sentinel for worker in self._workers], timeout=_SECONDS_TO_END)
@@ -173,13 +217,3 @@ class Loader:
         if ended:
             pids = ", ".join(str(worker.pid) for worker in ended)
             raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`, copied asynchronously."""
-    if device.type == "cpu":
-        return batch
-    # Only a copy from pinned memory is asynchronous.
-    return {
-        name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()
-    }

@@ -1,7 +1,10 @@
 """Tables of samples from files or the Hub, and their labels."""
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainyard_trainer.data.hub import failed_load
+from trainyard_trainer.data.tables import SUFFIXES, HubTable, Table, open_table
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,41 +20,115 @@ if TYPE_CHECKING:
 
 
 HUB = "hub:"
-_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_OTHER_SPLIT = re.compile(r"(train|validation|test)(-.*)?\.(parquet|csv|jsonl)")
 
 
-def load_rows(key: str, source: str, split: str, columns: Sequence[str]) -> "pa.Table":
-    """The split's `columns`, in file order.
+class Rows:
+    """Rows of a split, in file order, read some at a time: never the whole table.
 
-    Raises ConfigError that says what to change, and HubUnreachableError.
-
-    `source`: a parquet, csv or jsonl file (its only split); a directory with files named
-    SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME or
-    hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name. Images are
-    not decoded: a struct of `bytes` and `path`. The metadata that `datasets` wrote stays in the
-    table's schema: see label_names.
+    Attributes:
+        where: the start of error messages: `config.KEY: SOURCE`.
+        about: what was found and left out, for the console.
+        schema: of the columns; with the metadata that `datasets` wrote, see label_names.
+        digest: a sha256 of the files' content, or of what identifies a data set of the Hub.
     """
-    where = f"config.{key}: {source}"
-    table = (
-        _from_hub(where, source, split)
-        if source.startswith(HUB)
-        else _from_files(where, Path(source), split)
-    )
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise ConfigError(
-            f"{where} has no column {missing[0]}; it has {', '.join(table.column_names)}"
-        )
-    if table.num_rows == 0:
-        raise ConfigError(f"{where} has no rows in {split}")
-    return table.select(list(columns))
+
+    def __init__(self, key: str, source: str, split: str, columns: Sequence[str]) -> None:
+        """Open the `columns` of a split.
+
+        `source`: a parquet, csv or jsonl file (its only split); a directory with files named
+        SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME
+        or hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name.
+        Images are not decoded: a struct of `bytes` and `path`.
+
+        Raises ConfigError that says what to change, and HubUnreachableError.
+        """
+        self.where = f"config.{key}: {source}"
+        self.source = source
+        self.columns = list(columns)
+        if source.startswith(HUB):
+            self._tables, about = [_from_hub(self.where, source, split)], ""
+        else:
+            files, about = _files(self.where, Path(source), split)
+            with _reading(self.where):
+                self._tables = [open_table(file, columns) for file in files]
+        schemas = [self._schema(table) for table in self._tables]
+        if different := [each for each in schemas if not each.equals(schemas[0])]:
+            raise ConfigError(
+                f"{self.where}: the columns of its files differ:"
+                f" {_described(schemas[0])}, and {_described(different[0])}"
+            )
+        self.schema = schemas[0]
+        self.num_rows = sum(table.num_rows for table in self._tables)
+        if self.num_rows == 0:
+            raise ConfigError(f"{self.where} has no rows in {split}")
+        self.about = _count(self.num_rows, "row") + about
+        digests = [table.digest for table in self._tables]
+        self.digest = hashlib.sha256(json.dumps([digests, self.columns]).encode()).hexdigest()
+        self._at, self._blocks = 0, self._from(0)
+        self._rest: pa.Table | None = None
+
+    def _schema(self, table: Table) -> "pa.Schema":
+        import pyarrow as pa
+
+        names = table.schema.names
+        if missing := [name for name in self.columns if name not in names]:
+            raise ConfigError(f"{self.where} has no column {missing[0]}; it has {', '.join(names)}")
+        fields = [table.schema.field(name) for name in self.columns]
+        return pa.schema(fields, table.schema.metadata)
+
+    def read(self, start: int, end: int) -> "pa.Table":
+        """Rows start, start + 1, ..., end - 1; fastest where the last call ended.
+
+        Raises ConfigError.
+        """
+        import pyarrow as pa
+
+        if start != self._at:
+            self._at, self._blocks, self._rest = start, self._from(start), None
+        parts: list[pa.Table] = []
+        while self._at < end:
+            with _reading(self.where):
+                block = next(self._blocks, None) if self._rest is None else self._rest
+            if block is None:
+                self._check_unchanged()
+                raise ConfigError(f"{self.where} ends before row {self._at:,}")
+            parts.append(block.slice(0, end - self._at).replace_schema_metadata(None))
+            rest = block.slice(parts[-1].num_rows)
+            self._rest = rest if rest.num_rows else None
+            self._at += parts[-1].num_rows
+        self._check_unchanged()
+        return pa.concat_tables(parts)
+
+    def _check_unchanged(self) -> None:
+        for table in self._tables:
+            table.check_unchanged()
+
+    def column(self, name: str) -> "pa.ChunkedArray":
+        """All values of a column. Raises ConfigError."""
+        import pyarrow as pa
+
+        chunks: list[pa.Array] = []
+        with _reading(self.where):
+            for table in self._tables:
+                for block in table.blocks([name], 0):
+                    chunks += block[name].chunks
+        self._check_unchanged()
+        return pa.chunked_array(chunks, self.schema.field(name).type)
+
+    def _from(self, start: int) -> "Iterator[pa.Table]":
+        for table in self._tables:
+            if start < table.num_rows:
+                yield from table.blocks(self.columns, start)
+            start = max(0, start - table.num_rows)
 
 
-def label_names(table: "pa.Table", column: str) -> list[str] | None:
+def label_names(schema: "pa.Schema", column: str) -> list[str] | None:
     """The names of the classes 0, 1, ... of `column`; None if the data has none.
 
     They are in the schema's `huggingface` metadata, where `datasets` writes a column's ClassLabel.
     """
-    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    metadata = (schema.metadata or {}).get(b"huggingface")
     try:
         names = json.loads(metadata or b"{}")["info"]["features"][column]["names"]
     except (ValueError, KeyError, TypeError):
@@ -58,17 +136,36 @@ def label_names(table: "pa.Table", column: str) -> list[str] | None:
     return [str(name) for name in names]
 
 
-def _from_files(where: str, path: Path, split: str) -> "pa.Table":
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What goes wrong with the files is a ConfigError."""
     import pyarrow as pa
 
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}") from None
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+
+
+def _described(schema: "pa.Schema") -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _files(where: str, path: Path, split: str) -> tuple[list[Path], str]:
+    """The files of a split, and a few words about them."""
+    left_out: list[str] = []
     if path.is_dir():
         files = sorted(
             file
-            for suffix in _SUFFIXES
+            for suffix in SUFFIXES
             for file in (*path.glob(f"{split}{suffix}"), *path.glob(f"{split}-*{suffix}"))
         )
         if not files:
             raise ConfigError(f"{where} has no {split}.parquet, {split}.csv or {split}.jsonl")
+        others = [each for each in visible(path) if each not in files]
+        left_out = [shown_name(each) for each in others if not _OTHER_SPLIT.fullmatch(each.name)]
     elif path.is_file():
         files = [path]
     else:
@@ -76,52 +173,45 @@ def _from_files(where: str, path: Path, split: str) -> "pa.Table":
             f"{where} does not exist here; give a parquet, csv or jsonl file, a directory with"
             f" {split}.parquet, or hub:OWNER/NAME"
         )
-    try:
-        tables = [_read(file) for file in files]
-        plain = [table.replace_schema_metadata(None) for table in tables]
-        return pa.concat_tables(plain).replace_schema_metadata(tables[0].schema.metadata)
-    except OSError as error:
-        raise ConfigError(f"{where}: {error.strerror or error}") from None
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    about = f" of {num_files(files)}"
+    if left_out:
+        about += f"; left out: {listed(left_out)} (not named {split} or {split}-*)"
+    return files, about
 
 
-def _read(file: Path) -> "pa.Table":
-    if file.suffix == ".csv":
-        from pyarrow import csv
-
-        # Texts may hold line breaks.
-        return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
-    if file.suffix == ".jsonl":
-        from pyarrow import json
-
-        return json.read_json(file)
-    from pyarrow import parquet
-
-    # read_table would import pandas, half a second.
-    return parquet.ParquetFile(file).read()
-
-
-def _from_hub(where: str, source: str, split: str) -> "pa.Table":
-    import datasets  # type: ignore[import-untyped]
-
+def _from_hub(where: str, source: str, split: str) -> Table:
     name, _, config = source.removeprefix(HUB).partition(":")
     try:
-        rows = datasets.load_dataset(name, config or None, split=split)
-        # Arrow format: images stay encoded.
-        return rows.with_format("arrow")[:]
+        return HubTable(name, config or None, split)
     except Exception as error:
         raise failed_load(where, error) from None
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without hidden files: Kubernetes shows the files of a ConfigMap
+    as links, and its versions as directories that begin with `..`."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def shown_name(path: Path) -> str:
+    """`name`, or `name/` of a folder."""
+    return f"{path.name}/" if path.is_dir() else path.name
+
+
+def num_files(files: Sequence[Path]) -> str:
+    """`1 file`, `2 files`."""
+    return _count(len(files), "file")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 Labels = npt.NDArray[np.int64]
 
 
-def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | None) -> Labels:
-    """The class of every row, from 0. Raises ConfigError: `where` and the row.
-
-    `names`: of the classes, if known; then a label must be below their number.
-    """
+def read_labels(where: str, column: "pa.ChunkedArray") -> Labels:
+    """The class of every row. Raises ConfigError: `where` and the row."""
     import pyarrow as pa
 
     if not pa.types.is_integer(column.type):
@@ -130,6 +220,12 @@ def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | No
         row = column.is_null().to_pylist().index(True)
         raise ConfigError(f"{where}: row {row} has no label")
     labels: Labels = column.to_numpy().astype(np.int64)
+    return labels
+
+
+def check_labels(where: str, labels: Labels, names: Sequence[str] | None) -> None:
+    """Raise ConfigError, `where` and the row, for a label below 0 or not below the number of
+    `names`, if these are known."""
     wrong = labels < 0
     if names is not None:
         wrong |= labels >= len(names)
@@ -137,7 +233,6 @@ def read_labels(where: str, column: "pa.ChunkedArray", names: Sequence[str] | No
         row = int(wrong.argmax())
         known = "" if names is None else f"; there are {len(names)} classes ({listed(names)})"
         raise ConfigError(f"{where}: row {row} has label {labels[row]}{known}")
-    return labels
 
 
 def class_names(where: str, labels: Labels, names: Sequence[str] | None) -> list[str]:

@@ -1,16 +1,15 @@
-"""Texts as token ids: tokenised once, padded per batch."""
+"""Texts as token ids, and batches of them, padded to the longest."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from trainyard_trainer.data.rows import Labels
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
+from trainyard_trainer.data.sequences import Part, Sequences, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,33 +18,22 @@ if TYPE_CHECKING:
 IGNORED = -100  # target of positions without loss; the default ignore_index of cross_entropy
 _TOKENIZER_BATCH = 1000  # texts in one call of the tokenizer, to bound its memory
 
-Tokens = npt.NDArray[np.int32]
 
+class TokenSamples(Sequences):
+    """Numbered token sequences; the prompt of each has no loss."""
 
-class TokenSamples:
-    """Numbered token sequences; the first `num_prompt` tokens of each have no loss.
-
-    Attributes:
-        num_targets: tokens with loss in each, shape (len,).
-    """
-
-    def __init__(self, sequences: Sequence[tuple[Tokens, int]], pad_to: int | None = None) -> None:
-        """`sequences`: ids and num_prompt of each; `pad_to`: pad all batches to this length."""
-        lengths = np.array([len(tokens) for tokens, _ in sequences], dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.tokens = np.concatenate([tokens for tokens, _ in sequences])
-        # The first token has no prediction.
-        self.num_prompt = np.maximum(
-            1, np.array([prompt for _, prompt in sequences], dtype=np.int64)
-        )
-        self.num_targets = lengths - self.num_prompt
+    def __init__(self, parts: Sequence[Part], pad_to: int | None = None) -> None:
+        """`pad_to`: pad all batches to this length."""
+        super().__init__(parts)
         self.pad_to = pad_to
 
-    def __len__(self) -> int:
-        return len(self.num_targets)
+    def num_given(self, index: int) -> int:
+        """Tokens without loss, at the beginning: there is no prediction of the first."""
+        return max(1, self.num_prompt(index))
 
-    def __getitem__(self, index: int) -> Tokens:
-        return self.tokens[self.starts[index] : self.starts[index + 1]]
+    def num_targets(self, ids: Ids) -> Ids:
+        """Tokens with loss in each of these sequences, shape (len(ids),)."""
+        return np.array([len(self[index]) - self.num_given(index) for index in ids], np.int64)
 
     def fetch(self, ids: Ids, _noise: Noise) -> Batch:
         """Inputs and targets, each (len(ids), T), T that of the longest sample or `pad_to`.
@@ -56,15 +44,27 @@ class TokenSamples:
         length = (self.pad_to or max(len(row) for row in rows)) - 1
         inputs = np.zeros((len(rows), length), dtype=np.int64)
         targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
-        for i, (row, prompt) in enumerate(zip(rows, self.num_prompt[ids], strict=True)):
+        for i, (row, index) in enumerate(zip(rows, ids, strict=True)):
+            given = self.num_given(index)
             inputs[i, : len(row) - 1] = row[:-1]
-            targets[i, prompt - 1 : len(row) - 1] = row[prompt:]
+            targets[i, given - 1 : len(row) - 1] = row[given:]
         return {"ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Add everything that defines the samples to a digest."""
-        for array in (self.tokens, self.starts, self.num_prompt):
-            digest.update(array.tobytes())
+        update_tokens(digest, self, range(len(self)))
+        for part in self.parts:
+            digest.update(np.maximum(1, part.num_prompt).tobytes())
+
+
+def update_tokens(digest: "hashlib._Hash", sequences: Sequences, order: Iterable[int]) -> None:
+    """Add the tokens of sequences to a digest, and where each starts in all of them together."""
+    starts = [0]
+    for index in order:
+        tokens = sequences[index]
+        digest.update(tokens.tobytes())
+        starts.append(starts[-1] + len(tokens))
+    digest.update(np.array(starts, np.int64).tobytes())
 
 
 def encode(
@@ -115,78 +115,68 @@ def _ids(
     return ids
 
 
-class Texts:
-    """Texts of different lengths, one after another in one array.
+class Texts(Sequences):
+    """Labelled texts of different lengths.
 
     Attributes:
-        tokens: the ids of all texts.
-        starts: where each text starts, and where the last one ends, shape (len + 1,).
         labels: the class of each, shape (len,).
         max_length: maximum tokens of a text.
         multiple: batch lengths are rounded up to it: 8 on GPUs, for fast matrix products and few
             different shapes; 1 on a CPU, where padding only costs time.
     """
 
-    def __init__(
-        self, tokens: Tokens, starts: Ids, labels: Labels, pad_id: int, max_length: int
-    ) -> None:
-        self.tokens = tokens
-        self.starts = starts
-        self.lengths = np.diff(starts)
+    def __init__(self, parts: Sequence[Part], labels: Labels, pad_id: int, max_length: int) -> None:
+        super().__init__(parts)
         self.labels = labels
         self.pad_id = pad_id
         self.max_length = max_length
         self.multiple = 8 if torch.cuda.is_available() else 1
-
-    @classmethod
-    def of(
-        cls,
-        texts: Sequence[str],
-        labels: Labels,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-    ) -> Self:
-        """Tokenise in parallel; texts are truncated to `max_length` tokens."""
-        # Set, or the tokenizer warns when loader workers are forked later.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        encoded = tokenizer(
-            list(texts), truncation=True, max_length=max_length, return_attention_mask=False
-        )
-        rows = encoded["input_ids"]
-        starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=starts[1:])
-        tokens = np.fromiter((token for row in rows for token in row), np.int32, starts[-1])
-        return cls(tokens, starts, labels, int(tokenizer.pad_token_id), max_length)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def fetch(self, ids: Ids, _noise: Noise) -> Batch:
         """input_ids and attention_mask, each (len(ids), T), and labels, (len(ids),).
 
         T is the longest text's length, rounded up.
         """
-        lengths = self.lengths[ids]
-        rounded = -(-lengths.max() // self.multiple) * self.multiple
-        columns = np.arange(min(rounded, self.max_length))
-        mask = columns < lengths[:, None]
-        # Positions beyond a text's end index other texts' tokens; the mask replaces them.
-        index = np.minimum(self.starts[ids][:, None] + columns, len(self.tokens) - 1)
-        input_ids = np.where(mask, self.tokens[index], self.pad_id).astype(np.int64)
+        rows = [self[index] for index in ids]
+        rounded = -(-max(len(row) for row in rows) // self.multiple) * self.multiple
+        shape = len(rows), min(rounded, self.max_length)
+        input_ids = np.full(shape, self.pad_id, dtype=np.int64)
+        mask = np.zeros(shape, dtype=bool)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = row
+            mask[i, : len(row)] = True
         return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(mask),
             "labels": torch.from_numpy(self.labels[ids]),
         }
 
-    def by_length(self) -> Self:
-        """The same texts, shortest first: batches of neighbours need little padding."""
-        order = np.argsort(self.lengths, kind="stable")
-        tokens = np.concatenate([self.tokens[self.starts[i] : self.starts[i + 1]] for i in order])
-        starts = np.concatenate([[0], np.cumsum(self.lengths[order])])
-        return type(self)(tokens, starts, self.labels[order], self.pad_id, self.max_length)
-
     def update(self, digest: "hashlib._Hash") -> None:
         """Add everything that defines the samples to a digest."""
-        for array in (self.tokens, self.starts, self.labels):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        update_tokens(digest, self, range(len(self)))
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+
+
+class TextsByLength(Texts):
+    """Texts, shortest first: batches of neighbours need little padding."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._order = np.argsort(texts.lengths(), kind="stable")
+        super().__init__(texts.parts, texts.labels[self._order], texts.pad_id, texts.max_length)
+
+    def __getitem__(self, index: int) -> Tokens:
+        return super().__getitem__(int(self._order[index]))
+
+    def lengths(self) -> Ids:
+        lengths: Ids = super().lengths()[self._order]
+        return lengths
+
+
+def encode_labelled(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int
+) -> list[Tokens]:
+    """Token ids of each text; at most `max_length`, with the special tokens."""
+    encoded = tokenizer(
+        list(texts), truncation=True, max_length=max_length, return_attention_mask=False
+    )
+    return [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]]

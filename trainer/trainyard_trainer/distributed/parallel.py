@@ -7,19 +7,22 @@ gathers a block's parameters just before they are used.
 
 import contextlib
 import functools
-import os
-import shutil
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from trainyard_api.spec import Precision, Strategy
 from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.distributed.buckets import fix_buckets
+from trainyard_trainer.distributed.compiler import Compiler
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.distributed.step_timer import StepTimer, watch_ddp, watch_fsdp
 from trainyard_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +74,7 @@ class Parallel:
         model: what training calls; the same module, or DDP around it.
         timer: times the steps, and the waits for other ranks in them.
         measures_waiting: whether those waits can be measured.
+        compiler: of the blocks, or the whole model; None in eager mode.
     """
 
     def __init__(
@@ -81,26 +85,35 @@ class Parallel:
         strategy: Strategy,
         precision: Precision,
         config: TrainConfig,
+        parts: Mapping[str, tuple[object, str]] | None = None,
     ) -> None:
+        """`blocks`, `parts`: see Recipe. Raises ConfigError if `config` can't be followed."""
         self.group = group
         self.strategy = strategy
         self.dtype = COMPUTE_DTYPE[precision]
         self.scaler = LossScaler(enabled=precision == "fp16")
         self.timer = StepTimer(group.device)
         self.measures_waiting = True
+        allow_tf32(group.device, precision)
+        self.compiler = Compiler(group.device) if config.compile else None
         # Training mode: transformers loads pretrained models in evaluation mode.
         self.module = module.to(group.device).train()
         self.model: nn.Module = self.module
         blocks = list(blocks)
-        if config.compile:
-            check_compiler(group.device)
-        for block in blocks:
-            if config.activation_checkpointing:
+        if config.activation_checkpointing:
+            if not blocks:
+                raise ConfigError(
+                    "config.activation_checkpointing: the recipe names no blocks of its model; set"
+                    " it to false"
+                )
+            for block in blocks:
                 _add_activation_checkpointing(block)
-            if config.compile:
-                block.compile()  # in place: parameter names do not change
-        if config.compile and not blocks:
-            self.module.compile()
+        if self.compiler and blocks:
+            self.compiler.compile_blocks(blocks)
+            for name, (owner, method) in (parts or {}).items():
+                self.compiler.compile(name, owner, method)
+        elif self.compiler:
+            self.compiler.compile("the model", self.module, "forward")
         if strategy == "fsdp":
             self._shard(blocks, reshard_after_forward=config.sharding_strategy == "FULL_SHARD")
             self.measures_waiting = watch_fsdp(self.module, self.timer)
@@ -110,13 +123,13 @@ class Parallel:
                 device_ids=[group.device] if group.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+            fix_buckets(self.model)
             watch_ddp(self.model, self.timer)
 
     def _shard(self, blocks: Iterable[nn.Module], reshard_after_forward: bool) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        mesh = init_device_mesh(self.group.device.type, (self.group.world_size,))
+        mesh = self.make_mesh()
         # Gradients are reduced in fp32 in every precision: rounding must not grow with the number
         # of ranks.
         policy = MixedPrecisionPolicy(
@@ -130,6 +143,12 @@ class Parallel:
         fully_shard(
             self.module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward
         )
+
+    def make_mesh(self) -> "DeviceMesh":
+        """The ranks among which FSDP shards."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.group.device.type, (self.group.world_size,))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Autocast to the run's precision; FSDP casts parameters itself."""
@@ -200,16 +219,13 @@ def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return local
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError if torch.compile has no compiler for its kernels."""
-    variable, names = ("CC", ("gcc", "clang"))
-    if device.type == "cpu":
-        variable, names = ("CXX", ("g++", "clang++"))
-    if not os.environ.get(variable) and not any(map(shutil.which, names)):
-        raise ConfigError(
-            f"config.compile: torch.compile needs {' or '.join(names)}, which is not installed;"
-            " install it (in the pods' image), or set compile to false"
-        )
+def allow_tf32(device: torch.device, precision: Precision) -> None:
+    """Let a GPU round the factors of fp32 matrix products to TF32, whose 10 bits its tensor cores
+    take, several times as fast as fp32; sums stay in fp32. Not if the run is to be deterministic.
+    """
+    exact = torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda" and precision == "fp32" and not exact:
+        torch.set_float32_matmul_precision("high")
 
 
 def _add_activation_checkpointing(block: nn.Module) -> None:
@@ -219,4 +235,11 @@ def _add_activation_checkpointing(block: nn.Module) -> None:
     """
     from torch.utils.checkpoint import checkpoint
 
-    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    forward = block.forward
+
+    # A plain function: torch.compile may leave a functools.partial eager, without a word.
+    @functools.wraps(forward)
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = recomputing

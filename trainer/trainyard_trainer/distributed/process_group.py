@@ -1,5 +1,6 @@
 """The process group: joining it, and the collectives on objects and small tensors."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainyard_trainer.errors import ConfigError, RankLostError, UserError
+from trainyard_trainer.errors import ConfigError, RankLostError, UserError, name_gpu
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ WAIT_LOG_INTERVAL = 5.0  # seconds between messages about missing ranks
 JOIN_TIMEOUT = timedelta(minutes=30)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Group:
     """The process group, as seen by this rank."""
 
@@ -83,26 +84,46 @@ class Group:
             raise failed
         return result
 
+    def close(self) -> None:
+        """End the threads of `background`: this rank takes part in no other of its collectives.
+
+        One of them may still be about to free the tensors of the last collective, for which it
+        needs Python; if Python has begun to finalize by then, it aborts the process.
+        """
+        background, self.background = self.background, None
+        if background is not None and dist.is_initialized():
+            with contextlib.suppress(RuntimeError):  # it was destroyed, with all groups
+                dist.destroy_process_group(background)
+
 
 def pick_device(require_gpu: bool) -> torch.device:
-    """This rank's GPU, or the CPU if there is none and none is required."""
-    if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise ConfigError(
-                f"numProcPerNode: process {local_rank} has no GPU of its own: this node has"
-                f" {count}; request as many GPUs as processes"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        return device
-    if require_gpu:
+    """This rank's GPU if the manifest asks for GPUs, else the CPU, whatever PyTorch finds."""
+    if not require_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError(
-            "resourcesPerNode asks for nvidia.com/gpu, but PyTorch finds no GPU here: check the"
-            " image's CUDA build and the node's driver, or remove the limit to train on CPU"
+            "the manifest asks for GPUs (resourcesPerNode.limits), but PyTorch finds none here:"
+            " check the image's CUDA build and the node's driver, or remove the limit to train on"
+            " CPUs"
         )
-    return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(
+            f"numProcPerNode: process {local_rank} has no GPU of its own: this node has {count};"
+            " request as many GPUs as processes"
+        )
+    device = torch.device("cuda", local_rank)
+    use_device(device)
+    name_gpu(f"GPU {local_rank}, GPU-{torch.cuda.get_device_properties(device).uuid}")
+    return device
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU this thread's own: in a new thread CUDA's calls go to GPU 0, and open a context on
+    it, which takes hundreds of MB, whichever GPU the process trains on."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def join(

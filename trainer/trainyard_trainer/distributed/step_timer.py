@@ -92,8 +92,7 @@ def watch_ddp(model: nn.parallel.DistributedDataParallel, timer: StepTimer) -> N
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     last: Any = trained[-1]
     last.register_post_accumulate_grad_hook(on_last_gradient)
-    compiled = cast(Any, model.module)._compiled_call_impl is not None  # with its hooks
-    if not compiled and any(True for _ in model.module.buffers()):
+    if any(True for _ in model.module.buffers()):
         model.register_forward_pre_hook(lambda *_: timer.wait_begins())
         model.module.register_forward_pre_hook(lambda *_: timer.wait_ends())
 

@@ -4,6 +4,7 @@ Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. Sha
 B sequences, T positions, V tokens in the vocabulary, C = n_embd channels, H heads.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard_storage.files import write_json
+from trainyard_trainer.models.cross_entropy import chunk_loss, linear_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Decoder-only transformer; the output layer shares the token embedding's weights."""
 
+    chunk_loss = staticmethod(chunk_loss)
+
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
         self.shape = shape
@@ -101,16 +105,33 @@ class GPT(nn.Module):
                     std /= (2 * self.shape.n_layer) ** 0.5
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, ids: Tensor, logits_to_keep: int | None = None) -> Tensor:
-        """Token ids (B, T) -> logits of the next token (B, T, V), or of the last positions only."""
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        x = self.wte(ids) + self.wpe(positions)
-        x = F.dropout(x, self.shape.dropout, self.training)
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, logits_to_keep: int | None = None
+    ) -> Tensor:
+        """Token ids (B, T) -> logits of the next token (B, T, V), or of the last positions only.
+
+        With `targets` (B, T), the next tokens: the mean loss in nats per token, 0-d.
+        """
+        x = self.embed(ids)
         for block in self.h:
             x = block(x)
+        if targets is not None:
+            return linear_cross_entropy(self.ln_f(x), self.wte.weight, targets, self.chunk_loss)
         if logits_to_keep is not None:
             x = x[:, -logits_to_keep:]
         return F.linear(self.ln_f(x), self.wte.weight)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (B, T) -> the residual stream before the first block (B, T, C)."""
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        x = self.wte(ids) + self.wpe(positions)
+        x = F.dropout(x, self.shape.dropout, self.training)
+        device = ids.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+            # All blocks then add in bf16, as under FSDP, and move half the bytes; autocast alone
+            # keeps the sums in fp32. Not in fp16, which large activations overflow.
+            x = x.bfloat16()
+        return x
 
     @torch.no_grad()
     def generate(
@@ -167,3 +188,29 @@ def write_gpt2(
     write_json(directory / "config.json", config)
     generation = {"do_sample": True, "temperature": 0.8, "max_new_tokens": 200}
     write_json(directory / "generation_config.json", generation)
+
+
+def read_gpt2(directory: Path) -> GPT:
+    """The model that `write_gpt2` wrote, in evaluation mode.
+
+    Without transformers, whose import takes seconds and 200 MB, at the end of every run.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((directory / "config.json").read_bytes())
+    shape = GPTShape(
+        vocab_size=config["vocab_size"],
+        block_size=config["n_positions"],
+        n_layer=config["n_layer"],
+        n_head=config["n_head"],
+        n_embd=config["n_embd"],
+    )
+    with torch.device("meta"):
+        model = GPT(shape)
+    tensors = load_file(directory / "model.safetensors")
+    weights = {
+        name.removeprefix("transformer."): tensor.t() if name.endswith(_CONV1D) else tensor
+        for name, tensor in tensors.items()
+    }
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

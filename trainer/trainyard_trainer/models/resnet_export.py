@@ -1,6 +1,7 @@
 """Export of a residual network for AutoModelForImageClassification, with its code."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainyard_storage.files import write_json
-from trainyard_trainer.models.resnet import ResNetShape
+from trainyard_trainer.models.resnet import ResNet, ResNetShape
 
 _CHUNK = 100  # images at a time, to bound memory
 
@@ -99,3 +100,20 @@ def write_resnet(
     write_json(directory / "preprocessor_config.json", processor)
     for name in _CODE:
         shutil.copyfile(Path(__file__).with_name(name), directory / name)
+
+
+def read_resnet(directory: Path) -> ResNet:
+    """The model that `write_resnet` wrote, in evaluation mode.
+
+    Without transformers, whose import takes seconds: it would run the same ResNet.
+    """
+    from safetensors.torch import load_file
+
+    config = json.loads((directory / "config.json").read_bytes())
+    sizes = {field.name: config.get(field.name) for field in dataclasses.fields(ResNetShape)}
+    with torch.device("meta"):
+        model = ResNet(ResNetShape(**sizes | {"num_labels": len(config["id2label"])}))
+    tensors = load_file(directory / "model.safetensors")
+    weights = {name.removeprefix("resnet."): tensor for name, tensor in tensors.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

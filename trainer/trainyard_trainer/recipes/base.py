@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from trainyard_trainer.config import TrainConfig
 
@@ -12,17 +12,29 @@ if TYPE_CHECKING:
 
     from trainyard_trainer.data.sampling import Batch, Ids, Samples, Weights
 
+# Tokens of a text that `outputs` compares: more cost time and, with large vocabularies, memory.
+COMPARED_TOKENS = 128
+# The apps of trainyard_serving that answer from models of recipes.
+ServingApp = Literal["generate", "classify"]
+# The name, among `Recipe.parts`, of what makes the logits and the loss of them.
+LOSS = "the loss"
+
 
 class Recipe(ABC):
     """One model family. Built once per rank, before the model, from the run's settings.
 
     Attributes:
+        Config: its settings.
+        serving: the app that `trainyard serve` answers with from its models; None: no app can.
+            `generate` needs a causal language model of transformers with its tokenizer, `classify`
+            a DistilBertForSequenceClassification with its tokenizer.
         train: the samples to train on.
         held_out: the samples to evaluate on.
         tokens_per_sample: mean tokens of a sample, for tokens per second; 0 without tokens.
     """
 
     Config: ClassVar[type[TrainConfig]]
+    serving: ClassVar[ServingApp | None] = None
 
     train: "Samples"
     held_out: "Samples"
@@ -34,6 +46,13 @@ class Recipe(ABC):
 
         Raises ConfigError when the data is missing, or can't be encoded as the checkpoint's was.
         """
+
+    @classmethod
+    def outline(cls, config: Any) -> Self:
+        """The recipe for an estimate of its memory: with a sample as large as any, and random
+        weights. It can build a model and compute a loss; it reads no data unless a shape is in it.
+        """
+        return cls(config, None)
 
     @abstractmethod
     def check_data(self, saved: dict[str, Any]) -> None:
@@ -55,6 +74,11 @@ class Recipe(ABC):
         """The submodules that FSDP shards, torch.compile compiles and activation checkpointing
         recomputes, one at a time."""
         return ()
+
+    def parts(self, model: "nn.Module") -> dict[str, tuple[object, str]]:
+        """What else torch.compile compiles, called between the blocks: an object and its method,
+        by a name for the console."""
+        return {}
 
     def weights(self, ids: "Ids") -> "Weights | None":
         """The weight of each of these training samples in the mean loss; None: equal weights.
@@ -98,7 +122,23 @@ class Recipe(ABC):
 
     @abstractmethod
     def export(self, weights: dict[str, "Tensor"], directory: Path) -> None:
-        """Write the model to `directory` in Hugging Face format."""
+        """Write the model to `directory` in Hugging Face format.
+
+        On the CPU the weights may be those of the model in training: change none in place.
+        """
+
+    def load_exported(self, directory: Path) -> "nn.Module | None":
+        """What `export` wrote, read back: a module for `outputs`, on the CPU, in evaluation mode.
+
+        A model is published only if its outputs are those of the model in training. None: it is
+        published without this check.
+        """
+        return None
+
+    def outputs(self, model: "nn.Module", batch: "Batch") -> "Tensor":
+        """What the exported model and the one in training are compared in, for a held-out batch:
+        logits, or else the loss; its values are of the order of 1."""
+        return self.loss(model, batch)
 
     def upload(self, directory: Path) -> str | None:
         """Upload the exported model; a line for the console. Its failure does not fail the run."""

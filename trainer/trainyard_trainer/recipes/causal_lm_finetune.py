@@ -6,33 +6,46 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import BRANCH, Architecture, Changeable, TrainConfig
-from trainyard_trainer.data.rows import load_rows
-from trainyard_trainer.data.sampling import Batch, Ids, Weights
+from trainyard_trainer.data.rows import Rows
+from trainyard_trainer.data.sequences import Part, cache_key, cached_digest, definition, tokenised
 from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
+from trainyard_trainer.recipes import (
+    BRANCH,
+    COMPARED_TOKENS,
+    Architecture,
+    Batch,
+    Changeable,
+    ConfigError,
+    Ids,
+    Recipe,
+    TrainConfig,
+    Weights,
+    prompt_tokens,
+    write_golden_text,
+)
 from trainyard_trainer.recipes.hugging_face import (
     assign_weights,
     blocks_of,
+    check_context,
     check_tokenizer,
     empty_model,
     load_config,
+    load_exported,
     load_pretrained,
     load_tokenizer,
     random_model,
     sample_continuation,
     upload_model,
 )
-from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged
+from trainyard_trainer.recipes.lora import LoraSettings, add_lora, merged, untie
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -131,6 +144,7 @@ class CausalLMFinetune(Recipe):
     """A pretrained causal language model and the texts of a data set."""
 
     Config = CausalLMFinetuneConfig
+    serving = "generate"
 
     train: TokenSamples
     held_out: TokenSamples
@@ -142,14 +156,32 @@ class CausalLMFinetune(Recipe):
         self.model_config = load_config("model", config.model)
         check_tokenizer(self.tokenizer, self.model_config, config.max_length)
         columns = [config.text_column, *columns_in(config.prompt or "")]
-        rows = load_rows("dataset", config.dataset, config.split, columns)
+        rows = Rows("dataset", config.dataset, config.split, columns)
+        self.about = rows.about
+        kind = str(rows.schema.field(config.text_column).type)
+        if kind not in ("string", "large_string"):
+            raise ConfigError(f"config.text_column: {config.text_column} holds {kind}, not text")
         self.slice = self._check_slice(rows.num_rows)
         start, end = self.slice.start, self.slice.end
+        settings = config.text_column, config.prompt, config.max_length
+        key = cache_key("texts", rows.digest, definition(self.tokenizer), settings)
         self.num_skipped = 0
-        self.train = self._samples(rows.slice(start, end - start), "in the slice")
-        self.held_out = self._samples(rows.slice(rows.num_rows - config.eval_samples), "held out")
-        self.tokens_per_sample = len(self.train.tokens) / len(self.train)
-        self.fingerprint = self._fingerprint()
+        self.train = self._samples(rows, key, start, end, "in the slice")
+        first_held_out = rows.num_rows - config.eval_samples
+        self.held_out = self._samples(rows, key, first_held_out, rows.num_rows, "held out")
+        self.tokens_per_sample = self.train.num_tokens / len(self.train)
+        name = f"{key}/sha256-{start}-{end}-{first_held_out}"
+        self.fingerprint = cached_digest(name, self._update)
+
+    @classmethod
+    def outline(cls, config: CausalLMFinetuneConfig) -> Self:
+        """Of the model only config.json is read."""
+        recipe = cls.__new__(cls)
+        recipe.config = config.model_copy(update={"from_scratch": True})
+        recipe.model_config = load_config("model", config.model)
+        check_context(recipe.model_config, config.max_length)
+        recipe.train = TokenSamples([Part.of([(0, 0, np.zeros(config.max_length, np.int32))])])
+        return recipe
 
     def check_data(self, saved: dict[str, Any]) -> None:
         if saved["texts_sha256"] != self.fingerprint:
@@ -174,37 +206,44 @@ class CausalLMFinetune(Recipe):
             )
         return chosen
 
-    def _samples(self, rows: "pa.Table", which: str) -> TokenSamples:
-        """Tokens of the rows; those without a text, or without room for one, are skipped."""
-        config, column = self.config, self.config.text_column
-        kind = rows.schema.field(column).type
-        if str(kind) not in ("string", "large_string"):
-            raise ConfigError(f"config.text_column: {column} holds {kind}, not text")
-        nonempty = [row for row in rows.to_pylist() if (row[column] or "").strip()]
-        texts = [row[column] for row in nonempty]
-        prompts = [config.prompt.format(**row) for row in nonempty] if config.prompt else None
-        encoded = encode(self.tokenizer, texts, prompts, config.max_length)
-        kept = [
-            (tokens, num_prompt)
-            for tokens, num_prompt in encoded
-            if len(tokens) > max(1, num_prompt)
-        ]
-        if not nonempty:
-            raise ConfigError(f"config.text_column: every {column} {which} is empty")
-        if not kept:
+    def _samples(self, rows: Rows, key: str, start: int, end: int, which: str) -> TokenSamples:
+        """The samples of these rows; those without a text, or without room for one, are skipped."""
+        config = self.config
+        parts = tokenised(rows, start, end, key, self._encode)
+        # torch.compile specialises on lengths: one for all batches.
+        samples = TokenSamples(parts, pad_to=config.max_length if config.compile else None)
+        if len(samples) == 0:
+            if not any(self._text(row) for row in rows.read(start, end).to_pylist()):
+                raise ConfigError(
+                    f"config.text_column: every {config.text_column} {which} is empty"
+                )
             raise ConfigError(
                 f"config.max_length: {config.max_length} tokens leave no room for any text"
                 f" {which} after its prompt; raise it, or shorten the prompt"
             )
-        self.num_skipped += rows.num_rows - len(kept)
-        # torch.compile specialises on lengths: one for all batches.
-        return TokenSamples(kept, pad_to=config.max_length if config.compile else None)
+        self.num_skipped += end - start - len(samples)
+        return samples
 
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
+    def _text(self, row: dict[str, Any]) -> str:
+        """The text of a row; "" if there is none, or only white space."""
+        text: str = row[self.config.text_column] or ""
+        return text if text.strip() else ""
+
+    def _encode(self, table: "pa.Table", first: int) -> Part:
+        config = self.config
+        rows = {first + i: row for i, row in enumerate(table.to_pylist()) if self._text(row)}
+        texts = [self._text(row) for row in rows.values()]
+        prompts = [config.prompt.format(**row) for row in rows.values()] if config.prompt else None
+        encoded = encode(self.tokenizer, texts, prompts, config.max_length)
+        return Part.of(
+            (row, num_prompt, tokens)
+            for row, (tokens, num_prompt) in zip(rows, encoded, strict=True)
+            if len(tokens) > max(1, num_prompt)
+        )
+
+    def _update(self, digest: "hashlib._Hash") -> None:
         for samples in (self.train, self.held_out):
             samples.update(digest)
-        return digest.hexdigest()
 
     def state(self) -> dict[str, Any]:
         return {"texts_sha256": self.fingerprint}
@@ -213,11 +252,11 @@ class CausalLMFinetune(Recipe):
         start, end = self.slice.start, self.slice.end
         text = (
             f"{self.config.dataset}, rows {start} to {end}: {len(self.train):,} texts,"
-            f" {len(self.train.tokens):,} tokens; {len(self.held_out):,} texts held out"
+            f" {self.train.num_tokens:,} tokens; {len(self.held_out):,} texts held out"
         )
         if self.num_skipped:
             text += f"; {self.num_skipped:,} skipped (no text, or no room after the prompt)"
-        return text
+        return f"{text}; read {self.about}"
 
     def build(self) -> nn.Module:
         from transformers import AutoModelForCausalLM as Auto
@@ -236,8 +275,7 @@ class CausalLMFinetune(Recipe):
 
     def weights(self, ids: Ids) -> Weights:
         """Target tokens: the loss is the mean over all of them in the global batch."""
-        counts: Weights = self.train.num_targets[ids]
-        return counts
+        return self.train.num_targets(ids)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats per target token."""
@@ -261,7 +299,7 @@ class CausalLMFinetune(Recipe):
 
     def sample(self, model: nn.Module, step: int) -> str:
         """The model's continuation of the first held-out text's prompt, or of its first tokens."""
-        ids, num_prompt = self.held_out[0], int(self.held_out.num_prompt[0])
+        ids, num_prompt = self.held_out[0], self.held_out.num_prompt(0)
         prompt = ids[: num_prompt if self.config.prompt else SAMPLE_PROMPT_TOKENS].tolist()
         generator = torch.Generator().manual_seed(step)
         sampled = sample_continuation(model, prompt, self.config.sample_tokens, generator)
@@ -279,22 +317,30 @@ class CausalLMFinetune(Recipe):
         """The model (with LoRA: merged, and the adapter in adapter/) and its tokenizer."""
         from transformers import AutoModelForCausalLM as Auto
 
-        model, lora = empty_model(self.model_config, Auto), self.config.lora
-        if lora:
+        if lora := self.config.lora:
+            model = empty_model(untie(self.model_config, weights), Auto)
             model = merged(model, lora, weights, self.config.model, directory / "adapter")
         else:
+            model = empty_model(self.model_config, Auto)
             assign_weights(model, weights)
         model.generation_config = self.generation_config
         model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
         self._write_golden(directory)
 
-    def _write_golden(self, directory: Path) -> None:
-        """Write the exported model's continuation of the first held-out text to golden.json."""
+    def load_exported(self, directory: Path) -> nn.Module:
         from transformers import AutoModelForCausalLM as Auto
 
-        model = load_pretrained("model", str(directory), Auto)
-        model.train(False)
+        return load_exported(directory, Auto)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits of the samples' first tokens."""
+        logits: Tensor = model(batch["ids"][:, :COMPARED_TOKENS], use_cache=False).logits
+        return logits
+
+    def _write_golden(self, directory: Path) -> None:
+        """Write the exported model's continuation of the first held-out text to golden.json."""
+        model = self.load_exported(directory)
         context = getattr(self.model_config, "max_position_embeddings", None) or sys.maxsize
         prompt_ids = self.held_out[0][: prompt_tokens(context)].tolist()
         prompt = str(self.tokenizer.decode(prompt_ids, skip_special_tokens=True))
@@ -322,6 +368,3 @@ def short_name(model: str) -> str:
     """qwen2_0.5B for Qwen/Qwen2-0.5B-Instruct: the family in lower case, then the size."""
     family, *rest = Path(model).name.removesuffix("-Instruct").split("-")
     return "_".join([family.lower(), *rest])
-
-
-RECIPE = CausalLMFinetune

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard_trainer.config import BRANCH
-from trainyard_trainer.data.corpus import load_text, split
+from trainyard_trainer.data.corpus import read_text, split
 from trainyard_trainer.data.tokenizers import CharTokenizer
-from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.models.gpt import write_gpt2
+from trainyard_trainer.recipes import BRANCH, ConfigError
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 
@@ -21,11 +20,10 @@ class CharGPT(GPTRecipe):
 
     def __init__(self, config: GPTConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        text = load_text(config.corpus)
+        text, self.about = read_text(config.corpus)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.tokenizer = CharTokenizer(saved["characters"]) if saved else CharTokenizer.of(text)
         tokens = self.tokenizer.encode(text)
-        self.num_characters = len(tokens)
         self.num_unknown = int((tokens == 0).sum())
         where = f"config.corpus: {config.corpus}"
         # Every position starts a sample: even a small corpus has enough of them.
@@ -48,7 +46,7 @@ class CharGPT(GPTRecipe):
 
     def describe(self) -> str:
         distinct = len(self.tokenizer.characters)
-        text = f"{self.config.corpus}: {self.num_characters:,} characters, {distinct} distinct"
+        text = f"{self.config.corpus}: {distinct} distinct characters; read {self.about}"
         if self.num_unknown:  # in more text than the checkpoint's run had
             text += f"; {self.num_unknown:,} that are not among these become <unk>"
         return text
@@ -63,7 +61,4 @@ class CharGPT(GPTRecipe):
     def export(self, weights: dict[str, Tensor], directory: Path) -> None:
         write_gpt2(weights, self.shape, directory)
         self.tokenizer.save(directory, self.config.block_size)
-        self.write_golden(weights, self.shape, directory)
-
-
-RECIPE = CharGPT
+        self.write_golden(directory)

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainyard_trainer.config import BRANCH, Changeable, TrainConfig
-from trainyard_trainer.data.rows import Labels, class_names, label_names, load_rows, read_labels
-from trainyard_trainer.data.sampling import Batch
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes.base import Recipe
-
-if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
+from trainyard_trainer.data.cache import cached
+from trainyard_trainer.data.rows import (
+    Labels,
+    Rows,
+    check_labels,
+    class_names,
+    label_names,
+    read_labels,
+)
+from trainyard_trainer.data.sequences import cache_key
+from trainyard_trainer.recipes import BRANCH, Batch, Changeable, ConfigError, Recipe, TrainConfig
 
 
 class ClassificationConfig(TrainConfig):
@@ -42,25 +45,32 @@ class ClassificationConfig(TrainConfig):
     """Names of the classes 0, 1, ... Default: those of the data set."""
 
 
-@dataclass(frozen=True)
 class Split:
-    """The rows of one split.
+    """The rows of one split, with their labels.
 
     Attributes:
         where: the start of error messages about them.
+        rows: with the columns of inputs and of labels.
+        labels: memory-mapped.
     """
 
-    where: str
-    name: str
-    table: "pa.Table"
+    def __init__(self, key: str, source: str, name: str, column: str, label_column: str) -> None:
+        self.rows = Rows(key, source, name, [column, label_column])
+        self.where, self.name, self.label_column = self.rows.where, name, label_column
+        # Read once: in a csv or jsonl file they are between all the others.
+        cache_name = cache_key("labels", self.rows.digest, label_column)
+        self.labels: Labels = np.asarray(cached(cache_name, self._read_labels))
 
-    @classmethod
-    def load(cls, key: str, source: str, name: str, columns: list[str]) -> "Split":
-        return cls(f"config.{key}: {source}", name, load_rows(key, source, name, columns))
+    def _read_labels(self) -> Labels:
+        return read_labels(self.about(self.label_column), self.rows.column(self.label_column))
 
-    def column(self, name: str) -> tuple[str, "pa.ChunkedArray"]:
-        """The start of error messages about a column, and the column."""
-        return f"{self.where}: {name} of {self.name}", self.table[name]
+    def check_labels(self, names: Sequence[str] | None) -> None:
+        """Raise ConfigError for a label that isn't the number of a class."""
+        check_labels(self.about(self.label_column), self.labels, names)
+
+    def about(self, column: str) -> str:
+        """The start of error messages about a column."""
+        return f"{self.where}: {column} of {self.name}"
 
 
 class Classification(Recipe):
@@ -68,6 +78,7 @@ class Classification(Recipe):
 
     Attributes:
         classes: their names.
+        about: what was read and left out, for the console.
         fingerprint: of all samples and labels (JSON).
         encoded_by: what else they depend on, for error messages.
     """
@@ -76,27 +87,36 @@ class Classification(Recipe):
 
     config: ClassificationConfig
     classes: list[str]
+    about: str
     fingerprint: str | list[str]
 
-    def load(self, column: str) -> tuple[tuple[Split, Labels], tuple[Split, Labels]]:
-        """The rows to train on and the held-out ones, each with their labels; sets `classes`.
+    def load(self, column: str) -> tuple[Split, Split]:
+        """The rows to train on, with the inputs in `column`, and the held-out ones.
 
-        The tables have `column` and the labels alone.
+        Sets `classes` and `about`.
         """
         config = self.config
         if config.eval_dataset is None and Path(config.dataset).is_file():
             raise ConfigError(
                 f"config.eval_dataset: set it; {config.dataset} is one file, without a test split"
             )
-        columns = [column, config.label_column]
-        train = Split.load("dataset", config.dataset, "train", columns)
+        columns = column, config.label_column
+        train = Split("dataset", config.dataset, "train", *columns)
         key = "dataset" if config.eval_dataset is None else "eval_dataset"
-        held_out = Split.load(key, config.eval_dataset or config.dataset, "test", columns)
-        names = config.labels or label_names(train.table, config.label_column)
-        labels = read_labels(*train.column(config.label_column), names)
-        self.classes = class_names(train.where, labels, names)
-        held_out_labels = read_labels(*held_out.column(config.label_column), self.classes)
-        return (train, labels), (held_out, held_out_labels)
+        held_out = Split(key, config.eval_dataset or config.dataset, "test", *columns)
+        names = config.labels or label_names(train.rows.schema, config.label_column)
+        train.check_labels(names)
+        self.classes = class_names(train.where, train.labels, names)
+        held_out.check_labels(self.classes)
+        self.about = f"read {train.rows.about}; read {held_out.rows.about}"
+        return train, held_out
+
+    @classmethod
+    def read_classes(cls, config: ClassificationConfig, column: str) -> list[str]:
+        """The classes of the training data, whose inputs are in `column`."""
+        train = Split("dataset", config.dataset, "train", column, config.label_column)
+        names = label_names(train.rows.schema, config.label_column)
+        return class_names(train.where, train.labels, names)
 
     def check_data(self, saved: dict[str, Any]) -> None:
         if saved["samples_sha256"] != self.fingerprint:
@@ -111,6 +131,9 @@ class Classification(Recipe):
     @abstractmethod
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Shape (batch, classes)."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.logits(model, batch)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
         return class_sums(self.logits(model, batch), batch["labels"])

@@ -1,6 +1,6 @@
 """Golden requests of an exported model: held-out inputs with the model's own outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +65,19 @@ def write_golden_text(
 GOLDEN_TEXTS = 8
 
 
-def choose_texts(texts: list[str], labels: Labels) -> list[EvaluationText]:
-    """At most MAX_EVALUATION_TEXTS of the texts, balanced over the classes."""
-    positions = np.zeros(len(labels), dtype=np.int64)  # of each text within its class
+def choose_rows(labels: Labels) -> list[int]:
+    """At most MAX_EVALUATION_TEXTS of the rows with these labels, balanced over the classes."""
+    positions = np.zeros(len(labels), dtype=np.int64)  # of each row within its class
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         positions[members] = np.arange(len(members))
-    chosen = np.argsort(positions, kind="stable")[:MAX_EVALUATION_TEXTS]
-    return [EvaluationText(text=texts[i], label=int(labels[i])) for i in chosen.tolist()]
+    chosen: list[int] = np.argsort(positions, kind="stable")[:MAX_EVALUATION_TEXTS].tolist()
+    return chosen
+
+
+def choose_texts(texts: Sequence[str] | Mapping[int, str], labels: Labels) -> list[EvaluationText]:
+    """The texts of `choose_rows`; `texts` may be those alone, by row."""
+    return [EvaluationText(text=texts[i], label=int(labels[i])) for i in choose_rows(labels)]
 
 
 @torch.no_grad()

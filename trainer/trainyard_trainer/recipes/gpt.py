@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainyard_trainer.config import BRANCH, Architecture, Changeable
-from trainyard_trainer.data.corpus import check_tokens, load_tokens, split
+from trainyard_trainer.data.corpus import Windows, check_tokens, load_tokens, split
 from trainyard_trainer.data.tokenizers import BPETokenizer
-from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.models.gpt import write_gpt2
+from trainyard_trainer.recipes import BRANCH, Architecture, Batch, Changeable, ConfigError
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
 
 
@@ -64,6 +64,7 @@ class BPEGPT(GPTRecipe):
     """GPT-2 over byte-pair tokens."""
 
     Config = BPEGPTConfig
+    config: BPEGPTConfig
 
     def __init__(self, config: BPEGPTConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
@@ -73,7 +74,7 @@ class BPEGPT(GPTRecipe):
                 f"config.tokenizer: {config.tokenizer} is not the tokenizer the checkpoint was"
                 " trained with, and its weights fit no other; set it back"
             )
-        tokens = load_tokens(config.corpus, config.text_column, self.tokenizer)
+        tokens, self.about = load_tokens(config.corpus, config.text_column, self.tokenizer)
         self.num_tokens = len(tokens)
         # Each token is a target once per epoch.
         self.train, self.held_out = split(
@@ -86,8 +87,20 @@ class BPEGPT(GPTRecipe):
         )
         self.fingerprint = check_tokens(tokens, self.tokenizer, config.corpus)
         self.tokens_per_sample = config.block_size
-        multiple = config.pad_vocab_to_multiple_of
-        self.shape = config.shape(-(-self.tokenizer.vocab_size // multiple) * multiple)
+        self.shape = config.shape(self._padded_vocab_size())
+
+    @classmethod
+    def outline(cls, config: BPEGPTConfig) -> Self:
+        recipe = cls.__new__(cls)
+        recipe.config = config
+        recipe.tokenizer = BPETokenizer(config.tokenizer)
+        recipe.train = Windows(np.zeros(config.block_size + 1, np.int64), config.block_size, 1)
+        recipe.shape = config.shape(recipe._padded_vocab_size())
+        return recipe
+
+    def _padded_vocab_size(self) -> int:
+        multiple = self.config.pad_vocab_to_multiple_of
+        return -(-self.tokenizer.vocab_size // multiple) * multiple
 
     def check_data(self, saved: dict[str, Any]) -> None:
         if saved["tokens_sha256"] != self.fingerprint:
@@ -106,7 +119,7 @@ class BPEGPT(GPTRecipe):
     def describe(self) -> str:
         return (
             f"{self.config.corpus}: {self.num_tokens:,} tokens of {self.tokenizer.source}"
-            f" (vocabulary {self.tokenizer.vocab_size:,})"
+            f" (vocabulary {self.tokenizer.vocab_size:,}); read {self.about}"
         )
 
     def encode(self, text: str) -> list[int]:
@@ -121,7 +134,8 @@ class BPEGPT(GPTRecipe):
         shape = replace(self.shape, vocab_size=vocab_size)
         write_gpt2(weights, shape, directory, self.tokenizer.eos_id)
         self.tokenizer.save(directory, self.config.block_size)
-        self.write_golden(weights, shape, directory)
+        self.write_golden(directory)
 
-
-RECIPE = BPEGPT
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits of the samples' first tokens, without those that pad the vocabulary."""
+        return super().outputs(model, batch)[..., : self.tokenizer.vocab_size]

@@ -1,30 +1,35 @@
 """What the GPT recipes share: the model's settings, its loss and its samples."""
 
-import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import Architecture, Changeable, TrainConfig
 from trainyard_trainer.data.corpus import Windows
-from trainyard_trainer.data.sampling import Batch
-from trainyard_trainer.models.cross_entropy import cross_entropy
-from trainyard_trainer.models.gpt import GPT, GPTShape
-from trainyard_trainer.recipes.base import Recipe
-from trainyard_trainer.recipes.golden import prompt_tokens, write_golden_text
+from trainyard_trainer.models.gpt import GPT, GPTShape, read_gpt2
+from trainyard_trainer.recipes import (
+    COMPARED_TOKENS,
+    LOSS,
+    Architecture,
+    Batch,
+    Changeable,
+    Recipe,
+    TrainConfig,
+    prompt_tokens,
+    write_golden_text,
+)
 
 
 class GPTConfig(TrainConfig):
     """Settings of a GPT and of its training text."""
 
     corpus: Changeable[str] = Field(default="stdlib", min_length=1)
-    """stdlib, a text file, a directory or glob of text files, or hub:OWNER/NAME[:COLUMN]."""
+    """stdlib, a text file, a directory of text files (DIR/**/*.txt and other globs read the folders
+    in it, too), or hub:OWNER/NAME[:COLUMN]."""
 
     eval_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Fraction of the text, at its end, that is held out for evaluation."""
@@ -68,15 +73,11 @@ class GPTConfig(TrainConfig):
         )
 
 
-def plain_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """PyTorch's own cross-entropy, which torch.compile fuses."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-
-
 class GPTRecipe(Recipe):
     """Base of the GPT recipes; a subclass defines the tokens and sets these attributes."""
 
     config: GPTConfig
+    serving = "generate"
     shape: GPTShape
     train: Windows
     held_out: Windows
@@ -95,20 +96,29 @@ class GPTRecipe(Recipe):
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return cast(GPT, model).h
 
+    def parts(self, model: nn.Module) -> dict[str, tuple[object, str]]:
+        return {
+            "the embedding": (model, "embed"),
+            "the final norm": (model.ln_f, "forward"),
+            LOSS: (model, "chunk_loss"),
+        }
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats per token."""
-        return self._cross_entropy(model(batch["ids"]), batch["targets"])
+        loss: Tensor = model(batch["ids"], batch["targets"])
+        return loss
 
-    @functools.cached_property
-    def _cross_entropy(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return torch.compile(plain_cross_entropy) if self.config.compile else cross_entropy
+    def load_exported(self, directory: Path) -> nn.Module:
+        return read_gpt2(directory)
 
-    def write_golden(self, weights: dict[str, Tensor], shape: GPTShape, directory: Path) -> None:
-        """Write the model's continuation of the held-out text's start to golden.json."""
-        with torch.device("meta"):
-            model = GPT(shape)
-        model.load_state_dict(weights, assign=True)
-        model.train(False)
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits of the samples' first tokens."""
+        logits: Tensor = model(batch["ids"][:, :COMPARED_TOKENS])
+        return logits
+
+    def write_golden(self, directory: Path) -> None:
+        """Write the exported model's continuation of the held-out text's start to golden.json."""
+        model = self.load_exported(directory)
         prompt_ids = self.held_out.tokens[: prompt_tokens(self.config.block_size)]
         prompt = self.decode(prompt_ids.tolist())
         # A text that is cut may have other tokens than as part of the longer one.

@@ -56,7 +56,12 @@ def check_tokenizer(
             f" model {config.name_or_path} has embeddings for {embeddings:,}: use the model's"
             " own tokenizer"
         )
-    context = getattr(shape, "max_position_embeddings", None)
+    check_context(config, max_length)
+
+
+def check_context(config: "PreTrainedConfig", max_length: int) -> None:
+    """Raise ConfigError unless the model has `max_length` positions."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and max_length > context:
         raise ConfigError(
             f"config.max_length: {max_length} tokens, but {config.name_or_path} was made for"
@@ -91,6 +96,12 @@ def load_pretrained(
             f" {type(model).__name__}"
         )
     return model
+
+
+def load_exported(directory: Path, auto: Any) -> nn.Module:
+    """A recipe's `load_exported`, for a model of transformers."""
+    model: nn.Module = load_pretrained("model", str(directory), auto)
+    return model.eval()
 
 
 def random_model(config: "PreTrainedConfig", auto: Any) -> "PreTrainedModel":

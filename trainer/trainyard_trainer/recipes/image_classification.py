@@ -4,18 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import Architecture, Changeable
 from trainyard_trainer.data.images import Augmentation, Images, Pixels, decode_images
 from trainyard_trainer.data.rows import listed
-from trainyard_trainer.data.sampling import Batch
-from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.models.resnet import GROUP_CHANNELS, ResNet, ResNetShape
-from trainyard_trainer.models.resnet_export import Normalisation, write_resnet
-from trainyard_trainer.recipes.classification import Classification, ClassificationConfig
+from trainyard_trainer.models.resnet_export import Normalisation, read_resnet, write_resnet
+from trainyard_trainer.recipes import Architecture, Batch, Changeable, ConfigError
+from trainyard_trainer.recipes.classification import Classification, ClassificationConfig, Split
 
 
 class ImageClassificationConfig(ClassificationConfig):
@@ -83,28 +82,48 @@ class ImageClassification(Classification):
     train: Images
     held_out: Images
 
+    @classmethod
+    def outline(cls, config: ImageClassificationConfig) -> Self:
+        """Of the data, the classes and the first image are read."""
+        recipe = cls.__new__(cls)
+        recipe.config = config
+        column = config.image_column
+        train = Split("dataset", config.dataset, "train", column, config.label_column)
+        pixels = decode_images(train.about(column), train.rows.read(0, 1)[column])
+        recipe.classes = config.labels or cls.read_classes(config, column)
+        recipe.normalisation = Normalisation.of(pixels)
+        recipe.train = Images(pixels, np.zeros(1, np.int64), recipe._augmentation(pixels))
+        recipe.shape = recipe._shape()
+        return recipe
+
     def __init__(self, config: ImageClassificationConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        (train, labels), (held_out, held_out_labels) = self.load(config.image_column)
-        pixels = decode_images(*train.column(config.image_column))
+        train, held_out = self.load(config.image_column)
+        pixels = self._decode(train)
         self.normalisation = Normalisation.of(pixels)
-        self.train = Images(pixels, labels, self._augmentation(pixels))
-        self.held_out = Images(
-            decode_images(*held_out.column(config.image_column)), held_out_labels
-        )
+        self.train = Images(pixels, train.labels, self._augmentation(pixels))
+        self.held_out = Images(self._decode(held_out), held_out.labels)
         if self.held_out.size != self.train.size:
             raise ConfigError(
                 f"{held_out.where}: the images are {self.held_out.size_text} pixels, the"
                 f" training images {self.train.size_text}; resize all to one size"
             )
         self.fingerprint = [self.train.sha256(), self.held_out.sha256()]
-        self.shape = ResNetShape(
+        self.shape = self._shape()
+
+    def _shape(self) -> ResNetShape:
+        config = self.config
+        return ResNetShape(
             num_labels=len(self.classes),
             embedding_size=config.embedding_size,
             hidden_sizes=tuple(config.hidden_sizes),
             depths=tuple(config.depths),
             downsample_in_first_stage=config.downsample_in_first_stage,
         )
+
+    def _decode(self, split: Split) -> Pixels:
+        column = self.config.image_column
+        return decode_images(split.about(column), split.rows.column(column))
 
     def _augmentation(self, pixels: Pixels) -> Augmentation:
         config, shortest = self.config, min(pixels.shape[1:3])
@@ -121,7 +140,8 @@ class ImageClassification(Classification):
         return (
             f"{self.config.dataset}: {len(self.train):,} images of {self.train.size_text} pixels to"
             f" train on, {len(self.held_out):,} to evaluate on, {len(self.classes)} classes"
-            f" ({listed(self.classes)})"
+            f" ({listed(self.classes)});"
+            f" {self.about}"
         )
 
     def build(self) -> nn.Module:
@@ -141,8 +161,8 @@ class ImageClassification(Classification):
             weights, self.shape, self.classes, self.train.size, self.normalisation, directory
         )
 
+    def load_exported(self, directory: Path) -> nn.Module:
+        return read_resnet(directory)
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return cast(Tensor, model(self.normalisation(batch["pixels"])))
-
-
-RECIPE = ImageClassification

@@ -1,19 +1,24 @@
 """Low-rank adaptation (Hu et al., 2021) through peft: small matrices are trained instead of the
 model's own weights."""
 
+import contextlib
+import copy
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.recipes import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _PREFIX = "base_model.model."  # what peft puts before the model's own names
+_BASE = ".base_layer."  # in the names of the weights that it adapts
 
 
 class LoraSettings(BaseModel):
@@ -46,8 +51,7 @@ def add_lora(model: "PreTrainedModel", settings: LoraSettings) -> None:
         if absent := [name for name in settings.target_modules if name not in names]:
             raise ConfigError(f"config.lora.target_modules: there is no {absent[0]}; {known}")
     try:
-        with warnings.catch_warnings():  # peft uses names that transformers has deprecated
-            warnings.simplefilter("ignore", FutureWarning)
+        with _without_warnings():
             inject_adapter_in_model(_peft_config(settings, ""), model)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
@@ -61,21 +65,50 @@ def merged(
     base: str,
     adapter_directory: Path,
 ) -> "PreTrainedModel":
-    """`model` (empty) with `weights`, the added matrices merged into its own.
+    """`model` (empty) with `weights`, the added matrices merged into copies of its own.
 
     They are also written to `adapter_directory`, as an adapter of the model named `base`.
     """
     from peft import get_peft_model
 
+    # Merging adds in place, and on the CPU these weights are those of the model in training. A
+    # weight that another layer shares must not change for that layer either: see `untie`.
+    prefixed = {
+        f"{_PREFIX}{name}": tensor.clone() if _BASE in name else tensor
+        for name, tensor in weights.items()
+    }
+    with _without_warnings():
+        wrapped: Any = get_peft_model(model, _peft_config(settings, base))
+        wrapped.load_state_dict(prefixed, assign=True)
+        # Without the embeddings, which peft would add if they are adapted: they are the base's.
+        wrapped.save_pretrained(adapter_directory, save_embedding_layers=False)
+        (adapter_directory / "README.md").unlink(missing_ok=True)  # an empty model card template
+        result: PreTrainedModel = wrapped.merge_and_unload()
+    return result
+
+
+def untie(config: "PreTrainedConfig", weights: dict[str, Tensor]) -> "PreTrainedConfig":
+    """The config.json of the merged model: without tied embeddings if they have become different.
+
+    An adapter of the token embedding leaves the output layer as it was, and the other way round,
+    although both share one weight: merged, they are two.
+    """
+    layers = Counter(tensor.data_ptr() for tensor in weights.values())
+    config = copy.deepcopy(config)
+    if any(_BASE in name and layers[each.data_ptr()] > 1 for name, each in weights.items()):
+        for part in (config, config.get_text_config()):
+            part.tie_word_embeddings = False
+    return config
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Of names that transformers has deprecated and peft uses, and of tied embeddings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        wrapped: Any = get_peft_model(model, _peft_config(settings, base))
-    prefixed = {f"{_PREFIX}{name}": tensor for name, tensor in weights.items()}
-    wrapped.load_state_dict(prefixed, assign=True)
-    wrapped.save_pretrained(adapter_directory)
-    (adapter_directory / "README.md").unlink(missing_ok=True)  # an empty model card template
-    result: PreTrainedModel = wrapped.merge_and_unload()
-    return result
+        warnings.filterwarnings("ignore", r"Model (has|with) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        yield
 
 
 def _peft_config(settings: LoraSettings, base: str) -> Any:

@@ -1,25 +1,42 @@
 """text-classification: DistilBERT (Sanh et al., 2019) that classifies texts."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.config import Architecture, Changeable
-from trainyard_trainer.data.rows import Labels, listed
-from trainyard_trainer.data.sampling import Batch
-from trainyard_trainer.data.texts import Texts
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.recipes.classification import Classification, ClassificationConfig
-from trainyard_trainer.recipes.golden import choose_texts, write_golden_classes
+from trainyard_trainer.data.cache import Array, cached
+from trainyard_trainer.data.rows import listed
+from trainyard_trainer.data.sequences import (
+    PART_ROWS,
+    Part,
+    cache_key,
+    cached_digest,
+    definition,
+    tokenised,
+)
+from trainyard_trainer.data.texts import Texts, TextsByLength, encode_labelled
+from trainyard_trainer.recipes import (
+    Architecture,
+    Batch,
+    Changeable,
+    ConfigError,
+    choose_rows,
+    choose_texts,
+    write_golden_classes,
+)
+from trainyard_trainer.recipes.classification import Classification, ClassificationConfig, Split
 from trainyard_trainer.recipes.hugging_face import (
     check_tokenizer,
     load_config,
+    load_exported,
     load_pretrained,
     load_tokenizer,
 )
@@ -110,6 +127,7 @@ class TextClassification(Classification):
     """DistilBERT with a classification head, pretrained or from scratch."""
 
     Config = TextClassificationConfig
+    serving = "classify"
     encoded_by = ", with this tokenizer"
     config: TextClassificationConfig
     train: Texts
@@ -117,29 +135,70 @@ class TextClassification(Classification):
 
     def __init__(self, config: TextClassificationConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
-        (train, labels), (held_out, held_out_labels) = self.load(config.text_column)
-        texts = texts_of(*train.column(config.text_column))
-        held_out_texts = texts_of(*held_out.column(config.text_column))
-
-        key, name = ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
+        train, held_out = self.load(config.text_column)
+        key, name = _tokenizer_of(config)
         self.tokenizer = load_tokenizer(key, name)
         if self.tokenizer.pad_token_id is None:
             raise ConfigError(
                 f"config.{key}: {name} has no padding token; use DistilBERT's tokenizer"
             )
         self.model_config = self._model_config()
+        self.pretrained = config.from_scratch is None
         self.tokenizer.model_max_length = config.max_length  # inference truncates as training did
+        settings = definition(self.tokenizer), config.text_column, config.max_length
+        self.evaluation_texts = choose_texts(self._evaluation_texts(held_out), held_out.labels)
+        self.train = self._tokenise(train, settings)
+        self.held_out = TextsByLength(self._tokenise(held_out, settings))
+        digests = train.rows.digest, held_out.rows.digest
+        self.fingerprint = cached_digest(cache_key("sha256", digests, settings), self._update)
 
-        def tokenize(texts: list[str], labels: Labels) -> Texts:
-            return Texts.of(texts, labels, self.tokenizer, config.max_length)
+    def _tokenise(self, split: Split, settings: object) -> Texts:
+        column, max_length = self.config.text_column, self.config.max_length
 
-        self.evaluation_texts = choose_texts(held_out_texts, held_out_labels)
-        self.train = tokenize(texts, labels)
-        self.held_out = tokenize(held_out_texts, held_out_labels).by_length()
-        digest = hashlib.sha256()
+        def encode(table: "pa.Table", first: int) -> Part:
+            texts = texts_of(split.about(column), table[column], first)
+            encoded = encode_labelled(self.tokenizer, texts, max_length)
+            return Part.of((first + i, 0, tokens) for i, tokens in enumerate(encoded))
+
+        key = cache_key("texts", split.rows.digest, settings)
+        parts = tokenised(split.rows, 0, split.rows.num_rows, key, encode)
+        pad_id = int(self.tokenizer.pad_token_id)
+        return Texts(parts, split.labels, pad_id, max_length)
+
+    def _evaluation_texts(self, split: Split) -> dict[int, str]:
+        """Some of the held-out texts, by row; cached, as a csv or jsonl file has to be read to the
+        end for them."""
+        column, rows = self.config.text_column, split.rows
+
+        def make() -> Array:
+            chosen = set(choose_rows(split.labels))
+            texts: dict[int, str] = {}
+            for start in range(0, rows.num_rows, PART_ROWS):
+                table = rows.read(start, min(start + PART_ROWS, rows.num_rows))
+                found = enumerate(texts_of(split.about(column), table[column], start), start)
+                texts |= {row: text for row, text in found if row in chosen}
+            return np.frombuffer(json.dumps(texts).encode(), np.uint8)
+
+        stored = cached(cache_key("evaluation", rows.digest, column), make)
+        return {int(row): text for row, text in json.loads(stored.tobytes()).items()}
+
+    def _update(self, digest: "hashlib._Hash") -> None:
         self.train.update(digest)
         self.held_out.update(digest)
-        self.fingerprint = digest.hexdigest()
+
+    @classmethod
+    def outline(cls, config: TextClassificationConfig) -> Self:
+        """The data is read only for the number of classes, if `labels` isn't set."""
+        recipe = cls.__new__(cls)
+        recipe.config = config
+        recipe.classes = config.labels or cls.read_classes(config, config.text_column)
+        recipe.tokenizer = load_tokenizer(*_tokenizer_of(config))
+        recipe.model_config = recipe._model_config()
+        recipe.pretrained = False
+        length = config.max_length
+        part = Part.of([(0, 0, np.zeros(length, np.int32))])
+        recipe.train = Texts([part], np.zeros(1, np.int64), 0, length)
+        return recipe
 
     def _model_config(self) -> "DistilBertConfig":
         """The config.json of the pretrained model, or of the sizes in from_scratch."""
@@ -169,16 +228,18 @@ class TextClassification(Classification):
         return model_config
 
     def describe(self) -> str:
+        mean = self.train.num_tokens / len(self.train)
         return (
             f"{self.config.dataset}: {len(self.train):,} texts to train on"
-            f" ({self.train.lengths.mean():.0f} tokens on average), {len(self.held_out):,} to"
-            f" evaluate on, {len(self.classes)} classes ({listed(self.classes)})"
+            f" ({mean:.0f} tokens on average), {len(self.held_out):,} to"
+            f" evaluate on, {len(self.classes)} classes ({listed(self.classes)});"
+            f" {self.about}"
         )
 
     def build(self) -> nn.Module:
         from transformers import DistilBertForSequenceClassification
 
-        if self.config.from_scratch:
+        if not self.pretrained:
             return DistilBertForSequenceClassification(self.model_config)
         return load_pretrained(
             "model",
@@ -209,13 +270,24 @@ class TextClassification(Classification):
         self.tokenizer.save_pretrained(directory)
         write_golden_classes(directory, self.classes, self.evaluation_texts, self.config.max_length)
 
+    def load_exported(self, directory: Path) -> nn.Module:
+        from transformers import DistilBertForSequenceClassification
+
+        return load_exported(directory, DistilBertForSequenceClassification)
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return cast(torch.Tensor, output.logits)
 
 
-def texts_of(where: str, column: "pa.ChunkedArray") -> list[str]:
-    """The column's texts. Raises ConfigError, beginning with `where`, if one is empty."""
+def _tokenizer_of(config: TextClassificationConfig) -> tuple[str, str]:
+    """The setting that names the tokenizer, and its value."""
+    return ("tokenizer", config.tokenizer) if config.tokenizer else ("model", config.model)
+
+
+def texts_of(where: str, column: "pa.ChunkedArray", first: int) -> list[str]:
+    """The column's texts, from row `first`. Raises ConfigError, beginning with `where`, if one is
+    empty."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -223,10 +295,7 @@ def texts_of(where: str, column: "pa.ChunkedArray") -> list[str]:
         raise ConfigError(f"{where} holds {column.type}, not texts; set config.text_column")
     empty = compute.equal(compute.utf8_trim_whitespace(column.fill_null("")), "")
     if compute.any(empty).as_py():
-        row = compute.index(empty, True).as_py()
+        row = first + compute.index(empty, True).as_py()
         raise ConfigError(f"{where}: row {row} is empty; remove such rows")
     texts: list[str] = column.to_pylist()
     return texts
-
-
-RECIPE = TextClassification

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard_api.job import RESULT_FILE_ENV, TrainerJob
-from trainyard_api.progress import ProgressReport
+from trainyard_api.progress import REPORT_PORT, ProgressReport
 from trainyard_trainer.reporting.metrics import TrainerMetrics
 
 MAX_RESULT_BYTES = 4096  # Kubernetes' limit of a termination message
@@ -42,8 +42,9 @@ class ReportServer:
 
     def serve(self, port: int) -> None:
         """Start to serve /progress and /metrics; a port in use causes a warning, not a failure."""
-        # In a pod the operator and Prometheus connect from outside; elsewhere loopback only.
-        host = "" if "KUBERNETES_SERVICE_HOST" in os.environ else "127.0.0.1"
+        # In a pod without an agent the operator and Prometheus connect from outside.
+        outside = "KUBERNETES_SERVICE_HOST" in os.environ and port == REPORT_PORT
+        host = "" if outside else "127.0.0.1"
         try:
             http_server = ThreadingHTTPServer((host, port), _handler(self))
         except OSError as error:

@@ -20,6 +20,8 @@ from trainyard_trainer.reporting.trackers.launcher import TrackerProcesses
 
 MAX_RANKS_IN_HISTORY = 64  # a larger run has its ranks' times in the metrics only
 
+SECONDS_BETWEEN_LOADING = 5.0  # between lines about the data's preparation
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -74,6 +76,7 @@ class RunReporter:
         self._stragglers: Stragglers | None = None
         self._trackers: TrackerProcesses | None = None
         self._evaluating_since = 0.0
+        self._said_loading = time.monotonic()
 
     def open_history(
         self,
@@ -111,6 +114,14 @@ class RunReporter:
     def tick(self) -> None:
         """Part of a step or of an evaluation is done, so this rank does not hang."""
         self.liveness.tick()
+
+    def loading(self, text: str) -> None:
+        """Part of the data is ready; `text` says how much."""
+        self.liveness.tick()
+        if time.monotonic() - self._said_loading > SECONDS_BETWEEN_LOADING:
+            self._said_loading = time.monotonic()
+            self.console.info(text)
+            self.update(message=text)
 
     def doing(self, activity: str) -> AbstractContextManager[None]:
         """For a `with` block: an activity in more detail than the report's phases."""

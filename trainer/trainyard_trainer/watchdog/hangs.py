@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
-from trainyard_trainer.watchdog.processes import State
+from trainyard_trainer.watchdog.process_state import State
 from trainyard_trainer.watchdog.stacks import innermost, suspicion
 
 # A library call that holds the GIL stops a rank's heartbeats; while data is loaded it may be long.
@@ -25,7 +25,7 @@ class Heartbeat:
 
     Attributes:
         count: number of this heartbeat; 0 before the first.
-        host, pid_namespace, pid: its process; `pid_namespace` as in processes.py.
+        host, pid_namespace, pid: its process; `pid_namespace` as in process_state.py.
         phase, step, ticks: as in liveness.py.
         activity: phase and step as text.
         limit: seconds without progress allowed in this phase.

@@ -1,6 +1,7 @@
 """The main thread's Python stack in short form, and what it says about a hang."""
 
 import functools
+import re
 import sys
 import sysconfig
 import threading
@@ -14,6 +15,8 @@ _WRAPPERS = ("<frozen ", "trainyard_trainer/__main__.py")
 _LIBRARIES = ("torch/", "python3.")
 # Where a rank waits for the others: collectives, and the backward pass that DDP runs them in.
 _COLLECTIVES = ("torch/distributed/", "torch/autograd/graph.py")
+# And on GPUs, where a collective is only launched: a rank then waits for its own GPU.
+_SYNCHRONISING = re.compile(r"torch/(cuda|accelerator)/\w+\.py:\d+ (\w+\.)?synchronize$")
 _LOADING = "trainyard_trainer/data/loader.py"
 
 
@@ -40,10 +43,12 @@ def innermost(stack: Sequence[str]) -> str:
 
 
 def suspicion(stack: Sequence[str]) -> int:
-    """How likely this rank blocks the others: 0 if it waits in a collective, 2 if it waits for its
-    own data, else 1."""
+    """How likely this rank blocks the others: 0 if it waits in a collective or for its GPU, 2 if it
+    waits for its own data, else 1."""
     if any(frame.startswith(_LOADING) for frame in stack):
         return 2
+    if stack and _SYNCHRONISING.match(stack[-1]):
+        return 0
     return 0 if any(frame.startswith(_COLLECTIVES) for frame in stack) else 1
 
 

@@ -26,11 +26,11 @@ from trainyard_trainer.watchdog.hangs import (
     is_lost,
     report_silence,
 )
-from trainyard_trainer.watchdog.processes import (
+from trainyard_trainer.watchdog.process_state import (
     State,
     kill_stopped_sibling,
     pid_namespace,
-    state_of,
+    state_of_pid,
 )
 from trainyard_trainer.watchdog.stacks import main_stack
 
@@ -199,4 +199,4 @@ class _Clock:
 
 
 def _process_state(beat: Heartbeat) -> State:
-    return state_of(beat.pid, beat.pid_namespace)
+    return state_of_pid(beat.pid, beat.pid_namespace)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainyard_storage.files import write_text_atomic
-from trainyard_trainer.errors import one_line
+from trainyard_trainer.errors import type_and_message
 from trainyard_trainer.reporting.trackers.sink import Record, Unreachable, metrics_of, settings_of
 
 STATE_FILE = "mlflow.json"
@@ -169,7 +169,7 @@ class MLflowSink:
 
 def _short(error: Exception) -> str:
     """The cause of a failed connection, which MLflow wraps in several other errors."""
-    text = one_line(error).removeprefix("MlflowException: ")
+    text = type_and_message(error).removeprefix("MlflowException: ")
     _, wrapped, cause = text.partition(" failed with exception ")
     if not wrapped:
         return text[:200]

@@ -20,7 +20,7 @@ def pid_namespace() -> str:
         return ""
 
 
-def state_of(pid: int, namespace: str) -> State:
+def state_of_pid(pid: int, namespace: str) -> State:
     """The state of process `pid` in a PID namespace; unknown in another one than this process's."""
     if not namespace or namespace != pid_namespace():
         return "unknown"

@@ -1,0 +1,1 @@
+"""Estimates the memory of a training step, by running it with fake tensors."""
