@@ -17,10 +17,10 @@ from rich.text import Text
 
 from trainyard_api.study_status import CellFailure, Measurement
 from trainyard_lifecycle.plan import Event
-from trainyard_lifecycle.status import format_duration, format_rate
+from trainyard_lifecycle.status import format_bytes, format_duration, format_rate
 from trainyard_local.backend import LossPoint
 from trainyard_local.display import Display, StudyDisplay, View
-from trainyard_study.report import memory, milliseconds
+from trainyard_study.report import milliseconds
 
 PLAIN_SECONDS = 5.0
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -99,6 +99,8 @@ class LiveDisplay(Display):
             rows.append(_bar(status.step, status.total_steps, status.eta))
         if numbers := _numbers(view):
             rows.append(numbers)
+        if status.usage:
+            rows.append(Text(status.usage, style="dim"))
         if view.report and view.report.sample:
             rows.append(_sample(view.report.sample))
         waited = format_duration(time.monotonic() - self._since)
@@ -131,7 +133,7 @@ class PlainStudyDisplay(StudyDisplay):
             parts = [format_rate(outcome.samples_per_second, "samples")]
         parts.append(f"{milliseconds(outcome.step_seconds.mean)} ms per step")
         if outcome.peak_memory_bytes:
-            parts.append(f"peak {memory(outcome.peak_memory_bytes)}")
+            parts.append(f"peak {format_bytes(outcome.peak_memory_bytes)}")
         self.say(f"{head}: {', '.join(parts)} ({format_duration(outcome.seconds)})")
 
     def remaining_time(self) -> str:

@@ -41,7 +41,7 @@ def write_example(name: str) -> str:
     return "\n".join(lines)
 
 
-def _directory() -> Path:
+def examples_directory() -> Path:
     """The examples: part of the wheel, or the folder of the checkout that is installed."""
     package = Path(__file__).parent
     packaged = package / "examples"
@@ -49,15 +49,17 @@ def _directory() -> Path:
 
 
 def _names() -> list[str]:
-    names = {path.stem for path in _directory().glob("*.yaml")} - NOT_STANDALONE
+    names = {path.stem for path in examples_directory().glob("*.yaml")} - NOT_STANDALONE
     if not names:
-        raise UserError(f"the examples are missing from {_directory()}: reinstall trainyard")
+        raise UserError(
+            f"the examples are missing from {examples_directory()}: reinstall trainyard"
+        )
     return sorted(names, key=lambda name: (name != "quickstart", name.startswith("study-"), name))
 
 
 def _read(name: str) -> str:
     """The manifest. Its comments name other examples; here they are not in a directory."""
-    text = (_directory() / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (examples_directory() / f"{name}.yaml").read_text(encoding="utf-8")
     return text.replace("examples/", "")
 
 

@@ -57,10 +57,13 @@ def describe(run_dir: RunDir) -> str:
                 "Loss": _number(status.get("loss")),
                 "Eval loss": _number(status.get("evalLoss")),
                 "Throughput": status.get("throughput", ""),
+                "Usage": status.get("usage", ""),
+                "Peak memory": _bytes(status.get("peakMemoryBytes")),
                 "Restarts": f"{status.get('restarts', 0)} of {run['spec'].get('maxRestarts')}",
                 "Branch of": status.get("startedFrom", ""),
                 "Checkpoint": _reference(status.get("lastCheckpoint")),
-                "Model": _reference(status.get("model")),
+                "Last model": _reference(status.get("model")),
+                "Best model": _best_model(status),
                 "Data": str(run_dir.data(run)),
                 "Logs": str(run_dir.logs),
             }
@@ -191,8 +194,23 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def _bytes(size: int | None) -> str:
+    """As `format_bytes` of trainyard_lifecycle.status, which imports pydantic."""
+    if size is None:
+        return ""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
+
+
 def _reference(value: dict[str, Any] | None) -> str:
-    return f"step {value['step']}, {value['digest']}" if value else ""
+    if not value:
+        return ""
+    loss = f", evaluation {value['evalLoss']:.4f}" if "evalLoss" in value else ""
+    return f"step {value['step']}{loss}, {value['digest'] or 'of the framework: no sha256'}"
+
+
+def _best_model(status: dict[str, Any]) -> str:
+    last, best = status.get("model"), status.get("bestModel")
+    return "the last" if best and best == last else _reference(best)
 
 
 def _age(start: str | None, end: str | None = None) -> str:

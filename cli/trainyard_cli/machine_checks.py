@@ -23,7 +23,7 @@ import psutil
 from trainyard_api import __version__
 from trainyard_cli.serve import CLASSIFY, DASHBOARD_PORT, GENERATE
 from trainyard_cli.server_process import HOST
-from trainyard_local import preflight
+from trainyard_local import gpus, preflight
 from trainyard_local.machine import installed_version
 from trainyard_local.store import HOME_ENV, home
 
@@ -79,16 +79,16 @@ def check_extras() -> list[Finding]:
 def check_torch() -> list[Finding]:
     """torch's build, and whether it fits the GPUs; without them, runs train on CPUs."""
     version, cuda = installed_version("torch"), torch_cuda()
-    gpus, driver_cuda, trouble = _nvidia_smi()
-    devices = preflight.gpu_count()
+    listed, driver_cuda, trouble = _nvidia_smi()
+    devices = gpus.gpu_count()
     if version is None:
         torch = Finding("torch", "problem", "not installed", "pip install 'trainyard[trainer]'")
     else:
         build = f"built for CUDA {cuda}" if cuda else "CPU build"
         torch = Finding("torch", "ok", f"torch {version}, {build}")
-    if not (gpus or devices or trouble):
+    if not (listed or devices or trouble):
         return [torch, Finding("gpu", "ok", "no NVIDIA GPU: runs train on CPUs")]
-    found = "; ".join(gpus) or f"{devices} device files of NVIDIA GPUs"
+    found = "; ".join(listed) or f"{devices} device files of NVIDIA GPUs"
     if trouble:
         action = "check the NVIDIA driver: nvidia-smi must list the GPUs"
         return [torch, Finding("gpu", "warning", f"{found}: {trouble}", action)]

@@ -52,6 +52,12 @@ def _validate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _estimate(args: argparse.Namespace) -> int:
+    from trainyard_cli.estimate import estimate
+
+    return estimate(args.file, args.gpu, args.memory)
+
+
 def _study(args: argparse.Namespace) -> int:
     from trainyard_cli.study import study
 
@@ -68,6 +74,27 @@ def _init(args: argparse.Namespace) -> int:
         raise UserError("name an example; `trainyard init --list` lists them")
     else:
         print(write_example(args.example))
+    return 0
+
+
+def _new_recipe(args: argparse.Namespace) -> int:
+    from trainyard_cli.new import write_recipe
+
+    print(write_recipe(args.name, args.directory))
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    from trainyard_cli.recipes import list_recipes
+
+    print(list_recipes())
+    return 0
+
+
+def _show_recipe(args: argparse.Namespace) -> int:
+    from trainyard_cli.recipes import show_recipe
+
+    print(show_recipe(args.name, args.form))
     return 0
 
 
@@ -148,9 +175,9 @@ def _serve(args: argparse.Namespace) -> int:
 
     run_dir = find_run(args.name)
     if args.prompt is not None:
-        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine))
+        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine, args.model))
         return 0
-    return serve(run_dir, args.port, args.engine)
+    return serve(run_dir, args.port, args.engine, args.model)
 
 
 def _dashboard(args: argparse.Namespace) -> int:
@@ -176,9 +203,47 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--list", action="store_true", help="list the examples")
     init.set_defaults(handler=_init)
 
+    new = commands.add_parser("new", help="write a package to begin with")
+    recipe = new.add_subparsers(metavar="KIND", required=True).add_parser(
+        "recipe", help="write a package with a recipe of your own, which trains as it is"
+    )
+    recipe.add_argument("name", metavar="NAME", help="name of the recipe and of its package")
+    recipe.add_argument(
+        "--directory", metavar="DIR", type=Path, help="where to write it; default: ./NAME"
+    )
+    recipe.set_defaults(handler=_new_recipe)
+
     doctor = commands.add_parser("doctor", help="check this machine and the cluster")
     doctor.add_argument("-o", "--output", choices=["json"], help="output format")
     doctor.set_defaults(handler=_doctor)
+
+    recipes = commands.add_parser(
+        "recipes",
+        usage="trainyard recipes [-h] [show NAME]",
+        help="list the recipes of the installed packages",
+    )
+    recipes.set_defaults(handler=_recipes)
+    show = recipes.add_subparsers(prog="trainyard recipes", metavar="COMMAND").add_parser(
+        "show", help="print a recipe's settings as Markdown"
+    )
+    show.add_argument("name", metavar="NAME", help="name of the recipe")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument(
+        "--schema",
+        dest="form",
+        action="store_const",
+        const="schema",
+        default="markdown",
+        help="print a JSON schema of spec.config instead",
+    )
+    form.add_argument(
+        "--values",
+        dest="form",
+        action="store_const",
+        const="values",
+        help="print values of the operator chart instead, by which the API server checks the keys",
+    )
+    show.set_defaults(handler=_show_recipe)
 
     run = commands.add_parser("run", help="start the run in FILE, or resume it")
     run.add_argument(
@@ -194,6 +259,19 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", type=Path, help="a TrainingRun or ScalingStudy manifest"
     )
     validate.set_defaults(handler=_validate)
+
+    estimate = commands.add_parser(
+        "estimate", help="print the memory that each rank of a run takes, and whether it fits a GPU"
+    )
+    estimate.add_argument(
+        "file", metavar="FILE", type=Path, help="a TrainingRun manifest with a recipe"
+    )
+    size = estimate.add_mutually_exclusive_group()
+    size.add_argument(
+        "--gpu", metavar="NAME", help="GPU to fit, for example H100-80GB; default: this machine's"
+    )
+    size.add_argument("--memory", metavar="SIZE", help="its memory instead, for example 80GiB")
+    estimate.set_defaults(handler=_estimate)
 
     study = commands.add_parser("study", help="run the scaling study in FILE, or resume it")
     study.add_argument("file", metavar="FILE", type=Path, help="a ScalingStudy manifest")
@@ -260,6 +338,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("name", metavar="NAME", help="name of the run")
     serve.add_argument(
         "--port", type=int, help="port to listen on; default: the app's, with --prompt a free one"
+    )
+    serve.add_argument(
+        "--model",
+        default="last",
+        help="which of the run's models: last (the default), best (the one with the lowest"
+        " evaluation loss) or the number of a step",
     )
     serve.add_argument("--engine", help="inference engine: torch (the default), onnx or sglang")
     serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")

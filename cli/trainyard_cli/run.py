@@ -11,10 +11,10 @@ from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.run import TrainingRun
 from trainyard_api.status import FINISHED
 from trainyard_cli.display import new_display
-from trainyard_cli.serve import APP_BY_RECIPE
+from trainyard_cli.serve import app_of_model
 from trainyard_lifecycle.policy import past_deadline, request_to_continue
 from trainyard_lifecycle.status import format_count
-from trainyard_local import preflight
+from trainyard_local import gpus, preflight
 from trainyard_local.backend import LocalBackend
 from trainyard_local.display import Display
 from trainyard_local.driver import (
@@ -69,6 +69,8 @@ def _drive_to_the_end(backend: LocalBackend, run: TrainingRun) -> int:
         return 0 if run.status.phase == "Succeeded" else 1
     for name in preflight.ignored_settings(run):
         display.say(f"note: {name} has no effect on one machine and is ignored")
+    if unused := gpus.unused(run):
+        display.say(f"note: {unused}")
     with stop_on_signals() as stop, display:
         run = drive(backend, run, display, stop)
     display.say(summary(backend, run, by_manifest=run.spec.suspend and not stop.requests))
@@ -182,8 +184,14 @@ def _succeeded(backend: LocalBackend, run: TrainingRun) -> list[str]:
     else:
         lines.append(f"  data    {data}")
     lines.append(f"  logs    {backend.dir.logs}")
-    if status.model and run.spec.recipe in APP_BY_RECIPE:
+    if status.model and app_of_model(data / status.model.path):
         lines.append(f"  next    trainyard serve {run.name}")
+    best = status.best_model
+    if status.model and best and best.digest != status.model.digest:
+        loss = "" if best.eval_loss is None else f"  (evaluation {best.eval_loss:.3f})"
+        lines.append(f"  best    {data / best.path}{loss}")
+        if app_of_model(data / best.path):
+            lines.append(f"  or      trainyard serve {run.name} --model best")
     return lines
 
 

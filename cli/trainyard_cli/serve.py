@@ -1,5 +1,6 @@
 """`trainyard serve` and `trainyard dashboard`: start a model server, or the dashboard."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -8,6 +9,7 @@ import sys
 import tempfile
 import webbrowser
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from trainyard_cli.server_process import HOST, call, check_port, start, stop, wait_until_ready
@@ -60,20 +62,18 @@ CLASSIFY = App(
     input_field="text",
     example="Shares rose after the company reported record profits.",
 )
-APP_BY_RECIPE = {
-    "causal-lm-finetune": GENERATE,
-    "char-gpt": GENERATE,
-    "gpt": GENERATE,
-    "text-classification": CLASSIFY,
-}
+APPS = {app.name: app for app in (GENERATE, CLASSIFY)}
 
 
-def serve(run_dir: RunDir, port: int | None, engine: str | None = None) -> int:
-    """Serve the run's newest model, and later ones, until Ctrl-C; returns the exit status."""
+def serve(run_dir: RunDir, port: int | None, engine: str | None = None, model: str = "last") -> int:
+    """Serve a model of the run until Ctrl-C; returns the exit status.
+
+    model: last or best, and later or better ones once they appear, or the number of a step.
+    """
     require_extra("serving", "trainyard serve")
-    app = _app(run_dir, engine)
+    app = _app(run_dir, engine, model)
     port = check_port(app.port if port is None else port)
-    with _server(run_dir, app, engine, port, None) as server:
+    with _server(run_dir, app, engine, model, port, None) as server:
         try:
             wait_until_ready(server, port, verbose=True)
             url = f"http://{HOST}:{port}"
@@ -90,13 +90,18 @@ def serve(run_dir: RunDir, port: int | None, engine: str | None = None) -> int:
 
 
 def complete(
-    run_dir: RunDir, prompt: str, port: int | None, max_tokens: int, engine: str | None = None
+    run_dir: RunDir,
+    prompt: str,
+    port: int | None,
+    max_tokens: int,
+    engine: str | None = None,
+    model: str = "last",
 ) -> str:
     """Send one request to a new server; returns the prompt with its completion, or its class."""
     require_extra("serving", "trainyard serve")
-    app = _app(run_dir, engine)
+    app = _app(run_dir, engine, model)
     port = check_port(port or 0)
-    with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, port, log) as server:
+    with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, model, port, log) as server:
         try:
             wait_until_ready(server, port, verbose=False, log=log)
             request: dict[str, Any] = {app.input_field: prompt}
@@ -130,14 +135,28 @@ def dashboard(port: int | None, flags: list[str], open_browser: bool) -> int:
             stop(server)
 
 
-def _app(run_dir: RunDir, engine: str | None) -> App:
-    """The app for the run's newest model. Raises UserError if it has none that can be served."""
-    from trainyard_api.checkpoint import MODELS
-    from trainyard_storage.checkpoints import newest_valid
+def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
+    """The app for this model of the run. Raises UserError if there is none that can be served."""
+    from trainyard_api.checkpoint import MODELS, step_of
+    from trainyard_storage.checkpoints import best_first, first_valid, steps
 
     run = run_dir.read()
-    _, manifest, refused = newest_valid(run_dir.data(run) / MODELS)
-    if manifest is None:
+    models = list(steps(run_dir.data(run) / MODELS))
+    chosen = models
+    if model == "best":
+        chosen = [directory for _, directory in best_first(run_dir.data(run) / MODELS)]
+    elif model.isdecimal():
+        chosen = [directory for directory in models if step_of(directory) == int(model)]
+    elif model != "last":
+        raise UserError(f"--model {model}: use last, best or the number of a step")
+    if models and not chosen:
+        there = ", ".join(str(step_of(directory)) for directory in models)
+        lacks = "an evaluation loss" if model == "best" else f"the step {model}"
+        raise UserError(
+            f"{run_dir.name}: no model has {lacks}; use --model last, or one of the steps {there}"
+        )
+    directory, manifest, refused = first_valid(chosen)
+    if manifest is None or directory is None:
         if refused:
             raise UserError(f"{run_dir.name} has no valid model: {refused[0]}")
         status = run.get("status", {})
@@ -147,11 +166,14 @@ def _app(run_dir: RunDir, engine: str | None) -> App:
             f"{run_dir.name} has no model to serve yet ({phase}):"
             " a run exports its model when it succeeds"
         )
-    app = APP_BY_RECIPE.get(manifest.recipe)
+    app = app_of_model(directory)
     if app is None:
+        whose = f"recipe {manifest.recipe}" if manifest.recipe else "this script"
+        named = f"app {manifest.serving}" if manifest.serving else "no app"
         raise UserError(
-            f"{run_dir.name}: models of recipe {manifest.recipe} can't be served"
-            f" (recipes that can be: {', '.join(APP_BY_RECIPE)})"
+            f"{run_dir.name}: models of {whose} can't be served: their manifest names {named}"
+            f" (apps: {', '.join(APPS)}), and config.json no ...ForCausalLM, ...LMHeadModel or"
+            " ...ForSequenceClassification"
         )
     if engine not in (None, *app.engines):
         raise UserError(
@@ -161,10 +183,31 @@ def _app(run_dir: RunDir, engine: str | None) -> App:
     return app
 
 
+def app_of_model(directory: Path) -> App | None:
+    """The app for a model: the one its recipe names in the manifest, else by its class.
+
+    A script names none, nor did recipes of older versions.
+    """
+    from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
+
+    with contextlib.suppress(InvalidCheckpointError):
+        serving = read_manifest(directory).serving
+        if serving is not None:
+            return APPS.get(serving)
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        names = " ".join(map(str, config.get("architectures") or []))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    if "ForSequenceClassification" in names:
+        return CLASSIFY
+    return GENERATE if "ForCausalLM" in names or "LMHeadModel" in names else None
+
+
 def _server(
-    run_dir: RunDir, app: App, engine: str | None, port: int, log: IO[bytes] | None
+    run_dir: RunDir, app: App, engine: str | None, model: str, port: int, log: IO[bytes] | None
 ) -> subprocess.Popen[bytes]:
-    flags = ["--run-dir", str(run_dir.data(run_dir.read()))]
+    flags = ["--run-dir", str(run_dir.data(run_dir.read())), "--step", model]
     if engine:
         flags += ["--engine", engine]
     return start(["trainyard_serving", app.name], port, flags, log)

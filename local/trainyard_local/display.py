@@ -28,7 +28,8 @@ class View:
             hint = "" if self.stop_requests > 1 else " (Ctrl-C again: kill them now)"
             return f"stopping the workers{hint}"
         if status.phase == "Running" and self.report:
-            return self.report.message or self.report.phase
+            # The report of a script is empty but for its hang until it reports something itself.
+            return self.report.message or status.message or self.report.phase
         return status.message or status.reason
 
 

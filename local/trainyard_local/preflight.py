@@ -11,8 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.recipe_packages import installed_recipes
 from trainyard_api.recipes import Location, is_known, recipe_keys
 from trainyard_api.run import TrainingRun
+from trainyard_local import gpus
 from trainyard_local.machine import installed_version
 from trainyard_local.store import UserError
 
@@ -29,13 +31,7 @@ def problem(run: TrainingRun, working_directory: str) -> str | None:
         return f"the run was started in {working_directory}, which no longer exists"
     if shutil.which("torchrun", path=search_path()) is None:
         return "torchrun is not installed: pip install 'trainyard[trainer]'"
-    requested, available = run.gpus_per_node, gpu_count()
-    if requested > available:
-        return (
-            f"the run requests {requested} nvidia.com/gpu per node, but this machine has"
-            f" {available or 'none'}: remove the limit to train on CPUs, or use a machine with GPUs"
-        )
-    return None
+    return gpus.too_few(run)
 
 
 def wrong_settings(runs: Sequence[TrainingRun]) -> tuple[list[list[tuple[Location, str]]], str]:
@@ -44,19 +40,27 @@ def wrong_settings(runs: Sequence[TrainingRun]) -> tuple[list[list[tuple[Locatio
     The first is a list of (location in the run, line) for each run. It takes a process, and
     seconds: the recipes import torch. Raises UserError if the trainer can't be started.
     """
-    known = [run for run in runs if is_known(run)]
+    known = [run for run in runs if _checked_here(run)]
     if known and missing_distributions("trainer"):
         why = "the values in its config were not checked: pip install 'trainyard[trainer]'"
         return [[] for _ in runs], why
     found = iter(_ask_trainer(known))
-    strangers = [run.spec for run in runs if run.spec.recipe and not is_known(run)]
+    strangers = [run.spec.recipe for run in runs if run.spec.recipe and not _checked_here(run)]
     why = ""
     if strangers:
-        built_in = ", ".join(recipe_keys())
-        why = "its config was not checked: an image of its own may have other recipes"
-        if strangers[0].recipe not in recipe_keys():
-            why = f"its config was not checked: {strangers[0].recipe} is none of {built_in}"
-    return [next(found) if is_known(run) else [] for run in runs], why
+        why = f"its config was not checked: no package here has the recipe {strangers[0]}"
+        if strangers[0] in recipe_keys():
+            why = "its config was not checked: an image of its own may have another version of it"
+    return [next(found) if _checked_here(run) else [] for run in runs], why
+
+
+def _checked_here(run: TrainingRun) -> bool:
+    """Whether the recipe that is installed here is the one that the run trains.
+
+    A built-in one is in the operator's image; one of another package is in an image of its own.
+    """
+    names = {each.name for each in installed_recipes() if not each.built_in}
+    return is_known(run) or run.spec.recipe in names
 
 
 def _ask_trainer(runs: Sequence[TrainingRun]) -> list[list[tuple[Location, str]]]:
@@ -70,9 +74,18 @@ def _ask_trainer(runs: Sequence[TrainingRun]) -> list[list[tuple[Location, str]]
         }
         for run in runs
     ]
+    answers = ask_trainer("check", asked, "the installed trainer can't check the config")
+    return [[(("spec", "config", *at), line) for at, line in answer] for answer in answers]
+
+
+def ask_trainer(module: str, asked: Any, failed: str) -> Any:
+    """What a module of the trainer answers (JSON), in a process of its own: recipes import torch.
+
+    Raises UserError, `failed` and the last line it wrote, if it fails.
+    """
     # -P: what it imports is never a file of the working directory.
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "trainyard_trainer.check"],
+        [sys.executable, "-P", "-m", f"trainyard_trainer.{module}"],
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -80,14 +93,8 @@ def _ask_trainer(runs: Sequence[TrainingRun]) -> list[list[tuple[Location, str]]
     )
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"the installed trainer can't check the config: {last}")
-    answers = json.loads(done.stdout)
-    return [[(("spec", "config", *at), line) for at, line in answer] for answer in answers]
-
-
-def gpu_count() -> int:
-    """The number of NVIDIA GPUs of this machine, by their device files."""
-    return sum(1 for path in Path("/dev").glob("nvidia[0-9]*"))
+        raise UserError(f"{failed}: {last}")
+    return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
 def ignored_settings(run: TrainingRun) -> list[str]:
@@ -102,21 +109,10 @@ def ignored_settings(run: TrainingRun) -> list[str]:
             names.append(f"podTemplate container {container.get('name')}")
     names += [
         f"podTemplate env {entry['name']}"
-        for entry in template_env(run)
+        for entry in run.trainer_template.get("env") or []
         if "name" in entry and "value" not in entry
     ]
     return names
-
-
-def template_env(run: TrainingRun) -> list[dict[str, Any]]:
-    """The `env` of the podTemplate's trainer container."""
-    template = run.spec.pod_template.spec if run.spec.pod_template else {}
-    return [
-        entry
-        for container in template.get("containers") or []
-        if container.get("name") == "trainer"
-        for entry in container.get("env") or []
-    ]
 
 
 def require_extra(extra: str, purpose: str) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import trainyard_agent
-from trainyard_agent import ending, processes
+from trainyard_agent import ending, procfs
 from trainyard_api.job import ERROR_FILE, EXIT_CONFIG, RESULT_FILE
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
 from trainyard_lifecycle.agent_output import rank_exits
 from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
-from trainyard_local import lock, preflight
+from trainyard_local import gpus, lock, preflight
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
 from trainyard_storage.files import write_text_atomic
 
@@ -68,7 +68,7 @@ class Workers:
         directory = self._dir.workers / name.removeprefix(f"{self._dir.name}-")
         pid = _agent_pid(directory)
         if pid is None:
-            processes.kill_worker(directory)
+            procfs.kill_worker(directory)
             shutil.rmtree(directory, ignore_errors=True)
             return
         (directory / DELETING_FILE).touch()
@@ -81,12 +81,12 @@ class Workers:
             if (pid := _agent_pid(directory)) is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            processes.kill_worker(directory)
+            procfs.kill_worker(directory)
         for child in self._children:
             child.wait()
 
     def report_port(self, attempt: int) -> int:
-        """The port where rank 0 of the attempt serves its report."""
+        """The port where the agent of the attempt's node 0 serves the report."""
         return int(self._ports(attempt)["report"])
 
     def _start(
@@ -96,9 +96,11 @@ class Workers:
         ports = self._ports(key.attempt)
         target = launch.LaunchTarget(
             endpoint=f"{NODE_0}:{ports['rendezvous']}",
-            local_addr=NODE_0 if key.node == 0 else f"127.0.0.{key.node + 1}",
+            address_of=lambda node: NODE_0 if node == 0 else f"127.0.0.{node + 1}",
             run_dir=str(data),
             report_port=ports["report"],
+            # An attempt that an older version began has none.
+            trainer_port=ports.get("trainer", ports["report"]),
             result_file=str(directory / RESULT_FILE),
             log_dir=str(directory / "torchelastic"),
             error_file=str(directory / ERROR_FILE),
@@ -111,10 +113,11 @@ class Workers:
             variables["OMP_NUM_THREADS"] = str(max(1, cores))
         variables |= {
             entry["name"]: str(entry["value"])
-            for entry in preflight.template_env(run)
+            for entry in run.trainer_template.get("env") or []
             if "value" in entry
         }
-        variables |= {"PATH": preflight.search_path(), processes.TOKEN_ENV: str(directory)}
+        variables |= gpus.of_node(run, key.node)
+        variables |= {"PATH": preflight.search_path(), procfs.TOKEN_ENV: str(directory)}
         agent_argv = [sys.executable, "-I", "-S", AGENT, str(directory), str(lock_fd)]
         with self._dir.log_file(key.attempt, key.node).open("ab") as log:
             child = subprocess.Popen(
@@ -147,8 +150,8 @@ class Workers:
         path = self._dir.attempts / f"{attempt}.json"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            rendezvous, report = free_ports(2)
-            write_text_atomic(path, json.dumps({"rendezvous": rendezvous, "report": report}))
+            names = ("rendezvous", "report", "trainer")
+            write_text_atomic(path, json.dumps(dict(zip(names, free_ports(3), strict=True))))
         ports: dict[str, int] = json.loads(path.read_text())
         return ports
 
@@ -194,8 +197,8 @@ class Workers:
         identity = _agent_identity(directory)
         if identity is None:
             return None  # never started
-        processes.kill_worker(directory)  # its torchrun may have survived it
-        if identity["boot"] == processes.boot_id():
+        procfs.kill_worker(directory)  # its torchrun may have survived it
+        if identity["boot"] == procfs.boot_id():
             ending.write_exit(directory, 128 + signal.SIGKILL)
             return self._describe(directory)
         return Worker(
@@ -211,7 +214,7 @@ class Workers:
         """Kill a worker that its agent has not stopped in time (is stopped, or stuck in I/O)."""
         requested_at = (directory / DELETING_FILE).stat().st_mtime
         if time.time() - requested_at > launch.GRACE_SECONDS + 10:
-            processes.kill_worker(directory)
+            procfs.kill_worker(directory)
 
 
 def free_ports(count: int) -> list[int]:
