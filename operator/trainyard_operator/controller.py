@@ -68,8 +68,8 @@ class Reconciler(ABC, Generic[R, S, P]):
     async def follow(self, observed: S, plan: P, /) -> dict[str, Any]:
         """Change what must be confirmed in the status; the changes to the status that then hold.
 
-        Raises ApiError with reason Conflict; any other refusal is told to the user, and tried again
-        by the next reconcile.
+        Raises ApiError with reason Conflict; any other refusal is shown to the user, and the next
+        reconcile tries again.
         """
         return {}
 

@@ -15,7 +15,7 @@ from trainyard_api.job import (
     TERMINATION_LOG_ENV,
     WORKER_DIR_ENV,
 )
-from trainyard_api.progress import REPORT_PORT
+from trainyard_api.progress import REPORT_PORT, TRAINER_PORT
 from trainyard_api.run import TrainingRun
 from trainyard_api.spec import GPU
 from trainyard_lifecycle import launch
@@ -179,9 +179,10 @@ def pod(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> dict[st
     }
     if images.agent:
         built["spec"]["initContainers"] = [_agent_container(images.agent)]
-    # Rank 0 reports for all. Without an agent nothing is known of what a user's command serves.
-    reports = run.spec.recipe or images.agent
-    built["metadata"]["annotations"] = _SCRAPE if key.node == 0 and reports else {}
+    # Agents report on their own ranks. Without one, rank 0 of a recipe reports for all, and nothing
+    # is known of what a user's command serves.
+    reports = images.agent or (run.spec.recipe and key.node == 0)
+    built["metadata"]["annotations"] = _SCRAPE if reports else {}
     built = merge(built, _gang_marks(run, key.attempt, nodes))
     template = run.spec.pod_template
     if template:
@@ -232,9 +233,10 @@ def _container(run: TrainingRun, key: WorkerKey, nodes: int, images: Images) -> 
     worker = f"{AGENT_PATH}/worker"
     target = launch.LaunchTarget(
         endpoint=f"{worker_name(run.name, key.attempt, 0)}.{run.name}:{launch.RDZV_PORT}",
-        local_addr=f"{worker_name(run.name, key.attempt, key.node)}.{run.name}",
+        address_of=lambda node: f"{worker_name(run.name, key.attempt, node)}.{run.name}",
         run_dir=f"{MOUNT_PATH}/{run.name}",
         report_port=REPORT_PORT,
+        trainer_port=TRAINER_PORT if images.agent else REPORT_PORT,
         result_file=f"{worker}/{RESULT_FILE}" if images.agent else TERMINATION_LOG,
         error_file=f"{worker}/{ERROR_FILE}" if images.agent else None,
         log_dir=f"{worker}/torchelastic" if images.agent else "/tmp/torchelastic",
@@ -291,9 +293,15 @@ def _mount(volume: str) -> dict[str, Any]:
 
 
 def _start_claim(run: TrainingRun) -> str | None:
-    """The claim of spec.startFrom.run, while it is needed: until there is an own checkpoint."""
+    """The claim of spec.startFrom.run, while it is needed.
+
+    A recipe needs it until there is an own checkpoint, which it saves first. A script may build its
+    model from the other run's in every attempt.
+    """
     start = run.spec.start_from
-    if start is None or start.run is None or run.status.last_checkpoint:
+    if start is None or start.run is None:
+        return None
+    if run.spec.recipe is not None and run.status.last_checkpoint:
         return None
     return start.claim_name or start.run
 

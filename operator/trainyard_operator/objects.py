@@ -107,7 +107,7 @@ async def refuse_invalid(
     before: Object = invalid.raw.get("status") or {}
     generation = invalid.raw["metadata"].get("generation")
     if before.get("phase") in FINISHED and before.get("observedGeneration") == generation:
-        return  # what has ended stays; only a change of it, such as a mended spec, has an answer
+        return  # what has ended stays; only a change of it, such as a corrected spec, has an answer
     now = datetime.now(UTC)
     if before.get("phase") or invalid.unknown:
         conditions = [c for c in before.get("conditions") or [] if c.get("type") != UNSUPPORTED]

@@ -3,8 +3,8 @@
 The trainer container's state decides. Sidecars may outlive it or fail on their own.
 """
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from trainyard_api import labels
@@ -85,19 +85,36 @@ def newest_warning(events: Iterable[Object], *, scheduled: bool) -> str:
     return f"{newest.get('reason')}: {newest.get('message')}" if newest else ""
 
 
-def find_lost_hosts(nodes: Iterable[Object]) -> frozenset[str]:
-    """Nodes whose heartbeats have been missing for as long as the control plane allows.
+def find_lost_hosts(nodes: Iterable[Object]) -> dict[str, datetime]:
+    """Nodes whose heartbeats have been missing for as long as the control plane allows, and since.
 
     A node that itself says it isn't ready is alive, and so may its pods be. When every node's
     heartbeat is missing, it is the control plane that is cut off: no node is declared lost then.
     """
-    alive: dict[str, bool] = {}
+    unknown: dict[str, datetime] = {}
+    is_any_alive = False
     for node in nodes:
-        ready = _condition(node.get("status") or {}, "Ready", "Unknown")
-        alive[node["metadata"]["name"]] = not ready
-    if not any(alive.values()):
-        return frozenset()
-    return frozenset(name for name, is_alive in alive.items() if not is_alive)
+        condition = _condition(node.get("status") or {}, "Ready", "Unknown")
+        if condition:
+            since = _time(condition.get("lastTransitionTime"))
+            unknown[node["metadata"]["name"]] = since or datetime.max.replace(tzinfo=UTC)
+        else:
+            is_any_alive = True
+    return unknown if is_any_alive else {}
+
+
+def is_lost(pod: Object, lost: Mapping[str, datetime]) -> bool:
+    """Whether the pod's node is one of those, and was lost after the pod got there.
+
+    The scheduler gives a lost node no pods. So one that came later shows that the node is back, and
+    that the list of nodes is older than that.
+    """
+    since = lost.get((pod.get("spec") or {}).get("nodeName", ""))
+    if since is None:
+        return False
+    scheduled = _condition(pod.get("status") or {}, "PodScheduled", "True")
+    placed = _time(scheduled.get("lastTransitionTime"))
+    return placed is None or placed <= since
 
 
 def _event_time(event: Object) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from datetime import datetime
 
 import aiohttp
 
@@ -22,19 +23,19 @@ class NodeList:
 
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
-        self._lost: frozenset[str] = frozenset()
+        self._lost: dict[str, datetime] = {}
         self._fresh_until = float("-inf")
         self._lock = asyncio.Lock()
 
-    async def lost_hosts(self) -> frozenset[str]:
-        """Names of the nodes that the control plane has lost."""
+    async def lost_hosts(self) -> dict[str, datetime]:
+        """Names of the nodes that the control plane has lost, and since when."""
         async with self._lock:
             if time.monotonic() >= self._fresh_until:
                 self._lost, seconds = await self._read()
                 self._fresh_until = time.monotonic() + seconds
             return self._lost
 
-    async def _read(self) -> tuple[frozenset[str], float]:
+    async def _read(self) -> tuple[dict[str, datetime], float]:
         """Lost nodes, and for how many seconds that is good."""
         try:
             # Version 0: the API server may answer from its cache, which spares etcd.
@@ -42,7 +43,7 @@ class NodeList:
         except ApiError as error:
             # A namespaced role doesn't see nodes. Their pods then count as lost when the control
             # plane marks them for deletion, some seconds later.
-            return frozenset(), FORBIDDEN_SECONDS if error.status == 403 else NODES_SECONDS
+            return {}, FORBIDDEN_SECONDS if error.status == 403 else NODES_SECONDS
         return find_lost_hosts(nodes), NODES_SECONDS
 
 
@@ -56,7 +57,7 @@ async def fetch_report(
 ) -> tuple[ProgressReport | None, str]:
     """The report from rank 0's pod; without one, why there is none, in one line.
 
-    That line is empty where an agent answers whose script has reported nothing yet.
+    That line is empty where an agent answers to which nothing has been reported yet.
     """
     host = f"[{address}]" if ":" in address else address
     blocked = (
@@ -67,6 +68,8 @@ async def fetch_report(
         async with http.get(f"http://{host}:{port}/progress", allow_redirects=False) as answer:
             if answer.status == 404:
                 return None, ""
+            if answer.status == 504:
+                return None, f"rank 0 does not answer the agent at {host}:{port}"
             if answer.status != 200:
                 return None, f"{host}:{port} answers with HTTP {answer.status}"
             body = await answer.content.readexactly(MAX_REPORT_BYTES)  # a report is far shorter
@@ -75,7 +78,7 @@ async def fetch_report(
     except (TimeoutError, aiohttp.ClientError, OSError):
         return None, blocked
     report = parse_report(body)
-    return report, "" if report else f"{host}:{port} answers with what is no report"
+    return report, "" if report else f"{host}:{port} answers, but not with a report"
 
 
 def parse_report(body: bytes) -> ProgressReport | None:

@@ -5,7 +5,7 @@ Everything is asked of the API server and of rank 0, never read from a watch's c
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +34,7 @@ from trainyard_operator.objects import (
 from trainyard_operator.pods import (
     failed_init,
     has_agent,
+    is_lost,
     is_starting,
     is_stuck,
     newest_warning,
@@ -74,7 +75,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         pods, lost = await asyncio.gather(self._pods(run), self._nodes.lost_hosts())
         attempt = run.status.attempt
         now = datetime.now(UTC)
-        workers = await self._with_details(run, pods, now)
+        workers = await self._with_details(run, pods, lost, now)
         leader = next((pod for pod, worker in pods if _is_leader(worker, attempt)), None)
         address = (leader or {}).get("status", {}).get("podIP")
         report, problem = None, ""
@@ -82,7 +83,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
             report, problem = await probes.fetch_report(self._http, address)
         if report and (report.run, report.attempt) != (run.name, attempt):
             report = None
-        return Observed(run, now, workers, report, lost, problem)
+        return Observed(run, now, workers, report, problem)
 
     def decide(self, observed: Observed) -> Plan:
         return reconcile(observed)
@@ -143,7 +144,11 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         return [(pod, to_worker(pod)) for pod in pods if owned_by(pod, run.metadata.uid)]
 
     async def _with_details(
-        self, run: TrainingRun, pods: Iterable[tuple[Object, Worker]], now: datetime
+        self,
+        run: TrainingRun,
+        pods: Iterable[tuple[Object, Worker]],
+        lost: Mapping[str, datetime],
+        now: datetime,
     ) -> tuple[Worker, ...]:
         """Workers with the log of those that failed and the warnings of those that can't start."""
         current = [(pod, worker) for pod, worker in pods if worker.attempt == run.status.attempt]
@@ -161,6 +166,7 @@ class RunReconciler(Reconciler[TrainingRun, Observed, Plan]):
         return tuple(
             replace(
                 worker,
+                host_lost=is_lost(pod, lost),
                 log_tail=tail.get(worker.name, ""),
                 warning=warned.get(worker.name, ""),
                 unschedulable="" if is_starting(pod, now) else worker.unschedulable,

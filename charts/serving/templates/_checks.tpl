@@ -1,50 +1,52 @@
 {{/* Refuses values that do not fit together, and says what to change. */}}
 {{- define "serving.check" -}}
 {{- $v := .Values -}}
+{{- $model := include "serving.model" . -}}
+{{- $ofRun := regexMatch "^(last|best|[0-9]+)$" $model -}}
 {{- $engine := include "serving.engine" . -}}
 {{- $engines := dict "generate" (list "torch" "sglang") "classify" (list "torch" "onnx") "vision" (list "sglang") -}}
 {{- if not (has $engine (get $engines $v.app)) -}}
 {{- fail (printf "engine: app %s has no engine %s: set engine to %s" $v.app $engine (join " or " (get $engines $v.app))) -}}
 {{- end -}}
 
-{{- if and (not $v.run) (not $v.model) -}}
+{{- if and (not $v.run) (not $model) -}}
 {{- if eq $v.app "vision" -}}
 {{- fail "model: name the vision-language model to serve, for example --set model=Qwen/Qwen2-VL-7B-Instruct" -}}
 {{- end -}}
 {{- fail "run: name the TrainingRun to serve, for example --set run=shakespeare (or one model with --set model=...)" -}}
 {{- end -}}
-{{- if and $v.run $v.model -}}
-{{- fail "run, model: both are set: leave one of them empty" -}}
-{{- end -}}
 {{- if and $v.run (eq $v.app "vision") -}}
 {{- fail "run: no recipe trains a vision-language model: set model instead" -}}
 {{- end -}}
-{{- if and $v.model $v.runDirectory -}}
-{{- fail "runDirectory: applies only to run: put the path into model" -}}
+{{- if and $v.run $model (not $ofRun) -}}
+{{- fail (printf "model: %s: with run, set it to last, best or the number of a step; for this model, leave run empty" $model) -}}
 {{- end -}}
-{{- if and $v.model (not (kindIs "invalid" $v.step)) -}}
-{{- fail "step: applies only to run: put the step's directory into model" -}}
+{{- if and (not $v.run) $ofRun -}}
+{{- fail (printf "model: %s is one of a run's models: set run, too" $model) -}}
+{{- end -}}
+{{- if and (not $v.run) $v.runDirectory -}}
+{{- fail "runDirectory: applies only to run: put the path into model" -}}
 {{- end -}}
 
 {{- $source := include "serving.source" . -}}
 {{- if and $v.claimName (eq $source "s3") -}}
 {{- fail "claimName: the model is at s3://: leave claimName empty" -}}
 {{- end -}}
-{{- if and (eq $source "claim") (hasPrefix "/" $v.model) -}}
-{{- fail (printf "model: %s: give the path on the claim %s without the leading /" $v.model $v.claimName) -}}
+{{- if and (eq $source "claim") (hasPrefix "/" $model) -}}
+{{- fail (printf "model: %s: give the path on the claim %s without the leading /" $model $v.claimName) -}}
 {{- end -}}
 {{- if eq $source "hub" -}}
 {{- if ne $engine "sglang" -}}
-{{- fail (printf "model: %s: only engine sglang fetches from the Hub; for a path on a volume, set claimName" $v.model) -}}
+{{- fail (printf "model: %s: only engine sglang fetches from the Hub; for a path on a volume, set claimName" $model) -}}
 {{- end -}}
-{{- if not (regexMatch "^[A-Za-z0-9][\\w.-]*(/[A-Za-z0-9][\\w.-]*)?$" $v.model) -}}
-{{- fail (printf "model: %s is not a Hub id; for a path on a volume, set claimName" $v.model) -}}
+{{- if not (regexMatch "^[A-Za-z0-9][\\w.-]*(/[A-Za-z0-9][\\w.-]*)?$" $model) -}}
+{{- fail (printf "model: %s is not a Hub id; for a path on a volume, set claimName" $model) -}}
 {{- end -}}
 {{- if $v.digest -}}
 {{- fail "digest: a model from the Hub is not checked against a digest: pin its commit with sglang.revision" -}}
 {{- end -}}
 {{- else if $v.sglang.revision -}}
-{{- fail "sglang.revision: applies only to a Hub id: pin this model by digest or step" -}}
+{{- fail "sglang.revision: applies only to a Hub id: pin this model by digest, or by its step in model" -}}
 {{- end -}}
 {{- if and (ne $source "s3") (or $v.s3.secretName $v.s3.endpoint) -}}
 {{- fail "s3: applies only to a model at s3://: leave s3.secretName and s3.endpoint empty" -}}

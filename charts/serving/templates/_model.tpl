@@ -1,8 +1,17 @@
 {{/* Where the model is, and the programs' flags for it. */}}
 
+{{/* `model` as text: a step is a number, in a values file even a float. */}}
+{{- define "serving.model" -}}
+{{- if kindIs "string" .Values.model -}}
+{{ .Values.model }}
+{{- else -}}
+{{ int64 .Values.model }}
+{{- end -}}
+{{- end -}}
+
 {{/* claim, s3 or hub. */}}
 {{- define "serving.source" -}}
-{{- $path := ternary .Values.runDirectory .Values.model (ne .Values.run "") -}}
+{{- $path := ternary .Values.runDirectory (include "serving.model" .) (ne .Values.run "") -}}
 {{- if hasPrefix "s3://" $path -}}
 s3
 {{- else if or .Values.run .Values.claimName -}}
@@ -14,29 +23,29 @@ hub
 
 {{/* A description of the model for people. */}}
 {{- define "serving.modelTitle" -}}
-{{- if .Values.run -}}
-{{- if not (kindIs "invalid" .Values.step) -}}
-step {{ int64 .Values.step }} of run {{ .Values.run }}
+{{- $model := default "last" (include "serving.model" .) -}}
+{{- if not .Values.run -}}
+{{ $model }}
+{{- else if has $model (list "last" "best") -}}
+the {{ $model }} verified model {{ ternary "at its start " "" (eq (include "serving.engine" .) "sglang") }}of run {{ .Values.run }}
 {{- else -}}
-{{- ternary "the newest verified model" "the newest verified model at its start" (ne (include "serving.engine" .) "sglang") }} of run {{ .Values.run }}
-{{- end -}}
-{{- else -}}
-{{ .Values.model }}
+step {{ $model }} of run {{ .Values.run }}
 {{- end -}}
 {{- end -}}
 
 {{/* Flags of `trainyard_serving verify` and of the apps that load the model themselves, as a list. */}}
 {{- define "serving.modelFlags" -}}
 {{- $source := include "serving.source" . -}}
+{{- $model := include "serving.model" . -}}
 {{- $flags := list -}}
 {{- if .Values.run -}}
 {{- $directory := default .Values.run .Values.runDirectory -}}
 {{- $flags = list "--run-dir" (ternary $directory (printf "/trainyard/%s" $directory) (eq $source "s3")) -}}
-{{- else -}}
-{{- $flags = list "--model" (ternary .Values.model (printf "/trainyard/%s" .Values.model) (eq $source "s3")) -}}
+{{- with $model -}}
+{{- $flags = concat $flags (list "--step" .) -}}
 {{- end -}}
-{{- if not (kindIs "invalid" .Values.step) -}}
-{{- $flags = concat $flags (list "--step" (.Values.step | int64 | toString)) -}}
+{{- else -}}
+{{- $flags = list "--model" (ternary $model (printf "/trainyard/%s" $model) (eq $source "s3")) -}}
 {{- end -}}
 {{- if eq $source "s3" -}}
 {{- $flags = concat $flags (list "--cache-dir" "/models/s3") -}}
@@ -73,14 +82,14 @@ true
 
 {{/* Where SGLang finds the model: a Hub id, or the link that the verify container creates. */}}
 {{- define "serving.sglangModel" -}}
-{{- ternary .Values.model "/models/current" (eq (include "serving.source" .) "hub") -}}
+{{- ternary (include "serving.model" .) "/models/current" (eq (include "serving.source" .) "hub") -}}
 {{- end -}}
 
 {{/* The model's name for SGLang and its clients. */}}
 {{- define "serving.modelName" -}}
 {{- $settings := .Values.settings -}}
 {{- $given := ternary $settings.modelName $settings.servedModelName (eq .Values.app "vision") -}}
-{{- default (default .Values.model .Values.run) $given -}}
+{{- default (default (include "serving.model" .) .Values.run) $given -}}
 {{- end -}}
 
 {{/* Whether the pod needs scratch space for models. */}}
