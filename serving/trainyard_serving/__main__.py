@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.server import App, fail, prepare_logging, serve_app
 from trainyard_serving.settings import (
     ClassifySettings,
@@ -55,7 +55,7 @@ def main() -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     try:
-        model, refused = newest_verified(location_of(read_settings(ModelSource, args)))
+        model, refused = first_verified(location_of(read_settings(ModelSource, args)))
     except ModelUnavailableError as error:
         return fail(PROGRAM, str(error))
     for reason in refused:

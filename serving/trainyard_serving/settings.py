@@ -1,9 +1,9 @@
 """Settings of the serving commands, from flags and TRAINYARD_SERVING_* variables."""
 
 import argparse
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "TRAINYARD_SERVING_"
@@ -21,16 +21,28 @@ class Settings(BaseSettings):
     )
 
 
+def _step(value: Any) -> Any:
+    """A flag's or a variable's text."""
+    if value in ("last", "best") or str(value).isdecimal():
+        return value
+    raise ValueError("must be last, best or the number of a step")
+
+
 class ModelSource(Settings):
     """Where the model comes from."""
 
     run_dir: str | None = Field(
         default=None,
         min_length=1,
-        description="A run's directory, or s3://bucket/path. Its newest model that verifies is"
-        " served, and newer ones once they appear.",
+        description="A run's directory, or s3://bucket/path. One of its models that verify is"
+        " served: see --step.",
     )
-    step: int | None = Field(default=None, ge=0, description="Serve only this step of the run.")
+    step: Annotated[Literal["last", "best"] | int, BeforeValidator(_step)] = Field(
+        default="last",
+        description="Which of the run's models: last (the newest, and newer ones once they"
+        " appear), best (the one with the lowest evaluation loss, and better ones once they"
+        " appear) or the number of a step.",
+    )
     model: str | None = Field(
         default=None,
         min_length=1,
@@ -54,7 +66,7 @@ class ModelSource(Settings):
         given = (self.run_dir is not None) + (self.model is not None)
         if given != 1 and not (given == 0 and self._may_be_absent()):
             raise ValueError("give exactly one of --run-dir and --model")
-        if self.step is not None and self.run_dir is None:
+        if self.step != "last" and self.run_dir is None:
             raise ValueError("--step needs --run-dir")
         return self
 
@@ -145,7 +157,7 @@ class GenerateSettings(ModelSource, ServerSettings, ComputeSettings, SGLangSetti
     )
 
     def _may_be_absent(self) -> bool:
-        return self.engine == "sglang" and self.step is None and self.digest is None
+        return self.engine == "sglang" and self.step == "last" and self.digest is None
 
 
 class ClassifySettings(ModelSource, ServerSettings, ComputeSettings):
@@ -266,7 +278,8 @@ def read_settings(kind: type[S], args: argparse.Namespace) -> S:
     values = {name: getattr(args, name) for name in kind.model_fields}
     given = {name: value for name, value in values.items() if value is not None}
     if given.keys() & {"run_dir", "model"}:  # a flag's model replaces a variable's run
-        given = dict.fromkeys(ModelSource.model_fields) | given
+        defaults = {name: field.default for name, field in ModelSource.model_fields.items()}
+        given = defaults | given
     try:
         return kind(**given)
     except ValidationError as error:

@@ -73,13 +73,16 @@ class Classifier:
         from transformers import AutoTokenizer
 
         from trainyard_serving.classify.torch_engine import TorchEngine
+        from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary
 
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         device = "cpu" if settings.engine == "onnx" else settings.device
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
             torch_engine = TorchEngine.load(source, device, settings.threads)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            embeddings = torch_engine.model.get_input_embeddings()
+            check_vocabulary(tokenizer, embeddings.weight.shape[0])
+        except LOAD_ERRORS as error:
             message = f"{source.path}: cannot be loaded: {one_line(error, 500)}"
             raise BadModelError(message) from error
         names = torch_engine.model.config.id2label

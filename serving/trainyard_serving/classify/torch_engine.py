@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification
 
 from trainyard_serving.classify.classifier import Floats, Ids
 from trainyard_serving.errors import ModelUnavailableError
+from trainyard_serving.loading import check_weights
 from trainyard_serving.model_store.verified import VerifiedModel
 
 
@@ -39,10 +40,7 @@ class TorchEngine:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        if report["missing_keys"]:  # transformers would initialise them at random
-            raise ValueError(
-                f"weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}"
-            )
+        check_weights(report)
         model.requires_grad_(False).train(False)
         return cls(model.to(device), torch.device(device))
 

@@ -15,6 +15,7 @@ from trainyard_serving.generate.batch import Batch
 from trainyard_serving.generate.engine import PromptError, SamplingOptions
 from trainyard_serving.generate.sequence import Detokenizer, TextSequence, make_sampler
 from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
+from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights
 from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 Message = dict[str, str]  # role and content
 
 _PLACEHOLDER = "trainyard"  # the content of an answer
+
+# In the names of classes: transformers would load their weights without the head that they have.
+_OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM")
 
 
 class LanguageModel:
@@ -41,6 +45,8 @@ class LanguageModel:
             model, device, self.context_length, num_tokens=len(tokenizer), excluded=self._unk_id
         )
         self._why_not_batchable = why_not_batchable(self.tokens)
+        self._num_embeddings: int = model.get_input_embeddings().weight.shape[0]
+        check_vocabulary(tokenizer, self._num_embeddings)
         # Some tokenizers split at white space and drop it. The others have tokens for it, and must
         # have one for each white-space character of a prompt.
         self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
@@ -61,15 +67,19 @@ class LanguageModel:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 local_files_only=True,
                 use_safetensors=True,  # pickled weights can run code
                 dtype=torch.float32 if device == "cpu" else "auto",
+                output_loading_info=True,
             )
+            model, report = loaded
+            _check_task(model.config)
+            check_weights(report)
             model.requires_grad_(False).train(False)
             return cls(source, model.to(device), tokenizer, torch.device(device))
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except LOAD_ERRORS as error:
             message = f"{source.path}: cannot be loaded: {one_line(error, 500)}"
             raise BadModelError(message) from error
 
@@ -183,7 +193,8 @@ class LanguageModel:
         """Characters that only the unknown token covers, in order, without repetition."""
         covered = bytearray(len(prompt))
         for token, (start, end) in zip(ids, offsets, strict=True):
-            if token != self._unk_id:
+            # A special token may lie beyond the embedding: a GPU would never recover from it.
+            if token != self._unk_id and token < self._num_embeddings:
                 covered[start:end] = b"\1" * (end - start)
         missing = (char for char, known in zip(prompt, covered, strict=True) if not known)
         return [char for char in dict.fromkeys(missing) if self._keeps_space or not char.isspace()]
@@ -247,6 +258,13 @@ class ChatTemplate:
         except Exception as error:
             message = f"the model's chat template refuses these messages: {one_line(error)}"
             raise PromptError(message, "chat_template_refused", "messages") from error
+
+
+def _check_task(config: Any) -> None:
+    """Raise ValueError if the model was trained for another task."""
+    for name in config.architectures or []:
+        if any(task in name for task in _OTHER_TASKS):
+            raise ValueError(f"{name} is not a causal language model")
 
 
 def _context_length(model: Any, tokenizer: Any) -> int:

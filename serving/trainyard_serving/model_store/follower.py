@@ -1,4 +1,5 @@
-"""Follows a location: a newer model is verified, loaded beside the current one, checked, swapped.
+"""Follows a location: a better or newer model is verified, loaded beside the current one, checked
+and swapped.
 
     location.candidates() -> verify -> load -> check -> swap       (once every `poll_seconds`)
 
@@ -9,6 +10,7 @@ current model keeps answering.
 
 import gc
 import logging
+import math
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -57,9 +59,10 @@ class Follower(Generic[M]):
         self._current: tuple[Candidate, M] | None = None
         self._previous: tuple[Candidate, M] | None = None
         self._refused: dict[str, str] = {}  # stamp of a candidate -> reason
-        self._skipped: set[str] = set()  # stamps of candidates not newer than the current model
+        self._skipped: set[str] = set()  # stamps of candidates neither newer nor better
         self._rolled_back: set[str] = set()  # digests
         self._newest: datetime | None = None  # `created` of the newest model served so far
+        self._lowest = math.inf  # `loss` of the best one
         self._reason = "the model is loading"
 
     @property
@@ -134,7 +137,7 @@ class Follower(Generic[M]):
         self._reason = reason
 
     def _poll(self) -> None:
-        """Serve the newest candidate that is valid, if it is newer than the current model.
+        """Serve the first candidate that is valid, unless it is served or was replaced before.
 
         Raises ModelUnavailableError.
         """
@@ -168,8 +171,9 @@ class Follower(Generic[M]):
                 return True
             if source.digest in self._rolled_back:  # the same files, touched or copied
                 raise BadModelError(_rolled_back_reason(candidate))
-            if not candidate.alone and self._newest and source.created <= self._newest:
-                self._skipped.add(candidate.stamp)  # newer ones were removed or rolled back
+            older = self._newest is not None and source.created <= self._newest
+            if older and not candidate.alone and not candidate.loss < self._lowest:
+                self._skipped.add(candidate.stamp)  # others were removed or rolled back
                 return False
             if self._current is None:
                 self._reason = f"the model {candidate.name} is loading"
@@ -188,6 +192,7 @@ class Follower(Generic[M]):
         with self._swapping:
             self._previous, self._current = self._current, (candidate, model)
             self._newest = max(source.created, self._newest or source.created)
+            self._lowest = min(candidate.loss, self._lowest)
             first = self._previous is None
         if first:
             # Libraries hold half a million objects: scanning them for garbage would sometimes delay

@@ -1,18 +1,20 @@
-"""Locations of models: a run's directory, of which the newest model is served, or one model's."""
+"""Locations of models: a run's directory, with several of them, or that of one model."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name, step_of
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
 from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
     UnreadableCheckpointError,
+    eval_loss,
     read_manifest,
     steps,
 )
@@ -28,19 +30,22 @@ class Candidate:
         fetch: copies it to this machine if necessary, and verifies it. Raises
             InvalidCheckpointError, and ModelUnavailableError when it cannot be read at present.
         alone: it is the location's only model: serve it even if it is older than the current one.
+        loss: where the best model is wanted, its evaluation loss: serve it even if it is older, but
+            better than all before; infinite where the last one is.
     """
 
     name: str
     stamp: str
     fetch: Callable[[], VerifiedModel]
     alone: bool = False
+    loss: float = math.inf
 
 
 class ModelLocation(Protocol):
     """A directory or bucket in which models are published."""
 
     def candidates(self) -> list[Candidate]:
-        """The models, newest first; at least one.
+        """The models, at least one; the one to serve comes first, if it verifies.
 
         Raises ModelUnavailableError, which says why there is none.
         """
@@ -60,8 +65,33 @@ def location_of(source: ModelSource) -> ModelLocation:
     return ModelDirectory(Path(source.model), source.digest)
 
 
-def newest_verified(location: ModelLocation) -> tuple[VerifiedModel, list[str]]:
-    """The newest model that verifies, and the reasons why newer ones were refused.
+def loss_of(directory: Path) -> float:
+    """The model's evaluation loss; infinite without one.
+
+    -inf if the manifest can't be read: it may be the best, and fetching it says what is wrong.
+    """
+    try:
+        return eval_loss(read_manifest(directory))
+    except InvalidCheckpointError:
+        return -math.inf
+
+
+def best_first(where: object, candidates: list[Candidate]) -> list[Candidate]:
+    """Those with an evaluation loss, the lowest first; of equal ones the newest.
+
+    where: the location, for the message. Raises ModelUnavailableError if there is none.
+    """
+    evaluated = [candidate for candidate in candidates if candidate.loss < math.inf]
+    if not evaluated:
+        raise ModelUnavailableError(
+            f"{where}: no model has an evaluation loss (eval_loss in its metrics), so none is the"
+            " best: serve the last one, or that of a step"
+        )
+    return sorted(evaluated, key=lambda candidate: candidate.loss)
+
+
+def first_verified(location: ModelLocation) -> tuple[VerifiedModel, list[str]]:
+    """The first model that verifies, and the reasons why those before it were refused.
 
     Raises ModelUnavailableError.
     """
@@ -76,10 +106,10 @@ def newest_verified(location: ModelLocation) -> tuple[VerifiedModel, list[str]]:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The models of a run, or only that of `step`."""
+    """The models of a run, the last or the best first, or only that of a `step`."""
 
     path: Path
-    step: int | None = None
+    step: Literal["last", "best"] | int = "last"
     digest: str | None = None
 
     def candidates(self) -> list[Candidate]:
@@ -89,17 +119,26 @@ class RunDirectory:
             raise _unreadable(error) from None
 
     def _candidates(self) -> list[Candidate]:
-        directories = list(steps(self.path / MODELS))
-        if self.step is not None:
-            directories = [path for path in directories if path.name == step_name(self.step)]
+        available = list(steps(self.path / MODELS))
+        directories = available
+        if isinstance(self.step, int):
+            directories = [path for path in available if path.name == step_name(self.step)]
         if not directories:
-            raise ModelUnavailableError(self._why_empty())
-        return [_candidate(directory, verify_model, self.digest) for directory in directories]
+            raise ModelUnavailableError(self._why_empty(available))
+        models = [_candidate(directory, verify_model, self.digest) for directory in directories]
+        if self.step != "best":
+            return models
+        evaluated = zip(models, map(loss_of, directories), strict=True)
+        return best_first(self.path, [replace(model, loss=loss) for model, loss in evaluated])
 
-    def _why_empty(self) -> str:
+    def _why_empty(self, available: list[Path]) -> str:
         if not self.path.is_dir():
             return f"{self.path}: no such run directory"
-        wanted = "no model yet" if self.step is None else f"no model of step {self.step}"
+        if available:
+            return (
+                f"{self.path}: no model of step {self.step}; {there_are(map(step_of, available))}"
+            )
+        wanted = f"no model of step {self.step}" if isinstance(self.step, int) else "no model yet"
         for directory in steps(self.path / CHECKPOINTS):
             try:
                 manifest = read_manifest(directory)
@@ -128,6 +167,11 @@ class ModelDirectory:
             return [_candidate(self.path, verify, self.digest, alone=True)]
         except OSError as error:
             raise _unreadable(error) from None
+
+
+def there_are(available: Iterable[int]) -> str:
+    """Which steps' models there are, for a message about another one."""
+    return f"there are those of {', '.join(map(str, available))}"
 
 
 def _candidate(

@@ -13,14 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
+from trainyard_api.checkpoint import MANIFEST, MODELS, step_name, step_of
 from trainyard_serving.errors import ModelUnavailableError, one_line
-from trainyard_serving.model_store.locations import Candidate
+from trainyard_serving.model_store.locations import Candidate, best_first, loss_of, there_are
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
 from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
 
@@ -41,14 +41,15 @@ Objects = dict[str, _Object]  # file name inside the model -> its object
 
 @dataclass(frozen=True)
 class S3Location:
-    """The models of a run in a bucket, or one model if `alone`."""
+    """The models of a run in a bucket (see RunDirectory), or one model if `alone`."""
 
     url: str
     alone: bool = False
-    step: int | None = None
+    step: Literal["last", "best"] | int = "last"
     digest: str | None = None
     cache_dir: str | None = None
     _fs: Any = field(default=None, init=False, compare=False)
+    _losses: dict[str, float] = field(default_factory=dict, init=False, compare=False)  # by stamp
 
     def candidates(self) -> list[Candidate]:
         root = self.url.removeprefix("s3://").strip("/")
@@ -65,23 +66,41 @@ class S3Location:
                 item = _Object(int(info["size"]), str(info.get("ETag", "")))
                 models.setdefault(model, {})[rest] = item
         if not self.alone:
-            wanted = None if self.step is None else step_name(self.step)
-            models = {
-                name: objects
-                for name, objects in models.items()
-                if name == wanted or (wanted is None and _is_step(name))
-            }
-        if not models:
-            raise ModelUnavailableError(self._why_empty())
+            models = {name: objects for name, objects in models.items() if _is_step(name)}
         newest_first = sorted(models, key=lambda name: (len(name), name), reverse=True)
-        return [
-            self._candidate(f"{prefix}/{name}".rstrip("/"), models[name]) for name in newest_first
+        chosen = newest_first
+        if isinstance(self.step, int):
+            chosen = [name for name in newest_first if name == step_name(self.step)]
+        if not chosen:
+            raise ModelUnavailableError(self._why_empty(newest_first))
+        candidates = [
+            self._candidate(f"{prefix}/{name}".rstrip("/"), models[name]) for name in chosen
         ]
+        if self.step != "best":
+            return candidates
+        losses = [
+            self._loss(f"{prefix}/{name}", candidate.stamp, models[name])
+            for name, candidate in zip(chosen, candidates, strict=True)
+        ]
+        evaluated = zip(candidates, losses, strict=True)
+        return best_first(self.url, [replace(model, loss=loss) for model, loss in evaluated])
 
-    def _why_empty(self) -> str:
+    def _loss(self, path: str, stamp: str, objects: Objects) -> float:
+        """See `loss_of`; downloads the manifest, once."""
+        if stamp not in self._losses:
+            with tempfile.TemporaryDirectory() as directory:
+                if MANIFEST in objects:
+                    self._download(path, MANIFEST, Path(directory))
+                self._losses[stamp] = loss_of(Path(directory))
+        return self._losses[stamp]
+
+    def _why_empty(self, available: list[str]) -> str:
         if self.alone:
             return f"{self.url}: no such model"
-        wanted = "no model yet" if self.step is None else f"no model of step {self.step}"
+        if available:
+            there = there_are(step_of(Path(name)) for name in available)
+            return f"{self.url}: no model of step {self.step}; {there}"
+        wanted = f"no model of step {self.step}" if isinstance(self.step, int) else "no model yet"
         return f"{self.url}: {wanted} under {MODELS}/"
 
     def _candidate(self, path: str, objects: Objects) -> Candidate:

@@ -102,13 +102,13 @@ async def read_question(request: Request, seconds: float, max_image_bytes: int) 
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    body = b""
+    body = bytearray()  # of many small chunks
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
             message = f"the JSON body is larger than {limit} bytes: upload images as a form"
             raise ApiError(413, message, "body_too_large")
-    return body
+    return bytes(body)
 
 
 def _from_json(body: bytes) -> Question:
