@@ -32,6 +32,7 @@ from trainyard_dashboard.projection import (
 )
 from trainyard_dashboard.prometheus import Prometheus
 from trainyard_dashboard.settings import DashboardSettings
+from trainyard_dashboard.usage import RunUsage
 from trainyard_serving.app import create_app
 from trainyard_serving.errors import ApiError
 from trainyard_serving.metrics import Metrics
@@ -85,6 +86,13 @@ class Histories(BaseModel):
     """Curves and text samples by run id."""
 
     runs: dict[str, RunHistory]
+    problems: list[str]
+
+
+class Usages(BaseModel):
+    """What ranks and pods use now, by run id; without the runs of which nothing is known."""
+
+    runs: dict[str, RunUsage]
     problems: list[str]
 
 
@@ -185,6 +193,11 @@ class DashboardAPI:
         runs, problems = self._catalog.history(run, metric)
         return Histories(runs=runs, problems=problems)
 
+    def usage(self, run: RunIds) -> Usages:
+        """CPU, memory and GPU of ranks, and network traffic of pods, at most a minute old."""
+        runs, problems = self._catalog.usage(run)
+        return Usages(runs=runs, problems=problems)
+
     def studies(self) -> Studies:
         """Scaling studies with their configurations."""
         studies, problems = self._catalog.studies()
@@ -274,6 +287,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     app.add_api_route("/api/state", api.state)
     app.add_api_route("/api/runs", api.runs)
     app.add_api_route("/api/history", api.history)
+    app.add_api_route("/api/usage", api.usage)
     app.add_api_route("/api/studies", api.studies)
     app.add_api_route("/api/projection", api.projection)
     app.add_api_route("/api/costs", api.costs)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from trainyard_api.base import is_unknown, parse_known
 from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.usage import RunUsage
 
 CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
 RETRY_SECONDS = 10.0  # after a failure: each attempt may block until its timeout
@@ -57,6 +58,8 @@ class RunSummary(BaseModel):
     restarts: int | None = None
     processes: int | None = None
     checkpoint_step: int | None = None
+    peak_memory_bytes: int | None = None
+    usage: str = Field(default="", description="What its ranks use, as its status says.")
     start_time: datetime | None = None
     completion_time: datetime | None = None
 
@@ -96,6 +99,8 @@ class RunSummary(BaseModel):
             eta_seconds=status.get("etaSeconds"),
             restarts=status.get("restarts"),
             processes=status.get("worldSize"),
+            peak_memory_bytes=status.get("peakMemoryBytes"),
+            usage=status.get("usage") or "",
             checkpoint_step=(status.get("lastCheckpoint") or {}).get("step"),
             start_time=status.get("startTime") or metadata.get("creationTimestamp"),
             completion_time=status.get("completionTime"),
@@ -142,6 +147,9 @@ class DataSource(Protocol):
 
     def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
         """Return the available curves of these metrics. Raises DataSourceError."""
+
+    def usage(self, run: RunSummary) -> RunUsage | None:
+        """Return what its ranks use now; None if that is unknown here. Raises DataSourceError."""
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         """Return the studies by id, and a message for each unreadable one.
@@ -223,11 +231,7 @@ class Catalog:
 
         Prometheus is queried for the metrics that a run's own data source has no curve of.
         """
-        runs = {
-            run.id: (run, source)
-            for source, cache in zip(self._sources, self._runs, strict=True)
-            for run in cache.get(source.runs)[0]
-        }
+        runs = self._by_id()
         histories: dict[str, RunHistory] = {}
         problems: list[str] = []
         for run_id in ids:
@@ -243,6 +247,33 @@ class Catalog:
                 problems.append(str(error))
             histories[run_id] = history
         return histories, list(dict.fromkeys(problems))
+
+    def usage(self, ids: Sequence[str]) -> tuple[dict[str, RunUsage], list[str]]:
+        """Return what the ranks of these runs use now, and a message for everything unreadable.
+
+        Prometheus is queried for those of which a run's own data source knows nothing. What is
+        unknown, as of a run that has ended, is left out.
+        """
+        runs = self._by_id()
+        usages: dict[str, RunUsage] = {}
+        problems: list[str] = []
+        for run, source in (runs[run_id] for run_id in ids if run_id in runs):
+            try:
+                usage = source.usage(run)
+                if usage is None and self._prometheus and source is not self._prometheus:
+                    usage = self._prometheus.usage(run)
+                if usage is not None:
+                    usages[run.id] = usage
+            except DataSourceError as error:
+                problems.append(str(error))
+        return usages, list(dict.fromkeys(problems))
+
+    def _by_id(self) -> dict[str, tuple[RunSummary, DataSource]]:
+        return {
+            run.id: (run, source)
+            for source, cache in zip(self._sources, self._runs, strict=True)
+            for run in cache.get(source.runs)[0]
+        }
 
     def _missing_curves(
         self, run: RunSummary, source: DataSource, metrics: Sequence[str], curves: list[Curve]

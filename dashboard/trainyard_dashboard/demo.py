@@ -131,7 +131,7 @@ class Demo:
             # No redirects: they would lead away from the configured address.
             self._client = httpx.AsyncClient(verify=tls_context(), trust_env=False)
         url = f"{self._url}{path}"
-        data = b""
+        data = bytearray()  # of many small chunks
         try:
             async with self._client.stream(
                 method, url, json=body, headers=self._headers, timeout=seconds

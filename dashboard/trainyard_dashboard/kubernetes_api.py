@@ -10,6 +10,7 @@ from trainyard_api.base import validation_message
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.usage import RunUsage
 
 if TYPE_CHECKING:
     from kubernetes.client import CustomObjectsApi
@@ -47,6 +48,9 @@ class KubernetesAPI:
 
     def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
         return RunHistory()  # a status has the latest values only; the curves are in Prometheus
+
+    def usage(self, run: RunSummary) -> RunUsage | None:
+        return None  # nor are its agents in reach: each rank's figures are in Prometheus
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         objects, problems = self._list(STUDY_PLURAL)

@@ -2,6 +2,7 @@
 
 HOME/runs/NAME/run.json            the TrainingRun with its status
 HOME/runs/NAME/lock                held by the process that drives the run
+HOME/runs/NAME/attempts/N.json     the port of its agents, each on the address of its node
 HOME/runs/NAME/data/metrics.jsonl  its metrics (HOME/volumes/CLAIM/NAME/ with a claim)
 HOME/studies/NAME/study.json       the ScalingStudy with its status
 """
@@ -19,12 +20,15 @@ from pydantic import ValidationError
 from trainyard_api.base import validation_message
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.agents import Agents
 from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
 from trainyard_dashboard.metrics_log import MetricsLog
+from trainyard_dashboard.usage import RunUsage, fold
 
 MAX_RUNS = 1000  # the newest
 MAX_STUDIES = 100
 MAX_FILE_BYTES = 16 << 20  # of a run.json or study.json
+MAX_NODES = 254  # of a run on one machine
 MAX_LOGS = 200  # kept in memory; the least recently used is dropped
 
 
@@ -37,6 +41,7 @@ class LocalFiles:
         self.label = f"this machine ({shown})"
         self._home = home
         self._lock = Lock()
+        self._agents = Agents()
         self._logs: OrderedDict[Path, MetricsLog] = OrderedDict()
         self._run_cache: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
 
@@ -72,6 +77,23 @@ class LocalFiles:
             raise DataSourceError(message) from None
         history.curves = [curve for curve in history.curves if curve.metric in metrics]
         return history
+
+    def usage(self, run: RunSummary) -> RunUsage | None:
+        directory = self._home / "runs" / run.name
+        if run.phase != "Running":
+            return None
+        try:
+            status = self._load_run(directory / "run.json").get("status") or {}
+            attempt = int(status.get("attempt") or 0)
+            ports = json.loads(_read_bounded(directory / "attempts" / f"{attempt}.json"))
+            nodes = range(min(int(status.get("nodes") or 0), MAX_NODES))
+            addresses = [(f"127.0.0.{node + 1}", int(ports["report"])) for node in nodes]
+        except FileNotFoundError:
+            return None  # no attempt has started
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            message = f"the ranks of {run.name} can't be read: {_cause(error)}"
+            raise DataSourceError(message) from None
+        return fold(self._agents.usage(run.name, attempt, addresses))
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         paths, problems = self._newest("studies", "study.json", MAX_STUDIES)

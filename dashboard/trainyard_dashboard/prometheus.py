@@ -15,6 +15,7 @@ from trainyard_api import metrics as names
 from trainyard_api.metrics import Metric
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.catalog import Curve, DataSourceError, RunHistory, RunSummary
+from trainyard_dashboard.usage import GAUGES, PodTraffic, RankUsage, RunUsage, fold
 from trainyard_serving.connections import tls_context
 
 TIMEOUT = 5.0  # seconds for one query
@@ -24,6 +25,7 @@ MAX_POINTS = 500  # of one curve
 RECENT = "1h"  # runs whose last sample is older are not listed
 START_RANGE = "6h"  # how far back the start of a run is searched for, if its status is unknown
 MIN_SECONDS = 120  # drawn of such a run, at least
+RATE_RANGE = "5m"  # holds two samples, however seldom runs are scraped
 MAX_PARTS = 64  # ranks or GPUs of one run
 
 CURVES: dict[str, Metric] = {
@@ -128,6 +130,47 @@ class Prometheus:
                 history.curves.append(_to_curve(run, metric, series, steps, start))
         return history
 
+    def usage(self, run: RunSummary) -> RunUsage | None:
+        if run.completion_time:
+            return None
+        with self._valid_response():
+            return self._usage(run)
+
+    def _usage(self, run: RunSummary) -> RunUsage | None:
+        selector = _selector(run)
+        gauges = f'{{__name__=~"{"|".join(GAUGES)}",{selector[1:]}'
+        ranks: dict[int, RankUsage] = {}
+        for series in self._query("query", query=f"max by (__name__, rank) ({gauges})"):
+            labels, value = series["metric"], float(series["value"][1])
+            usage = ranks.setdefault(int(labels["rank"]), RankUsage(rank=int(labels["rank"])))
+            if math.isfinite(value):
+                setattr(usage, GAUGES[labels["__name__"]], value)
+        if not ranks:
+            return None
+        for labels, value in self._now(names.AGENT_CPU_SECONDS, selector, "max by (rank)"):
+            if (rank := int(labels["rank"])) in ranks:
+                ranks[rank].cpu_cores = value
+        pods: dict[str, PodTraffic] = {}
+        for metric, field in (
+            (names.AGENT_RECEIVED_BYTES, "received"),
+            (names.AGENT_SENT_BYTES, "sent"),
+        ):
+            for labels, value in self._now(metric, selector, "sum by (pod, instance)"):
+                name = labels.get("pod") or labels.get("instance", "")
+                setattr(pods.setdefault(name, PodTraffic(pod=name)), field, value)
+        return fold(ranks.values(), pods.values())
+
+    def _now(
+        self, metric: Metric, selector: str, aggregation: str
+    ) -> list[tuple[dict[str, str], float]]:
+        """Labels and the newest rate of a counter, of what is still scraped."""
+        series = f"{metric.name}{selector}"
+        query = f"{aggregation} (irate({series}[{RATE_RANGE}]) and {series})"
+        found = [
+            (each["metric"], float(each["value"][1])) for each in self._query("query", query=query)
+        ]
+        return [(labels, value) for labels, value in found if math.isfinite(value)]
+
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         return [], []  # their measurements are in their status, not in metrics
 
@@ -152,7 +195,7 @@ class Prometheus:
 
     def _request(self, path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         deadline = time.monotonic() + 2 * TIMEOUT
-        data = b""
+        data = bytearray()  # of many small chunks
         try:
             with self._client.stream("GET", path, params=parameters) as response:
                 for chunk in response.iter_bytes():

@@ -30,6 +30,11 @@ def _line(title: str, description: str, expr: str, unit: str = "none") -> TimeSe
     return timeseries(title, description, {"{{run}}": expr}, unit)
 
 
+def _of_pod(metric: m.Metric) -> str:
+    """The rate of a counter that each pod of a run exports."""
+    return f"sum by (namespace, run, pod) (rate({metric}{_RUNS}{_WINDOW}))"
+
+
 def _of_process(series: m.Metric | str) -> str:
     """A series of rank 0's process, which has no label for the run."""
     joined = f"{series} * on (job, instance) group_left (run) {m.RUN_INFO}{_RUNS}"
@@ -229,6 +234,49 @@ _PROCESS = Row(
         ).span(12),
     ),
 )
+_RANKS = Row(
+    "Ranks (agent)",
+    (
+        timeseries(
+            "CPU by rank",
+            "Cores that each rank and the processes that it has started use.",
+            {
+                "{{run}} rank {{rank}}": "max by (namespace, run, rank)"
+                f" (rate({m.AGENT_CPU_SECONDS}{_RUNS}{_WINDOW}))"
+            },
+        ),
+        timeseries(
+            "Memory by rank",
+            "Resident memory of each rank and the processes that it has started.",
+            {"{{run}} rank {{rank}}": _max(m.AGENT_MEMORY_BYTES, "rank")},
+            "bytes",
+        ),
+        timeseries(
+            "Network by pod",
+            "Bytes per second received and sent.",
+            {
+                "{{pod}} received": _of_pod(m.AGENT_RECEIVED_BYTES),
+                "{{pod}} sent": _of_pod(m.AGENT_SENT_BYTES),
+            },
+            "Bps",
+        ),
+        timeseries(
+            "GPU utilization by rank",
+            "Share of time in which a kernel was running. Also high while ranks wait in NCCL.",
+            {"{{run}} rank {{rank}}": _max(m.AGENT_GPU_UTILIZATION, "rank")},
+            "percentunit",
+        )
+        .max(1)
+        .span(12),
+        timeseries(
+            "GPU memory by rank",
+            "Memory in use on the GPU of each rank.",
+            {"{{run}} rank {{rank}}": _max(m.AGENT_GPU_MEMORY_BYTES, "rank")},
+            "bytes",
+        ).span(12),
+    ),
+    collapsed=True,
+)
 
 
 def _gpu(function: str, metric: str) -> str:
@@ -285,13 +333,16 @@ _GPUS = Row(
     collapsed=True,
 )
 
+# Every run has one of them: the agent knows what a script uses that reports nothing.
+_OF_EVERY_RUN = f'__name__=~"{m.STEP}|{m.AGENT_MEMORY_BYTES}"'
+
 RUN = build(
     "run",
     "Trainyard / Run",
     "Loss, throughput, step time by rank, checkpoints, faults and memory of training runs.",
     (
-        variable("namespace", "Namespace", m.STEP.name, multi=True),
-        variable("run", "Run", f'{m.STEP}{{namespace=~"$namespace"}}', multi=True),
+        variable("namespace", "Namespace", f"{{{_OF_EVERY_RUN}}}", multi=True),
+        variable("run", "Run", f'{{{_OF_EVERY_RUN},namespace=~"$namespace"}}', multi=True),
     ),
-    (_NOW, _TRAINING, _THROUGHPUT, _CHECKPOINTS, _PROCESS, _GPUS),
+    (_NOW, _TRAINING, _THROUGHPUT, _CHECKPOINTS, _PROCESS, _RANKS, _GPUS),
 )

@@ -4,6 +4,7 @@ import { draw } from "./chart.js";
 import { at, h, setText } from "./dom.js";
 import { number } from "./format.js";
 import { checkbox, histories, lines, runs, selected, slot, title, xName } from "./runs.js";
+import { showUsage } from "./usage.js";
 
 const PERFORMANCE = ["loss", "tokens_per_second", "samples_per_second", "rank_step_seconds"];
 const TRAINING = ["loss", "eval_loss", "learning_rate", "grad_norm", "gpu_utilization",
@@ -38,11 +39,11 @@ async function refreshPerformance() {
   draw("performance-charts", {
     id: "ranks", title: "Each rank's own time per step", origin: "measured", x: xName(ranks),
     y: "Seconds", fromZero: true, lines: ranks,
-    empty: `${NONE}: a run logs it if it uses a built-in recipe and at most 64 ranks; otherwise it`
+    empty: `${NONE}: a run logs it if it trains a recipe and at most 64 ranks; otherwise it`
       + " comes from Prometheus.",
   });
   at("performance-charts").dataset.ready = "true";
-  return data.problems;
+  return [...new Set([...data.problems, ...await showUsage()])];
 }
 
 async function refreshTraining() {

@@ -16,6 +16,7 @@ export function number(value, digits = 3) {
 const trim = (value, digits) => String(Number(value.toPrecision(digits)));
 
 export const loss = (value) => (known(value) ? value.toFixed(3) : UNKNOWN);
+export const cores = (value) => (known(value) ? value.toFixed(value < 10 ? 2 : 1) : UNKNOWN);
 export const percent = (value) => (known(value) ? `${trim(value * 100, 3)}%` : UNKNOWN);
 export const times = (value) => (known(value) ? `${trim(value, 3)}×` : UNKNOWN);
 
@@ -49,6 +50,15 @@ export function throughput(run) {
   if (known(run.tokens_per_second)) return `${number(run.tokens_per_second)} tokens/s`;
   if (known(run.samples_per_second)) return `${number(run.samples_per_second)} samples/s`;
   return UNKNOWN;
+}
+
+// "412 MiB".
+export function bytes(value) {
+  if (!known(value)) return UNKNOWN;
+  for (const [size, unit] of [[2 ** 40, "TiB"], [2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]]) {
+    if (value >= size) return `${trim(value / size, value < 1000 * size ? 3 : 4)} ${unit}`;
+  }
+  return `${Math.round(value)} B`;
 }
 
 // "1 run", "2 runs".
