@@ -45,8 +45,14 @@ e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m dev.images build --tag $(TAG) --load
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
 
+hangs: $(VENV)/ready ## hang scripts, and let them take long: the right rank must be named, and no other (TRIALS=200)
+	$(BIN)/python -m tests.soak.hangs --trials $(or $(TRIALS),200) --seed $(or $(SEED),1)
+
 kill-soak: $(VENV)/ready ## kill runs at random moments and compare what they resume to, byte for byte (KILLS=300 SEED=1)
 	$(BIN)/python -m tests.soak.kill --kills $(or $(KILLS),300) --seed $(or $(SEED),1)
+
+kill-scripts: $(VENV)/ready ## kill scripts that use trainyard.Checkpointer; they must resume byte for byte (KILLS=100 SEED=1)
+	$(BIN)/python -m tests.soak.scripts --kills $(or $(KILLS),100) --seed $(or $(SEED),1)
 
 kill-ranks: $(VENV)/ready ## kill ranks of local runs at random moments; the status must name them (KILLS=60 SEED=1)
 	$(BIN)/python -m tests.soak.kill_ranks --kills $(or $(KILLS),60) --seed $(or $(SEED),1)

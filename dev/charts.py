@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return 1
     except subprocess.CalledProcessError as error:
-        return error.returncode  # helm has said why
+        return error.returncode  # helm has printed why
     return 0
 
 

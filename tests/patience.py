@@ -1,4 +1,4 @@
-"""How long a test waits for what must happen: to notice what hangs, never to judge how fast it is.
+"""How long a test waits for what must happen: to detect hangs, never to judge speed.
 
 One number for all: on a virtual machine whose host took CPU time away, a training run of 8 s was
 seen to take 87, and no test may fail for that.
@@ -26,7 +26,7 @@ def until(
 
 
 async def until_async(condition: Callable[[], object], what: str = "") -> None:
-    """As `until`, while the event loop goes on; `condition` may be a coroutine function."""
+    """As `until`, while the event loop keeps running; `condition` may be a coroutine function."""
     __tracebackhide__ = True
     deadline = time.monotonic() + SECONDS
     while True:

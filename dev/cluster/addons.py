@@ -44,7 +44,7 @@ def wait(processes: Processes, report: Report) -> None:
         processes.must_live(*NAMES)
         return _resolves(f"kubernetes.default.svc.{DOMAIN}")
 
-    until(answers, lambda: f"cluster DNS does not answer: {processes.last_words('dns')}", report)
+    until(answers, lambda: f"cluster DNS does not answer: {processes.log_tail('dns')}", report)
 
 
 def _proxy(settings: Settings, programs: Path) -> list[str | Path]:

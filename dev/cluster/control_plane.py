@@ -24,13 +24,15 @@ def ensure(settings: Settings, processes: Processes, programs: Path, report: Rep
         for name in ("etcd", "apiserver"):
             if not processes.alive(name):
                 raise UserError(
-                    f"{name} ended: {processes.last_words(name)} (if its data was damaged by a "
+                    f"{name} ended: {processes.log_tail(name)} (if its data was damaged by a "
                     "crash, take the cluster down and up again)"
                 )
         return kubectl.works("get", "--raw", "/readyz")
 
     until(
-        ready, lambda: f"the API server is not ready: {processes.last_words('apiserver')}", report
+        ready,
+        lambda: f"the API server is not ready: {processes.log_tail('apiserver')}",
+        report,
     )
     processes.ensure("controller-manager", _controller_manager(settings, programs))
     processes.ensure("scheduler", _scheduler(settings, programs))
@@ -41,7 +43,7 @@ def ensure(settings: Settings, processes: Processes, programs: Path, report: Rep
             return kubectl.works("get", "serviceaccount", "default", "-n", "default")
 
         missing = "the controller manager has created no service account: "
-        until(has_accounts, lambda: missing + processes.last_words("controller-manager"), report)
+        until(has_accounts, lambda: missing + processes.log_tail("controller-manager"), report)
 
 
 def _etcd(settings: Settings, programs: Path) -> list[str | Path]:

@@ -187,7 +187,7 @@ class Native:
 
     def _not_ready(self) -> str:
         words = "; ".join(
-            f"{n.name}: {self.processes.last_words(node.kubelet_name(n))}" for n in NODES
+            f"{n.name}: {self.processes.log_tail(node.kubelet_name(n))}" for n in NODES
         )
         return f"the nodes are not Ready: {words}"
 

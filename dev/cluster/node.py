@@ -48,7 +48,7 @@ def ensure(
         processes.must_live(name)
         return _healthy(node)
 
-    until(healthy, lambda: f"{name} is not healthy: {processes.last_words(name)}", report)
+    until(healthy, lambda: f"{name} is not healthy: {processes.log_tail(name)}", report)
 
 
 def lose(settings: Settings, processes: Processes, node: Node) -> None:
@@ -106,7 +106,7 @@ def _start_runtime(
         probe = [*_cri(settings, programs, node), "--timeout=20s", "ready"]
         return run(probe, check=False).returncode == 0
 
-    until(answers, lambda: f"{name} does not answer: {processes.last_words(name)}", report)
+    until(answers, lambda: f"{name} does not answer: {processes.log_tail(name)}", report)
 
 
 def _remains(settings: Settings, node: Node) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from trainyard_agent.procfs import boot_id
+
 from .commands import UserError, direct_env, until
 from .settings import Settings
 
@@ -56,11 +58,6 @@ class Identity:
             os.close(handle)
 
 
-def boot_id() -> str:
-    """Names this start of the machine; pids recorded before it mean nothing."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 class Processes:
     """Long-running processes, each with a record, a log and a name."""
 
@@ -71,7 +68,7 @@ class Processes:
     def log(self, name: str) -> Path:
         return self._logs / f"{name}.log"
 
-    def last_words(self, name: str) -> str:
+    def log_tail(self, name: str) -> str:
         """The end of the log, for an error message."""
         try:
             lines = self.log(name).read_text(errors="replace").strip().splitlines()
@@ -95,10 +92,10 @@ class Processes:
         return self.identity(name) is not None
 
     def must_live(self, *names: str) -> None:
-        """Raise UserError with the last words of one that has ended."""
+        """Raise UserError with the last log line of one that has ended."""
         for name in names:
             if not self.alive(name):
-                raise UserError(f"{name} ended: {self.last_words(name)}")
+                raise UserError(f"{name} ended: {self.log_tail(name)}")
 
     def current(self, name: str, command: Sequence[str | Path], stamp: str = "") -> bool:
         """Whether it runs with this command line and configuration."""
@@ -129,7 +126,7 @@ class Processes:
             )
         identity = Identity.of(child.pid)
         if identity is None:
-            raise UserError(f"{name} ended at once: {self.last_words(name)}")
+            raise UserError(f"{name} ended at once: {self.log_tail(name)}")
         record = {
             "pid": identity.pid,
             "started": identity.started,

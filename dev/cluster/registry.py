@@ -49,7 +49,7 @@ def ensure(settings: Settings, processes: Processes, programs: Path, report: Rep
         processes.must_live(NAME)
         return _has(settings, "/v2/")
 
-    until(answers, lambda: f"the registry does not answer: {processes.last_words(NAME)}", report)
+    until(answers, lambda: f"the registry does not answer: {processes.log_tail(NAME)}", report)
     _push_pause(settings, programs / "pause")
 
 

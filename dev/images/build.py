@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,9 +59,9 @@ def build(job: Job) -> list[str]:
     """Build the images; returns their names in the order built."""
     needed = {_LOWER[name] for name in job.names}
     with_base, with_torch = needed != {"busybox"}, "torch" in needed
-    steps = Steps(2 * with_base + with_torch + ("busybox" in needed) + len(job.names))
+    steps = Steps(2 * with_base + with_torch + 2 * ("agent" in job.names) + len(job.names))
     with tempfile.TemporaryDirectory() as folder, _context(Path(folder)) as context:
-        secrets = _secrets(Path(folder))
+        secrets = build_secrets(Path(folder))
         lower: dict[str, str] = {}
         if "busybox" in needed:
             with steps.step("shell for the agent") as report:
@@ -77,6 +78,9 @@ def build(job: Job) -> list[str]:
                 lower["torch"] = _lower(
                     job, "torch", f"FROM_IMAGE={below}", below, context, secrets
                 )
+        if "agent" in job.names:
+            with steps.step("py-spy for the agent"):
+                _py_spy(context)
         wheel = _wheel(context)
         for name in job.names:
             arguments = [f"FROM_IMAGE={lower[_LOWER[name]]}", f"WHEEL={wheel}"]
@@ -135,6 +139,18 @@ def _context(folder: Path) -> Iterator[Path]:
     yield context
 
 
+def _py_spy(context: Path) -> None:
+    """Put py-spy's program beside the agent: it is static, so it runs in any image."""
+    target = context / "py-spy"
+    lock = REPO / "images" / "requirements" / "agent.txt"
+    options = ["--quiet", "--no-deps", "--require-hashes", "--target", str(target)]
+    run([uv(), "pip", "install", "--python", sys.executable, *options, "-r", str(lock)])
+    program = context / "agent" / "py-spy"
+    shutil.copyfile(target / "bin" / "py-spy", program)
+    program.chmod(0o755)
+    shutil.rmtree(target)
+
+
 def _wheel(context: Path) -> str:
     """Build the project's wheel into the context; its path there."""
     run([uv(), "build", "--quiet", "--wheel", "--out-dir", str(context / "wheel"), str(REPO)])
@@ -144,7 +160,7 @@ def _wheel(context: Path) -> str:
     return f"wheel/{found[0].name}"
 
 
-def _secrets(folder: Path) -> list[str]:
+def build_secrets(folder: Path) -> list[str]:
     """Build secrets: what this machine needs to reach its package index; never in an image."""
     words: list[str] = []
     for name in _AUTHORITIES:

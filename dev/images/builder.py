@@ -16,10 +16,11 @@ from dev.cluster.ui import Report
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PUBLIC_BASE = "docker.io/library/python:3.11-slim-bookworm"
-DEBIAN_BASE = "localhost/trainyard/debian-python:bookworm"
+DEBIAN_BASE = "localhost/trainyard/debian-python:bookworm-2"  # a new tag for other packages
 PUBLIC_BUSYBOX = "docker.io/library/busybox:1.37.0-musl"
 DEBIAN_BUSYBOX = "localhost/trainyard/debian-busybox:bookworm"
-_DEBIAN_PACKAGES = "python3,python3-venv,ca-certificates"
+# The compiler and the headers are for torch.compile; images cannot install packages later.
+_DEBIAN_PACKAGES = "python3,python3-venv,ca-certificates,g++,python3-dev"
 _PULL_TIMEOUT = 1800
 
 

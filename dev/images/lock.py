@@ -19,6 +19,7 @@ _HEADER = "# Written by python3 -m dev.images lock from {source}: do not edit.\n
 def write() -> None:
     """Compile all files; torch first, because trainer and serving must agree with it."""
     _compile("uv", "uv", [])
+    _compile("agent", "py-spy>=0.4.1", [])
     _compile("torch", "torch>=2.12", [])
     agree = ["--constraint", str(FOLDER / "torch.txt")]
     _compile("operator", None, [])

@@ -12,6 +12,7 @@ from docs.generate import (
     fields,
     metrics,
     recipes,
+    sdk,
     troubleshooting,
 )
 
@@ -25,6 +26,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "scalingstudy.md": fields.scaling_study(),
         REFERENCE / "recipes.md": recipes.reference(),
         REFERENCE / "cli.md": cli.reference(),
+        REFERENCE / "sdk.md": sdk.reference(),
         REFERENCE / "chart-operator.md": charts.reference("operator"),
         REFERENCE / "chart-serving.md": charts.reference("serving"),
         REFERENCE / "metrics.md": metrics.reference(),

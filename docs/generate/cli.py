@@ -22,7 +22,7 @@ FOOT = """
 | status | |
 |---|---|
 | 0 | success; of `run`: the run succeeded; of `study`: every cell was measured |
-| 1 | the run or a cell of the study failed, or an operation of the system did (a full disk) |
+| 1 | the run, a cell of the study or the system (a full disk) failed; `estimate`: it does not fit |
 | 2 | the request was refused: one line on standard error says what to change |
 | 130 | interrupted (Ctrl-C) |
 """
@@ -31,25 +31,34 @@ FOOT = """
 def reference() -> str:
     """The page, Markdown."""
     commands = list(_commands(_parser()))
-    rows = [f"| [{name}](#trainyard-{name}) | {_sentence(what)} |\n" for name, what, _ in commands]
+    rows = [
+        f"| [{name}](#trainyard-{name.replace(' ', '-')}) | {_sentence(what)} |\n"
+        for name, what, _ in commands
+    ]
     sections = [_section(name, what, parser) for name, what, parser in commands]
     return HEAD + "".join(rows) + "".join(sections) + FOOT
 
 
 def _commands(
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser, prefix: str = ""
 ) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             for name, inner in action.choices.items():
-                yield name, helps[name], inner
+                if inner.get_default("handler"):  # else it only groups others
+                    yield f"{prefix}{name}", helps[name], inner
+                yield from _commands(inner, f"{prefix}{name} ")
 
 
 def _section(name: str, what: str, parser: argparse.ArgumentParser) -> str:
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
     text = f"\n## trainyard {name}\n\n{_sentence(what)}\n\n    {usage}\n"
-    actions = [each for each in parser._actions if not isinstance(each, argparse._HelpAction)]
+    actions = [
+        each
+        for each in parser._actions
+        if not isinstance(each, argparse._HelpAction | argparse._SubParsersAction)
+    ]
     if actions:
         text += "\n| argument | default | description |\n|---|---|---|\n"
         text += "".join(_row(action) for action in actions)

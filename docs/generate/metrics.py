@@ -15,7 +15,9 @@ For each label, the page gives the source of its values and the largest number o
 process** exports. A test scrapes real processes and checks these bounds.
 """
 PARTS: dict[Part, str] = {
-    "trainer": "Exported by rank 0 of a run, on port 9400. The scrape adds `namespace` and `pod`.",
+    "trainer": "Exported by the first pod of a run, on port 9400. The scrape adds `namespace` and"
+    " `pod`.",
+    "agent": "Exported by every pod of a run, on port 9400. The scrape adds `namespace` and `pod`.",
     "operator": "Exported by every replica, on port 8080. Series with a run or a study have its"
     " `namespace`, not the operator's: scrape with `honor_labels`.",
     "serving": "Exported by every server, on its own port. The scrape adds `namespace` and `pod`.",
@@ -23,6 +25,7 @@ PARTS: dict[Part, str] = {
 }
 TITLES: dict[Part, str] = {
     "trainer": "Trainer",
+    "agent": "Agent",
     "operator": "Operator",
     "serving": "Serving",
     "all": "Processes",

@@ -4,9 +4,9 @@
 
 One process. On a CPU the sequences are short, or the steps would take minutes; a step is then a
 little over a second, which makes a save weigh more than on a GPU with a real batch. Each save is
-told by two figures: how long it held training up (from the trainer's own metric), and how much
-slower the steps were while it was being written. The first save is left out: it takes its memory
-anew. Prints one line per save, and the share of step time that saving takes.
+described by two figures: how long it held training up (from the trainer's own metric), and how much
+slower the steps were while it was being written. The first save is left out: it
+allocates its memory. Prints one line per save, and the share of step time that saving takes.
 """
 
 import argparse
@@ -32,12 +32,12 @@ job = TrainerJob.model_validate_json(sys.stdin.read())
 reporter = ReportServer(job, 1)
 observe = type(reporter.metrics.checkpoint_block).observe
 
-def told(histogram, seconds):
+def observe_and_print(histogram, seconds):
     if histogram is reporter.metrics.checkpoint_block:
         print("blocked for", seconds, flush=True)
     observe(histogram, seconds)
 
-type(reporter.metrics.checkpoint_block).observe = told
+type(reporter.metrics.checkpoint_block).observe = observe_and_print
 work(job, reporter, 0)
 """
 

@@ -91,10 +91,10 @@ def command(name: str, directory: Path, port: int, python: str) -> list[str]:
     if name in OURS:
         program = ["trainyard_serving", "classify", f"--model={directory}", f"--port={port}"]
         return [sys.executable, "-m", *program, *OURS[name]]
-    told = [str(directory), str(port)]
+    arguments = [str(directory), str(port)]
     if RIVALS[name] == "mos":
-        told = [f"--port={port}", "--address=127.0.0.1"]
-    return [python, "-m", f"tests.bench.classify_rivals.{RIVALS[name]}", *told]
+        arguments = [f"--port={port}", "--address=127.0.0.1"]
+    return [python, "-m", f"tests.bench.classify_rivals.{RIVALS[name]}", *arguments]
 
 
 @contextlib.contextmanager
@@ -136,13 +136,13 @@ def predict(url: str, text: str) -> dict[str, Any]:
 
 
 def asked(url: str, text: str, seconds: float, **more: float) -> dict[str, Any]:
-    """What the load generator tells."""
+    """What the load generator reports."""
     flags = [f"--{name}={value}" for name, value in more.items()]
     program = [sys.executable, "-m", "tests.bench.classify_load", url, f"--seconds={seconds}"]
-    told = subprocess.run(
+    load = subprocess.run(
         [*program, f"--text={text}", *flags], capture_output=True, text=True, check=True
     )
-    found: dict[str, Any] = json.loads(told.stdout)
+    found: dict[str, Any] = json.loads(load.stdout)
     return found
 
 

@@ -58,6 +58,7 @@ def main() -> None:
             | {"max_steps": options.steps, "learning_rate": 6e-4, "warmup_steps": 20}
             | {"dataloader_num_workers": 1},
             precision="bf16",
+            require_gpu=True,
             checkpoint={"everySteps": options.steps, "keepLast": 1},
         )
         env = os.environ | {"TRAINYARD_JOB": job.model_dump_json(by_alias=True)}

@@ -33,7 +33,7 @@ Models = list[tuple[Path, str]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is swapped: how two models that answer differently are made, asked, and told apart."""
+    """What is swapped: how to make, ask and distinguish two models that answer differently."""
 
     make: Callable[[Path], Models]
     route: str

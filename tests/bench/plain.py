@@ -20,7 +20,7 @@ rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_S
 
 
 def options() -> argparse.ArgumentParser:
-    """What every yardstick is asked."""
+    """What every yardstick must provide."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--warmup", type=int, default=20, help="steps that aren't timed")

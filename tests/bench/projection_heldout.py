@@ -1,4 +1,4 @@
-"""How well a study's law foretells sizes that it has not seen: fit on some sizes, compare the rest.
+"""How well a study's law predicts sizes that it has not seen: fit on some sizes, compare the rest.
 
     python -m tests.bench.projection_heldout
 
@@ -111,14 +111,14 @@ def report(rates: dict[int, list[float]]) -> None:
         name = ", ".join(map(str, learnt))
         print(f"\nlearnt from {name}: {law.choice}, residual {law.residual:.1%}")
         for size in held_out:
-            told, truth = law.throughput(size), statistics.median(rates[size])
-            covered = told.low <= truth <= told.high
+            projected, truth = law.throughput(size), statistics.median(rates[size])
+            covered = projected.low <= truth <= projected.high
             inside, total = inside + covered, total + 1
-            error = told.value / truth - 1
-            errors["unnamed" if told.too_wide else "named"].append(abs(error))
-            middle = f"[{told.value:.0f}]" if told.too_wide else f"{told.value:.0f}"
+            error = projected.value / truth - 1
+            errors["unnamed" if projected.too_wide else "named"].append(abs(error))
+            middle = f"[{projected.value:.0f}]" if projected.too_wide else f"{projected.value:.0f}"
             print(
-                f"  {size:4}  projected {middle:>8} ({told.low:.0f}-{told.high:.0f})"
+                f"  {size:4}  projected {middle:>8} ({projected.low:.0f}-{projected.high:.0f})"
                 f"  measured {truth:8.0f}  error {error:+6.1%}"
                 f"  {'inside' if covered else 'OUTSIDE'} ({size / learnt[-1]:.1f}x the largest)"
             )

@@ -143,7 +143,7 @@ PRODUCT = "the product"
 
 
 @dataclass(frozen=True)
-class Told:
+class Projection:
     """A projection beside the truth."""
 
     way: str
@@ -158,31 +158,31 @@ class Told:
 
     @property
     def held(self) -> bool:
-        # A truth that is met to the last digit lies within an interval that has no width.
+        # An exactly predicted truth is within an interval of width zero.
         slack = 1e-9 * self.truth
         return self.interval.low - slack <= self.truth <= self.interval.high + slack
 
 
-def told(case: Case) -> Iterator[Told]:
-    """What every way says of every size that was held out."""
+def projections(case: Case) -> Iterator[Projection]:
+    """The projection of every method for every size that was held out."""
     largest = max(case.runs)
     law = fit(case.runs)
     for size, truth in case.truth.items():
-        yield Told(PRODUCT, case.group, size / largest, law.throughput(size), truth)
+        yield Projection(PRODUCT, case.group, size / largest, law.throughput(size), truth)
     for way, choose in WAYS.items():
         chosen = choose(case.runs)
         for size, truth in case.truth.items():
             value = chosen.throughput(size)
             point = Interval(value=value, low=value, high=value)
-            yield Told(way, case.group, size / largest, point, truth)
+            yield Projection(way, case.group, size / largest, point, truth)
 
 
-def word(place: int) -> Callable[[Told], str]:
+def word(place: int) -> Callable[[Projection], str]:
     """One word of the group's name."""
     return lambda one: one.group.split()[place]
 
 
-def report(title: str, found: Sequence[Told], groups: Callable[[Told], str]) -> None:
+def report(title: str, found: Sequence[Projection], groups: Callable[[Projection], str]) -> None:
     """A line per way and group."""
     print(f"\n{title}\n{'':44}error: median    p90   holds   width  unnamed; else: median    p90")
     for group in sorted({groups(one) for one in found}):
@@ -200,7 +200,7 @@ def report(title: str, found: Sequence[Told], groups: Callable[[Told], str]) -> 
             print(line)
 
 
-def _errors(some: Sequence[Told]) -> str:
+def _errors(some: Sequence[Projection]) -> str:
     errors = sorted(one.error for one in some)
     if not errors:
         return f"{'-':>14}{'-':>7}"
@@ -215,12 +215,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curves", type=int, default=10, help="of each kind")
     args = parser.parse_args()
-    found = [one for case in simulated(args.curves) for one in told(case)]
+    found = [one for case in simulated(args.curves) for one in projections(case)]
     report("simulated, by how far", found, lambda one: f"{one.factor:g}x the largest")
     twice = [one for one in found if one.factor == 2]
     for place, name in enumerate(("by truth", "by noise", "by number of sizes")):
         report(f"at twice the largest, {name}", twice, word(place))
-    tables = [one for case in published() for one in told(case)]
+    tables = [one for case in published() for one in projections(case)]
     report("published, by sizes", tables, lambda one: f"{one.group} {one.factor:g}x")
 
 

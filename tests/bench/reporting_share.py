@@ -69,13 +69,13 @@ def train() -> None:
     Loop.run = timed("loop", Loop.run)  # type: ignore[method-assign]
     leave = os._exit
 
-    def told(status: int) -> None:
+    def exit_with_seconds(status: int) -> None:
         threads = {t.native_id for t in threading.enumerate() if t is not trains}
         seconds["threads"] = sum(cpu_seconds(thread) for thread in threads if thread)
         Path(os.environ[RESULT]).write_text(json.dumps(seconds))
         leave(status)
 
-    os._exit = told  # type: ignore[assignment]
+    os._exit = exit_with_seconds  # type: ignore[assignment]
     sys.argv = ["trainyard_trainer"]
     runpy.run_module("trainyard_trainer", run_name="__main__")
 

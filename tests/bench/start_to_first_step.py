@@ -56,7 +56,7 @@ def marked() -> None:
             marks.setdefault(mark, since_start())
             if mark == "step" and len(marks) == len(PHASES) and os.environ.get("RANK", "0") == "0":
                 print("marks", json.dumps(marks), flush=True)
-                marks["told"] = 0
+                marks["printed"] = 0
             return result
 
         setattr(owner, name, noted)

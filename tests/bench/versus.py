@@ -59,7 +59,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Result:
-    """One run: samples per second of all processes, and the last loss it told."""
+    """One run: samples per second of all processes, and the last loss it reported."""
 
     rate: float
     loss: float
@@ -71,9 +71,9 @@ def script(
     """The script's own figures."""
     arguments = [f"--steps={options.steps}", f"--warmup={options.warmup}", *more]
     arguments += [f"--batch-size={options.batch_size}", *contest.arguments]
-    told = _python(processes, [str(HERE / name), *arguments], {})
-    found = json.loads(told.strip().splitlines()[-1])
-    return Result(found["samples_per_second"], found["loss"])
+    output = _python(processes, [str(HERE / name), *arguments], {})
+    figures = json.loads(output.strip().splitlines()[-1])
+    return Result(figures["samples_per_second"], figures["loss"])
 
 
 def trainer(contest: Contest, options: argparse.Namespace, processes: int) -> Result:

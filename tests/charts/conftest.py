@@ -82,7 +82,7 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
     if program is None:
         pytest.skip("helm is neither on PATH nor built (`make cluster` builds it)")
 
-    env = os.environ | {"GOGC": "off"}  # it lives too briefly for its garbage to matter
+    env = os.environ | {"GOGC": "off"}  # it ends before its garbage matters
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         command = [program, *args]

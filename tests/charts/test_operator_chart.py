@@ -195,6 +195,6 @@ def test_a_disruption_budget_comes_with_replicas(
 def test_the_crds_are_in_the_chart_and_the_notes_explain_upgrading_them(render: Render) -> None:
     crds = {path.name for path in (CHARTS / "operator" / "crds").iterdir()}
     assert crds == {"trainingruns.trainyard.dev.yaml", "scalingstudies.trainyard.dev.yaml"}
-    told = (CHARTS / "operator" / "templates" / "NOTES.txt").read_text()
+    notes = (CHARTS / "operator" / "templates" / "NOTES.txt").read_text()
     command = "kubectl apply --server-side --force-conflicts --field-manager=helm"
-    assert f"{command} -f charts/operator/crds/" in told
+    assert f"{command} -f charts/operator/crds/" in notes

@@ -22,7 +22,7 @@ from .operator_values import (
 )
 
 
-def test_nothing_that_needs_another_operator_is_on_by_itself(render: Render) -> None:
+def test_features_of_other_operators_are_off_by_default(render: Render) -> None:
     kinds = {manifest["kind"] for manifest in render("operator").manifests}
     assert not kinds & {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}
 
@@ -68,7 +68,7 @@ def test_the_pod_monitor_finds_rank_0(render: Render, values: tuple[str, ...], w
         selected = monitor["spec"]["selector"]["matchLabels"].items()
         (container,) = pod["spec"]["containers"]
         ports = [port["name"] for port in container["ports"]]
-        told = {
+        labels = {
             f"__meta_kubernetes_pod_annotation_{key.translate(str.maketrans('./-', '___'))}": value
             for key, value in pod["metadata"]["annotations"].items()
         }
@@ -76,7 +76,7 @@ def test_the_pod_monitor_finds_rank_0(render: Render, values: tuple[str, ...], w
         return bool(
             selected <= pod["metadata"]["labels"].items()
             and endpoint["port"] in ports
-            and told.get(source) == keep["regex"]
+            and labels.get(source) == keep["regex"]
         )
 
     assert labels.NODE in monitor["spec"]["selector"]["matchLabels"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from trainyard_serving.settings import GenerateSettings, ModelSource
+from trainyard_serving.settings import ClassifySettings, GenerateSettings, ModelSource
 
 from .conftest import CHARTS, Render
 from .serving_values import CLASSIFY, GENERATE, KEY, ONNX, PROTECTED, SGLANG, SHAPES, VISION
@@ -39,14 +39,28 @@ def test_another_claim_and_directory_can_be_named(render: Render) -> None:
     assert read(rendered.container("serving"), GenerateSettings).run_dir == "/trainyard/old/a"
 
 
-def test_step_and_digest_are_pinned_for_the_check_and_for_the_server(render: Render) -> None:
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [("model=0", 0), ("model=best", "best"), ("model=last", "last"), ("", "last")],
+)
+def test_model_and_digest_are_the_same_for_the_check_and_for_the_server(
+    render: Render, model: str, step: str | int
+) -> None:
     digest = "sha256:" + "0a" * 32
-    rendered = render("serving", *GENERATE, "step=0", f"digest={digest}")
+    rendered = render("serving", *CLASSIFY, *filter(None, [model]), f"digest={digest}")
     for settings in (
         read(rendered.container("verify"), ModelSource),
-        read(rendered.container("serving"), GenerateSettings),
+        read(rendered.container("serving"), ClassifySettings),
     ):
-        assert (settings.step, settings.digest) == (0, digest)
+        assert (settings.step, settings.digest) == (step, digest)
+
+
+def test_sglang_gets_the_best_model_by_a_link(render: Render) -> None:
+    rendered = render("serving", *SGLANG, "model=best")
+    args = rendered.container("verify")["args"]
+    assert args[args.index("--step") + 1] == "best"
+    assert "--step" not in rendered.container("serving")["args"]
+    assert "/models/current" in rendered.container("sglang")["args"]
 
 
 def test_one_model_on_a_claim_can_be_served(render: Render) -> None:
@@ -147,7 +161,7 @@ def test_there_is_time_to_drain(render: Render) -> None:
         assert rendered.pod()["terminationGracePeriodSeconds"] > pause + 60
 
 
-def test_probes_ask_for_what_they_mean(render: Render) -> None:
+def test_liveness_asks_health_and_readiness_asks_ready(render: Render) -> None:
     """Alive is not ready: a model that loads for long is no reason to restart."""
     container = render("serving", *GENERATE).container("serving")
     assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}

@@ -25,7 +25,7 @@ from .serving_values import (
     VISION_CLAIM,
 )
 
-# Nothing of a stranger's choice may be asked there: the reasons are in the names.
+# No address that a client chooses may be requested there; the names say why.
 NOT_THE_INTERNET = {
     "loopback": ["127.0.0.1", "127.255.255.254", "::1"],
     "unspecified": ["0.0.0.0", "0.1.2.3", "::"],

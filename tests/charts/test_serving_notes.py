@@ -61,6 +61,19 @@ def test_notes_name_the_log_that_explains_a_failure(helm: Helm) -> None:
     assert "Qwen/Qwen2-0.5B-Instruct: app generate, engine sglang" in hub
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (GENERATE, "serves the last verified model of run shakespeare: app generate"),
+        ((*CLASSIFY, "model=best"), "serves the best verified model of run ag-news: app classify"),
+        ((*SGLANG, "model=best"), "serves the best verified model at its start of run shakespeare"),
+        ((*GENERATE, "model=400"), "serves step 400 of run shakespeare: app generate"),
+    ],
+)
+def test_notes_say_which_model_is_served(helm: Helm, values: tuple[str, ...], said: str) -> None:
+    assert said in notes(helm, *values)
+
+
 def test_notes_warn_of_an_ingress_without_a_key(helm: Helm) -> None:
     assert "WARNING" in notes(helm, *GENERATE, *INGRESS)
     assert "WARNING" not in notes(helm, *GENERATE, *INGRESS, *KEY)

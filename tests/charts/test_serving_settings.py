@@ -121,13 +121,13 @@ def test_numbers_of_a_values_file_stay_numbers(render: Render, tmp_path: Any) ->
     """A values file's numbers are floats to helm: 5000000 would become 5e+06."""
     values = tmp_path / "values.yaml"
     values.write_text(
-        "run: a\nstep: 1000000\nsettings: {maxBodyBytes: 5000000, pollSeconds: 0.5}\n"
+        "run: a\nmodel: 1000000\nsettings: {maxBodyBytes: 5000000, pollSeconds: 0.5}\n"
     )
     settings = read(render("serving", files=str(values)).container("serving"), GenerateSettings)
     assert (settings.max_body_bytes, settings.poll_seconds) == (5000000, 0.5)
     assert settings.step == 1000000
 
 
-def test_an_api_key_is_no_setting(refusal: Refusal) -> None:
+def test_an_api_key_cannot_be_set_as_a_setting(refusal: Refusal) -> None:
     """It would be readable in the Deployment."""
     assert "'apiKey' not allowed" in refusal("serving", *GENERATE, "settings.apiKey=x")

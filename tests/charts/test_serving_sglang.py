@@ -28,12 +28,12 @@ def test_sglang_listens_on_loopback_where_the_gateway_asks(render: Render, shape
     assert service["targetPort"] == "http"
 
 
-def test_without_engine_sglang_there_is_no_sglang(render: Render) -> None:
+def test_sglang_runs_only_with_engine_sglang(render: Render) -> None:
     assert "sglang" not in str(render("serving", *GENERATE).manifests)
 
 
 def test_sglang_is_up_before_the_gateway_and_gone_after_it(render: Render) -> None:
-    """A sidecar: an init container that goes on, which is ended after the others."""
+    """A sidecar: an init container that keeps running and is ended after the others."""
     names = [item["name"] for item in render("serving", *SGLANG).pod()["initContainers"]]
     assert names == ["verify", "sglang"]
     assert render("serving", *SGLANG).container("sglang")["restartPolicy"] == "Always"

@@ -6,6 +6,7 @@ the operator, and that no other one runs beside a test that takes a node away.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.kube import CLUSTER, REPO, TIMEOUT, CommandError, Namespace, environment, run
+from tests.manifests.refused import OWN_RECIPE
 from tests.patience import SECONDS
 
 SYSTEM = "trainyard-system"
@@ -51,6 +53,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     run(
         *("helm", "upgrade", "--install", "trainyard", str(REPO / "charts" / "operator")),
         *("--namespace", SYSTEM, "--set", image["operator"], "--set", image["trainer"]),
+        *("--set-json", f"admissionPolicy.recipes={json.dumps(OWN_RECIPE)}"),
         # On the local cluster it shares one machine with everything that trains.
         *("--set", "resources.requests.cpu=500m", "--wait", TIMEOUT),
     )
@@ -112,7 +115,7 @@ def operator(use_of_nodes: None) -> Iterator[Namespace]:
 
 @pytest.fixture
 def space(request: pytest.FixtureRequest) -> Iterator[Namespace]:
-    """A fresh namespace, named after the test; it goes when the test is over."""
+    """A fresh namespace, named after the test; it is deleted when the test is over."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:50]
     # Cases of one test may differ in the end of their names alone, and run at the same time.
     name = f"{words}-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:6]}"

@@ -29,7 +29,7 @@ class CommandError(Exception):
 def environment() -> dict[str, str]:
     """The cluster that `make cluster` last named, and the kubectl and helm it came with, if any.
 
-    KUBECONFIG is not asked: tests must never run on whatever cluster a shell happens to know.
+    KUBECONFIG is ignored: tests must never run on whatever cluster a shell happens to know.
     """
     path = f"{CLUSTER / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"KUBECONFIG": str(CLUSTER / "kubeconfig"), "PATH": path}

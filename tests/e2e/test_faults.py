@@ -1,4 +1,4 @@
-"""What users get wrong, and what goes wrong around them: the right phase and one clear line."""
+"""Mistakes of users and faults of the cluster: the right phase and one clear line."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def test_a_wrong_config_fails_at_once_and_says_what_to_change(
         assert word in status["message"]
 
 
-def test_an_image_of_the_users_own_says_itself_what_it_does_not_know(
+def test_an_image_of_the_users_own_reports_unknown_keys_itself(
     space: Namespace, image_names: dict[str, str]
 ) -> None:
     """The line of `kubectl apply`, which can't know that image's recipes."""
@@ -46,7 +46,7 @@ def test_an_unknown_recipe_names_the_known_ones(space: Namespace) -> None:
 
 
 def test_a_users_exception_is_reported_with_its_last_line(space: Namespace) -> None:
-    """`command` runs the user's own script, unchanged, and its failure is theirs to mend."""
+    """`command` runs the user's own script, unchanged, and its failure is theirs to fix."""
     script = "raise KeyError('labels.json has no class 7')"
     space.apply(training_run("mine", {"command": ["python3", "-c", script], "maxRestarts": 5}))
     status = wait_failed(space, "mine")
@@ -70,7 +70,7 @@ def test_a_users_script_runs_unchanged_on_two_nodes(space: Namespace) -> None:
     assert "sum of ranks: 4" in space.kubectl("logs", "ddp-1-0")
 
 
-def test_an_image_that_does_not_come_is_waited_for_without_holding_places(
+def test_a_missing_image_is_waited_for_without_holding_resources(
     space: Namespace,
 ) -> None:
     image = "localhost:5051/trainyard/no-such-image:1"
@@ -87,18 +87,18 @@ def test_an_image_that_does_not_come_is_waited_for_without_holding_places(
     space.wait_status("img", "attempt 2", lambda s: s.get("attempt") == 2)
 
 
-def test_a_failed_run_goes_on_once_its_spec_is_mended(
+def test_a_failed_run_resumes_once_its_spec_is_fixed(
     space: Namespace, corpus: dict[str, Any]
 ) -> None:
-    space.apply(char_gpt("mend", corpus, {"n_head": 5}, **ONE))
-    wait_failed(space, "mend")
-    space.kubectl("annotate", "trun", "mend", "trainyard.dev/retry=1")
-    wait_attempt(space, "mend", 2)
-    status = wait_failed(space, "mend")
+    space.apply(char_gpt("fix", corpus, {"n_head": 5}, **ONE))
+    wait_failed(space, "fix")
+    space.kubectl("annotate", "trun", "fix", "trainyard.dev/retry=1")
+    wait_attempt(space, "fix", 2)
+    status = wait_failed(space, "fix")
     assert "n_head" in status["message"]
-    set_spec(space, "mend", {"config": {"n_head": 4}})
-    wait_attempt(space, "mend", 3)
-    status = space.wait_phase("mend", "Succeeded")
+    set_spec(space, "fix", {"config": {"n_head": 4}})
+    wait_attempt(space, "fix", 3)
+    status = space.wait_phase("fix", "Succeeded")
     assert (status["attempt"], status["restarts"]) == (3, 0)
 
 

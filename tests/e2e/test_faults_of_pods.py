@@ -1,4 +1,4 @@
-"""Faults of the corpus that only a cluster has: each is named; once it is mended the run ends."""
+"""Faults of the corpus that only a cluster has: each is named; once fixed, the run succeeds."""
 
 import json
 from datetime import UTC, datetime
@@ -54,7 +54,7 @@ MEMORY = "x = b'x' * (3 << 29)"  # 1.5 GiB; torchrun itself needs a third of 1 G
 
 
 @pytest.mark.parametrize(
-    ("fault", "spec", "mended"),
+    ("fault", "spec", "fixed"),
     [
         (
             "rank-out-of-memory-in-its-container",
@@ -74,12 +74,12 @@ MEMORY = "x = b'x' * (3 << 29)"  # 1.5 GiB; torchrun itself needs a third of 1 G
         ("torchrun-missing-in-the-image", script("pass"), None),
     ],
 )
-def test_a_fault_in_a_pod_is_named_and_mended(
+def test_a_fault_in_a_pod_is_named_and_fixed(
     space: Namespace,
     image_names: dict[str, str],
     fault: str,
     spec: dict[str, Any],
-    mended: dict[str, Any] | None,
+    fixed: dict[str, Any] | None,
 ) -> None:
     if fault == "init-container-fails":
         fetch = {
@@ -89,15 +89,15 @@ def test_a_fault_in_a_pod_is_named_and_mended(
             "securityContext": SECURE,
         }
         spec = spec | template(initContainers=[fetch])
-    if mended is None:
+    if fixed is None:
         spec = spec | {"image": image_names["operator"]}
-    space.apply(training_run("mend", spec | {"maxRestarts": 0}))
-    status = wait_named(space, "mend", fault)
+    space.apply(training_run("fix", spec | {"maxRestarts": 0}))
+    status = wait_named(space, "fix", fault)
     assert status["phase"] == "Failed"
-    if mended is not None:
-        set_spec(space, "mend", mended)
-        wait_until("attempt 2", lambda: space.status("mend").get("attempt") == 2, LONG)
-        space.wait_phase("mend", "Succeeded")
+    if fixed is not None:
+        set_spec(space, "fix", fixed)
+        wait_until("attempt 2", lambda: space.status("fix").get("attempt") == 2, LONG)
+        space.wait_phase("fix", "Succeeded")
 
 
 def evict(space: Namespace, pod: str) -> None:
@@ -166,7 +166,7 @@ def test_an_eviction_costs_no_step(space: Namespace) -> None:
     assert (status["attempt"], status.get("restarts", 0), status["disruptions"]) == (2, 0, 1)
 
 
-def test_a_gang_that_a_quota_accepts_in_part_keeps_no_places(space: Namespace) -> None:
+def test_a_gang_that_a_quota_accepts_in_part_holds_no_quota(space: Namespace) -> None:
     space.kubectl("create", "quota", "one", "--hard=pods=1")
     later = {"initialSeconds": 3600, "maxSeconds": 3600}
     space.apply(training_run("part", script("pass", numNodes=2) | {"backoff": later}))
@@ -191,7 +191,7 @@ def test_a_secret_that_is_missing_is_waited_for(space: Namespace) -> None:
 
 
 def test_what_the_api_server_refuses_is_waited_for(space: Namespace) -> None:
-    """A quota, then a webhook that nobody answers."""
+    """A quota, then a webhook without a server."""
     space.kubectl("create", "quota", "none", "--hard=pods=0")
     space.apply(training_run("wait", script("pass")))
     words = "exceeded quota: none"
@@ -216,7 +216,7 @@ def refused(space: Namespace, name: str, words: str) -> bool:
 
 
 def webhook_of(space: Namespace) -> dict[str, Any]:
-    """A webhook for the pods of this namespace, which nobody serves."""
+    """A webhook for the pods of this namespace, without a server."""
     service = {"name": "nobody", "namespace": space.name}
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}
     return {

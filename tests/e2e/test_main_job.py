@@ -141,3 +141,29 @@ def leaves_nothing_behind(space: Namespace) -> None:
         return not json.loads(space.kubectl("get", kinds, "-o", "json"))["items"]
 
     wait_until("pods, service and volume claim are gone", gone)
+
+
+def test_a_compiled_run_in_our_image(space: Namespace, corpus: dict[str, Any]) -> None:
+    """The image has what torch.compile needs; a later attempt finds the kernels of the first."""
+    config = {
+        "max_steps": STEPS,
+        "eval_steps": 0,
+        "compile": True,
+        "activation_checkpointing": True,
+    }
+    space.apply(char_gpt("compiled", corpus, config, numNodes=1))
+    space.wait_status("compiled", "a checkpoint", lambda status: "lastCheckpoint" in status)
+    kernels = "find /trainyard/compiled/.kernels -name '*.so' | sort"
+    words = ("-c", "trainer", "--", "sh", "-c", kernels)
+    first = space.kubectl("exec", "compiled-1-0", *words)
+    assert first
+    kill_rank(space, "compiled-1-0")
+    space.wait_status(
+        "compiled",
+        "steps of attempt 2",
+        lambda status: status["step"] > status.get("resumedFromStep", STEPS),
+    )
+    assert space.kubectl("exec", "compiled-2-0", *words) == first
+    space.wait_phase("compiled", "Succeeded")
+    log = space.kubectl("logs", "compiled-2-0", "-c", "trainer")
+    assert "compiled: 2 blocks, the embedding, the final norm and the loss\n" in log

@@ -1,4 +1,4 @@
-"""An operator that dies, and a node that is lost, in the middle of a run."""
+"""An operator that is killed, and a node that is lost, during a run."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def kill_operator(operator: Namespace) -> None:
 def test_a_lost_node_does_not_hold_up_the_run(
     alone: None, space: Namespace, operator: Namespace, corpus: dict[str, Any]
 ) -> None:
-    """The lost node's pod stays Terminating for ever; the run goes on elsewhere."""
+    """The lost node's pod stays Terminating for ever; the run continues elsewhere."""
     space.apply(char_gpt("survivor", corpus, {"max_steps": 500}))
     space.wait_status(
         "survivor",

@@ -10,6 +10,8 @@ from tests.manifests.refused import (
     CHANGEABLE,
     CHANGED,
     OWN_CONTAINER,
+    OWN_RECIPE,
+    OWN_UNKNOWN_KEYS,
     REFUSED,
     UNCHECKED_KEYS,
     UNKNOWN_KEYS,
@@ -88,7 +90,16 @@ def test_the_api_server_refuses_keys_that_a_recipe_does_not_know(space: Namespac
     assert not wrong, "\n".join(wrong)
 
 
-def test_an_unknown_key_without_a_like_is_told_them_all(space: Namespace) -> None:
+def test_keys_of_a_recipe_that_the_chart_was_given_are_checked_as_well(space: Namespace) -> None:
+    for wanted, line in OWN_UNKNOWN_KEYS:
+        with pytest.raises(CommandError) as refusal:
+            create(space, wanted)
+        assert line in str(refusal.value)
+    config: dict[str, Any] = dict.fromkeys(OWN_RECIPE["sine-fit"][""], 1)
+    create(space, run("sine-fit", config | {"package": {"depth": 1}}, image="mine:1"))
+
+
+def test_an_unknown_key_unlike_any_other_lists_the_known_ones(space: Namespace) -> None:
     """As the CLI does, to the letter; and so many that the line would be too long are refused."""
     known = recipe_keys()["gpt"][""]
     with pytest.raises(CommandError) as refusal:

@@ -96,7 +96,7 @@ def answers_only_with_the_key(client: httpx.Client) -> None:
 
 
 def takes_a_newer_model(space: Namespace, client: httpx.Client, old: str, image: str) -> None:
-    """While requests go on, and without failing one of them."""
+    """While requests keep coming, and without failing one of them."""
     publish(space, "newer", image, damaged=False)
     with asking(client) as seen:
         wait_until("the newer model answers", lambda: set(seen) - {old})
@@ -130,7 +130,7 @@ def asking(client: httpx.Client) -> Iterator[list[str]]:
 
 
 def refuses_a_damaged_model(space: Namespace, client: httpx.Client, image: str) -> None:
-    """The old one goes on answering; the log and /ready say what is wrong with the new one."""
+    """The old one keeps answering; the log and /ready say what is wrong with the new one."""
     digest = predicts(client, "the coach said")
     publish(space, "damaged", image, damaged=True)
     (refused,) = wait_until("it is refused", lambda: client.get("/ready").json()["refused"])

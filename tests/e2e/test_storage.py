@@ -1,4 +1,4 @@
-"""storage.whenDeleted changes while the run exists: the claim stays or goes as was last said."""
+"""storage.whenDeleted changes while the run exists: the newest value decides about the claim."""
 
 from typing import Any
 

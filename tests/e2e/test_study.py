@@ -72,9 +72,7 @@ def wait_study(space: Namespace, name: str, phase: str = "", measured: int = 0) 
         raise AssertionError("\n".join([str(error), *parts])) from None
 
 
-def test_a_study_is_measured_whatever_becomes_of_the_operator(
-    space: Namespace, operator: Namespace
-) -> None:
+def test_a_study_survives_restarts_of_the_operator(space: Namespace, operator: Namespace) -> None:
     space.apply(study("sizes"))
     wait_study(space, "sizes", measured=1)
     kill_operator(operator)
@@ -127,13 +125,13 @@ def test_an_interrupted_run_is_measured_again(space: Namespace) -> None:
     (cell,) = wait_study(space, "cut", "Succeeded")["cells"]
     assert len(cell["measurements"]) == 1
     events = space.items("events")
-    (told,) = (event for event in events if event["reason"] == "RunAgain")
-    assert "repeat 1 is run again: it was interrupted, and resumed from step" in told["message"]
-    assert first in told["metadata"]["name"]
+    (event,) = (event for event in events if event["reason"] == "RunAgain")
+    assert "repeat 1 is run again: it was interrupted, and resumed from step" in event["message"]
+    assert first in event["metadata"]["name"]
 
 
 def test_a_bad_study_is_refused(space: Namespace) -> None:
-    """What CEL can't see is told in the status, before anything runs."""
+    """What CEL can't check is shown in the status, before anything runs."""
     space.apply(study("bad", matrix={"numProcPerNode": [1, 99]}))
     status = wait_study(space, "bad", "Failed")
     assert status["reason"] == "InvalidSpec"

@@ -100,13 +100,13 @@ def test_upgraded_then_downgraded_under_way(space: Namespace, versions: Versions
     versions.downgrade()
     status = wait_unsupported(space, "trainingrun", "novel", "True")
     assert (status["phase"], status["attempt"]) == ("Running", 1)
-    told = condition(status, "Unsupported")
-    assert told["reason"] == "UnknownToThisVersion"
-    assert f"(version {__version__})" in told["message"]
-    assert "spec.coolDownSeconds: unknown key" in told["message"]
-    assert "spec.storage.whenDeleted" in told["message"]
+    unsupported = condition(status, "Unsupported")
+    assert unsupported["reason"] == "UnknownToThisVersion"
+    assert f"(version {__version__})" in unsupported["message"]
+    assert "spec.coolDownSeconds: unknown key" in unsupported["message"]
+    assert "spec.storage.whenDeleted" in unsupported["message"]
     assert status["handledBy"] == NEWER
-    # What it knows goes on, and what the newer one wrote stays.
+    # What it knows keeps working, and what the newer one wrote stays.
     status = trains_on(space, "plain")
     assert (status["attempt"], status["restarts"], status["handledBy"]) == (1, 0, NEWER)
     assert condition(status, "Audited")["status"] == "True"
@@ -134,8 +134,8 @@ def test_downgraded_then_upgraded_under_way(space: Namespace, versions: Versions
         assert wait_unsupported(space, "trainingrun", run, "True")["phase"] == "Running"
     status = wait_unsupported(space, "study", "sizes", "True")
     assert (status["phase"], status["reason"]) == ("Running", "Measuring")
-    told = condition(status, "Unsupported")["message"]
-    assert f"(version {__version__}) can't create the remaining runs: cell Archive" in told
+    unsupported = condition(status, "Unsupported")["message"]
+    assert f"(version {__version__}) can't create the remaining runs: cell Archive" in unsupported
     assert status["handledBy"] == NEWER
     trains_on(space, "plain")
     trains_on(space, "sizes-1-1")

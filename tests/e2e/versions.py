@@ -23,7 +23,7 @@ CRDS = REPO / "charts" / "operator" / "crds"
 HANDLED_BY = """\
     handled_by: str = Field(default="", description="Version of the newest operator.")
 """
-# (file, what is there now, what is there in the newer version)
+# (file, its text now, its text in the newer version)
 PATCH = (
     ("api/trainyard_api/__init__.py", f'"{__version__}"', f'"{NEWER}"'),
     # The spec: a field, and a value.
@@ -51,7 +51,7 @@ PATCH = (
         "            number=number,\n",
         '            number=number,\n            zone="a",\n',
     ),
-    ("api/trainyard_api/status.py", '"Unsupported"\n]', '"Unsupported", "Audited"\n]'),
+    ("api/trainyard_api/status.py", '"Unsupported",\n]', '"Unsupported",\n    "Audited",\n]'),
     (
         "lifecycle/trainyard_lifecycle/reconcile.py",
         "    status = run.status.model_copy(deep=True)\n",

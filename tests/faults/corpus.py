@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FOLDER = Path(__file__).parent
 # In the order of the page.
-FILES = ("settings", "code", "storage", "limits", "ranks", "disruptions", "waiting", "going-on")
+FILES = ("settings", "code", "storage", "limits", "ranks", "disruptions", "waiting", "running")
 
-Then = Literal["stop", "restart", "restart, not counted", "wait", "go on"]
+Then = Literal["stop", "restart", "restart, not counted", "wait", "continue"]
 
 
 class _Entry(BaseModel):
@@ -60,7 +60,7 @@ class Refusal(_Entry):
 
 
 class Remedy(_Entry):
-    """What the user does about it; nothing at all: it goes on by itself."""
+    """What the user does about it; nothing at all: the run continues by itself."""
 
     spec: dict[str, Any] | None = None  # apply it with these changes; null removes a setting
     retry: bool = False  # trainyard retry, or the annotation

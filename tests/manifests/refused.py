@@ -91,12 +91,6 @@ REFUSED = (
     Refused(
         "startFrom a negative step", ("startFrom.step",), {"startFrom": {"run": "a", "step": -1}}
     ),
-    Refused(
-        "startFrom with command",
-        ("startFrom belongs to a recipe",),
-        {"command": ["train.py"], "startFrom": {"run": "a"}},
-        remove=("recipe", "config"),
-    ),
     Refused("negative seed", ("seed", "0"), {"seed": -1}),
     Refused("negative restarts", ("maxRestarts", "0"), {"maxRestarts": -1}),
     Refused(
@@ -300,6 +294,24 @@ UNKNOWN_KEYS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         "in a study's matrix, below a setting",
         study({"recipe": "text-classification"}, {"config.from_scratch.n_layer": [1, 2]}),
         ("config.from_scratch.n_layer: unknown key; did you mean n_layers?",),
+    ),
+)
+
+# A recipe of another package, whose keys the end-to-end tests give to the operator's chart, and
+# what the admission policy says then, also about runs with an image of their own.
+OWN_RECIPE = {"sine-fit": {"": ["max_steps", "hidden_size", "package"], "package": ["depth"]}}
+OWN_UNKNOWN_KEYS: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        run("sine-fit", {"hiden_size": 8}, image="mine:1"),
+        "config.hiden_size: unknown key; did you mean hidden_size?",
+    ),
+    (
+        run("sine-fit", {"max_steps": 8, "package": {"dept": 1}}),
+        "config.package.dept: unknown key; did you mean depth?",
+    ),
+    (
+        study({"recipe": "sine-fit", "image": "mine:1"}, {"config.package.dept": [1, 2]}),
+        "config.package.dept: unknown key; did you mean depth?",
     ),
 )
 

@@ -2,8 +2,8 @@
 
     python -m tests.soak.kill --kills 300 --seed 1 [--family char-gpt]
 
-Every case (recipe family, strategy, loader workers) is trained twice: once in one go, and once
-killed and started again, at places and moments drawn from the seed. Compared are the sha256 of
+Every case (recipe family, strategy, ranks, loader workers) is trained twice: once in one go, and
+once killed and started again, at places and moments drawn from the seed. Compared are the sha256 of
 parameters, optimizer state and the random states of every rank in every checkpoint, the logged
 losses, and the ids and noise of every batch that was delivered, 20 steps beyond the last included.
 """
@@ -31,7 +31,7 @@ from trainyard_api.checkpoint import CHECKPOINTS, step_of
 from trainyard_api.job import TrainerJob
 from trainyard_storage.checkpoints import newest_valid, steps
 
-RANKS = 2
+RANKS = (1, 2, 3, 4)  # three or more: the sum of two is the same in any order
 MAX_KILLS_PER_RUN = 3
 MAX_FAILURES = 3  # then something is wrong with everything
 # Up to how many times a run comes to each place, about; beyond that it ends before it is killed.
@@ -52,10 +52,12 @@ class Case:
 
     family: Family
     strategy: str
+    ranks: int
     workers: int
 
     def __str__(self) -> str:
-        return f"{self.family.recipe} {self.strategy}, {self.workers} loader workers"
+        who = f"{self.family.recipe} {self.strategy} x {self.ranks}"
+        return f"{who}, {self.workers} loader workers"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Kill:
         rank: the one that dies first.
         place: where, as observer.py knows it, for the `count`-th time; or at `moment`, a share of
             what the whole run takes.
-        alone: the others are then told to end, as torchrun does; else they die as well, as when the
-            machine is gone.
+        alone: the others are then sent SIGTERM, as torchrun does; else they die as well, as when
+            the machine is gone.
     """
 
     rank: int
@@ -105,7 +107,7 @@ class Soak:
         self.folder = folder
         self.launch = Launcher(server, folder / "ranks")
         self._settings: dict[str, dict[str, object]] = {}
-        self._wholes: dict[tuple[str, str], Whole] = {}
+        self._wholes: dict[tuple[str, str, int], Whole] = {}
 
     def job(self, case: Case, name: str, attempt: int, **config: object) -> TrainerJob:
         family = case.family
@@ -115,11 +117,12 @@ class Soak:
             data = self.folder / "data" / family.recipe
             data.mkdir(parents=True)
             self._settings[family.recipe] = COMMON | family.settings(data)
+        shared = {"batch_size": 12 if case.ranks == 3 else 8}  # evenly, in two micro-batches
         return TrainerJob.model_validate(
             {
                 "run": "soak",
                 "recipe": family.recipe,
-                "config": self._settings[family.recipe] | config,
+                "config": self._settings[family.recipe] | shared | config,
                 "strategy": case.strategy,
                 "seed": 7,
                 "checkpoint": {"everySteps": SAVE_STEPS, "keepLast": 100},
@@ -131,13 +134,13 @@ class Soak:
 
     def whole(self, case: Case) -> Whole:
         """The reference, without loader workers: they must change nothing either."""
-        key = (case.family.recipe, case.strategy)
+        key = (case.family.recipe, case.strategy, case.ranks)
         if key not in self._wholes:
-            job = self.job(case, "-".join(key), 1)
-            # One that was stopped half-way must not be gone on from: it would be no reference.
+            job = self.job(case, "-".join(map(str, key)), 1)
+            # A reference that was stopped half-way is trained again, so that it is undisturbed.
             shutil.rmtree(job.run_dir, ignore_errors=True)
             began = time.monotonic()
-            run = self.start(job)
+            run = self.start(job, case.ranks)
             finish(run)
             seconds = time.monotonic() - began
             saved = [step_of(path) for path in steps(run.run_dir / CHECKPOINTS)]
@@ -145,10 +148,10 @@ class Soak:
             self._wholes[key] = Whole(states, run.losses(), delivered(run), seconds)
         return self._wholes[key]
 
-    def start(self, job: TrainerJob, kill: str = "") -> Run:
+    def start(self, job: TrainerJob, ranks: int, kill: str = "") -> Run:
         seen = self.folder / "seen" / str(len(self.launch.runs))
         seen.mkdir(parents=True)
-        return self.launch(job, RANKS, env={"OBSERVE": str(seen), "KILL": kill})
+        return self.launch(job, ranks, env={"OBSERVE": str(seen), "KILL": kill})
 
     def kill_and_resume(self, case: Case, kills: Sequence[Kill], name: str) -> Iterator[str]:
         """One run that meets `kills`, one an attempt; yields a line for each that struck.
@@ -163,9 +166,9 @@ class Soak:
             before = newest(Path(job.run_dir))
             struck = False
             if kill:
-                struck, run = self.strike(job, kill, whole.seconds)
+                struck, run = self.strike(job, case.ranks, kill, whole.seconds)
             else:
-                run = self.start(job)
+                run = self.start(job, case.ranks)
                 finish(run)
             check_gone(run)
             compare("batches", whole.delivered, delivered(run))
@@ -185,9 +188,9 @@ class Soak:
             raise DiffersError("the batches after the last step were not delivered")
         shutil.rmtree(run.run_dir)
 
-    def strike(self, job: TrainerJob, kill: Kill, seconds: float) -> tuple[bool, Run]:
+    def strike(self, job: TrainerJob, ranks: int, kill: Kill, seconds: float) -> tuple[bool, Run]:
         """Start it and have it die; False if it ended first."""
-        run = self.start(job, kill.at)
+        run = self.start(job, ranks, kill.at)
         target = run.pids[kill.rank]
         if kill.place == ANY_MOMENT:
             time.sleep(kill.moment * seconds)
@@ -204,12 +207,12 @@ class Soak:
         return died, run
 
 
-def draw(rng: random.Random) -> Kill:
-    """Any place, any time."""
+def draw(rng: random.Random, ranks: int) -> Kill:
+    """Any rank, any place, any time."""
     place = rng.choice([*TIMES, "files", "files", *[ANY_MOMENT] * 3])
     return Kill(
         # Only rank 0 writes much by Python, and only it publishes.
-        rank=0 if place == "files" else rng.randrange(RANKS),
+        rank=0 if place == "files" else rng.randrange(ranks),
         place=place,
         count=rng.randint(0, TIMES.get(place, FILE_OPERATIONS)),
         moment=rng.uniform(0, 0.9),
@@ -224,7 +227,7 @@ def finish(run: Run) -> None:
 
 
 def newest(run_dir: Path) -> int:
-    """The step that the next attempt will go on from."""
+    """The step that the next attempt will resume from."""
     _, manifest, _ = newest_valid(run_dir / CHECKPOINTS)
     return manifest.step if manifest else 0
 
@@ -271,13 +274,19 @@ def left_behind(run: Run) -> list[str]:
     return found
 
 
-def cases(names: Sequence[str]) -> list[Case]:
-    return [
-        Case(FAMILIES[name], strategy, workers)
-        for name in names
-        for strategy in ("ddp", "fsdp")
-        for workers in (2, 0)
-    ]
+def cases(names: Sequence[str], rng: random.Random) -> list[Case]:
+    """Every family and strategy with and without loader workers; each has a number of ranks.
+
+    Every strategy gets every number: one family the first, one the next, and so on.
+    """
+    found = []
+    for strategy in ("ddp", "fsdp"):
+        sizes = itertools.cycle(rng.sample(RANKS, len(RANKS)))
+        for name in rng.sample(names, len(names)):
+            ranks = next(sizes)
+            found += [Case(FAMILIES[name], strategy, ranks, workers) for workers in (2, 0)]
+    rng.shuffle(found)
+    return found
 
 
 def main() -> int:
@@ -291,17 +300,19 @@ def main() -> int:
     os.environ["TMPDIR"] = str(folder)  # who is killed leaves temporary files
     server = RankServer()
     soak = Soak(server, folder)
-    todo = cases(options.family or sorted(FAMILIES))
-    rng.shuffle(todo)
+    names = options.family or sorted(FAMILIES)
+    todo = cases(names, rng)
     kills = exact = failures = 0
     began = time.monotonic()
     try:
-        for number, case in enumerate(itertools.cycle(todo)):
+        for number in itertools.count():
             if kills >= options.kills or failures == MAX_FAILURES:
                 break
-            # Every case once, before any is killed more often.
-            count = 1 if number < len(todo) else rng.randint(1, MAX_KILLS_PER_RUN)
-            plan = [draw(rng) for _ in range(count)]
+            # Every case once, before others are killed more often, with other numbers of ranks.
+            most = 1 if number < 4 * len(names) else MAX_KILLS_PER_RUN
+            todo = todo or cases(names, rng)
+            case = todo.pop()
+            plan = [draw(rng, case.ranks) for _ in range(rng.randint(1, most))]
             mine = 0
             try:
                 for line in soak.kill_and_resume(case, plan, f"run-{number}"):

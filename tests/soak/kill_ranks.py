@@ -5,7 +5,7 @@
 `trainyard run` trains a small model with real torchrun, on one or two nodes. In each attempt a rank
 drawn from the seed gets SIGKILL at a moment drawn from it: while it imports PyTorch, joins, loads,
 trains, evaluates, saves or exports. What the attempt's record says must name the signal and the
-rank; the next attempt then goes on, until one is over before its moment comes.
+rank; the next attempt then resumes, until one is over before its moment comes.
 """
 
 import argparse
@@ -59,7 +59,9 @@ class Killer:
             node = rank // shape["numProcPerNode"]
             wanted = ("Signal", f"{name}-{attempt}-{node}: rank {rank}: killed by SIGKILL")
             if (record.get("reason"), record.get("message")) != wanted:
-                raise UnnamedError(f"rank {rank} killed after {moment:.1f} s is told as {record}")
+                raise UnnamedError(
+                    f"rank {rank} killed after {moment:.1f} s is reported as {record}"
+                )
             yield f"{name}, attempt {attempt}: rank {rank} after {moment:.1f} s"
             if self.box.status(name)["phase"] == "Failed":  # the same thing at the same step again
                 self.box.end(command)

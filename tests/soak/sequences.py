@@ -1,10 +1,10 @@
-"""Disturbs runs in random ways, mends them, and compares the end with an undisturbed run's.
+"""Disturbs runs in random ways, repairs them, and compares the end with an undisturbed run's.
 
     python -m tests.soak.sequences --sequences 50 --seed 1
 
 Each sequence trains one small model with `trainyard run` and real torchrun, and meets operations
 drawn from the seed: a rank killed, the driver killed, everything killed at once, a worker
-preempted, a setting edited, one edited that must not be, the data broken and mended, a retry, the
+preempted, a setting edited, one edited that must not be, the data broken and repaired, a retry, the
 run deleted with its data kept and created again, a branch. It must end with bitwise the same
 weights, optimizer and random states as the run that nothing happened to; what is refused on the way
 must name what to do, and doing it must work. No checkpoint may be lost.
@@ -191,7 +191,7 @@ class Sequence:
         self.spec["config"] = good
         self.begin()
 
-    def break_and_mend_the_data(self) -> None:
+    def break_and_repair_the_data(self) -> None:
         self.stop()
         good = self.corpus.read_text()
         broken = self.rng.choice([good.upper(), None])
@@ -230,7 +230,7 @@ class Sequence:
             self.preempt,
             self.edit,
             self.edit_what_is_fixed,
-            self.break_and_mend_the_data,
+            self.break_and_repair_the_data,
             self.delete_and_create_again,
             self.branch,
         ]

@@ -98,7 +98,7 @@ def test_the_supported_pythons_are_those_of_the_gate_and_the_tools() -> None:
     assert project["requires-python"] == ">=3.9"
     assert tools["ruff"]["per-file-target-version"]["sdk/**"] == "py39"
     for requirement in project["dependencies"]:
-        assert requirement.endswith(f"; python_version >= '{oldest}'"), requirement
+        assert requirement.endswith(f" python_version >= '{oldest}'"), requirement
     assert tools["mypy"]["python_version"] == oldest
     assert tools["ruff"]["target-version"] == "py" + oldest.replace(".", "")
     gate = (REPO / ".ci/run").read_text()

@@ -1,5 +1,6 @@
 """Builders for reconcile's tests: a run, a worker, what is observed."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,7 +55,8 @@ class Story:
         report_error: str = "",
     ) -> Plan:
         self.now += timedelta(seconds=after)
-        observed = Observed(self.run, self.now, workers, report, lost, report_error)
+        seen = tuple(replace(each, host_lost=each.host in lost) for each in workers)
+        observed = Observed(self.run, self.now, seen, report, report_error)
         plan = reconcile(observed)
         self.run = self.run.model_copy(update={"status": plan.status})
         return plan

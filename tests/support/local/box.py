@@ -13,7 +13,7 @@ import yaml
 
 from tests import patience
 from tests.patience import until
-from trainyard_agent import processes
+from trainyard_agent import procfs
 from trainyard_local.store import HOME_ENV
 
 
@@ -80,7 +80,7 @@ class Box:
     def processes(self, name: str) -> list[int]:
         """Every living process of the run's workers, agents included."""
         workers = (self.run_dir(name) / "workers").glob("*-*")
-        return [pid for worker in workers for pid in processes.worker_processes(worker)]
+        return [pid for worker in workers for pid in procfs.worker_processes(worker)]
 
     def agent_pid(self, name: str, worker: str = "1-0") -> int:
         """Process id of a worker's agent, once it has started."""
@@ -96,7 +96,7 @@ class Box:
             if command.stdout:
                 command.stdout.close()
         for worker in self.home.glob("runs/*/workers/*-*"):
-            processes.kill_worker(worker)
+            procfs.kill_worker(worker)
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from contextlib import suppress
 from pathlib import Path
 
-from trainyard_agent import processes
+from trainyard_agent import procfs
 
 
 def ranks_of(run_dir: Path, attempt: int | None = None) -> dict[int, int]:
     """The process id of every living rank, by rank; None: of whichever attempt has workers."""
     found: dict[int, int] = {}
     for worker in (run_dir / "workers").glob(f"{'*' if attempt is None else attempt}-*"):
-        for pid in processes.worker_processes(worker):
+        for pid in procfs.worker_processes(worker):
             rank = _rank(pid)
             if rank is not None:
                 found[rank] = pid

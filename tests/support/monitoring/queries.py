@@ -32,7 +32,9 @@ class Query:
     @property
     def needs_gpu(self) -> bool:
         """It uses metrics of NVIDIA's exporter, or those that PyTorch has on GPUs only."""
-        return DCGM in self.expr or "trainyard_gpu_memory_bytes" in self.expr
+        return any(
+            name in self.expr for name in (DCGM, "trainyard_gpu_", "trainyard_agent_rank_gpu")
+        )
 
     @property
     def names(self) -> set[str]:

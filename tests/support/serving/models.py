@@ -38,7 +38,7 @@ def write_manifest(directory: Path, **changes: Any) -> None:
     (directory / MANIFEST).write_bytes(manifest_bytes(manifest))
 
 
-def export_char_gpt(directory: Path, eos_token_id: int | None = None) -> None:
+def export_char_gpt(directory: Path, eos_token_id: int | None = None, seed: int = 7) -> None:
     """An untrained character GPT in the form a run exports: GPT-2 and a fast tokenizer."""
     tokenizer = Tokenizer(
         models.WordLevel({c: i for i, c in enumerate(["<unk>", *ALPHABET])}, unk_token="<unk>")
@@ -49,7 +49,7 @@ def export_char_gpt(directory: Path, eos_token_id: int | None = None) -> None:
     fast(tokenizer_object=tokenizer, unk_token="<unk>", model_max_length=CONTEXT).save_pretrained(
         directory
     )
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=80,  # padded beyond the tokenizer's, as trainers do
         n_positions=CONTEXT,

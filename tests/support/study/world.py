@@ -88,7 +88,7 @@ class StudyWorld(crashing.World):
         self.fated = fated
         self.faults = faults
         self.pauses = pauses
-        self.paused: dict[int, Turn] = {}  # by the second in which they go on
+        self.paused: dict[int, Turn] = {}  # by the second in which they continue
         self.runs: dict[str, TrainingRun] = {}
         self.pods: dict[str, Pod] = {}
         self.saved: dict[str, int] = {}  # step of a run's newest checkpoint, by the run's uid
@@ -148,8 +148,10 @@ class StudyWorld(crashing.World):
             return
         if _is_whole(run.status):
             number, repeat = key_of(run)
-            told = self.study.status.cells[number - 1].measurements
-            assert repeat in [m.repeat for m in told], f"{run.name} was deleted, its figures lost"
+            counted = self.study.status.cells[number - 1].measurements
+            assert repeat in [m.repeat for m in counted], (
+                f"{run.name} was deleted, its figures lost"
+            )
         self._remove(run)
 
     def _run_turn(self, name: str) -> Turn:
@@ -266,7 +268,7 @@ class StudyWorld(crashing.World):
             self.saved[pod.run] = pod.step
 
     def _remove(self, run: TrainingRun) -> None:
-        """The run goes, with its pods and its volume."""
+        """The run is deleted, with its pods and its volume."""
         del self.runs[run.name]
         uid = run.metadata.uid or ""
         self.saved.pop(uid, None)

@@ -1,4 +1,4 @@
-"""SIGKILL before any chosen file operation: a process dies between two lines, repeatably."""
+"""SIGKILL before any chosen file operation: a process is killed between two lines, repeatably."""
 
 import os
 import signal

@@ -15,7 +15,7 @@ from trainyard_api.job import TrainerJob
 
 @pytest.fixture
 def unused_port() -> int:
-    """A TCP port nobody listens on."""
+    """A free TCP port."""
     return free_port()
 
 

@@ -3,14 +3,17 @@ seconds each would spend importing.
 
 One JSON request a line on stdin, one JSON answer a line on stdout:
 {"start": {"argv", "env", "out", "err", "picture", "max_file_bytes"}} -> {"pid"};
+with "script" a script of somebody's own, in place of the trainer;
 {"import": [MODULES]} -> {}: loads what later runs would each load;
 {"poll": [PIDS]} -> {"PID": exit status or null}.
 """
 
+import atexit
 import importlib
 import json
 import os
 import resource
+import runpy
 import signal
 import sys
 import traceback
@@ -47,17 +50,24 @@ def start(request: dict[str, Any]) -> int:
         os.environ.update(request["env"])
         if limit := request.get("max_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        if not request["picture"]:
+        if not request.get("picture"):
             History.draw = lambda *_, **__: None  # type: ignore[method-assign]
         if "SLOW_RANK" not in request["env"]:  # on a starved machine any rank may be a straggler
             Stragglers.update = lambda *_, **__: None  # type: ignore[method-assign]
         sys.argv[1:] = request["argv"]
-        status = main()
+        if script := request.get("script"):
+            sys.argv[0] = script
+            runpy.run_path(script, run_name="__main__")
+            status = 0
+        else:
+            status = main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
+        if request.get("script"):
+            atexit._run_exitfuncs()  # as at the end of a process that was not forked
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

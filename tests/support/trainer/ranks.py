@@ -98,7 +98,7 @@ class Run:
         return value
 
     def error_message(self, rank: int | None = None) -> str:
-        """The message in the ranks' common last words, or in one rank's torchelastic error file."""
+        """The message of the error that all ranks printed, or of one rank's error file."""
         name = "result.json" if rank is None else f"error-{rank}.json"
         record = json.loads((self.folder / name).read_bytes())
         return str(record["message"]["message"])

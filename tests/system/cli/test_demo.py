@@ -27,7 +27,7 @@ def demo(home: Path) -> str:
     return result.stdout
 
 
-def test_the_demo_trains_and_serves_and_repeats_nothing(tmp_path: Path) -> None:
+def test_the_demo_trains_and_serves_and_a_second_call_reuses_both(tmp_path: Path) -> None:
     first = demo(tmp_path)
     assert "quickstart succeeded: finished in" in first
     _, _, answered = first.partition("trainyard serve quickstart --port 0 --prompt def")

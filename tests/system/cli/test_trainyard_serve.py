@@ -28,7 +28,7 @@ def http() -> Iterator[httpx.Client]:
 
 @contextmanager
 def started(home: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A command of `trainyard`, whose words can be read as they come."""
+    """A command of `trainyard`, whose output can be read as it comes."""
     with subprocess.Popen(
         [*TRAINYARD, *words],
         stdout=subprocess.PIPE,

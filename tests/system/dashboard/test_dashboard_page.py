@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from playwright.sync_api import Page, expect
 from tests.support.dashboard.home import driven, record, write_run, write_study
 from tests.support.serving.browser import fits
 from tests.support.serving.servers import running
+from trainyard_agent.gpus import Gpu
+from trainyard_agent.report import Report
+from trainyard_agent.server import ReportServer
+from trainyard_agent.usage import RankUsage
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
 
 TABS = ("Performance", "Scaling", "Training", "Cost", "Demo")
 SMALL_PHONE = {"width": 360, "height": 740}
+ATTEMPT = {"attempt": 1, "nodes": 1, "peakMemoryBytes": 3 << 30}
 ODD_NAME = "<img src=x onerror=alert(1)>"
 
 
@@ -25,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, a running one, and one with a name that attempts HTML injection."""
     home = tmp_path_factory.mktemp("home")
     write_run(home, "done")
-    write_run(home, "going", phase="Running", step=400, totalSteps=1000, etaSeconds=95)
+    write_run(home, "going", phase="Running", step=400, totalSteps=1000, etaSeconds=95, **ATTEMPT)
     write_run(home, ODD_NAME, message=ODD_NAME)
     write_study(home)
     return home
@@ -37,8 +43,23 @@ def dashboard(home: Path, client: httpx.Client) -> Iterator[str]:
     settings = DashboardSettings.model_validate(
         {"home": str(home), "demo_url": str(client.base_url).rstrip("/"), "poll_seconds": 0.3}
     )
-    with driven(home, "going"), running(create_dashboard_app(settings)) as asked:
+    with driven(home, "going"), agent(home), running(create_dashboard_app(settings)) as asked:
         yield str(asked.base_url)
+
+
+@contextmanager
+def agent(home: Path) -> Iterator[None]:
+    """The agent of the run `going`, with so many ranks that not all of them are shown."""
+    gpu = Gpu(0.97, 0.5, 70 << 30)
+    usages = [RankUsage(rank, 1.0, (2 << 30) + rank, gpu) for rank in range(64)]
+    usages[50] = RankUsage(50, 1.0, 2 << 30, gpu._replace(utilization=0.03))
+    server = ReportServer(Report("going", 1), int, usages=lambda: usages)
+    server.serve("127.0.0.1", 0)
+    attempts = home / "runs" / "going" / "attempts"
+    attempts.mkdir()
+    (attempts / "1.json").write_text(json.dumps({"report": server.port}))
+    yield
+    server.close()
 
 
 @pytest.fixture
@@ -69,7 +90,7 @@ def test_runs_and_charts_are_updated_while_a_run_progresses(
     page.get_by_text("Show as table").first.click()
     expect(page.get_by_role("table", name="Training loss")).to_be_visible()
 
-    write_run(home, "going", phase="Running", step=410, totalSteps=1000, loss=1.25)
+    write_run(home, "going", phase="Running", step=410, totalSteps=1000, loss=1.25, **ATTEMPT)
     with (home / "runs" / "going" / "data" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record(41) | {"loss": 0.987}) + "\n")
     expect(going).to_contain_text("410 of 1000")
@@ -77,11 +98,27 @@ def test_runs_and_charts_are_updated_while_a_run_progresses(
     assert all(url.startswith((dashboard, "data:", "blob:")) for url in requests)
 
 
+def test_the_extreme_ranks_of_an_active_run_are_shown(dashboard: str, page: Page) -> None:
+    page.goto(dashboard)
+    usage = page.locator("#usage")
+    expect(usage).to_contain_text("Most memory that a rank has used: 3 GiB")
+    expect(usage).to_contain_text("of 64 ranks: those with the lowest and highest values")
+    table = page.get_by_role("table", name="going: ranks")
+    row = table.get_by_role("row").filter(has=page.get_by_role("rowheader", name="50", exact=True))
+    for text in ("2 GiB", "3%", "70 GiB", "least GPU"):
+        expect(row).to_contain_text(text)
+    expect(usage.get_by_role("heading")).to_have_text(["going"])  # the others have ended
+    page.get_by_role("checkbox", name="Show going in the charts").first.uncheck()
+    expect(usage).to_have_text("None of the selected runs is active.")
+
+
 def test_tabs_work_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
     page.goto(dashboard)
     drawn(page, "loss")
+    expect(page.get_by_role("table", name="going: ranks")).to_be_visible()
+    assert fits(page)
     page.get_by_role("tab", name="Performance").focus()
     for name in TABS[1:]:
         page.keyboard.press("ArrowRight")

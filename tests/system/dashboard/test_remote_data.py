@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from tests.patience import until
 from tests.support.canned_http import answering
@@ -123,6 +123,14 @@ def test_a_real_prometheus_provides_runs_and_curves(tmp_path: Path) -> None:
         metric.name: Gauge(metric.name, "help", metric.labels, registry=registry)
         for metric in (names.STEP, names.TOTAL_STEPS, names.LOSS, names.RANK_STEP_SECONDS)
     }
+    usage = {
+        metric.name: Gauge(metric.name, "help", metric.labels, registry=registry)
+        for metric in (names.AGENT_MEMORY_BYTES, names.AGENT_GPU_UTILIZATION)
+    }
+    counters = {
+        metric.name: Counter(metric.name, "help", metric.labels, registry=registry)
+        for metric in (names.AGENT_CPU_SECONDS, names.AGENT_RECEIVED_BYTES, names.AGENT_SENT_BYTES)
+    }
     step = 0
 
     def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
@@ -133,6 +141,11 @@ def test_a_real_prometheus_provides_runs_and_curves(tmp_path: Path) -> None:
         gauges["trainyard_loss"].labels("a").set(3 / step)
         for rank in "01":
             gauges["trainyard_rank_step_seconds"].labels("a", rank).set(0.1)
+            usage["trainyard_agent_rank_memory_bytes"].labels("a", rank).set(1 << 30)
+            counters["trainyard_agent_rank_cpu_seconds_total"].labels("a", rank).inc(0.5)
+        usage["trainyard_agent_rank_gpu_utilization_ratio"].labels("a", "1").set(0.9)
+        counters["trainyard_agent_network_receive_bytes_total"].labels("a").inc(1000)
+        counters["trainyard_agent_network_transmit_bytes_total"].labels("a").inc(2000)
         return 200, generate_latest(registry)
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -144,9 +157,18 @@ def test_a_real_prometheus_provides_runs_and_curves(tmp_path: Path) -> None:
         catalog = Catalog([], Prometheus(url))
         until(lambda: any(row.step and row.step > 3 for row in catalog.runs()[0]))
         found, problems = catalog.history(["prometheus/ml/a"], ["loss", "rank_step_seconds"])
+        usages, no_problems = catalog.usage(["prometheus/ml/a"])
     loss, *ranks = found["prometheus/ml/a"].curves
     assert problems == []
     assert loss.x_is == "step"
     assert len(loss.x) > 2
     assert all(y == pytest.approx(3 / x) for x, y in zip(loss.x, loss.y, strict=True))
     assert [curve.part for curve in ranks] == ["rank 0", "rank 1"]
+    assert no_problems == []
+    zero, one = usages["prometheus/ml/a"].ranks
+    assert (zero.memory_bytes, zero.gpu_utilization, one.gpu_utilization) == (1 << 30, None, 0.9)
+    assert zero.cpu_cores is not None
+    assert zero.cpu_cores > 0
+    (pod,) = usages["prometheus/ml/a"].pods
+    assert pod.received is not None
+    assert pod.sent == pytest.approx(2 * pod.received)

@@ -1,4 +1,4 @@
-"""A local run that meets faults of the corpus one after another, and is mended after each.
+"""A local run that meets faults of the corpus one after another, and is fixed after each.
 
 Real torchrun processes, driven by the command line; the faults inside ranks come from
 tests/support/local/faulty.
@@ -141,10 +141,10 @@ class Life:
         assert says(record["message"], fault.row.see), record["message"]
         assert record["counted"] == (fault.row.then == "restart")
 
-    def has_gone_on_with(self, name: str) -> None:
-        """It said so in the log, and went on."""
+    def has_continued_with(self, name: str) -> None:
+        """It said so in the log, and the run continued."""
         fault = find(name)
-        assert fault.row.then == "go on"
+        assert fault.row.then == "continue"
         # torchrun copies what a worker writes a moment later.
         until(lambda: says(self.log, fault.line), name, lambda: self.log)
 

@@ -1,4 +1,4 @@
-"""Settings and data that are wrong: each stops the run, and it resumes once they are mended."""
+"""Settings and data that are wrong: each stops the run, and it resumes once they are fixed."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 from tests.system.local.life import Life, local_cases
 
 
-def test_settings_and_data_are_mended_one_after_the_other(box: Any) -> None:
+def test_settings_and_data_are_fixed_one_after_the_other(box: Any) -> None:
     """Ten attempts of one run, and no checkpoint is lost on the way."""
     # With an image of the user's own, unknown keys are for its trainer to find.
     life = Life(box, "data", numProcPerNode=1, image="example.com/own:1")
@@ -55,7 +55,7 @@ def test_settings_and_data_are_mended_one_after_the_other(box: Any) -> None:
     assert life.status["attempts"][-1]["resumedFromStep"] == saved
 
 
-def test_a_loss_that_explodes_is_calmed(box: Any) -> None:
+def test_a_diverged_loss_is_fixed_by_a_lower_rate(box: Any) -> None:
     life = Life(box, "calm", numProcPerNode=1)
     life.change({"max_steps": 4})
     life.apply()
@@ -74,7 +74,7 @@ def test_a_loss_that_explodes_is_calmed(box: Any) -> None:
     assert any("learning_rate" in str(record.get("changed")) for record in records)
 
 
-def test_what_this_machine_lacks(box: Any) -> None:
+def test_missing_gpus_and_a_missing_directory_are_named(box: Any) -> None:
     """More GPUs than there are, then the directory that the run was started in."""
     folder = box.path / "work"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""A run that has reached a limit of its spec: the message says which, and raising it goes on."""
+"""A run at a limit of its spec: the message says which, and a higher limit lets it continue."""
 
 from pathlib import Path
 from typing import Any

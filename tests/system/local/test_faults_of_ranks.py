@@ -1,4 +1,4 @@
-"""Ranks that really die, stop, fail or lose their peers: each is named, and the run goes on."""
+"""Ranks that really die, stop, fail or lose their peers: each is named, and the run continues."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Scripts of a user's own that fail: the root cause is named; once it is mended the run ends."""
+"""Scripts of a user's own that fail: the root cause is named; once it is fixed the run succeeds."""
 
 import os
 import textwrap
@@ -32,7 +32,7 @@ def script_of(fault: Fault) -> str:
     return fault.case.local.script
 
 
-def test_a_script_is_mended_until_it_runs(box: Any) -> None:
+def test_a_script_is_fixed_until_it_runs(box: Any) -> None:
     life = Life(box, "script", recipe=None, config=None, command=["train.py"], maxRestarts=1)
     attempt = 0
     for attempt, fault in enumerate(STOPPING, start=1):
@@ -53,7 +53,7 @@ def test_a_script_is_mended_until_it_runs(box: Any) -> None:
 
 
 @pytest.mark.parametrize("fault", local_cases("command"), ids=str)
-def test_a_program_that_is_missing_is_put_there(box: Any, fault: Fault) -> None:
+def test_a_missing_program_is_installed(box: Any, fault: Fault) -> None:
     assert fault.case.local
     (program,) = fault.case.local.command
     life = Life(box, "missing", recipe=None, config=None, command=[program])

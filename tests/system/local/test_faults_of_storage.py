@@ -46,7 +46,7 @@ def test_what_was_saved_outlives_the_disk_and_the_run(box: Any) -> None:
     go = str(box.path / "go")
     life.strike(2, "wait", rank=0, step=26, until=go)
     life.apply()
-    life.has_gone_on_with("disk-full-at-a-save-in-between")
+    life.has_continued_with("disk-full-at-a-save-in-between")
     names = {path.name for path in life.checkpoints}
     assert {"step-00000016", "step-00000020"} <= names
     assert not {"step-00000004", "step-00000008"} & names
@@ -57,7 +57,7 @@ def test_what_was_saved_outlives_the_disk_and_the_run(box: Any) -> None:
     command = box.start("retry", "disk")
     until(lambda: "resumedFromStep" in life.status, "the second attempt trains and reports")
     until(Path(f"{go}.awaited").exists, "it waits")
-    life.has_gone_on_with("newest-checkpoint-damaged")
+    life.has_continued_with("newest-checkpoint-damaged")
     Fence(life.data, 1, "another").claim()
     before = life.kept
     Path(go).touch()
@@ -79,7 +79,7 @@ def test_what_was_saved_outlives_the_disk_and_the_run(box: Any) -> None:
     life.forget()
     life.strike(1, "limit", rank=0, step=38, bytes=MODEL)
     life.apply()
-    life.has_gone_on_with("kept-data-of-an-older-run")
+    life.has_continued_with("kept-data-of-an-older-run")
     assert life.status["resumedFromStep"] == int(oldest.name.removeprefix("step-"))
     life.has_stopped_by("disk-full-at-the-last-save")
     assert (life.data / "models" / "step-00000040" / "manifest.json").exists()

@@ -1,4 +1,4 @@
-"""The Hub: a wrong name stops the run; a Hub that is away is waited for, and costs nothing."""
+"""The Hub: a wrong name stops the run; an unreachable Hub is waited for, and costs nothing."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.system.local.life import SAVE_STEPS, Life
 AWAY = "HubUnreachable"
 
 
-def test_a_hub_that_is_away_is_waited_for(box: Any, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_waited_for(box: Any, tmp_path: Path) -> None:
     """At the start, and at a restart: a new pod has no cache of what the last one downloaded."""
     folder, cache = tmp_path / "tokenizer", tmp_path / "cache"
     folder.mkdir()

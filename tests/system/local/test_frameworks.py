@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from tests.patience import until
+from tests.support.frameworks import SCRIPTS
 from tests.support.sdk.scripts import agent_server, start, variables
 from trainyard_agent.server import ReportServer
+from trainyard_serving.generate.language_model import LanguageModel
+from trainyard_serving.model_store.verified import verify_model
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_callbacks_report_what_their_framework_logs(
     server: ReportServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, framework: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Theirs would tell the same in another way.
+    # Theirs would say the same in another way.
     agent = variables(server, tmp_path) | {"DISABLE_KUBEFLOW_INTEGRATION": "TRUE"}
     child = start(CALLBACKS[framework], agent)
     out, errors = child.communicate()
@@ -137,6 +140,7 @@ trainer = transformers.Trainer(Model(), arguments, train_dataset=Rows(), callbac
 trainer.train(resume_from_checkpoint=path)
 torch.distributed.destroy_process_group()
 """,
+    "trl": (SCRIPTS / "trl_two_lines.py").read_text(),
 }
 
 
@@ -149,6 +153,8 @@ def test_callbacks_stop_all_ranks_saved_and_the_next_attempt_continues(
     command = box.start("run", manifest)
     until((box.run_dir("mine") / "run.json").exists, "the run is there")
     until(lambda: box.status("mine").get("step", 0) > 0, "it trains")
+    if framework == "trl":
+        until(lambda: {"loss", "etaSeconds", "tokensPerSecond"} <= set(box.status("mine")), "pace")
     command.send_signal(signal.SIGINT)
     box.end(command)
     status = box.status("mine")
@@ -158,3 +164,6 @@ def test_callbacks_stop_all_ranks_saved_and_the_next_attempt_continues(
     ended = box.status("mine")
     assert ended["phase"] == "Succeeded"
     assert ended["step"] == ended["totalSteps"] >= status["step"] + 20
+    if framework == "trl":
+        source = verify_model(box.run_dir("mine") / "data" / ended["model"]["path"])
+        LanguageModel.load(source, "cpu").check()

@@ -1,10 +1,14 @@
 """`trainyard run` with real torchrun: survives kills, and names a user's mistake."""
 
+import json
 import os
 import signal
+import urllib.error
+import urllib.request
 from typing import Any
 
 from tests.patience import until
+from tests.system.local.life import Life
 
 # Rank 1 of the first attempt writes its process id and waits to be killed.
 STUBBORN = """
@@ -76,7 +80,7 @@ def test_survives_a_killed_cli_and_a_killed_rank(box: Any) -> None:
     assert box.status("quick") == status
 
 
-def test_a_users_exception_is_reported_and_mended(box: Any) -> None:
+def test_a_users_exception_is_reported_and_fixed(box: Any) -> None:
     box.script("bad.py", "def load():\n    raise ValueError('corpus has 3 characters')\nload()\n")
     manifest = box.manifest("bad", command=["bad.py"], numProcPerNode=2)
     code, output = box.cli("run", manifest)
@@ -90,7 +94,7 @@ def test_a_users_exception_is_reported_and_mended(box: Any) -> None:
     assert "fix bad.yaml and run it again, or retry without a change: trainyard retry bad" in output
     assert box.status("bad")["attempt"] == 1
 
-    box.script("bad.py", "print('mended')\n")
+    box.script("bad.py", "print('fixed')\n")
     code, output = box.cli("retry", "bad")
     assert code == 0, output
     status = box.status("bad")
@@ -100,7 +104,7 @@ def test_a_users_exception_is_reported_and_mended(box: Any) -> None:
     assert "has already succeeded" in output
 
 
-def test_a_mended_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any) -> None:
+def test_a_fixed_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any) -> None:
     box.script("keeps.py", KEEPS)
     spec = {"command": ["keeps.py", "no"], "maxRestarts": 0}
     code, output = box.cli("run", box.manifest("keeps", **spec))
@@ -124,3 +128,31 @@ def test_a_mended_manifest_brings_a_failed_run_back_and_keeps_its_data(box: Any)
     assert (data / "starts").read_text() == "xxx"
     assert box.cli("delete", "keeps", "--yes")[0] == 0
     assert not data.exists()
+
+
+def test_the_agents_of_a_recipe_show_what_every_rank_uses(box: Any) -> None:
+    life = Life(box, "seen", numNodes=2, numProcPerNode=1)
+    life.change(config={"max_steps": 1_000_000})
+    command = box.start("run", life.manifest())
+    attempt = box.run_dir("seen") / "attempts" / "1.json"
+    until(attempt.is_file, "the first attempt")
+    port = json.loads(attempt.read_text())["report"]
+
+    def series(node: int) -> str:
+        try:
+            url = f"http://127.0.0.{node + 1}:{port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.URLError:  # not yet
+            return ""
+
+    for rank in (0, 1):
+        memory = f'trainyard_agent_rank_memory_bytes{{run="seen",rank="{rank}"}} '
+        until(lambda rank=rank, memory=memory: memory in series(rank), memory)  # type: ignore[misc]
+    until(lambda: "trainyard_step_seconds_bucket" in series(0), "it trains")
+    assert "trainyard_step" not in series(1)  # of rank 0 alone
+    usage = "2 ranks: CPU cores "
+    until(lambda: life.status.get("usage", "").startswith(usage), usage, lambda: str(life.status))
+    command.send_signal(signal.SIGINT)
+    assert box.end(command)[0] == 130
+    assert life.status["phase"] == "Suspended"

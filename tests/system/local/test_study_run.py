@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.patience import until
-from trainyard_agent import processes
+from trainyard_agent import procfs
 
 TINY = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
 
@@ -104,7 +104,7 @@ def test_a_killed_or_stopped_study_is_resumed(box: Any) -> None:
     study.kill()
     study.wait()
     (worker,) = (directory / "work" / "runs" / "tiny-2-1" / "workers").iterdir()
-    assert processes.worker_processes(worker), "the run outlives its driver"
+    assert procfs.worker_processes(worker), "the run outlives its driver"
     (box.path / "waiting").unlink()
 
     study = box.start("study", file, **path)

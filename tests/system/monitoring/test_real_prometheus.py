@@ -23,7 +23,7 @@ from trainyard_api import metrics
 RULES = Path(__file__).parents[3] / "charts" / "operator" / "rules" / "trainyard.yaml"
 VARIABLES = {
     "namespace": NAMESPACE,
-    "run": f"{RUN}|hung",
+    "run": f"{RUN}|hung|script",
     "study": STUDY,
     "configuration": CONFIGURATION,
     "app": "bard-serving|news-serving",
@@ -70,6 +70,16 @@ def test_panels_have_data(server: Prometheus, dashboard: str) -> None:
 @pytest.mark.parametrize("dashboard", queries.DOCUMENTS)
 def test_variables_have_values(server: Prometheus, dashboard: str) -> None:
     wait_for_data(server, queries.variable_queries(dashboard))
+
+
+def test_a_script_that_reports_nothing_can_be_selected(server: Prometheus) -> None:
+    (query,) = (q for q in queries.variable_queries("run") if q.source.endswith("$run"))
+    expr = query.substitute(VARIABLES).expr
+
+    def listed() -> set[str]:
+        return {labels["run"] for labels, _ in server.values(expr)}
+
+    until(lambda: {RUN, "script"} <= listed(), "the run and the silent script")
 
 
 def test_recording_rules_have_data(server: Prometheus) -> None:

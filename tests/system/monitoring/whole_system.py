@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+import trainyard_agent
 from tests import patience
 from tests.patience import until
 from tests.ports import free_port
@@ -51,6 +52,35 @@ def start_run(box: Box) -> Callable[[], int]:
         return int(json.loads(attempt.read_text())["report"])
 
     return port
+
+
+# Uses a little CPU, and reports nothing.
+SCRIPT = "import time\nwhile True: sum(range(100_000)); time.sleep(0.2)"
+
+
+@contextmanager
+def script(directory: Path) -> Iterator[int]:
+    """The agent with one rank of a script, as in a pod; yields its port."""
+    port, lock = free_port(), os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
+    variables = {
+        "TRAINYARD_RUN": "script",
+        "TRAINYARD_ATTEMPT": "1",
+        "TRAINYARD_REPORT_PORT": str(port),
+        "TRAINYARD_TERMINATION_LOG": str(directory / "termination-log"),
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), "0"),
+        "WORLD_SIZE": "1",
+    }
+    agent = Path(trainyard_agent.__file__).parent / "__main__.py"
+    command = [sys.executable, "-I", "-S", str(agent), str(directory), str(lock)]
+    process = subprocess.Popen(
+        [*command, sys.executable, "-c", SCRIPT], env={**os.environ, **variables}, pass_fds=[lock]
+    )
+    os.close(lock)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def lower_priority(box: Box) -> None:
@@ -212,9 +242,14 @@ def whole_system(
         until(lambda: classifier_client.get("/ready").status_code == 200, "the classifier's model")
         until(lambda: cluster.phase(RUN) == "Running", "the run")
         lower_priority(box)
+        (directory / "script").mkdir()
+        script_port = stack.enter_context(script(directory / "script"))
         at = {"namespace": NAMESPACE}
         yield {
-            "runs": [Target(report, at | {"pod": f"{RUN}-1-0"})],
+            "runs": [
+                Target(report, at | {"pod": f"{RUN}-1-0"}),
+                Target(script_port, at | {"pod": "script-1-0"}),
+            ],
             "operator": [
                 Target(port, {"namespace": "trainyard-system", "pod": "trainyard-operator-0"}, True)
             ],

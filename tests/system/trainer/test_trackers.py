@@ -132,19 +132,19 @@ def test_tensorboard_shows_what_the_history_holds(
     watching.Reload()
     assert send(second.run_dir, "tensorboard") == 0
     assert len(list(board.iterdir())) == 2  # the one before is left to an open TensorBoard
-    anew = event_accumulator.EventAccumulator(str(board)).Reload()
+    reloaded = event_accumulator.EventAccumulator(str(board)).Reload()
     expected = logged(second.run_dir)
     assert expected.keys() >= set(METRICS)
-    for shown in (anew, watching.Reload()):
+    for shown in (reloaded, watching.Reload()):
         for name, points in expected.items():
             assert [event.step for event in shown.Scalars(name)] == sorted(points)
             values = [event.value for event in shown.Scalars(name)]
             assert values == pytest.approx([points[step] for step in sorted(points)])
-    assert "_hparams_/session_start_info" in anew.summary_metadata
-    assert "_hparams_/session_end_info" in anew.summary_metadata
+    assert "_hparams_/session_start_info" in reloaded.summary_metadata
+    assert "_hparams_/session_end_info" in reloaded.summary_metadata
 
 
-def test_an_outage_is_reported_once_and_does_not_outlive_the_run(
+def test_an_outage_is_reported_once_and_does_not_delay_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")

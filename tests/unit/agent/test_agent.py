@@ -68,7 +68,7 @@ def ranks(ending: dict[str, Any]) -> list[tuple[int, int]]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("python", interpreters())
 def test_the_end_of_every_rank_is_seen(directory: Path, python: str) -> None:
-    """A second is enough to find a rank: one that lives shorter is told by torchrun's table."""
+    """A second is enough to find a rank: one that ends sooner is known from torchrun's table."""
     dies = "import os, signal, time; time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)"
     agent = start(directory, python, "-c", LAUNCHER, WAITS, dies, python=python)
     found = ending(directory, agent)
@@ -80,13 +80,13 @@ def test_the_end_of_every_rank_is_seen(directory: Path, python: str) -> None:
     ("program", "code"),
     [("raise SystemExit(3)", 3), ("import os; os.abort()", -signal.SIGABRT), ("pass", 0)],
 )
-def test_codes_and_signals_are_told_apart(directory: Path, program: str, code: int) -> None:
+def test_codes_and_signals_are_distinguished(directory: Path, program: str, code: int) -> None:
     late = f"import time; time.sleep(1); {program}"
     found = ending(directory, start(directory, sys.executable, "-c", LAUNCHER, WAITS, late))
     assert ranks(found)[0] == (1, code)
 
 
-def test_what_a_rank_starts_is_no_rank(directory: Path) -> None:
+def test_a_child_of_a_rank_is_not_a_rank(directory: Path) -> None:
     child = "import subprocess; subprocess.run(['sleep', '1'])"
     found = ending(directory, start(directory, sys.executable, "-c", LAUNCHER, child, WAITS))
     assert [rank for rank, _ in ranks(found)] == [0, 1]

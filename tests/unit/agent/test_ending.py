@@ -67,7 +67,7 @@ def test_the_report_of_a_success_arrives(tmp_path: Path) -> None:
     assert (found.step, found.sample) == (7, "s" * 3000)
 
 
-def test_a_report_that_is_too_long_loses_its_sample_first(tmp_path: Path) -> None:
+def test_a_report_that_is_too_long_drops_its_sample_first(tmp_path: Path) -> None:
     (tmp_path / RESULT_FILE).write_text(report(step=7, sample="s" * 5000, message="m" * 100))
     text = termination_message(tmp_path, 0, [])
     assert len(text.encode()) <= MAX_BYTES
@@ -94,7 +94,7 @@ def test_a_command_that_cannot_be_started_is_an_error_of_its_own(tmp_path: Path)
 
 
 @given(st.text(max_size=9000), st.text(max_size=9000), st.integers(0, 255))
-def test_whatever_a_script_leaves_the_message_fits_and_can_be_read(
+def test_the_message_fits_and_can_be_read_for_any_result_file(
     tmp_path_factory: pytest.TempPathFactory, error: str, result: str, code: int
 ) -> None:
     directory = tmp_path_factory.mktemp("worker")
@@ -122,7 +122,7 @@ NOT_THE_AGENTS = (
 
 
 @pytest.mark.parametrize("text", NOT_THE_AGENTS)
-def test_what_is_no_agents_message_stays_as_it_is(text: str) -> None:
+def test_a_message_not_written_by_an_agent_is_unchanged(text: str) -> None:
     assert parse_ending(text) == ((), text)
 
 

@@ -1,4 +1,4 @@
-"""A script's runtime status becomes the run's report and its metrics; nothing in it can do harm."""
+"""A script's runtime status becomes the run's report and metrics; bad input can't break them."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from trainyard_agent import exposition
 from trainyard_agent import report as agent_report
 from trainyard_agent.report import Report
 from trainyard_api import metrics
@@ -20,6 +21,63 @@ def status(percent: Any = 40, eta: Any = 12, **values: Any) -> dict[str, Any]:
     listed = [{"name": name, "value": str(value)} for name, value in values.items()]
     body = {"progressPercentage": percent, "estimatedRemainingSeconds": eta, "metrics": listed}
     return {"trainerStatus": body}
+
+
+CHECKPOINT = {"step": 7, "digest": f"sha256:{'a' * 64}", "time": "2026-01-02T03:04:05+00:00"}
+MODEL = {"step": 8, "digest": f"sha256:{'b' * 64}", "path": "models/step-00000008"}
+
+
+def test_what_a_script_has_saved_is_in_its_report() -> None:
+    report = Report("mine", 3)
+    saved = {"checkpoint": CHECKPOINT, "model": MODEL, "resumedFromStep": 5}
+    report.update(status(current_step=9) | saved, world_size=1)
+    found = parsed(report)
+    assert found.last_checkpoint
+    assert found.last_checkpoint.to_wire() == CHECKPOINT | {"time": "2026-01-02T03:04:05Z"}
+    assert found.model
+    assert found.model.to_wire() == MODEL
+    assert found.resumed_from_step == 5
+    assert found.started_from is None
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("step 40 of run a", "step 40 of run a"),
+        (" two\n lines\x1b[2J ", "two lines[2J"),
+        ("x" * 5000, "x" * 1200),
+        ("", None),
+        (["a"], None),
+    ],
+)
+def test_what_a_script_began_with_is_one_line(given: Any, shown: str | None) -> None:
+    report = Report("mine", 3)
+    report.update(status(current_step=40) | {"startedFrom": given}, world_size=1)
+    assert parsed(report).started_from == shown
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"checkpoint": CHECKPOINT | {"step": -1}},
+        {"checkpoint": CHECKPOINT | {"step": True}},
+        {"checkpoint": CHECKPOINT | {"step": 2**80}},
+        {"checkpoint": CHECKPOINT | {"digest": "sha256:" + "a" * 65}},
+        {"checkpoint": CHECKPOINT | {"time": "2026-01-02T03:04:05"}},
+        {"checkpoint": CHECKPOINT | {"time": "now"}},
+        {"checkpoint": CHECKPOINT | {"time": 5}},
+        {"checkpoint": [CHECKPOINT]},
+        {"model": MODEL | {"path": "models/../../etc"}},
+        {"model": MODEL | {"path": "/etc"}},
+        {"model": {}},
+        {"resumedFromStep": "x"},
+    ],
+)
+def test_what_is_not_a_checkpoint_or_a_model_is_ignored(saved: dict[str, Any]) -> None:
+    report = Report("mine", 3)
+    report.update(status(current_step=9) | saved, world_size=1)
+    found = parsed(report)
+    assert (found.last_checkpoint, found.model, found.resumed_from_step) == (None, None, None)
 
 
 def parsed(report: Report) -> ProgressReport:
@@ -72,24 +130,25 @@ def test_what_a_status_leaves_out_keeps_its_value() -> None:
     assert (parsed(report).step, parsed(report).eta_seconds) == (50, 0)
 
 
-def test_a_script_that_counts_no_steps_has_its_percentage() -> None:
+def test_a_script_without_a_step_count_reports_a_percentage() -> None:
     report = Report("mine", 1)
     report.update({"trainerStatus": {"progressPercentage": 33}}, world_size=0)
     assert (parsed(report).step, parsed(report).progress_percent) == (None, 33)
 
 
-def test_tokens_become_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["num_input_tokens_seen", "num_tokens"])
+def test_tokens_become_a_rate(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     clock = iter([10.0, 15.0, 16.0, 20.0])
     monkeypatch.setattr("trainyard_agent.report.time.monotonic", lambda: next(clock))
     report = Report("mine", 2)
     # After a resume the count begins where the earlier attempt ended: no rate of the first one.
     for tokens, rate in [(50_000, None), (51_000, 200.0), (51_000, 200.0), (52_000, 200.0)]:
-        report.update(status(num_input_tokens_seen=tokens), world_size=1)
+        report.update(status(**{name: tokens}), world_size=1)
         assert parsed(report).tokens_per_second == rate
 
 
 @pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"trainerStatus": 3}])
-def test_what_is_no_status_is_refused(body: Any) -> None:
+def test_an_invalid_status_is_refused(body: Any) -> None:
     report = Report("mine", 1)
     with pytest.raises(ValueError, match="trainerStatus is missing"):
         report.update(body, world_size=1)
@@ -114,7 +173,7 @@ _LISTED = st.lists(st.fixed_dictionaries({"name": _JSON, "value": _JSON}))
 
 @settings(max_examples=50)
 @given(st.dictionaries(st.text(), _JSON), _LISTED | _JSON, _JSON, _JSON)
-def test_whatever_is_posted_the_report_stays_small_and_valid(
+def test_any_posted_status_leaves_the_report_small_and_valid(
     more: dict[str, Any], listed: Any, percent: Any, eta: Any
 ) -> None:
     report = Report('a "run"\\', 1)
@@ -138,6 +197,8 @@ def test_names_are_those_of_the_api() -> None:
     """The agent runs in images without pydantic, so it can't import them."""
     known = {metric.name for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)}
     assert {*agent_report.SERIES.values(), agent_report.EVALUATION} <= known
+    described = {metric.name: (metric.kind, metric.help) for metric in metrics.ALL}
+    assert {name: described[name] for name in exposition.SERIES} == exposition.SERIES
     assert metrics.EVALUATION.labels[1].at_most == agent_report.MAX_EXPORTED
     document = {**dict.fromkeys(agent_report.SERIES), "progressPercent": None}
     fields = {field.alias for field in ProgressReport.model_fields.values()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trainyard_agent.hangs import RankState, from_wire
 from trainyard_agent.report import Report
 from trainyard_agent.server import MAX_BODY, ReportServer
 
@@ -70,8 +71,8 @@ def test_a_proxy_does_not_get_the_status(
 
 
 def test_before_the_first_status_there_is_no_progress(server: ReportServer) -> None:
-    assert ask(server, "/progress") == (404, "the script has reported nothing yet")
-    assert ask(server, "/metrics")[1].startswith("# TYPE trainyard_attempt gauge\n")
+    assert ask(server, "/progress") == (404, "nothing has been reported yet")
+    assert ask(server, "/metrics")[1].startswith("# HELP trainyard_attempt Number")
 
 
 @pytest.mark.parametrize("token", ["", "Bearer ", "Bearer x", "Bearer é"])
@@ -91,7 +92,7 @@ def test_a_wrong_token_changes_nothing(server: ReportServer, token: str) -> None
         (b" " * (MAX_BODY + 1), 413),
     ],
 )
-def test_what_is_no_status_is_refused_and_the_server_lives(
+def test_an_invalid_status_is_refused_and_the_server_survives(
     server: ReportServer, body: bytes, code: int
 ) -> None:
     headers = {"Authorization": f"Bearer {server.token}"}
@@ -109,7 +110,7 @@ def test_a_port_in_use_is_a_warning(
     other.close()
 
 
-def test_the_last_report_is_left_unless_the_script_left_one(
+def test_the_last_report_is_the_result_unless_the_script_wrote_one(
     server: ReportServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = tmp_path / "result"
@@ -122,3 +123,13 @@ def test_the_last_report_is_left_unless_the_script_left_one(
     result.write_text("mine")
     server.write_result()
     assert result.read_text() == "mine"
+
+
+def test_the_ranks_of_a_node_are_served() -> None:
+    server = ReportServer(Report("mine", 1), lambda: 2, lambda: [RankState(1, "h", 7)])
+    server.serve("127.0.0.1", 0)
+    try:
+        code, text = ask(server, "/ranks")
+        assert (code, from_wire(json.loads(text))) == (200, [RankState(1, "h", 7)])
+    finally:
+        server.close()

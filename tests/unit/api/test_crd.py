@@ -76,7 +76,8 @@ def test_defaults_are_in_the_spec_and_not_in_the_status(schema: dict[str, Any]) 
     spec = schema["properties"]["spec"]["properties"]
     assert spec["numNodes"]["default"] == 1
     assert spec["precision"] == {
-        "description": "Number format of the forward and backward pass. Default: fp32.",
+        "description": "Number format of the forward and backward pass. With fp32 a GPU rounds the"
+        " factors of matrix products to TF32, unless config.deterministic is true. Default: fp32.",
         "type": "string",
         "enum": ["fp32", "bf16", "fp16"],
         "default": "fp32",
@@ -94,7 +95,7 @@ def test_free_form_fields_keep_what_users_write(schema: dict[str, Any]) -> None:
         assert node["type"] == "object"
 
 
-def test_rules_stand_where_they_can_see_their_fields(schema: dict[str, Any]) -> None:
+def test_rules_are_on_the_object_that_has_their_fields(schema: dict[str, Any]) -> None:
     def rules(*path: str) -> list[str]:
         node = schema
         for name in path:

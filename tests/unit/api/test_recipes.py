@@ -3,7 +3,7 @@
 import pytest
 
 from trainyard_api.recipes import recipe_keys, unknown_key
-from trainyard_trainer.recipes import find_recipe
+from trainyard_trainer.registry import find_recipe
 
 
 def test_the_line_about_a_key_names_what_is_most_like_it_or_all() -> None:

@@ -29,7 +29,7 @@ def test_refused(case: Refused) -> None:
         assert word.lower() in text.lower()
 
 
-def test_the_good_manifest_behind_the_table_is_good() -> None:
+def test_the_manifest_that_the_table_changes_is_valid() -> None:
     run = TrainingRun.model_validate(manifest(Refused("good", ())))
     assert (run.nproc, run.claim_name, run.namespace) == (1, "good", "default")
 
@@ -75,3 +75,29 @@ def test_changeable(case: str, before: dict[str, Any], after: dict[str, Any]) ->
 def test_gpus_set_the_processes_per_node(spec: dict[str, Any], nproc: int) -> None:
     run = TrainingRun.model_validate(manifest(Refused("gpu", (), spec)))
     assert run.nproc == nproc
+
+
+@pytest.mark.parametrize(
+    ("resources", "asks"),
+    [
+        ({"limits": {"cpu": "4", "nvidia.com/gpu": "0", "example.com/fpga": "1"}}, False),
+        ({"limits": {"nvidia.com/gpu": "1"}}, True),
+        ({"limits": {"nvidia.com/mig-1g.10gb": "1"}}, True),
+        ({"limits": {"amd.com/gpu": 1}}, True),
+        ({"claims": [{"name": "gpu"}]}, True),
+    ],
+)
+def test_a_run_asks_for_gpus_by_a_limit_or_a_claim(resources: dict[str, Any], asks: bool) -> None:
+    container = {"name": "trainer", "resources": resources}
+    spec = {"podTemplate": {"spec": {"containers": [{"name": "other"}, container]}}}
+    run = TrainingRun.model_validate(manifest(Refused("gpu", (), spec)))
+    assert run.asks_for_gpus is asks
+
+
+@pytest.mark.parametrize("env", [[{"value": "3"}], ["A=3"], {"A": "3"}])
+def test_an_env_without_names_is_refused_in_one_line(env: object) -> None:
+    template = {"spec": {"containers": [{"name": "trainer", "env": env}]}}
+    with pytest.raises(ValidationError) as error:
+        TrainingRun.model_validate(manifest(Refused("env", (), {"podTemplate": template})))
+    (line,) = validation_message(error.value).splitlines()
+    assert "env of trainer must be a list of objects that each have a name" in line

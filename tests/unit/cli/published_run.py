@@ -8,7 +8,7 @@ from trainyard_api.checkpoint import MANIFEST, Manifest
 from trainyard_storage.checkpoints import describe_files, manifest_bytes
 
 
-def publish(home: Path, recipe: str = "char-gpt") -> Path:
+def publish(home: Path, recipe: str = "char-gpt", serving: str | None = "generate") -> Path:
     """A run named done; its model's directory, which verifies, whatever is in it."""
     run = home / "runs" / "done"
     model = run / "data" / "models" / "step-00000001"
@@ -19,6 +19,7 @@ def publish(home: Path, recipe: str = "char-gpt") -> Path:
         run="done",
         attempt=1,
         recipe=recipe,
+        serving=serving,
         step=1,
         created=datetime.now(UTC),
         files=describe_files(model),

@@ -187,3 +187,18 @@ def _read_all(fd: int, into: bytearray) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def test_the_report_of_a_script_that_is_empty_but_for_a_hang_hides_no_message() -> None:
+    run = TrainingRun.model_validate(
+        {
+            "apiVersion": "trainyard.dev/v1alpha1",
+            "kind": "TrainingRun",
+            "metadata": {"name": "mine"},
+            "spec": {"command": ["train.py"]},
+            "status": {"phase": "Running", "message": "progress unknown: no report"},
+        }
+    )
+    empty = {"step": None, "total_steps": None, "loss": None, "ranks_joined": 0}
+    report = REPORT.model_copy(update=empty)
+    assert View(run, report).activity == "progress unknown: no report"

@@ -110,7 +110,7 @@ def test_a_full_disk_is_a_problem(here: Path, monkeypatch: pytest.MonkeyPatch) -
         ("13.2", None, "warning", "nvidia-smi failed: NVIDIA-SMI has failed"),
     ],
 )
-def test_torch_and_the_driver_must_fit(
+def test_torch_and_the_driver_must_be_compatible(
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
     cuda: str | None,

@@ -32,7 +32,7 @@ def test_an_index_that_answers_gives_the_cpu_build(monkeypatch: pytest.MonkeyPat
     assert (options, "WARNING: no NVIDIA GPU here" in reason) == ([], True)
 
 
-def test_an_index_that_does_not_answer_is_given_up_loudly() -> None:
+def test_an_index_that_does_not_answer_is_skipped_with_a_warning() -> None:
     before = time.monotonic()
     options, reason = choose("", has_gpu=False, probe=HANGS)
     assert options == []

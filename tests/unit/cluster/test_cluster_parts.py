@@ -1,4 +1,4 @@
-"""The parts of the cluster that can be told right from wrong without starting it."""
+"""The parts of the cluster that can be tested without starting it."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def test_there_is_exactly_one_default_storage_class() -> None:
 
 def test_a_wait_reports_the_problem_and_fails_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "QUIET", 0.0)
-    told: list[str] = []
+    reported: list[str] = []
     with pytest.raises(UserError, match="it never came"):
-        until(lambda: False, "it never came", told.append, seconds=0.1)
-    assert set(told) == {"it never came"}
+        until(lambda: False, "it never came", reported.append, seconds=0.1)
+    assert set(reported) == {"it never came"}
 
 
 def test_mounts_are_found_deepest_first() -> None:

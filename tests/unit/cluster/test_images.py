@@ -46,7 +46,7 @@ def test_a_lock_has_everything_that_its_image_imports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["trainer", "serving"])
-def test_images_above_torch_take_it_as_it_is(name: str) -> None:
+def test_images_above_torch_do_not_reinstall_it(name: str) -> None:
     below = pins(REPO / "images" / "requirements" / "torch.txt")
     above = pins(REPO / "images" / "requirements" / f"{name}.txt")
     assert {p: above[p] for p in below if p in above and above[p] != below[p]} == {}

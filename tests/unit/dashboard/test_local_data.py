@@ -22,7 +22,7 @@ def test_a_short_curve_keeps_every_point() -> None:
 
 
 @pytest.mark.parametrize("count", [501, 1_000, 5_000, 70_001])
-def test_a_long_curve_keeps_its_spikes_its_order_and_its_end(count: int) -> None:
+def test_a_long_curve_keeps_its_spikes_its_order_and_its_last_point(count: int) -> None:
     curve = DownsampledCurve()
     rng = random.Random(count)
     values = [rng.random() for _ in range(count)]

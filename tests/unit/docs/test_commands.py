@@ -30,7 +30,7 @@ def commands(page: Path, program: str) -> Iterator[str]:
         if found:
             # What may be left out is in brackets, a comment follows two spaces or #.
             text = re.sub(r" \[[^\]]*\]", "", found[1])
-            text = re.split(r" [|&#]|  +(?=[^ -])", text)[0]
+            text = re.split(r" [|&#>]|  +(?=[^ -])", text)[0]
             yield " ".join(text.split())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PACKAGES = sorted(ROOT.glob("*/trainyard_*"))
+PACKAGES = [*sorted(ROOT.glob("*/trainyard_*")), ROOT / "sdk" / "trainyard"]
 FIELD = "\0"  # what an f-string or a format fills in
 _FORMATTED = re.compile(r"%[sdrf]|%\.\d+[fg]|\{[^{}]*\}")
 

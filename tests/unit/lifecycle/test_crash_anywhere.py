@@ -1,7 +1,7 @@
 """Property: whatever the faults, an operator killed between any two actions ends where an
 undisturbed one does, and nothing is created, counted or emitted twice.
 
-The user takes part: a run that has failed is retried, mended or left alone. So does the release:
+The user takes part: a run that has failed is retried, fixed or left alone. So does the release:
 the operator may be replaced by a newer or an older one between any two actions.
 """
 
@@ -61,7 +61,7 @@ FATES = st.builds(
 )
 GRACE_SECONDS = 3  # of a worker that is deleted while it runs
 # What the user does each time the run has failed; at the end of the list it is left alone.
-ACTIONS = ["retry", "mend", "raise maxRestarts", "raise maxDisruptions", "touch"]
+ACTIONS = ["retry", "fix", "raise maxRestarts", "raise maxDisruptions", "touch"]
 USER = st.lists(st.sampled_from(ACTIONS), max_size=3)
 # What a worker can't start for, by the fate of its attempt.
 WAITS: dict[str, dict[str, Any]] = {
@@ -156,7 +156,7 @@ class World(crashing.World):
         elif kind == "delete":
             worker = self.workers.get(value)
             if worker and worker.host == "gone":
-                self.workers[value] = replace(worker, deleting=True)  # nobody can confirm it
+                self.workers[value] = replace(worker, deleting=True)  # its end can't be confirmed
             elif worker and worker.phase == "Running":  # it saves its step meanwhile
                 gone_by = worker.gone_by or self.now + timedelta(seconds=GRACE_SECONDS)
                 self.workers[value] = replace(worker, deleting=True, gone_by=gone_by)
@@ -210,7 +210,7 @@ class World(crashing.World):
         else:
             metadata.generation = (metadata.generation or 0) + 1
             changes: dict[str, dict[str, Any]] = {
-                "mend": {"active_deadline_seconds": None, "config": {"seen": len(self.user)}},
+                "fix": {"active_deadline_seconds": None, "config": {"seen": len(self.user)}},
                 "raise maxRestarts": {"max_restarts": spec.max_restarts + 1},
                 "raise maxDisruptions": {"max_disruptions": (spec.max_disruptions or 0) + 1},
                 "touch": {},  # a controller applies the same object again
@@ -227,7 +227,7 @@ class World(crashing.World):
 
     def _meet_fate(self, attempt: int, gang: list[Worker]) -> None:
         # Only what the operator has seen: a pod deleted before that is created again, and a
-        # checkpoint that no report told of is not known.
+        # checkpoint that no report named is not known.
         if not self.run.status.created or self.run.status.phase != "Running":
             return
         fate = self.fate_of(attempt)

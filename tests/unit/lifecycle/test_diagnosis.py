@@ -161,13 +161,13 @@ def test_a_hang_explains_the_signals_that_end_it(line: str, words: str) -> None:
     assert (failure.reason, tried_again(failure)) == ("Hang", True)
     assert failure.message == f"r-1-0: {HANG.removeprefix('HangError: ')}"
     killed = diagnose_failure(failed(node=1, exit_code=137))
-    lost = diagnose_failure(make_worker(node=1, phase="Running"), host_lost=True)
+    lost = diagnose_failure(make_worker(node=1, phase="Running", host_lost=True))
     assert find_root_cause([f for f in (killed, failure) if f]) is failure
     assert find_root_cause([f for f in (failure, lost) if f]) is lost
 
 
 def test_a_running_worker_on_a_lost_node_is_lost() -> None:
-    failure = diagnose_failure(make_worker(phase="Running"), host_lost=True)
+    failure = diagnose_failure(make_worker(phase="Running", host_lost=True))
     assert failure is not None
     assert failure.reason == "NodeLost"
 

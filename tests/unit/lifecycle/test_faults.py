@@ -19,7 +19,7 @@ PHASES = {
     "restart": ("Restarting",),
     "restart, not counted": ("Restarting",),
     "wait": ("Pending", "Starting"),
-    "go on": ("Running", "Succeeded"),
+    "continue": ("Running", "Succeeded"),
 }
 
 
@@ -66,7 +66,7 @@ class Told(Story):
         joined = fields.pop("ranks_joined", ranks)
         return make_report(self.attempt, joined, **{"world_size": ranks} | fields)
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """What the user does: apply a changed spec, or ask for another attempt."""
         remedy = self.fault.case.remedy
         if remedy.spec is not None:
@@ -84,7 +84,7 @@ class Told(Story):
 
 
 @pytest.mark.parametrize("fault", SEEN, ids=str)
-def test_the_root_cause_is_named_and_the_right_thing_follows(fault: Fault) -> None:
+def test_the_root_cause_is_named_and_the_right_action_follows(fault: Fault) -> None:
     story = Told(fault)
     status = story.tell().status
     assert status.phase in PHASES[fault.row.then], status.message
@@ -110,19 +110,19 @@ def counts(fault: Fault) -> bool:
 
 
 @pytest.mark.parametrize("fault", SEEN, ids=str)
-def test_the_remedy_brings_the_run_back(fault: Fault) -> None:
+def test_the_remedy_lets_the_run_continue(fault: Fault) -> None:
     story = Told(fault)
     before = story.tell().status
     if fault.row.then == "stop":
         assert story.see(after=LATER).create == (), "it waits for its user"
-    story.mend()
+    story.fix()
     if fault.row.then in ("stop", "restart", "restart, not counted"):
         plan = story.see(after=LATER)
         assert plan.status.attempt == before.attempt + 1
         assert len(plan.create) == plan.status.nodes
     elif fault.case.remedy.spec:
         assert story.look().status.reason == "SpecChanged"
-        assert len(story.see().create) == before.nodes, "pods are made from the mended spec"
+        assert len(story.see().create) == before.nodes, "pods are made from the fixed spec"
     elif before.phase != "Succeeded":
         assert story.see(*story.healthy(), report=story.report()).status.phase != "Failed"
         assert story.attempt == before.attempt

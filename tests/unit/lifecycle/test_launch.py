@@ -25,15 +25,16 @@ def make_run(**spec: Any) -> TrainingRun:
 
 
 def make_env(run: TrainingRun, node: int = 0, nodes: int = 2, **kwargs: Any) -> dict[str, str]:
-    target = launch.LaunchTarget(
-        endpoint="demo-3-0.demo:29400",
-        local_addr=f"demo-3-{node}.demo",
-        run_dir="/trainyard/demo",
-        report_port=9400,
-        result_file="/dev/termination-log",
-        log_dir="/tmp/torchelastic",
-        **kwargs,
-    )
+    options: dict[str, Any] = {
+        "endpoint": "demo-3-0.demo:29400",
+        "address_of": lambda node: f"demo-3-{node}.demo",
+        "run_dir": "/trainyard/demo",
+        "report_port": 9400,
+        "trainer_port": 9401,
+        "result_file": "/dev/termination-log",
+        "log_dir": "/tmp/torchelastic",
+    }
+    target = launch.LaunchTarget(**options | kwargs)
     return launch.env(run, WorkerKey(3, node), nodes, target)
 
 
@@ -104,10 +105,33 @@ def test_the_job_has_every_setting_of_the_run() -> None:
     assert (job.recipe, job.config) == ("char-gpt", {"corpus": "a.txt"})
     assert (job.strategy, job.precision, job.seed) == ("fsdp", "bf16", 7)
     assert job.checkpoint.every_steps == 5
-    assert (job.run_dir, job.report_port) == ("/trainyard/demo", 9400)
+    assert (job.run_dir, job.report_port) == ("/trainyard/demo", 9401)
     assert job.require_gpu
+    assert "CUDA_VISIBLE_DEVICES" not in variables
     assert variables["PET_NPROC_PER_NODE"] == "2"
     assert json.loads(variables["TRAINYARD_JOB"])["runDir"] == "/trainyard/demo"
+
+
+def test_a_recipe_that_asks_for_no_gpu_sees_none() -> None:
+    """Not even where the node's container runtime shows every container all GPUs."""
+    variables = make_env(make_run())
+    assert not TrainerJob.model_validate_json(variables["TRAINYARD_JOB"]).require_gpu
+    assert variables["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_agent_of_a_recipe_passes_on_the_report_of_its_trainer() -> None:
+    run = make_run(recipe="char-gpt")
+    variables = make_env(run, node=1)
+    ports = (variables["TRAINYARD_REPORT_PORT"], variables["TRAINYARD_TRAINER_PORT"])
+    assert ports == ("9400", "9401")
+    assert variables["TRAINYARD_NODE"] == "1"
+    assert make_env(run)["TRAINYARD_PEERS"] == "demo-3-1.demo:9400"
+    assert "TRAINYARD_HANG_SECONDS" not in variables  # the trainer watches its own ranks
+
+    alone = make_env(run, trainer_port=9400)
+    job = TrainerJob.model_validate_json(alone["TRAINYARD_JOB"])
+    assert job.report_port == 9400
+    assert "TRAINYARD_REPORT_PORT" not in alone
 
 
 def test_a_job_says_only_what_was_asked_for() -> None:
@@ -122,6 +146,22 @@ def test_a_command_gets_a_run_directory_and_no_job() -> None:
     assert "TRAINYARD_JOB" not in variables
     assert variables["TRAINYARD_RUN_DIR"] == "/trainyard/demo"
     assert variables["TRAINYARD_RESULT_FILE"] == "/dev/termination-log"
+    assert variables["TRAINYARD_RUN_UID"] == "u-1"
+
+
+def test_a_command_finds_what_it_starts_from() -> None:
+    start = {"run": "a", "step": 40, "what": "weights"}
+    run = make_run(command=["train.py"], startFrom=start)
+    names = ("DIR", "RUN", "STEP", "WHAT")
+    found = make_env(run, start_dir="/trainyard-start/a")
+    values = [found[f"TRAINYARD_START_{name}"] for name in names]
+    assert values == ["/trainyard-start/a", "a", "40", "weights"]
+    run = make_run(command=["train.py"], startFrom={"path": "/mnt/a"})
+    found = make_env(run, start_dir="/mnt/a")
+    values = [found.get(f"TRAINYARD_START_{name}", "") for name in names]
+    assert values == ["/mnt/a", "", "newest", "everything"]
+    assert not any("START_DIR" in name for name in make_env(make_run(command=["train.py"])))
+    assert not any("START_DIR" in name for name in make_env(make_run(startFrom={"run": "a"})))
 
 
 def test_the_error_file_is_optional() -> None:
@@ -135,3 +175,24 @@ def test_network() -> None:
     variables = make_env(run)
     assert variables["NCCL_SOCKET_IFNAME"] == variables["GLOO_SOCKET_IFNAME"] == "eth1"
     assert variables["NCCL_IB_DISABLE"] == "1"
+
+
+def test_the_agents_of_a_script_know_each_other() -> None:
+    run = make_run(command=["train.py"], hang={"afterSeconds": 60, "action": "restart"})
+    first = make_env(run, node=0, nodes=3)
+    assert first["TRAINYARD_PEERS"] == "demo-3-1.demo:9400,demo-3-2.demo:9400"
+    assert (first["TRAINYARD_HANG_SECONDS"], first["TRAINYARD_HANG_ACTION"]) == ("60", "restart")
+    second = make_env(run, node=1, nodes=3)
+    assert "TRAINYARD_PEERS" not in second
+    assert (second["TRAINYARD_NODE"], second["TRAINYARD_REPORT_PORT"]) == ("1", "9400")
+
+
+def test_a_script_is_watched_for_hangs_of_five_minutes_by_default() -> None:
+    variables = make_env(make_run(command=["train.py"]), nodes=1)
+    assert variables["TRAINYARD_HANG_SECONDS"] == "300"
+    assert variables["TRAINYARD_HANG_ACTION"] == "warn"
+
+
+def test_hang_is_refused_for_a_recipe() -> None:
+    with pytest.raises(ValueError, match=r"set config\.hang_timeout_seconds"):
+        make_run(hang={"afterSeconds": 60})

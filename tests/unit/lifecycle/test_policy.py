@@ -1,4 +1,4 @@
-"""A run can always be brought back: budgets, failurePolicy, and what makes a finished run go on."""
+"""A run can always be continued: budgets, failurePolicy, and what restarts a finished run."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ CONFIG_ERROR: dict[str, Any] = {
 PREEMPTED: dict[str, Any] = {"disruption": "PreemptionByScheduler"}
 
 
-def test_a_mended_spec_brings_a_failed_run_back() -> None:
+def test_a_fixed_spec_brings_a_failed_run_back() -> None:
     story = story_of(config={"learning_rat": 1})
     assert fail(story, **CONFIG_ERROR).status.phase == "Failed"
     assert story.see(after=3600).create == ()  # the same spec fails again: it is not tried
@@ -62,7 +62,7 @@ def test_a_mended_spec_brings_a_failed_run_back() -> None:
     assert (failed.status, failed.message) == ("False", "the spec was changed")
 
 
-def test_a_spec_that_was_mended_before_the_failure_was_seen_is_tried() -> None:
+def test_a_spec_that_was_fixed_before_the_failure_was_seen_is_tried() -> None:
     story = story_of(config={"learning_rat": 1})
     story.see(make_worker(0))
     change(story, config={"learning_rate": 1})
@@ -98,7 +98,7 @@ def test_the_annotation_ends_a_backoff() -> None:
     assert story.see(after=1).status.attempt == 2
 
 
-def test_a_suspended_run_that_failed_goes_on_once_it_is_resumed() -> None:
+def test_a_suspended_run_that_failed_continues_once_it_is_resumed() -> None:
     story = story_of()
     fail(story, **CONFIG_ERROR)
     change(story, suspend=True, config={"learning_rate": 1})
@@ -138,7 +138,7 @@ def succeed(story: Story) -> None:
     assert story.see(done).status.phase == "Succeeded"
 
 
-def test_a_run_that_succeeded_goes_on_only_for_more_steps() -> None:
+def test_a_run_that_succeeded_continues_only_for_more_steps() -> None:
     story = story_of(config={"max_steps": 50})
     succeed(story)
     story.run.metadata.annotations[RETRY] = "1"
@@ -174,7 +174,7 @@ def test_max_disruptions_limits_them_where_it_is_set() -> None:
     assert plan.status.message.endswith("(maxDisruptions 1 reached)")
 
 
-def test_failures_are_forgotten_once_training_has_got_further() -> None:
+def test_failures_are_not_counted_once_training_has_progressed() -> None:
     story = story_of(maxRestarts=1)
     for step in range(10, 60, 10):
         plan = fail(story, step=step + 5, saved=step)
@@ -232,7 +232,7 @@ def test_a_step_in_the_message_counts_more_than_the_last_one_reported() -> None:
     assert outcome(*["HardwareError: uncorrectable ECC error"] * 3) == "Restarting"
 
 
-def test_training_has_got_further_however_many_disruptions_came_since() -> None:
+def test_progress_counts_despite_later_disruptions() -> None:
     story = story_of(maxRestarts=1)
     fail(story, step=10, saved=10)
     story.see()
@@ -243,7 +243,7 @@ def test_training_has_got_further_however_many_disruptions_came_since() -> None:
     assert fail(story, step=5000, saved=5000).status.phase == "Restarting"
 
 
-def test_a_retry_by_the_user_begins_a_new_row_of_failures() -> None:
+def test_a_retry_by_the_user_resets_the_count_of_failures() -> None:
     story = story_of(maxRestarts=1)
     for _ in range(2):
         fail(story, step=7)
@@ -335,7 +335,7 @@ def test_the_docs_have_the_same_table() -> None:
     assert not set(fixed) & set(get_args(FailureReason))
 
 
-def test_pods_that_wait_are_replaced_when_their_spec_is_mended() -> None:
+def test_pods_that_wait_are_replaced_when_their_spec_is_fixed() -> None:
     story = story_of(numNodes=2)
     waits = make_worker(1, phase="Pending", unschedulable="0/2 nodes: untolerated taint")
     assert story.see(make_worker(0), waits).status.phase == "Pending"

@@ -239,7 +239,7 @@ def test_an_elastic_run_continues_with_the_nodes_available() -> None:
     assert story.see(make_worker(0, 2)).status.phase == "Starting"
 
 
-def test_an_image_that_does_not_come_is_waited_for_without_holding_places() -> None:
+def test_a_missing_image_is_waited_for_without_holding_resources() -> None:
     story = started_story(deadlines={"startSeconds": 60}, maxRestarts=0)
     stuck = pair(phase="Pending", waiting_reason="ImagePullBackOff", waiting_message="x:1")
     story.see(*stuck)

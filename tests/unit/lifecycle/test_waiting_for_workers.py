@@ -6,6 +6,8 @@ from tests.support.lifecycle.builders import make_report, make_worker
 from tests.unit.lifecycle.test_policy import PREEMPTED, story_of
 from tests.unit.lifecycle.test_reconcile import keys, started_story
 from trainyard_api.labels import RETRY
+from trainyard_api.progress import Extremes, Usage
+from trainyard_api.status import TrainingRunStatus
 
 
 def test_the_next_attempt_waits_for_workers_that_save() -> None:
@@ -22,7 +24,7 @@ def test_the_next_attempt_waits_for_workers_that_save() -> None:
     assert story.see(after=1).status.attempt == 2
 
 
-def test_an_executor_that_died_before_it_deleted_costs_no_step() -> None:
+def test_an_executor_killed_before_it_deleted_costs_no_step() -> None:
     """The next plan deletes what the one that ended the attempt should have."""
     story = story_of(numNodes=2)
     story.see(make_worker(0), make_worker(1))
@@ -93,11 +95,63 @@ def test_a_script_whose_agent_answers_has_no_unknown_progress() -> None:
         plan = story.see(make_worker(0), after=after, report_error="no connection")
     unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
     assert (plan.status.phase, unknown.status) == ("Running", "True")
-    assert "no connection; a script is reported on by an agent" in plan.status.message
+    assert "no connection; progress of a script needs the agent" in plan.status.message
 
     plan = story.see(make_worker(0), after=1, report=make_report(joined=1, step=3))
     unknown = next(c for c in plan.status.conditions if c.type == "ProgressUnknown")
     assert (unknown.status, plan.status.step, plan.status.message) == ("False", 3, "")
+
+
+def test_what_a_silent_script_uses_is_no_progress() -> None:
+    story = story_of(recipe=None, image="x", command=["train.py"], numNodes=2)
+    workers = make_worker(0), make_worker(1)
+    story.see(*workers)
+    cores = Extremes(lowest=0.21, lowest_rank=1, highest=1.0, highest_rank=0)
+    memory = Extremes(lowest=2.3e9, lowest_rank=0, highest=2.31e9, highest_rank=1)
+    share = Extremes(lowest=0.97, lowest_rank=0, highest=0.97, highest_rank=0)
+    usage = Usage(ranks=2, cpu_cores=cores, memory_bytes=memory, gpu_utilization=share)
+    report = make_report(joined=0, peak_memory_bytes=2**30, usage=usage)
+    status = story.see(*workers, after=5, report=report).status
+    assert (status.phase, status.reason) == ("Running", "PodsRunning")
+    assert status.message == "progress unknown: no report"
+    assert status.peak_memory_bytes == 2**30
+    assert status.usage == (
+        "2 ranks: CPU cores 0.2 (rank 1) to 1.0 (rank 0),"
+        " memory 2.1 GiB (rank 0) to 2.2 GiB (rank 1), GPU 97%"
+    )
+
+    assert story.see(*workers, after=5, report=report).status == status  # nothing to write
+    ended = [make_worker(node, phase="Failed", exit_code=1) for node in (0, 1)]
+    status = story.see(*ended, after=1).status
+    assert (status.usage, status.peak_memory_bytes) == ("", 2**30)
+
+
+def test_a_hang_of_a_script_is_said_until_it_works_again() -> None:
+    story = story_of(recipe=None, image="x", command=["train.py"])
+    story.see(make_worker(0))
+    message = "no progress for 300 s: rank 0 waits at train.py:9 main"
+    hung = make_report(joined=1, hang=message)
+    plan = story.see(make_worker(0), after=5, report=hung)
+    assert (plan.status.phase, plan.status.reason, plan.status.message) == (
+        "Running",
+        "Hang",
+        message,
+    )
+    assert [(event.type, event.reason) for event in plan.events] == [("Warning", "Hang")]
+    assert hanging(plan.status) == "True"
+
+    assert story.see(make_worker(0), after=5, report=hung).events == ()  # said once
+    plan = story.see(make_worker(0), after=5, report=make_report(joined=1))
+    assert plan.status.message == "progress unknown: no report"
+    assert hanging(plan.status) == "False"
+    assert story.see(make_worker(0), after=5, report=hung).events != ()  # another one
+
+    plan = story.see(make_worker(0, phase="Failed", exit_code=1), after=1)
+    assert hanging(plan.status) is None
+
+
+def hanging(status: TrainingRunStatus) -> str | None:
+    return next((c.status for c in status.conditions if c.type == "Hanging"), None)
 
 
 def test_a_sidecar_that_outlives_the_trainer_is_deleted() -> None:
@@ -108,7 +162,7 @@ def test_a_sidecar_that_outlives_the_trainer_is_deleted() -> None:
     assert (plan.status.phase, plan.delete) == ("Succeeded", ("r-1-0",))
 
 
-def test_a_gang_that_may_not_be_created_whole_keeps_no_places() -> None:
+def test_a_gang_that_cannot_be_created_whole_holds_no_resources() -> None:
     """A quota has room for one of two pods, and another team may need just that one."""
     story = started_story()
     for after in (1, 29):

@@ -49,7 +49,7 @@ def test_a_new_claim_is_made_as_the_spec_says(spec: dict[str, Any], said: str) -
     assert (plan.status.when_deleted, plan.claim) == (said, None)
 
 
-def test_nothing_is_said_of_a_claim_of_the_users_or_before_there_is_one() -> None:
+def test_when_deleted_is_empty_for_a_users_own_claim_or_before_there_is_one() -> None:
     mine = story_of(storage={"claimName": "mine"})
     assert (mine.run.status.when_deleted, mine.see(make_worker(0)).claim) == (None, None)
     suspended = Story(make_run(suspend=True))

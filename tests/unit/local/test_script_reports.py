@@ -1,6 +1,7 @@
 """A user's own script that reports as Kubeflow Trainer's do is shown like a recipe."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ def status(percent: int, eta: int, **values: float) -> str:
     return json.dumps({"trainerStatus": body})
 
 
-def phase(box: Any) -> str:
-    """Empty while there is no run yet."""
+def shown(box: Any, field: str) -> str:
+    """A field of the status; empty while there is no run yet."""
     there = (box.run_dir("run") / "run.json").exists()
-    return box.status("run").get("phase", "") if there else ""
+    return str(box.status("run").get(field, "")) if there else ""
+
+
+def phase(box: Any) -> str:
+    return shown(box, "phase")
 
 
 def test_a_script_that_reports_is_shown_like_a_recipe(box: Any) -> None:
@@ -80,3 +85,22 @@ def test_the_agent_knows_the_names_of_the_api() -> None:
     text = "".join(file.read_text() for file in files)
     for name in (RUN_ENV, ATTEMPT_ENV, REPORT_PORT_ENV, RESULT_FILE_ENV):
         assert f'"{name}"' in text
+
+
+def test_what_a_silent_script_uses_is_shown(box: Any) -> None:
+    script = "#!/usr/bin/env python3\nmemory = bytearray(64 << 20)\nwhile True: pass\n"
+    spec = {"command": ["torchrun", "--no-python", box.script("busy", script)]}
+    # The agent looks at the ranks the more often, the sooner a hang is to be found.
+    command = box.start("run", box.manifest("run", **spec, hang={"afterSeconds": 5}))
+    until(lambda: "CPU cores" in shown(box, "usage"), "its use is shown")
+    found = box.status("run")
+    assert (found["phase"], found["message"]) == ("Running", "progress unknown: no report")
+    assert found["peakMemoryBytes"] > 64 << 20
+    assert "1 rank: CPU cores " in found["usage"]
+    described = box.cli("describe", "run")[1]
+    assert f"Usage:       {found['usage']}" in described
+    assert "Peak memory: " in described
+    assert "progress unknown: no report" in box.cli("get", "run", "-o", "wide")[1]
+    command.send_signal(signal.SIGINT)
+    box.end(command)
+    assert shown(box, "usage") == ""  # nothing runs any more

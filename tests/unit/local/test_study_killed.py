@@ -152,7 +152,7 @@ def test_killed_at_every_write_it_ends_with_the_same_figures(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("agent")
-def test_a_run_that_never_reports_is_told_with_its_log(tmp_path: Path) -> None:
+def test_a_run_that_never_reports_is_listed_with_its_log(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "silent", silent=3)
     assert machine.measure()
     one, two = machine.study.status.cells

@@ -11,6 +11,8 @@ from monitoring.grafana import WIDTH
 from monitoring.rules import RECORDS
 from tests.support.monitoring import queries
 from tests.support.monitoring.queries import DCGM, DOCUMENTS, ROOT, all_panels, all_queries
+from trainyard_agent.gpus import Gpu
+from trainyard_agent.usage import RankUsage, exposition
 from trainyard_api import metrics
 from trainyard_api.job import TrainerJob
 from trainyard_operator.metrics import OperatorMetrics
@@ -29,10 +31,15 @@ def test_chart_files_are_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def exported() -> set[str]:
-    """The names that trainer, operator and servers really export."""
+    """The names that trainer, agent, operator and servers really export."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", "x")  # a pod's network is exported, too
+    agent = exposition("r", [RankUsage(0, 1.0, 2, Gpu(0.5, 0.1, 3))])
+    monkeypatch.undo()
     job = TrainerJob(run="r", recipe="gpt", run_dir="/x", report_port=0)
     texts = (
         TrainerMetrics(job).text(),
+        agent.encode(),
         generate_latest(OperatorMetrics().registry),
         Metrics().exposition(),
     )

@@ -232,6 +232,16 @@ def test_the_claim_of_another_run_is_mounted_read_only_until_it_is_not_needed() 
     assert "startDir" not in job_of(built)
 
 
+def test_a_script_finds_another_run_in_every_attempt() -> None:
+    """It may build its model from the other run's before it loads its own checkpoint."""
+    run = make_run(command=["train.py"], startFrom={"run": "a"})
+    run.status.last_checkpoint = CheckpointRef(step=4, digest="sha256:0", time=T0)
+    built = manifests.pod(run, WorkerKey(2, 0), 2, manifests.Images("ours:1"))
+    mount = {"name": "start", "mountPath": "/trainyard-start", "readOnly": True}
+    assert mount in trainer(built)["volumeMounts"]
+    assert env(built)["TRAINYARD_START_DIR"] == "/trainyard-start/a"
+
+
 def test_another_run_on_the_same_claim_or_in_a_path_needs_no_second_mount() -> None:
     shared = pod(storage={"claimName": "c"}, startFrom={"run": "a", "claimName": "c"})
     assert "start" not in mounts(shared).values()
@@ -273,7 +283,7 @@ def test_host_network_uses_the_clusters_dns() -> None:
     )
 
 
-def test_prometheus_annotations_are_on_rank_0_unless_overridden() -> None:
+def test_without_an_agent_prometheus_finds_rank_0_unless_overridden() -> None:
     assert pod(node=0)["metadata"]["annotations"]["prometheus.io/port"] == "9400"
     assert "prometheus.io/scrape" not in pod(node=1)["metadata"]["annotations"]
     own = pod(node=0, command=["train.py"])
@@ -284,8 +294,8 @@ def test_prometheus_annotations_are_on_rank_0_unless_overridden() -> None:
 
 
 def test_bad_template_is_rejected_in_one_line() -> None:
-    with pytest.raises(RejectedError, match=r"podTemplate.spec.containers\[trainer\].env"):
-        pod(podTemplate={"spec": {"containers": [{"name": "trainer", "env": ["A=1"]}]}})
+    with pytest.raises(RejectedError, match=r"podTemplate.spec.containers\[trainer\].ports"):
+        pod(podTemplate={"spec": {"containers": [{"name": "trainer", "ports": [{"name": "a"}]}]}})
 
 
 def test_kueue() -> None:
@@ -367,11 +377,18 @@ def test_init_containers_of_the_template_come_after_the_agents() -> None:
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_prometheus_finds_the_agent_of_node_0_for_any_script(node: int) -> None:
-    built = with_agent(node, recipe=None, image="x", command=["train.py"])
-    scraped = built["metadata"]["annotations"].get("prometheus.io/scrape")
-    assert scraped == ("true" if node == 0 else None)
-    assert ("TRAINYARD_REPORT_PORT" in env_of(built)) == (node == 0)
+@pytest.mark.parametrize("what", [{"recipe": None, "image": "x", "command": ["train.py"]}, {}])
+def test_prometheus_finds_the_agent_of_every_node(node: int, what: dict[str, Any]) -> None:
+    built = with_agent(node, **what)
+    assert built["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    assert env_of(built)["TRAINYARD_NODE"] == str(node)
+
+
+def test_the_trainer_beside_an_agent_reports_on_another_port() -> None:
+    variables = env_of(with_agent())
+    assert variables["TRAINYARD_REPORT_PORT"] == "9400"
+    assert variables["TRAINYARD_TRAINER_PORT"] == "9401"
+    assert json.loads(variables["TRAINYARD_JOB"])["reportPort"] == 9401
 
 
 def test_a_command_of_the_template_starts_without_an_agent() -> None:

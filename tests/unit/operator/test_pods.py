@@ -1,11 +1,18 @@
 """Pods as workers, as a table of what the kubelet and the scheduler write."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from trainyard_operator.pods import failed_init, find_lost_hosts, newest_warning, to_worker
+from tests.support.lifecycle.builders import T0
+from trainyard_operator.pods import (
+    failed_init,
+    find_lost_hosts,
+    is_lost,
+    newest_warning,
+    to_worker,
+)
 
 
 def make_pod(status: dict[str, Any], **metadata: Any) -> dict[str, Any]:
@@ -257,7 +264,25 @@ def node(name: str, ready: str | None) -> dict[str, Any]:
     ],
 )
 def test_lost_hosts(nodes: list[dict[str, Any]], lost: set[str]) -> None:
-    assert find_lost_hosts(nodes) == lost
+    assert set(find_lost_hosts(nodes)) == lost
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "expected"),
+    [(T0 - timedelta(seconds=60), True), (T0, True), (T0 + timedelta(seconds=1), False)],
+)
+def test_a_pod_that_came_after_its_node_was_lost_is_on_one_that_is_back(
+    scheduled: datetime, expected: bool
+) -> None:
+    """The list of nodes is some seconds old, and a node may be used again within them."""
+    lost = node("b", "Unknown")
+    lost["status"]["conditions"][0]["lastTransitionTime"] = T0.isoformat()
+    status = trainer(running={}) | {"conditions": [condition("PodScheduled", "True", "")]}
+    status["conditions"][0]["lastTransitionTime"] = scheduled.isoformat()
+    pod = make_pod(status)
+    pod["spec"] = {"nodeName": "b"}
+    assert is_lost(pod, find_lost_hosts([node("a", "True"), lost])) is expected
+    assert not is_lost(pod, find_lost_hosts([node("b", "True")]))
 
 
 def test_newest_warning() -> None:

@@ -61,8 +61,14 @@ async def test_an_invalid_report_is_ignored(body: web.Response) -> None:
     assert problem
 
 
-async def test_an_agent_whose_script_has_reported_nothing_is_no_problem() -> None:
+async def test_an_agent_to_which_nothing_has_been_reported_is_healthy() -> None:
     assert await fetch_from(web.Response(status=404)) == (None, "")
+
+
+async def test_a_rank_0_that_does_not_answer_its_agent_is_named() -> None:
+    report, problem = await fetch_from(web.Response(status=504))
+    assert report is None
+    assert problem.startswith("rank 0 does not answer the agent at 127.0.0.1:")
 
 
 async def test_an_unreachable_pod_has_no_report() -> None:

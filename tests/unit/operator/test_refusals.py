@@ -31,7 +31,7 @@ def refuse(state: ApiServer, fault: Fault) -> None:
         state.refuse("POST", refused.path, refused.status, refused.reason, refused.message)
 
 
-def mend(state: ApiServer, fault: Fault) -> None:
+def fix(state: ApiServer, fault: Fault) -> None:
     state.accept()
     state.objects.pop(f"{PODS}/r-1-0", None)
     if changes := fault.case.remedy.spec:
@@ -57,7 +57,7 @@ async def test_a_refusal_is_named_and_waited_for(fault: Fault) -> None:
                 assert says(status["message"], fault.line), status["message"]
                 assert says(status["message"], fault.row.see), status["message"]
                 assert status["attempt"] == 1
-            mend(state, fault)
+            fix(state, fault)
             await controller.reconcile(KEY)
             assert f"{PODS}/r-1-0" in state.objects
             await controller.reconcile(KEY)  # which sees the pod

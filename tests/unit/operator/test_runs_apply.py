@@ -272,7 +272,7 @@ async def test_what_only_a_newer_operator_knows_changes_no_phase(changes: dict[s
 
 
 @pytest.mark.parametrize("generation", [1, 2])
-async def test_a_failed_run_mended_with_what_is_unknown_says_so(generation: int) -> None:
+async def test_a_failed_run_changed_to_unknown_settings_says_so(generation: int) -> None:
     """What has ended and was not changed is left alone, such as all old runs after an upgrade."""
     async with make_stage() as (state, stage):
         ended = {"phase": "Failed", "reason": "Signal", "attempt": 1, "observedGeneration": 1}

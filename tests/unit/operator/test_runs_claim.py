@@ -166,7 +166,7 @@ async def test_a_claim_that_an_earlier_run_left_is_owned_only_on_request() -> No
         assert run.owners == ["u"]
 
 
-async def test_a_refusal_is_told_and_tried_again_and_stops_nothing() -> None:
+async def test_a_refusal_is_reported_and_retried_and_stops_nothing() -> None:
     async with stage() as (state, run):
         state.refuse("PUT", "persistentvolumeclaims", 403, "Forbidden", "claims are ours")
         run.edit(RETAIN)

@@ -125,11 +125,13 @@ async def test_lost_nodes_are_observed_if_nodes_may_be_listed() -> None:
         for name, ready in (("host0", "Unknown"), ("host1", "True")):
             conditions = [{"type": "Ready", "status": ready}]
             state.put(f"/api/v1/nodes/{name}", {"status": {"conditions": conditions}})
+        for node in (0, 1):
+            put_pod(state, node, phase="Running")
         seen = await observe(state, kube)
-        assert seen.lost_hosts == {"host0"}
+        assert [worker.host_lost for worker in seen.workers] == [True, False]
         state.refuse("GET", "/api/v1/nodes", 403, "Forbidden", "no")
         seen = await observe(state, kube)
-        assert seen.lost_hosts == frozenset()
+        assert [worker.host_lost for worker in seen.workers] == [False, False]
 
 
 @pytest.mark.parametrize("agent", [True, False])

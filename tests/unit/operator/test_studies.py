@@ -156,7 +156,7 @@ async def test_an_invalid_spec_is_reported_in_the_status() -> None:
         assert status(state)["message"].startswith("spec.repeats: ")
 
 
-async def test_a_study_with_a_run_of_a_newer_version_goes_on() -> None:
+async def test_a_study_with_a_run_of_a_newer_version_continues() -> None:
     async with api_server() as (state, kube):
         put_study(state, repeats=1, parallelism=2)
         await controller(kube).reconcile(KEY)
@@ -174,9 +174,11 @@ async def test_a_study_with_a_run_of_a_newer_version_goes_on() -> None:
         status = state.objects[STUDY]["status"]
         assert (status["phase"], status["reason"]) == ("Running", "Measuring")
         assert status["handledBy"] == "99"
-        (told,) = (c for c in status["conditions"] if c["type"] == "Unsupported")
-        assert (told["status"], told["reason"]) == ("True", "UnknownToThisVersion")
-        assert "can't create the remaining runs: spec.novelty: unknown key" in told["message"]
+        (unsupported,) = (c for c in status["conditions"] if c["type"] == "Unsupported")
+        assert (unsupported["status"], unsupported["reason"]) == ("True", "UnknownToThisVersion")
+        assert (
+            "can't create the remaining runs: spec.novelty: unknown key" in unsupported["message"]
+        )
         written = len(state.writes())
         await controller(kube).reconcile(KEY)
         assert len(state.writes()) == written

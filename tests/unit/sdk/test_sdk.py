@@ -45,10 +45,19 @@ ANYWHERE = """
 import sys, threading, trainyard
 run = trainyard.init()
 run.report(step=1, total=2, loss=object())
+run.report(step="soon", total=float("nan"), tokens=[])
 run.log_sample("x")
 assert not run.should_stop()
 print(run.name, run.attempt, run.rank, run.world_size, run.directory, threading.active_count())
 assert "torch" not in sys.modules
+assert not any(name.startswith("trainyard_") for name in sys.modules)
+if sys.version_info < (3, 11):
+    try:
+        trainyard.Checkpointer
+    except ImportError as error:
+        assert "trainyard.Checkpointer needs Python 3.11 or newer; this is 3." in str(error), error
+    else:
+        raise AssertionError
 """
 
 
@@ -68,7 +77,7 @@ def test_only_rank_0_reports(server: ReportServer, tmp_path: Path) -> None:
     assert server.report.document() is None
 
 
-def test_an_agent_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
+def test_an_agent_that_never_answers_delays_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         (tmp_path / "token").write_text("x")
         agent = {
@@ -87,7 +96,7 @@ for step in range(10_000):
         assert child.returncode == 0
 
 
-def test_a_report_that_is_refused_is_said_once(server: ReportServer, tmp_path: Path) -> None:
+def test_a_refused_report_is_logged_once(server: ReportServer, tmp_path: Path) -> None:
     wrong = variables(server, tmp_path)
     (tmp_path / "wrong").write_text("wrong")
     wrong["KUBEFLOW_TRAINER_SERVER_TOKEN"] = str(tmp_path / "wrong")
@@ -179,3 +188,15 @@ for line in sys.stdin:
     assert (server.report.document() or {})["etaSeconds"] > 0
     child.stdin.close()
     assert child.wait() == 0
+
+
+@pytest.mark.parametrize("name", ["Checkpointer", "StepSampler"])
+def test_what_is_missing_for_a_checkpointer_is_one_line(name: str) -> None:
+    program = f"""
+import sys, trainyard
+sys.modules["numpy"] = None
+trainyard.{name}
+"""
+    _, errors = start(program, {}).communicate()
+    needed = f"ImportError: trainyard.{name} needs numpy: pip install 'trainyard[checkpoint]'"
+    assert errors.splitlines()[-1] == needed

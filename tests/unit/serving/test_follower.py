@@ -109,13 +109,16 @@ def follow() -> Iterator[Callable[..., Followed]]:
         assert not followed.follower.alive
 
 
-def publish(run: Path, step: int, weights: str, minutes: int | None = None) -> Path:
+def publish(
+    run: Path, step: int, weights: str, minutes: int | None = None, loss: float | None = None
+) -> Path:
     """A model of `step`, made so many minutes after the run began (default: as its step says)."""
     hidden, final = run / MODELS / f".tmp-{step}", run / MODELS / step_name(step)
     hidden.mkdir(parents=True)
     (hidden / WEIGHTS).write_text(weights)
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes or step)
-    write_manifest(hidden, step=step, created=created)
+    metrics = {} if loss is None else {"eval_loss": loss}
+    write_manifest(hidden, step=step, created=created, metrics=metrics)
     shutil.rmtree(final, ignore_errors=True)
     hidden.rename(final)
     return final
@@ -147,6 +150,45 @@ def test_a_fixed_step_is_not_replaced_by_newer_models(tmp_path: Path, follow: An
     publish(tmp_path, 3, "three")
     followed.polls_again()
     assert followed.weights == "one"
+
+
+def test_the_best_model_is_replaced_by_better_ones_only(tmp_path: Path, follow: Any) -> None:
+    publish(tmp_path, 10, "unknown")
+    followed = follow(run_dir=tmp_path, step="best")
+    until(lambda: "no model has an evaluation loss" in followed.follower.reason)
+    publish(tmp_path, 20, "fair", loss=1.9)
+    followed.serves("fair")
+    publish(tmp_path, 30, "worse", loss=2.5)
+    publish(tmp_path, 40, "invalid", loss=float("nan"))
+    followed.polls_again()
+    publish(tmp_path, 50, "good", loss=1.5)
+    followed.serves("good")
+    # Copied out of order: older than what is served, and better than all that was.
+    publish(tmp_path, 15, "best", loss=1.1)
+    followed.serves("best")
+    # Older than what was served, and better than the model to which the server goes back.
+    publish(tmp_path, 12, "passed over", loss=1.3)
+    followed.polls_again()
+    assert followed.follower.roll_back().step == 50
+    followed.polls_again()
+    assert followed.weights == "good"
+    publish(tmp_path, 60, "nan", loss=0.9)
+    followed.refuses("computes NaN")
+    publish(tmp_path, 70, "newer", loss=1.4)
+    followed.serves("newer")
+    assert followed.loads == ["fair", "good", "best", "nan", "newer"]
+
+
+def test_a_server_of_the_last_model_does_not_change_to_a_better_one(
+    tmp_path: Path, follow: Any
+) -> None:
+    """As at the end of a run: the best is exported after the last."""
+    publish(tmp_path, 50, "last", loss=1.9)
+    followed = follow(run_dir=tmp_path)
+    followed.serves("last")
+    publish(tmp_path, 20, "best", minutes=51, loss=1.5)
+    followed.polls_again()
+    assert followed.loads == ["last"]
 
 
 def test_only_the_model_with_the_pinned_digest_is_served(tmp_path: Path, follow: Any) -> None:

@@ -53,7 +53,7 @@ def test_a_full_queue_is_a_429_and_disconnecting_makes_room(run_dir: Path) -> No
             until(lambda: served(client, 499) == 1)
             waiting = send(client, PATH, small)
             until(lambda: queue_depth(client) == 1)
-        # The endless stream's client is gone: its computation ends and the next one is answered.
+        # The endless stream's client is gone: its computation ends, and the next is answered.
         assert waiting.recv(12) == b"HTTP/1.1 200"
         waiting.close()
 

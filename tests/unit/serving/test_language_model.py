@@ -1,11 +1,19 @@
 """The loaded model: agreement with transformers, the sliding window, prompts it refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from tests.support.serving.completions import text_of as text
 from tests.support.serving.completions import write
@@ -14,7 +22,13 @@ from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.generate.engine import Chunk, PromptError
 from trainyard_serving.generate.language_model import LanguageModel
-from trainyard_serving.model_store.verified import verify_model
+from trainyard_serving.model_store.verified import describe_plain, verify_model
+
+WEIGHTS = "model.safetensors"
+
+
+def load(directory: Path) -> LanguageModel:
+    return LanguageModel.load(describe_plain(directory), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +124,71 @@ def test_unsuitable_prompts_are_refused_with_the_reason(
 
 def test_a_prompt_may_fill_the_context(model: LanguageModel) -> None:
     assert len(text(complete(model, "é" * CONTEXT, max_tokens=3, seed=0))) == 3
+
+
+def rename(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the state of a DistributedDataParallel has them."""
+    return {f"module.{name}": tensor for name, tensor in weights.items()}
+
+
+def without_a_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if ".h.1." not in name}
+
+
+@pytest.mark.parametrize("change", [rename, without_a_layer])
+def test_a_model_without_all_its_weights_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> None:
+    export_char_gpt(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / WEIGHTS)
+    safetensors.torch.save_file(change(weights), tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(BadModelError, match="weights are missing: ") as error:
+        load(tmp_path)
+    assert " more" in str(error.value)
+
+
+def test_weights_that_are_no_safetensors_file_are_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(BadModelError, match="cannot be loaded: Error while deserializing header"):
+        load(tmp_path)
+
+
+def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    config = GPT2Config.from_pretrained(tmp_path)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(BadModelError, match="GPT2ForSequenceClassification is not a causal"):
+        load(tmp_path)
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(BadModelError, match="it has no tokenizer: save it into the same folder"):
+        load(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    config = GPT2Config.from_pretrained(tmp_path, vocab_size=20)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(BadModelError, match="the model only 20 embeddings"):
+        load(tmp_path)
+
+
+def test_a_prompt_with_a_special_token_that_has_no_embedding_is_refused(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    config = GPT2Config.from_pretrained(tmp_path, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert complete(model, "a", max_tokens=2)
+    with pytest.raises(PromptError, match="does not know these characters"):
+        model.encode("a<pad>")
 
 
 def test_a_model_that_computes_nan_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.model_store.verified import VerifiedModel
 from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import digest
@@ -25,13 +25,13 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def found(**source: Path) -> tuple[VerifiedModel, list[str]]:
-    return newest_verified(
+def found(**source: object) -> tuple[VerifiedModel, list[str]]:
+    return first_verified(
         location_of(ModelSource.model_validate({k: str(v) for k, v in source.items()}))
     )
 
 
-def reason(**source: Path) -> str:
+def reason(**source: object) -> str:
     with pytest.raises(ModelUnavailableError) as error:
         found(**source)
     assert "\n" not in str(error.value)
@@ -43,6 +43,26 @@ def test_the_newest_model_is_found(run: Path) -> None:
     assert model.step == 200
     assert model.digest == digest(run / MODELS / step_name(200))
     assert refused == []
+
+
+def test_the_best_model_is_the_one_with_the_lowest_evaluation_loss(run: Path) -> None:
+    assert "no model has an evaluation loss" in reason(run_dir=run, step="best")
+    for step, loss in ((200, 1.5), (100, 1.5), (200, 1.6)):
+        directory = run / MODELS / step_name(step)
+        (directory / MANIFEST).unlink()
+        write_manifest(directory, step=step, metrics={"eval_loss": loss})
+        if step == 100:
+            assert found(run_dir=run, step="best")[0].step == 200, "of equal ones the newest"
+    assert found(run_dir=run, step="best")[0].step == 100
+    assert found(run_dir=run, step="last")[0].step == 200
+    (run / MODELS / step_name(100) / MANIFEST).write_text("{}")
+    model, refused = found(run_dir=run, step="best")
+    assert (model.step, len(refused)) == (200, 1)
+    assert step_name(100) in refused[0], "it may have been the best"
+
+
+def test_a_step_that_is_not_there_is_named_with_those_that_are(run: Path) -> None:
+    assert reason(run_dir=run, step=7).endswith("no model of step 7; there are those of 200, 100")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.ports import free_port
 from tests.unit.serving.test_follower import Followed, publish
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.model_store.locations import location_of, newest_verified
+from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.model_store.verified import VerifiedModel
 from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import digest
@@ -73,7 +73,7 @@ def bucket(
 
 def found(tmp_path: Path, **source: Any) -> tuple[VerifiedModel, list[str]]:
     settings = ModelSource.model_validate({"cache_dir": str(tmp_path / "cache"), **source})
-    return newest_verified(location_of(settings))
+    return first_verified(location_of(settings))
 
 
 def reason(tmp_path: Path, **source: Any) -> str:
@@ -101,7 +101,11 @@ def test_the_newest_complete_model_is_copied_and_verified(bucket: Bucket, tmp_pa
     bucket.upload(partial, f"run/{MODELS}/{step_name(200)}", [MANIFEST])
     assert found(tmp_path, **source)[0].step == 200
     assert found(tmp_path, step=100, **source)[0].step == 100
-    assert "no model of step 7" in reason(tmp_path, step=7, **source)
+    assert "no model of step 7; there are those of 200, 100" in reason(tmp_path, step=7, **source)
+    assert "no model has an evaluation loss" in reason(tmp_path, step="best", **source)
+    bucket.upload(publish(tmp_path, 50, "x", loss=1.5), f"run/{MODELS}/{step_name(50)}")
+    bucket.upload(publish(tmp_path, 60, "y", loss=1.6), f"run/{MODELS}/{step_name(60)}")
+    assert found(tmp_path, step="best", **source)[0].step == 50
     one, _ = found(tmp_path, model=f"s3://models/run/{MODELS}/{step_name(100)}/")
     assert one.digest == digest(whole)
     assert "no such model" in reason(tmp_path, model="s3://models/gone")
@@ -210,4 +214,4 @@ def test_a_shared_cache_directory_is_not_trusted(
     (tmp_path / f"trainyard-models-{os.getuid()}").chmod(0o777)
     bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
     with pytest.raises(ModelUnavailableError, match="other users may change it"):
-        newest_verified(location_of(ModelSource(run_dir="s3://models/run")))
+        first_verified(location_of(ModelSource(run_dir="s3://models/run")))

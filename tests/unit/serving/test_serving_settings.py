@@ -29,7 +29,7 @@ def test_a_flag_for_the_model_replaces_variables_for_the_run(
     monkeypatch.setenv("TRAINYARD_SERVING_RUN_DIR", "r")
     monkeypatch.setenv("TRAINYARD_SERVING_STEP", "3")
     settings = read("--model", "m")
-    assert (settings.run_dir, settings.step) == (None, None)
+    assert (settings.run_dir, settings.step) == (None, "last")
 
 
 def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,8 @@ def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.Mo
     [
         ([], "give exactly one of --run-dir and --model"),
         (["--run-dir", "a", "--model", "b"], "give exactly one of --run-dir and --model"),
+        (["--run-dir", "a", "--step", "newest"], "--step: must be last, best or the number of"),
+        (["--model", "m", "--step", "best"], "--step needs --run-dir"),
         (["--model", "m", "--port", "99999"], "--port: "),
         (["--model", "m", "--max-queue", "0"], "--max-queue: "),
         (["--model", "m", "--device", "tpu"], "--device: "),

@@ -14,7 +14,7 @@ from trainyard_local.manifest import load_study
 from trainyard_study.cells import Cell, expand, label, make_cells, short_names
 from trainyard_study.results import configurations
 from trainyard_trainer.config import check_batch_size, parse_config
-from trainyard_trainer.recipes import find_recipe
+from trainyard_trainer.registry import find_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 STUDIES = sorted(EXAMPLES.glob("study-*.yaml"))

@@ -40,15 +40,15 @@ def study_of(repeats: int = 1, parallelism: int = 1) -> ScalingStudy:
 def check(world: StudyWorld, repeats: int) -> None:
     """All that must be true of a study that has ended."""
     for cell in world.study.status.cells:
-        told = [found.repeat for found in cell.measurements]
-        assert len(told) == len(set(told)), "a run was counted twice"
-        assert {(cell.number, repeat) for repeat in told} <= world.trained.keys()
+        counted = [found.repeat for found in cell.measurements]
+        assert len(counted) == len(set(counted)), "a run was counted twice"
+        assert {(cell.number, repeat) for repeat in counted} <= world.trained.keys()
         assert all(is_true(found, cell) for found in cell.measurements), cell.measurements
         if cell.failure:
             assert (cell.number, cell.failure.repeat) in world.fated, cell.failure
             assert cell.failure.reason == "UserException"
         else:
-            assert told == list(range(1, repeats + 1))
+            assert counted == list(range(1, repeats + 1))
     assert {key_of(run) for run in world.runs.values()} <= world.fated, "only failed runs are kept"
     assert all(run.status.phase == "Failed" for run in world.runs.values())
     assert world.events.keys() >= {"finished"}

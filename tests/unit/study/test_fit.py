@@ -45,10 +45,10 @@ def test_exact_measurements_recover_their_law(kind: str) -> None:
     assert law.residual == pytest.approx(0, abs=1e-9)
     assert law.weights[kind] == max(law.weights.values())
     assert sum(law.weights.values()) == pytest.approx(1, abs=1e-3)
-    told = law.throughput(32)
-    assert told.value == pytest.approx(1000 * curve(32), rel=0.03)
-    assert told.low <= 1000 * curve(32) * (1 + 1e-9)
-    assert told.high >= 1000 * curve(32) * (1 - 1e-9)
+    projected = law.throughput(32)
+    assert projected.value == pytest.approx(1000 * curve(32), rel=0.03)
+    assert projected.low <= 1000 * curve(32) * (1 + 1e-9)
+    assert projected.high >= 1000 * curve(32) * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -103,19 +103,19 @@ def test_no_projection_gains_from_being_larger(rates: list[float], n: float, mor
 def test_intervals_hold_what_they_say() -> None:
     """Of 90% intervals nine in ten or more hold the truth, whichever law it is."""
     held = [
-        told.low <= curve(16) <= told.high
+        projected.low <= curve(16) <= projected.high
         for curve in SHAPES.values()
         for noise in (0.01, 0.05)
         for seed in range(2)
-        for told in [noisy(curve, (1, 2, 4, 8), noise, seed).throughput(16)]
+        for projected in [noisy(curve, (1, 2, 4, 8), noise, seed).throughput(16)]
     ]
     assert statistics.mean(held) >= CONFIDENCE
 
 
 def test_intervals_widen_with_distance_and_with_noise() -> None:
     def width(noise: float, size: int) -> float:
-        told = noisy(SHAPES["amdahl"], (1, 2, 4, 8), noise, 1).throughput(size)
-        return (told.high - told.low) / told.value
+        projected = noisy(SHAPES["amdahl"], (1, 2, 4, 8), noise, 1).throughput(size)
+        return (projected.high - projected.low) / projected.value
 
     assert width(0.03, 8) < width(0.03, 16) < width(0.03, 64)
     assert width(0.005, 16) < width(0.08, 16)

@@ -81,7 +81,7 @@ def test_a_run_says_what_it_is_of() -> None:
     }
 
 
-def test_as_many_at_once_as_are_allowed() -> None:
+def test_as_many_runs_in_parallel_as_are_allowed() -> None:
     story = Story(make_study(parallelism=3))
     plan = story.see()
     assert [key_of(run) for run in plan.create] == [(1, 1), (2, 1), (1, 2)]
@@ -89,7 +89,7 @@ def test_as_many_at_once_as_are_allowed() -> None:
     assert [key_of(run) for run in plan.create] == [(2, 2)]
 
 
-def test_a_failed_cell_is_told_kept_and_not_repeated_while_the_others_go_on() -> None:
+def test_a_failed_cell_is_reported_kept_and_not_repeated_while_others_run() -> None:
     story = Story(make_study())
     first = only(story.see())
     plan = story.see(failed(first))
@@ -194,7 +194,7 @@ def test_a_deleted_run_is_measured_again() -> None:
     assert only(story.see()).name == run.name
 
 
-def test_suspend_stops_the_runs_under_way_and_goes_on_later() -> None:
+def test_suspend_stops_the_runs_under_way_and_continues_later() -> None:
     story = Story(make_study())
     plan = story.see(succeeded(only(story.see())))
     second = started(only(plan), phase="Running")
@@ -236,7 +236,7 @@ def test_what_makes_no_valid_runs_is_refused_and_nothing_runs(
     assert said in plan.status.message
     assert "\n" not in plan.status.message
     assert plan.create == ()
-    assert story.see().events == (), "told once"
+    assert story.see().events == (), "reported once"
     story.edit(template=make_study().spec.template, matrix={"numProcPerNode": [1, 2]}, repeats=1)
     plan = story.see()
     assert (plan.status.phase, only(plan).name) == ("Pending", "s-1-1")
@@ -274,8 +274,8 @@ def test_cells_that_only_another_version_can_make_stop_nothing() -> None:
     story.study.status.fingerprint = story.study.spec.fingerprint()
     plan = story.see()
     assert only(plan).name == two.name
-    told = next(c for c in plan.status.conditions if c.type == "Unsupported")
-    assert (told.status, told.reason) == ("False", "Supported")
+    unsupported = next(c for c in plan.status.conditions if c.type == "Unsupported")
+    assert (unsupported.status, unsupported.reason) == ("False", "Supported")
 
 
 def test_a_price_and_sizes_to_project_to_may_come_later() -> None:

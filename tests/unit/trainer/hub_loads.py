@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from trainyard_trainer.data.corpus import load_text
-from trainyard_trainer.data.rows import load_rows
+from trainyard_trainer.data.rows import Rows
 from trainyard_trainer.data.tokenizers import BPETokenizer
 from trainyard_trainer.errors import UserError
 from trainyard_trainer.recipes.hugging_face import load_config, load_tokenizer
@@ -18,7 +18,7 @@ from trainyard_trainer.recipes.hugging_face import load_config, load_tokenizer
 NAME = "me/nothing"
 WAYS: dict[str, Callable[[], object]] = {
     "a text": lambda: load_text(f"hub:{NAME}"),
-    "rows": lambda: load_rows("dataset", f"hub:{NAME}", "train", ["text"]),
+    "rows": lambda: Rows("dataset", f"hub:{NAME}", "train", ["text"]),
     "a BPE tokenizer": lambda: BPETokenizer(NAME),
     "a model's tokenizer": lambda: load_tokenizer("model", NAME),
     "a model's shape": lambda: load_config("model", NAME),

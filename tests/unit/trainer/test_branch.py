@@ -9,10 +9,15 @@ import pytest
 from tests.support.trainer.checkpoint_tensors import digests, load
 from tests.support.trainer.ranks import Run
 from tests.unit.trainer.test_trainer_faults import refused, steps_in
-from trainyard_api.checkpoint import CHECKPOINTS, step_name
+from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, step_name
 from trainyard_api.job import TrainerJob
 from trainyard_api.start_from import StartFrom
-from trainyard_storage.checkpoints import file_sha256
+from trainyard_storage.checkpoints import (
+    describe_files,
+    file_sha256,
+    manifest_bytes,
+    read_manifest,
+)
 
 MakeJob = Callable[..., TrainerJob]
 MakeBranch = Callable[..., TrainerJob]
@@ -129,6 +134,23 @@ def test_which_checkpoint(
     )
     line = refused(launch(branch(job={"start_dir": str(tmp_path / "nobody")})))
     assert line.startswith("ConfigError: startFrom.run: tiny: there is no checkpoint in ")
+    scripts = tmp_path / "script" / CHECKPOINTS / step_name(4)
+    scripts.mkdir(parents=True)
+    (scripts / "script.json").write_text("{}")
+    manifest = read_manifest(directory).model_copy(update={"files": describe_files(scripts)})
+    (scripts / MANIFEST).write_bytes(manifest_bytes(manifest))
+    line = refused(launch(branch(job={"start_dir": str(tmp_path / "script")})))
+    assert line == (
+        "ConfigError: startFrom.run: tiny: step-00000004 was saved by a script; name a run of the"
+        " same recipe"
+    )
+    manifest = manifest.model_copy(update={"kind": "model"})
+    (scripts / MANIFEST).write_bytes(manifest_bytes(manifest))
+    line = refused(launch(branch({"run": None, "path": "/m"}, {"start_dir": str(scripts)})))
+    assert line == (
+        "ConfigError: startFrom.path: /m: it is a model, not a checkpoint; name a run of the same"
+        " recipe"
+    )
     (directory / "state.safetensors").write_bytes(b"")
     line = refused(launch(branch({"step": 12})), code=1)
     assert "startFrom.run: tiny: " in line

@@ -11,9 +11,12 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from tests.support.trainer.ranks import ROOT
+from trainyard_api.job import RUN_DIR_ENV
 from trainyard_trainer.config import parse_config
+from trainyard_trainer.data.sequences import Part
 from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.causal_lm_finetune import CausalLMFinetune, short_name
@@ -33,6 +36,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     parquet.write_table(table, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUN_DIR_ENV, str(tmp_path / "runs/one"))
 
 
 def recipe(rows: Path, saved: dict[str, Any] | None = None, **config: Any) -> CausalLMFinetune:
@@ -58,7 +66,7 @@ def test_prompts_have_no_loss() -> None:
     ]
     expected = str(tokenizer.apply_chat_template(chat, tokenize=False))
     assert tokenizer.decode(tokens.tolist()) == expected.rstrip("\n")
-    batch = TokenSamples([(tokens, given)]).fetch(np.array([0]), NOISE)
+    batch = TokenSamples([Part.of([(0, given, tokens)])]).fetch(np.array([0]), NOISE)
     learnt = batch["targets"][batch["targets"] != IGNORED]
     assert tokenizer.decode(learnt.tolist()) == "An answer.<|im_end|>"
 
@@ -72,7 +80,7 @@ def test_padding_does_not_change_the_loss(rows: Path) -> None:
         alone = [short.loss(model, short.train.fetch(ids[i : i + 1], NOISE)) for i in ids]
         batches = [each.train.fetch(ids, NOISE) for each in (short, long)]
         together = [float(short.loss(model, batch)) for batch in batches]
-    assert [batch["ids"].shape[1] for batch in batches] == [max(short.train.num_targets), 31]
+    assert [batch["ids"].shape[1] for batch in batches] == [max(short.weights(ids)), 31]
     mean = float(np.average([float(loss) for loss in alone], weights=short.weights(ids)))
     assert together == pytest.approx([mean, mean], abs=1e-5)
     assert short.summarise(short.evaluate(model, batches[0]).tolist())["eval_loss"] == (
@@ -84,10 +92,36 @@ def test_rows_without_a_text_are_skipped_and_counted(rows: Path) -> None:
     found = recipe(rows, slice={"start": 0, "end": 5})
     assert len(found.train) == 3
     assert found.describe().endswith(
-        "2 texts held out; 2 skipped (no text, or no room after the prompt)"
+        "2 texts held out; 2 skipped (no text, or no room after the prompt); read 7 rows of 1 file"
     )
     with pytest.raises(ConfigError, match="every text in the slice is empty"):
         recipe(rows, slice={"start": 1, "end": 2})
+
+
+def test_texts_are_tokenised_once(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "rows.parquet"
+    shutil.copy(rows, own)
+    first, ids = recipe(own), np.arange(3)
+    encoded: list[int] = []
+
+    def count(tokenizer: Any, texts: list[str], *settings: Any) -> Any:
+        encoded.append(len(texts))
+        return encode(tokenizer, texts, *settings)
+
+    monkeypatch.setattr("trainyard_trainer.recipes.causal_lm_finetune.encode", count)
+    again, part = recipe(own), recipe(own, slice={"start": 2, "end": 5})
+    assert encoded == [], "other rows of the same data are there, too"
+    assert again.state() == first.state() != part.state()
+    assert len(part.train) == 2
+    batches = [each.train.fetch(ids, NOISE) for each in (first, again)]
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    recipe(own, max_length=31)
+    table = parquet.read_table(own)
+    parquet.write_table(table.slice(0, 6), own)
+    assert recipe(own).state() != first.state()
+    assert encoded == [5, 4]
 
 
 def test_other_texts_are_not_the_checkpoints(rows: Path) -> None:
@@ -149,7 +183,7 @@ def test_remote_code_is_never_run(rows: Path, tmp_path: Path) -> None:
 
 
 def test_weights_must_be_there_complete_and_not_pickled(rows: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     shutil.copytree(STORIES, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
@@ -175,6 +209,39 @@ def test_the_layers_of_any_model_are_found() -> None:
             ["GPT2Block"] * 3,
             ["Mixtral"] * 3,
         )
+
+
+@pytest.mark.filterwarnings("error:.*tie_word_embeddings")
+@pytest.mark.parametrize(
+    ("modules", "tied"),
+    [
+        (["q_proj"], True),
+        ("all-linear", True),
+        (["embed_tokens", "q_proj"], False),
+        (["lm_head"], False),
+        (["embed_tokens", "lm_head"], False),
+    ],
+)
+def test_an_adapter_of_tied_embeddings_is_merged_into_two_weights(
+    rows: Path, tmp_path: Path, modules: list[str] | str, tied: bool
+) -> None:
+    found = recipe(rows, lora={"r": 4, "target_modules": modules})
+    model = found.build().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:  # some are zero at first
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    batch = found.held_out.fetch(np.arange(2), NOISE)
+    with torch.no_grad():
+        trained = found.outputs(model, batch)
+        found.export(model.state_dict(), tmp_path)
+        assert torch.equal(found.outputs(model, batch), trained), "training goes on with these"
+        exported = found.outputs(found.load_exported(tmp_path), batch)
+    torch.testing.assert_close(exported, trained, rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is tied
+    adapter = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert adapter
+    assert all("lora_" in name for name in adapter)
 
 
 def test_samples_leave_the_global_generator_alone(rows: Path) -> None:

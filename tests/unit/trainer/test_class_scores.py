@@ -4,7 +4,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from trainyard_trainer.data.rows import class_names, read_labels
+from trainyard_trainer.data.rows import check_labels, class_names, read_labels
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.recipes.classification import Scores, class_sums
 
@@ -41,8 +41,13 @@ def test_the_confusion_matrix_reads_as_a_table() -> None:
 
 
 def refusal(values: list[object], names: list[str] | None = NAMES) -> str:
+    def check() -> None:
+        labels = read_labels("X", pa.chunked_array([values]))
+        check_labels("X", labels, names)
+        class_names("X", labels, names)
+
     with pytest.raises(ConfigError) as caught:
-        class_names("X", read_labels("X", pa.chunked_array([values]), names), names)
+        check()
     return str(caught.value)
 
 
@@ -54,5 +59,5 @@ def test_invalid_labels_are_refused() -> None:
     assert refusal([0, None]) == "X: row 1 has no label"
     assert refusal([0, 1, 0]) == f"X: no row of 3 has label 2 (Business); {three}"
     assert refusal([0, 0], None) == "X: every row has label 0; at least two classes are required"
-    found = read_labels("X", pa.chunked_array([[1, 0]]), None)
+    found = read_labels("X", pa.chunked_array([[1, 0]]))
     assert class_names("X", found, None) == ["LABEL_0", "LABEL_1"]

@@ -128,7 +128,7 @@ def test_a_full_disk_keeps_what_was_saved(
 def test_two_attempts_alive_at_once(
     make_job: MakeJob, launch: Any, train: Any, tmp_path: Path, strategy: str
 ) -> None:
-    """The older one, forgotten on a lost node, goes on and saves: it spoils nothing."""
+    """The older one, forgotten on a lost node, keeps running and saves: it damages nothing."""
     saves = {"strategy": strategy, "checkpoint": {"everySteps": 1, "keepLast": 2}}
     endless = {"max_steps": 100_000, "lr_decay_steps": 100, "eval_steps": 0}
     old = launch(make_job(saves, **endless), ranks=2)

@@ -113,7 +113,7 @@ def test_what_all_ranks_find_is_one_line(
 
 
 @pytest.mark.parametrize("mistake", [typo, no_corpus, exploding])
-def test_a_rank_that_torchrun_ends_had_nothing_to_add(
+def test_a_rank_that_torchrun_ends_reports_nothing(
     make_job: MakeJob, train: Any, end_in_order: Any, first: int, mistake: Callable[..., Any]
 ) -> None:
     run = end_in_order(mistake(make_job, train), terminate=True)
@@ -134,7 +134,7 @@ def test_a_rank_that_torchrun_ends_had_nothing_to_add(
 def test_what_one_rank_finds_is_one_line(
     make_job: MakeJob, launch: Any, first: int, place: str, message: str, strategy: str
 ) -> None:
-    """The other one waits in a collective, and only finds that its peer is gone."""
+    """The other one waits in a collective, and only sees that its peer is gone."""
     job = make_job({"strategy": strategy}, **FOREVER)
     run = launch(job, ranks=2, env={"FAILS": f"{first}:{place}"})
     run.wait(terminate=False)
@@ -150,7 +150,7 @@ def test_what_one_rank_finds_is_one_line(
     assert run.error_message(0) == run.error_message(1) == line.removeprefix(who)
 
 
-def test_a_rank_that_waits_in_the_store_has_nothing_to_add(make_job: MakeJob, launch: Any) -> None:
+def test_a_rank_that_waits_in_the_store_reports_nothing(make_job: MakeJob, launch: Any) -> None:
     """Rank 0 serves the store that rank 1 waits in: torch warns with its C++ frames."""
     run = launch(make_job(), ranks=2, env={"FAILS": "0:joining"})
     assert run.wait(terminate=False) == [EXIT_CONFIG, 1]
@@ -170,7 +170,7 @@ def test_a_rank_killed_while_the_other_waits_in_the_store(
     assert line.startswith("rank 1: RankLostError: lost another rank while loading: ")
 
 
-def test_a_stop_is_said_though_the_signal_is_repeated(
+def test_a_stop_is_reported_although_the_signal_is_repeated(
     make_job: MakeJob, launch: Any, tmp_path: Path
 ) -> None:
     """torchrun sends it to every rank that is left, once one has ended."""
@@ -206,7 +206,7 @@ def test_ctrl_c_that_is_repeated(
     assert run.out.splitlines()[-1].startswith("interrupted; ") == torchrun
 
 
-def test_a_good_end_says_nothing(make_job: MakeJob, end_in_order: Any) -> None:
+def test_a_successful_run_prints_no_error(make_job: MakeJob, end_in_order: Any) -> None:
     run = end_in_order(make_job(max_steps=4))
     assert list(run.codes.values()) == [0, 0]
     assert run.err == ""

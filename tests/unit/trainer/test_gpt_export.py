@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainyard_trainer.data.tokenizers import CharTokenizer
-from trainyard_trainer.models.gpt import GPT, GPTShape, write_gpt2
+from trainyard_trainer.models.gpt import GPT, GPTShape, read_gpt2, write_gpt2
 
 transformers = pytest.importorskip("transformers")
 
@@ -40,6 +40,57 @@ def test_logits_are_equal(exported: tuple[Path, GPT, CharTokenizer]) -> None:
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
     assert theirs.lm_head.weight.data_ptr() == theirs.transformer.wte.weight.data_ptr()
     assert theirs.generation_config.eos_token_id is None
+
+
+def test_it_trains_as_theirs(exported: tuple[Path, GPT, CharTokenizer]) -> None:
+    """The loss, whose gradients are computed in chunks, and all that is under it."""
+    directory, _, tokenizer = exported
+    ours = read_gpt2(directory).train()
+    config = transformers.AutoConfig.from_pretrained(directory)
+    config.attn_pdrop = config.embd_pdrop = config.resid_pdrop = 0
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, config=config).train()
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (ours, theirs)]
+    ids = torch.from_numpy(tokenizer.encode(TEXT)).long()
+    for step in range(20):
+        batch = ids.roll(step)[:48].view(2, 24)
+        losses = [ours(batch[:, :-1], batch[:, 1:]), theirs(batch, labels=batch).loss]
+        assert losses[0].item() == pytest.approx(losses[1].item(), abs=1e-5), step
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            torch.autograd.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def losses_in(directory: Path, ids: torch.Tensor, dtype: torch.dtype) -> list[float]:
+    model = read_gpt2(directory).train()
+    types = set()
+    model.h[1].register_forward_pre_hook(lambda _, inputs: types.add(inputs[0].dtype))
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for step in range(20):
+        batch = ids.roll(step)[:48].view(2, 24)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(batch[:, :-1], batch[:, 1:])
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert types == {dtype}  # of the residual stream
+    return losses
+
+
+def test_it_trains_in_bf16_as_in_fp32(exported: tuple[Path, GPT, CharTokenizer]) -> None:
+    directory, _, tokenizer = exported
+    ids = torch.from_numpy(tokenizer.encode(TEXT)).long()
+    exact, rounded = (losses_in(directory, ids, t) for t in (torch.float32, torch.bfloat16))
+    assert rounded == pytest.approx(exact, rel=1e-2)
+    assert exact[-1] < exact[0] - 0.5
+
+
+def test_it_is_read_back(exported: tuple[Path, GPT, CharTokenizer]) -> None:
+    directory, model, tokenizer = exported
+    ids = torch.from_numpy(tokenizer.encode(TEXT)).long()[None]
+    with torch.no_grad():
+        assert torch.equal(read_gpt2(directory)(ids), model(ids))
 
 
 def test_text_round_trips_one_id_a_character(exported: tuple[Path, GPT, CharTokenizer]) -> None:

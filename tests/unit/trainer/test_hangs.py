@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trainyard_trainer.watchdog.hangs import Hang, Heartbeat, ObservedRank, find_hang
-from trainyard_trainer.watchdog.processes import State
+from trainyard_trainer.watchdog.process_state import State
 
 TIMEOUT, PAUSE = 20.0, 6.0
 BACKWARD = ("trainyard_trainer/loop.py:108 Loop._train_step", "torch/autograd/graph.py:1 backward")

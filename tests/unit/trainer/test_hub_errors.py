@@ -1,4 +1,4 @@
-"""What the Hub's real libraries raise for a name that is not there, and for a Hub that is away."""
+"""What the Hub's real libraries raise for a name that does not exist and an unreachable Hub."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def loader(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 
 @pytest.mark.parametrize("status", [None, 401, 403])
 def test_what_is_not_there_stops_the_run(server: Hub, loader: Loader, status: int | None) -> None:
-    """A wrong name, a missing token, no access: only the user can mend that."""
+    """A wrong name, a missing token, no access: only the user can fix that."""
     server.status = status
     for way, (kind, message) in loader.load().items():
         assert (way, kind) == (way, "ConfigError"), message
@@ -83,7 +83,7 @@ def test_what_may_come_is_waited_for(server: Hub, loader: Loader, status: int) -
         assert "\n" not in message
 
 
-def test_a_hub_that_nobody_serves_is_waited_for(loader: Loader, server: Hub) -> None:
+def test_an_unreachable_hub_is_waited_for(loader: Loader, server: Hub) -> None:
     """The last of these tests: it ends the server."""
     server.shutdown()
     server.server_close()

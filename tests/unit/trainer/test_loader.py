@@ -1,10 +1,11 @@
 """Batches do not depend on the number of workers or on the step a run resumes from."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from threading import Timer
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from trainyard_trainer.config import TrainConfig
+from trainyard_trainer.data.corpus import Windows
 from trainyard_trainer.data.loader import Loader, MicroBatches
 from trainyard_trainer.data.sampling import Batch, Ids, Noise, Weights, epoch_ended
 from trainyard_trainer.distributed.process_group import Group
@@ -78,6 +80,109 @@ def test_workers_and_restarts_change_nothing(key: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Stream:
+    """A stream of a GPU, which notes its work."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def record_event(self) -> str:
+        self.notes.append(f"{self.name} records")
+        return f"the event of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.notes.append(f"{self.name} waits for {event}")
+
+
+class Slices(Numbers):
+    """Inputs and targets as views of the same memory, and then the end."""
+
+    def fetch(self, ids: Ids, noise: Noise) -> Batch:
+        both = super().fetch(ids, noise)["ids"][:, None] + torch.arange(3)
+        return {"ids": both[:, :-1], "targets": both[:, 1:]}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a GPU would be asked to do; its memory is the CPU's."""
+    notes: list[str] = []
+    copying, computing = Stream("copying", notes), Stream("computing", notes)
+    active = [computing]
+
+    @contextlib.contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        active.append(stream)
+        yield
+        active.pop()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.is_contiguous()
+        notes.append("pins")
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        assert non_blocking
+        notes.append(f"{active[-1].name} copies")
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: copying)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: active[-1])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda _, stream: notes.append(f"kept for {stream.name}")
+    )
+    return notes
+
+
+def test_a_gpu_copies_one_batch_ahead_beside_the_computation(gpu: list[str]) -> None:
+    settings = TrainConfig(max_steps=2, batch_size=12)
+    group = Group(0, 1, torch.device("cuda", 0), None)
+    loader = Loader(Slices(), MicroBatches(settings, 5, 100, lambda _: None, group, 0))
+    copied = ["pins", "copying copies"] * 2 + ["copying records"]
+    taken = ["computing waits for the event of copying"] + ["kept for computing"] * 2
+    first, _ = next(loader)
+    assert gpu == copied + taken
+    loader.prefetch()
+    loader.prefetch()  # it is ready
+    assert gpu == copied + taken + copied
+    second, _ = next(loader)
+    assert gpu == 2 * (copied + taken)
+    loader.prefetch()  # the end, which only `next` shows
+    with pytest.raises(StopIteration):
+        next(loader)
+    found = [first["ids"][:, 0], second["ids"][:, 0]]
+    assert [each.tolist() for each in found] == stacked(batches(), "ids")[:2]
+    assert loader.seconds > 0
+
+
+def test_a_cpu_has_the_batches_that_were_fetched() -> None:
+    """Neither copied nor fetched ahead: it would compute no earlier."""
+    fetched: list[Batch] = []
+
+    class Noted(Slices):
+        def fetch(self, ids: Ids, noise: Noise) -> Batch:
+            fetched.append(super().fetch(ids, noise))
+            return fetched[-1]
+
+    settings = TrainConfig(max_steps=2, batch_size=12)
+    group = Group(0, 1, torch.device("cpu"), None)
+    loader = Loader(Noted(), MicroBatches(settings, 5, 100, lambda _: None, group, 0))
+    batch, _ = next(loader)
+    loader.prefetch()
+    assert len(fetched) == 1
+    assert batch is fetched[0]
+
+
+def test_windows_are_contiguous() -> None:
+    for tokens in (np.arange(100, dtype=np.uint16), np.arange(100)):
+        batch = Windows(tokens, 8, 8).fetch(np.array([3, 0]), np.zeros(2, np.uint64))
+        assert batch["ids"].tolist() == [[*range(24, 32)], [*range(8)]]
+        assert batch["targets"].tolist() == [[*range(25, 33)], [*range(1, 9)]]
+        assert all(tensor.is_contiguous() for tensor in batch.values())
+
+
 def test_ranks_and_accumulation_share_the_samples_and_their_noise() -> None:
     whole = batches()
     parts = [
@@ -98,7 +203,7 @@ def test_ranks_and_accumulation_share_the_samples_and_their_noise() -> None:
 def test_however_a_step_is_split_its_loss_is_the_mean_over_the_global_batch(weights: Any) -> None:
     def mean(batch: Batch) -> float:
         ids = batch["ids"].numpy()
-        return float(np.average(ids, weights=weights(ids)))  # an id stands for its sample's loss
+        return float(np.average(ids, weights=weights(ids)))  # a sample's id is its loss
 
     whole = [mean(batch) for batch in batches()]
     parts = [
@@ -126,7 +231,7 @@ def test_a_sample_that_cannot_be_read_is_one_line(workers: int) -> None:
 
 
 class Fates:
-    """Samples that tell which signal their process gets when its parent dies."""
+    """Samples that say which signal their process gets when its parent exits."""
 
     def __len__(self) -> int:
         return 100
@@ -137,7 +242,9 @@ class Fates:
         return {"signal": torch.tensor(fate.value)}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells children of a parent's death")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux signals children when their parent exits"
+)
 def test_workers_die_with_their_rank() -> None:
     assert {int(b["signal"]) for b in batches(samples=Fates())} == {0}
     found = batches(samples=Fates(), dataloader_num_workers=2)
@@ -159,7 +266,7 @@ class TornBatches:
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
-def test_a_killed_worker_is_told_as_one_whatever_its_sockets_say(error: Exception) -> None:
+def test_a_killed_worker_is_reported_as_killed_despite_socket_errors(error: Exception) -> None:
     loader = loader_of(workers=1, steps=1000)
     next(loader)
     loader._batches = TornBatches(loader, error)  # type: ignore[assignment]

@@ -1,8 +1,12 @@
-"""The fp16 loss scale: halved and skipped on overflow, doubled after a calm stretch."""
+"""The fp16 loss scale: halved and skipped on overflow, doubled after many steps without one.
 
+And TF32, in which GPUs compute the products of fp32 runs.
+"""
+
+import pytest
 import torch
 
-from trainyard_trainer.distributed.parallel import LossScaler
+from trainyard_trainer.distributed.parallel import LossScaler, allow_tf32
 
 
 def test_overflow_skips_the_step_and_halves_the_scale() -> None:
@@ -15,7 +19,7 @@ def test_overflow_skips_the_step_and_halves_the_scale() -> None:
     assert scaler.scale == start / 4
 
 
-def test_what_overflows_at_every_scale_is_no_number() -> None:
+def test_a_loss_that_overflows_at_every_scale_is_not_finite() -> None:
     scaler = LossScaler(enabled=True)
     for _ in range(26):
         scaler.update(torch.tensor(float("nan")))
@@ -24,7 +28,7 @@ def test_what_overflows_at_every_scale_is_no_number() -> None:
     assert scaler.exhausted
 
 
-def test_a_calm_stretch_doubles_it_and_its_count_survives_a_restart() -> None:
+def test_steps_without_overflow_double_it_and_their_count_survives_a_restart() -> None:
     scaler = LossScaler(enabled=True)
     start = scaler.scale
     for _ in range(LossScaler.GROWTH_STEPS - 1):
@@ -39,3 +43,20 @@ def test_without_fp16_the_norm_is_not_checked() -> None:
     scaler = LossScaler(enabled=False)
     assert scaler.update(torch.tensor(float("inf")))
     assert scaler.scale == 1
+
+
+def test_fp32_is_tf32_on_gpus_unless_the_run_is_deterministic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    allow_tf32(cpu, "fp32")
+    allow_tf32(gpu, "bf16")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    allow_tf32(gpu, "fp32")
+    assert asked == []
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    allow_tf32(gpu, "fp32")
+    assert asked == ["high"]

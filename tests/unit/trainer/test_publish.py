@@ -1,5 +1,6 @@
 """Publishing and fencing of directories, without any training."""
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -7,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 import trainyard_trainer.checkpoint.publish as publishing
 from tests.support.trainer.crash import killed_before
@@ -117,13 +120,13 @@ def as_earlier_versions_write(file: Path, attempt: int, writer: str) -> None:
     os.close(descriptor)
 
 
-def test_an_upgrade_in_the_middle_of_a_run(tmp_path: Path) -> None:
+def test_an_upgrade_during_a_run(tmp_path: Path) -> None:
     file = tmp_path / "attempt"
     as_earlier_versions_write(file, 3, "attempt-3-0123abcd")
     new = prepare_run_dir(tmp_path, 4, "uid")
     # The process of attempt 3, if it is still alive, sees a larger number, and stops.
     assert as_earlier_versions_read(file) == (4, new.writer)
-    # And back: the earlier version's attempt 5 fences off attempt 4; attempt 6 goes on.
+    # And back: the earlier version's attempt 5 fences off attempt 4; attempt 6 continues.
     as_earlier_versions_write(file, 5, "attempt-5-0123abcd")
     with pytest.raises(SupersededError, match="attempt 4 stops"):
         put(tmp_path, new, 1)
@@ -153,6 +156,37 @@ def test_a_stopped_process_does_not_keep_the_lock_for_ever(
         prepare_run_dir(tmp_path, 2)
     with pytest.raises(SupersededError):
         put(tmp_path, old, 1)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_all_files_have_the_mode_that_the_umask_gives(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    """Those of safetensors, too."""
+    before = os.umask(umask)
+    try:
+        fence = prepare_run_dir(tmp_path, 1)
+        temporary = tmp_path / "checkpoints" / ".tmp-1"
+        temporary.mkdir()
+        safetensors.torch.save_file({"x": torch.zeros(1)}, temporary / "state.safetensors")
+        final = tmp_path / "checkpoints" / step_name(1)
+        publish(temporary, final, manifest(1), fence)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in final.iterdir()} == {
+        "manifest.json": mode,
+        "state.safetensors": mode,
+    }
+
+
+def test_a_loader_worker_forked_during_a_save_does_not_keep_the_lock(tmp_path: Path) -> None:
+    """It inherits the open file, as a duplicate of the descriptor."""
+    fence = prepare_run_dir(tmp_path, 1)
+    with fence._locked() as file:
+        inherited = os.dup(file)
+    with fence.path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if it is held
+    os.close(inherited)
 
 
 @pytest.mark.parametrize("old", ["none", "good", "damaged"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from trainyard_trainer.models.resnet import ResNet, ResNetShape
-from trainyard_trainer.models.resnet_export import Normalisation, write_resnet
+from trainyard_trainer.models.resnet_export import Normalisation, read_resnet, write_resnet
 
 transformers = pytest.importorskip("transformers")
 
@@ -46,6 +46,13 @@ def _own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_it_is_read_back(exported: tuple[Path, ResNet, Normalisation]) -> None:
+    directory, model, normalisation = exported
+    pixel_values = normalisation(torch.from_numpy(PIXELS))
+    with torch.no_grad():
+        assert torch.equal(read_resnet(directory)(pixel_values), model(pixel_values))
 
 
 def test_logits_are_equal(exported: tuple[Path, ResNet, Normalisation]) -> None:

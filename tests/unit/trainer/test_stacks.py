@@ -58,6 +58,10 @@ def test_the_compiler_is_seen_in_any_thread() -> None:
     [
         ("torch/distributed/distributed_c10d.py:4181 all_reduce", 0),
         ("torch/autograd/graph.py:1113 _engine_run_backward", 0),
+        ("torch/cuda/__init__.py:1374 synchronize", 0),
+        ("torch/cuda/streams.py:245 Event.synchronize", 0),
+        ("torch/accelerator/__init__.py:270 synchronize", 0),
+        ("torch/cuda/__init__.py:430 _lazy_init", 1),
         ("trainyard_trainer/recipes/mine.py:7 loss", 1),
         ("trainyard_trainer/data/loader.py:83 Loader.__next__", 2),
     ],

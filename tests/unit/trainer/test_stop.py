@@ -24,23 +24,23 @@ def _observer(rank_server: RankServer) -> None:
 
 
 def patient(seconds: float = patience.SECONDS) -> dict[str, str]:
-    """For how long a rank that was told to stop may get no further."""
+    """How long a rank that was asked to stop may be without progress."""
     return {"PATIENCE": str(seconds)}
 
 
 @pytest.mark.parametrize(
-    ("strategy", "told", "ranks"),
+    ("strategy", "signalled", "ranks"),
     [("ddp", [0], 1), ("ddp", [0, 1], 2), ("ddp", [1], 2), ("fsdp", [0], 2)],
 )
 def test_all_ranks_save_the_same_step_though_one_got_the_signal(
-    make_job: MakeJob, launch: Any, train: Any, strategy: str, told: list[int], ranks: int
+    make_job: MakeJob, launch: Any, train: Any, strategy: str, signalled: list[int], ranks: int
 ) -> None:
     job = make_job(NEVER | {"strategy": strategy}, **ENDLESS)
     run = launch(job, ranks, env=patient())
     run.wait_for_step(5)
-    for rank in told:
+    for rank in signalled:
         os.kill(run.pids[rank], signal.SIGTERM)
-    # As if nothing had been done: whoever started them sees them end by the signal.
+    # As if nothing had been done: the program that started them sees them end by the signal.
     assert run.wait(terminate=False) == [-signal.SIGTERM] * ranks
     assert run.err == ""
     assert list(run.folder.glob("error-*")) == []
@@ -50,8 +50,8 @@ def test_all_ranks_save_the_same_step_though_one_got_the_signal(
     last = run.out.splitlines()[-1]
     assert last.startswith(f"SIGTERM: stopped after step {manifest.step} of 100000, which is saved")
     assert manifest.step == max(run.losses())  # not one step is lost
-    if len(told) < ranks:  # only they know who was told
-        assert last.endswith(f"; somebody sent it to rank {told[0]} only")
+    if len(signalled) < ranks:  # only they know which ranks got it
+        assert last.endswith(f"; only rank {signalled[0]} got the signal")
         assert run.error_message() == f"StoppedError: {last}"
     else:
         assert not (run.folder / "result.json").exists()
@@ -80,7 +80,7 @@ def test_a_rank_that_loses_its_peer_while_it_stops(make_job: MakeJob, launch: An
 
 
 def test_a_stuck_rank_exits(make_job: MakeJob, launch: Any) -> None:
-    """Its peer stands still and the network doesn't tell."""
+    """Its peer makes no progress and the network reports no error."""
     run = launch(make_job(NEVER, **ENDLESS), ranks=2, env=patient(0.2))
     run.wait_for_step(5)
     os.kill(run.pids[1], signal.SIGSTOP)

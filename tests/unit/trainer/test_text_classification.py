@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainyard_api.job import TrainerJob
+from trainyard_api.job import RUN_DIR_ENV, TrainerJob
 from trainyard_api.run import TrainingRun
 from trainyard_storage.checkpoints import file_sha256
 from trainyard_trainer.config import check_batch_size, parse_config
@@ -56,7 +56,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(rows: int, seed: int) -> pa.Table:
-    """Texts of up to 12 words, of which one gives the class away."""
+    """Texts of up to 12 words, one of which determines the class."""
     random = np.random.default_rng(seed)
     labels = random.permutation(np.arange(rows) % 3)
     texts = []
@@ -75,6 +75,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parquet.write_table(table(480, 1), directory / "train.parquet")
     parquet.write_table(table(50, 2), directory / "test.parquet")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(RUN_DIR_ENV, str(tmp_path / "runs/one"))
 
 
 @pytest.fixture
@@ -110,7 +115,7 @@ def text_job(
 
 @pytest.fixture
 def recipe(settings: dict[str, Any]) -> Callable[..., TextClassification]:
-    """The recipe alone, in this process; None takes a setting away."""
+    """The recipe alone, in this process; None removes a setting."""
 
     def make(saved: dict[str, Any] | None = None, **config: Any) -> TextClassification:
         chosen = {key: value for key, value in (settings | config).items() if value is not None}
@@ -217,7 +222,7 @@ def test_batches_are_what_the_tokenizer_makes(
         length = longest if multiple == 1 else 8 if longest <= 8 else 10
         assert torch.equal(batch["input_ids"], expected["input_ids"][:, :length])
         assert torch.equal(batch["attention_mask"].long(), expected["attention_mask"][:, :length])
-    lengths = made.held_out.lengths
+    lengths = made.held_out.lengths()
     assert (np.diff(lengths) >= 0).all()
     assert sorted(made.held_out.labels) == sorted(table(50, 2)["label"].to_pylist())
 
@@ -236,8 +241,7 @@ def test_ag_news_brings_its_classes(
     )
     assert made.classes == ["World", "Sports", "Business", "Sci/Tech"]
     first = parquet.read_table(AG_NEWS / "train.parquet")["text"][0].as_py()
-    tokens = made.train.tokens[: made.train.starts[1]]
-    text = str(made.tokenizer.decode(tokens, skip_special_tokens=True)).replace(" ", "")
+    text = str(made.tokenizer.decode(made.train[0], skip_special_tokens=True)).replace(" ", "")
     assert first.lower().replace(" ", "").startswith(text)
 
 

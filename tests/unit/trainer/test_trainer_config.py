@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from trainyard_api.job import TrainerJob
+from trainyard_api.recipe_packages import built_in_recipes
 from trainyard_api.run import TrainingRun
 from trainyard_trainer.config import (
     ARCHITECTURE,
@@ -22,8 +23,8 @@ from trainyard_trainer.config import (
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.jobs import from_manifest, read_job
 from trainyard_trainer.optim import learning_rate
-from trainyard_trainer.recipes import RECIPES, find_recipe
 from trainyard_trainer.recipes.gpt_base import GPTConfig
+from trainyard_trainer.registry import find_recipe
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RUNS = [path for path in sorted(EXAMPLES.glob("*.yaml")) if "  recipe: " in path.read_text()]
@@ -31,7 +32,7 @@ RUNS = [path for path in RUNS if "kind: TrainingRun" in path.read_text()]  # not
 
 
 def test_every_setting_is_described() -> None:
-    for recipe in RECIPES:
+    for recipe in built_in_recipes():
         for name, field in find_recipe(recipe).Config.model_fields.items():
             assert field.description, f"{recipe}: {name}"
 
@@ -101,7 +102,7 @@ def test_settings_that_define_the_run_must_stay() -> None:
 
 def test_a_recipe_with_another_default_inherits_the_mark() -> None:
     """Every setting of every recipe is changeable, fixed or architecture, and not two of these."""
-    for name in RECIPES:
+    for name in built_in_recipes():
         config = find_recipe(name).Config
         changeable, architecture = config.marked(CHANGEABLE), config.marked(ARCHITECTURE)
         assert not changeable & architecture

@@ -61,15 +61,35 @@ def test_one_process_needs_no_torchrun(make_job: MakeJob, train: Any) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_run_resumes_bitwise(
+def test_a_killed_run_of_three_ranks_resumes_bitwise(
     rank_server: RankServer, tmp_path: Path, strategy: str
 ) -> None:
     """In the middle of a step, and of a save; `make kill-soak` does this at random."""
     kills = [Kill(1, "gradients", 5), Kill(0, "files", 110, alone=True)]
-    case = Case(FAMILIES["char-gpt"], strategy, workers=2)
+    case = Case(FAMILIES["char-gpt"], strategy, ranks=3, workers=2)
     soak = Soak(rank_server, tmp_path)
     assert len(list(soak.kill_and_resume(case, kills, "killed"))) == 2
     soak.launch.close()
+
+
+def test_a_resumed_line_has_the_loss_of_all_its_steps(
+    make_job: MakeJob, train: Any, launch: Any, tmp_path: Path, rank_server: RankServer
+) -> None:
+    """Also of those before the checkpoint, which lies between two lines."""
+    rank_server.preload("tests.support.trainer.observer")
+    settings = {"log_steps": 5, "eval_steps": 0, "batch_size": 6}
+
+    def job(name: str, attempt: int = 1) -> TrainerJob:
+        run = {"run_dir": str(tmp_path / name), "attempt": attempt}
+        return make_job(run | {"checkpoint": {"everySteps": 3}}, **settings)
+
+    whole = train(job("whole"), ranks=3)
+    killed = launch(job("killed"), 3, env={"KILL": "0:gradients:7"})
+    killed.wait_until(lambda: not killed.running(killed.pids[0]), "rank 0 dies")
+    killed.kill()
+    resumed = train(job("killed", attempt=2), ranks=3)
+    assert resumed.result["resumedFromStep"] in (3, 6)
+    assert resumed.losses() == whole.losses()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

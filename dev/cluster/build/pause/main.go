@@ -1,4 +1,4 @@
-// Command pause holds a pod's namespaces: it reaps orphaned processes and waits to be told to end.
+// Command pause holds a pod's namespaces: it reaps orphaned processes and waits for the signal to end.
 package main
 
 import (

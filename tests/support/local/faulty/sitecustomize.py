@@ -54,7 +54,7 @@ def limit(fault: dict[str, Any]) -> None:
 
 
 def wait(fault: dict[str, Any]) -> None:
-    """The rank says that it is here, and waits until somebody creates the file `until`."""
+    """The rank reports that it is here, and waits until the file `until` exists."""
     Path(f"{fault['until']}.awaited").touch()
     while not Path(fault["until"]).exists():
         time.sleep(0.02)

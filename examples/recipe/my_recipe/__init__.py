@@ -1,0 +1,1 @@
+"""The recipe my-recipe for Trainyard."""
