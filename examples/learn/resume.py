@@ -103,6 +103,7 @@ def main() -> None:
         shutil.rmtree(FOLDER)  # the run is complete: the next one starts from the beginning
         print(f"step {STEPS}: weights {fingerprint(model)}", flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # at once: PyTorch 2.15 may abort while Python takes its threads down
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def main() -> None:
     fully_shard(fsdp)
     show("FSDP", fsdp, train(fsdp, mine))
     dist.destroy_process_group()
+    os._exit(0)  # at once: PyTorch 2.15 may abort while Python takes its threads down
 
 
 if __name__ == "__main__":

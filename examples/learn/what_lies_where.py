@@ -90,6 +90,8 @@ def main() -> None:
             print(f"collected on rank 0: {megabytes(whole.values()):.1f} MB", flush=True)
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # at once: PyTorch 2.15 may abort while Python takes its threads down
 
 
 if __name__ == "__main__":

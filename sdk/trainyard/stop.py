@@ -12,6 +12,10 @@ from typing import Any
 
 VOTE_SECONDS = 1.0  # between two votes, which take a few hundred microseconds
 
+# gloo's threads need Python to free the tensors of the last collective, and abort the process once
+# Python finalizes. Whoever waits for Python gets it while this thread sleeps.
+LAST_PAUSE = 0.02  # seconds
+
 
 class Stop:
     """Notes SIGTERM, and has all ranks agree on when to stop.
@@ -93,10 +97,11 @@ current: Stop | None = None
 @atexit.register  # when this module is imported, so that it runs after what registers itself later
 def _end() -> None:
     """A stopped run ends by SIGTERM: status 0 would mean that it is finished."""
-    if current is None:
-        return
-    if not current.is_final:
-        current.close()
+    if current is None or not current.is_final:
+        if current is not None:
+            current.close()
+        if "torch.distributed" in sys.modules:
+            time.sleep(LAST_PAUSE)
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

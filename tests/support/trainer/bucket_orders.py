@@ -9,6 +9,7 @@ output is JSON: each mode with the steps from which the resumed run ended with o
 import contextlib
 import copy
 import json
+import os
 import sys
 from typing import Any
 
@@ -105,8 +106,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     found = {mode: differing(mode) for mode in sys.argv[1:] or MODES}
     if dist.get_rank() == 0:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # at once: PyTorch 2.15 may abort while Python takes its threads down
 
 
 if __name__ == "__main__":

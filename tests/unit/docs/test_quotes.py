@@ -41,6 +41,8 @@ OTHERS = {
     "invalid usage": "NCCL",
     "Watchdog caught collective operation timeout": "PyTorch's CUDA build",
     "exitcode : -9": "torchrun, from a format",
+    "exitcode : -6": "torchrun, from a format",
+    "terminate called without an active exception": "the C++ runtime",
     "arxiv-demo, 2 GPUs": "a name that the reader gives",
     "name: what it trains": "a form of docstring",
 }

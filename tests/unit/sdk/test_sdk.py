@@ -163,6 +163,29 @@ os.kill(os.getpid(), signal.SIGTERM)
     assert child.returncode == 0
 
 
+def test_threads_that_wait_for_python_get_it_before_it_ends() -> None:
+    """As gloo's do, which abort the process otherwise."""
+    program = """
+import os, sys, threading, time, types, trainyard
+sys.modules["torch.distributed"] = types.ModuleType("torch.distributed")
+sys.setswitchinterval(60)
+asleep = threading.Event()
+
+def collective():
+    asleep.set()
+    time.sleep(0.01)
+    os.write(1, b"freed")
+
+threading.Thread(target=collective, daemon=True).start()
+asleep.wait()
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    pass
+"""
+    child = start(program, {})
+    assert child.communicate() == ("freed", "")
+
+
 def test_reports_are_sent_while_the_script_runs(server: ReportServer, tmp_path: Path) -> None:
     program = """
 import sys, trainyard
