@@ -1,12 +1,12 @@
 """TrainingRun: the object that a spec and a status live in."""
 
-import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trainyard_api.gpus import NVIDIA, gpu_resources, gpu_taints, whole_gpus
 from trainyard_api.resource import Resource, name_rules
-from trainyard_api.spec import CONTAINER, GPU, TrainingRunSpec, WhenDeleted
+from trainyard_api.spec import CONTAINER, TrainingRunSpec, WhenDeleted
 from trainyard_api.status import TrainingRunStatus
 
 GROUP = "trainyard.dev"
@@ -15,7 +15,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "TrainingRun"
 PLURAL = "trainingruns"
 
-_GPU_RESOURCE = re.compile(r"gpu|/mig-")
 MAX_NAME = 50  # leaves room for -ATTEMPT-NODE within the 63 characters of a host name
 
 
@@ -45,9 +44,8 @@ class TrainingRun(Resource):
 
     @property
     def gpus_per_node(self) -> int:
-        """The trainer container's nvidia.com/gpu limit (resourcesPerNode or podTemplate)."""
-        amount = str(self._limits.get(GPU, 0))
-        return int(amount) if amount.isdecimal() else 0
+        """The number of whole GPUs that the trainer's container gets."""
+        return sum(whole_gpus(self.limits).values())
 
     @property
     def asks_for_gpus(self) -> bool:
@@ -56,12 +54,21 @@ class TrainingRun(Resource):
         By a limit such as nvidia.com/gpu, nvidia.com/mig-1g.10gb or amd.com/gpu, or by a resource
         claim (DRA), which says nothing about the device.
         """
-        limits = (name for name, amount in self._limits.items() if str(amount) not in ("0", "None"))
-        resources = self.trainer_template.get("resources") or {}
-        return any(map(_GPU_RESOURCE.search, limits)) or bool(resources.get("claims"))
+        return bool(gpu_resources(self.limits)) or self._has_claims
 
     @property
-    def _limits(self) -> dict[str, Any]:
+    def gpu_taints(self) -> list[str]:
+        """The keys of the taints that nodes with the GPUs asked for usually have."""
+        claimed = [NVIDIA] if self._has_claims else []
+        return gpu_taints([*gpu_resources(self.limits), *claimed])
+
+    @property
+    def _has_claims(self) -> bool:
+        return bool((self.trainer_template.get("resources") or {}).get("claims"))
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The limits of the trainer's container (resourcesPerNode, podTemplate)."""
         resources = self.spec.resources_per_node
         limits = (self.trainer_template.get("resources") or {}).get("limits") or {}
         return (resources.limits if resources else {}) | limits

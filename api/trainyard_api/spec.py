@@ -5,12 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from trainyard_api.base import NAME_PATTERN, Rule, SpecModel, matches
+from trainyard_api.gpus import NVIDIA
 from trainyard_api.immutable import immutable
 from trainyard_api.pod_template import PodTemplate
 from trainyard_api.policy import Backoff, Deadlines, FailurePolicy, Hang
 from trainyard_api.start_from import StartFrom
 
-GPU = "nvidia.com/gpu"
 CONTAINER = "trainer"  # the container that trains; podTemplate overrides it by this name
 
 Strategy = Literal["ddp", "fsdp"]
@@ -72,10 +72,11 @@ class Resources(SpecModel):
 
     rules: ClassVar = (
         Rule(
-            f"!has(self.limits) || !('{GPU}' in self.limits)"
-            f" || type(self.limits['{GPU}']) == int || self.limits['{GPU}'].matches('^[0-9]+$')",
-            f"resourcesPerNode.limits['{GPU}'] must be a whole number",
-            lambda s: s.limits.get(GPU, "0").isdecimal(),
+            f"!has(self.limits) || !('{NVIDIA}' in self.limits)"
+            f" || type(self.limits['{NVIDIA}']) == int"
+            f" || self.limits['{NVIDIA}'].matches('^[0-9]+$')",
+            f"resourcesPerNode.limits['{NVIDIA}'] must be a whole number",
+            lambda s: s.limits.get(NVIDIA, "0").isdecimal(),
         ),
     )
 
@@ -278,8 +279,8 @@ class TrainingRunSpec(SpecModel):
         default=None,
         ge=1,
         le=64,
-        description="Training processes (ranks) per node. Default: the nvidia.com/gpu limit of"
-        " resourcesPerNode, else 1.",
+        description="Training processes (ranks) per node. Default: one per GPU in the limits of"
+        " resourcesPerNode (nvidia.com/gpu, amd.com/gpu; not slices of GPUs), else 1.",
     )
     elastic: Elastic | None = None
     strategy: Strategy = immutable(

@@ -4,8 +4,8 @@ import itertools
 import os
 from pathlib import Path
 
+from trainyard_api.gpus import NVIDIA, whole_gpus
 from trainyard_api.run import TrainingRun
-from trainyard_api.spec import GPU
 
 VISIBLE_ENV = "CUDA_VISIBLE_DEVICES"
 
@@ -33,10 +33,10 @@ def usable(run: TrainingRun) -> list[str]:
 
 def too_few(run: TrainingRun) -> str | None:
     """Why the nodes of `run`, which all run on this machine, can't have the GPUs they ask for."""
-    requested, nodes, names = run.gpus_per_node, run.spec.num_nodes, usable(run)
+    requested, nodes, names = _per_node(run), run.spec.num_nodes, usable(run)
     if requested * nodes <= len(names):
         return None
-    per_node = f"{requested} {GPU} per node" + (f" for {nodes} nodes" * (nodes > 1))
+    per_node = f"{requested} {NVIDIA} per node" + (f" for {nodes} nodes" * (nodes > 1))
     available = str(len(names) or "none")
     if len(names) < gpu_count():
         available = f"{gpu_count()}, of which {VISIBLE_ENV} allows {available}"
@@ -53,7 +53,7 @@ def unused(run: TrainingRun) -> str | None:
         return None
     return (
         f"this machine has {count} GPU{'s' * (count > 1)} that the run doesn't ask for: it sees the"
-        f" CPU only; to train on GPUs, set resourcesPerNode.limits to {{{GPU}: 1}}, or to more"
+        f" CPU only; to train on GPUs, set resourcesPerNode.limits to {{{NVIDIA}: 1}}, or to more"
     )
 
 
@@ -62,7 +62,12 @@ def of_node(run: TrainingRun, node: int) -> dict[str, str]:
 
     GPUs of other makes, which Kubernetes counts under other names, are left to the user.
     """
-    if run.asks_for_gpus and not run.gpus_per_node:
+    count = _per_node(run)
+    if run.asks_for_gpus and not count:
         return {}
-    first = node * run.gpus_per_node
-    return {VISIBLE_ENV: ",".join(usable(run)[first : first + run.gpus_per_node])}
+    first = node * count
+    return {VISIBLE_ENV: ",".join(usable(run)[first : first + count])}
+
+
+def _per_node(run: TrainingRun) -> int:
+    return whole_gpus(run.limits).get(NVIDIA, 0)

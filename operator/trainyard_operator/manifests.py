@@ -17,7 +17,6 @@ from trainyard_api.job import (
 )
 from trainyard_api.progress import REPORT_PORT, TRAINER_PORT
 from trainyard_api.run import TrainingRun
-from trainyard_api.spec import GPU
 from trainyard_lifecycle import launch
 from trainyard_lifecycle.plan import WorkerKey, worker_name
 from trainyard_operator.merge import merge
@@ -324,7 +323,7 @@ def _volumes(run: TrainingRun, images: Images) -> list[dict[str, Any]]:
         volumes.append({"name": "start", "persistentVolumeClaim": source})
     if images.agent:
         volumes.append({"name": "agent", "emptyDir": {}})
-    if run.gpus_per_node or run.nproc > 1:
+    if run.asks_for_gpus or run.nproc > 1:
         # Data loaders and NCCL share memory between processes; a container's default is 64 MiB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     if run.spec.image is None:
@@ -342,8 +341,9 @@ def _tolerations(run: TrainingRun) -> list[dict[str, Any]]:
         }
         for state in ("not-ready", "unreachable")
     ]
-    if run.gpus_per_node:
-        tolerations.append({"key": GPU, "operator": "Exists", "effect": "NoSchedule"})
+    tolerations += (
+        {"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in run.gpu_taints
+    )
     return tolerations
 
 

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
 from trainyard_api import labels, metrics
-from trainyard_api.spec import GPU
+from trainyard_api.gpus import whole_gpus
 from trainyard_api.status import FINISHED, TrainingRunStatus
 from trainyard_api.study import Cost
 from trainyard_api.study_status import ScalingCurve
@@ -119,7 +119,7 @@ def run_facts(body: Body) -> RunFacts:
         phase=str(status.get("phase") or "Pending"),
         queue=str(_mapping(spec.get("queue")).get("name") or ""),
         study=_mapping(metadata.get("labels")).get(labels.STUDY, ""),
-        gpus=_integer(nodes) * _integer(limits.get(GPU)),
+        gpus=_integer(nodes) * sum(whole_gpus(limits).values()),
         restarts=status.get("restarts") or 0,
         failures=Count(_known_reason(attempt.get("reason")) for attempt in failed),
         waiting_since=_timestamp(newest) or time.time(),

@@ -17,9 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainyard_api.base import validation_errors
+from trainyard_api.gpus import whole_gpus
 from trainyard_api.pod_template import PodTemplate
 from trainyard_api.run import API_VERSION, KIND, TrainingRun
-from trainyard_api.spec import CONTAINER, GPU, TrainingRunSpec
+from trainyard_api.spec import CONTAINER, TrainingRunSpec
 from trainyard_api.study import MAX_RUNS, STEP_BUDGET, ScalingStudySpec, same
 from trainyard_lifecycle.launch import requested_cpus
 
@@ -211,18 +212,19 @@ def cell_spec(study: ScalingStudySpec, values: dict[str, Any]) -> dict[str, Any]
         config.pop("num_epochs", None)
     if spec.get("recipe") is None and "recipe" not in values:
         settings = {}  # a command: it is refused, but not for settings that the user didn't write
-    if (processes := values.get("numProcPerNode")) and _has_gpus(spec):
-        spec["resourcesPerNode"]["limits"][GPU] = processes
+    if processes := values.get("numProcPerNode"):
+        for resource in _gpus(spec):
+            spec["resourcesPerNode"]["limits"][resource] = processes
     chosen = {path: value for path, value in values.items() if value is not None}
     for path, value in (settings | chosen).items():
         put(spec, path, value)
     return spec
 
 
-def _has_gpus(spec: dict[str, Any]) -> bool:
+def _gpus(spec: dict[str, Any]) -> list[str]:
     resources = spec.get("resourcesPerNode")
     limits = resources.get("limits") if isinstance(resources, dict) else None
-    return isinstance(limits, dict) and GPU in limits
+    return list(whole_gpus(limits)) if isinstance(limits, dict) else []
 
 
 def put(spec: dict[str, Any], path: str, value: Any) -> None:

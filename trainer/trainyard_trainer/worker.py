@@ -30,8 +30,9 @@ from trainyard_trainer.data.cache import on_progress
 from trainyard_trainer.deferred_dynamo import defer_dynamo
 from trainyard_trainer.deterministic import as_nondeterministic, use_deterministic_algorithms
 from trainyard_trainer.distributed.compiler import keep_kernels
+from trainyard_trainer.distributed.device import pick_device
 from trainyard_trainer.distributed.parallel import Parallel
-from trainyard_trainer.distributed.process_group import Group, join, leave, pick_device
+from trainyard_trainer.distributed.process_group import Group, join, leave
 from trainyard_trainer.distributed.stop import Stop
 from trainyard_trainer.errors import (
     CheckpointError,

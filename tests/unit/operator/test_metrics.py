@@ -65,7 +65,7 @@ def test_series_of_a_run_come_from_the_stored_object() -> None:
 
 
 def test_an_elastic_run_counts_the_gpus_of_its_nodes() -> None:
-    spec = {"numNodes": 4, "resourcesPerNode": {"limits": {"nvidia.com/gpu": "2"}}}
+    spec = {"numNodes": 4, "resourcesPerNode": {"limits": {"amd.com/gpu": "2"}}}
     assert sample(exported(run(spec=spec, phase="Running", nodes=3)), names.RUN_GPUS) == 6
 
 

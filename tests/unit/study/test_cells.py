@@ -144,8 +144,9 @@ def test_threads_set_in_the_template_are_kept() -> None:
     assert cell.run.spec.pod_template.spec["containers"] == containers
 
 
-def test_each_process_has_its_own_gpu() -> None:
-    limits = {"nvidia.com/gpu": 4, "cpu": "16"}
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "amd.com/gpu"])
+def test_each_process_has_its_own_gpu(resource: str) -> None:
+    limits = {resource: 4, "cpu": "16"}
     template = {"spec": {**TEMPLATE["spec"], "resourcesPerNode": {"limits": limits}}}
     cells = make_cells(spec(template=template, matrix={"numProcPerNode": [1, 4]}))
     assert [cell.run.gpus_per_node for cell in cells] == [1, 4]

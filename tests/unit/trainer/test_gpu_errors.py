@@ -1,14 +1,25 @@
 """GPUs: which one a rank takes, and torch's errors for them, in the texts of CUDA and NCCL."""
 
+import ctypes
+import os
 import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from trainyard_trainer import errors
-from trainyard_trainer.distributed.process_group import pick_device
+from trainyard_trainer.distributed import device
+from trainyard_trainer.distributed.device import (
+    cpu_numbers,
+    driver_cuda,
+    pick_device,
+    run_near,
+    why_no_gpu,
+)
 from trainyard_trainer.errors import (
     ConfigError,
     HardwareError,
@@ -146,3 +157,61 @@ def test_anything_else_is_not_the_gpu(message: str) -> None:
     error = RuntimeError(message)
     assert as_gpu_error(error, "in step 7") is error
     assert not isinstance(as_gpu_error(ValueError("uncorrectable ECC error"), "x"), HardwareError)
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "advice"),
+    [
+        (None, None, "is built for CPUs: use an image with its CUDA build"),
+        ("13.2", None, "it is built for CUDA 13.2, and the container has no NVIDIA driver"),
+        ("13.2", (12, 4), "the node's driver supports CUDA up to 12.4: update the driver, or use"),
+        ("12.8", (12, 4), "which the driver supports: check nvidia-smi on the node"),
+    ],
+)
+def test_a_pytorch_that_finds_no_gpu_says_what_differs(
+    monkeypatch: pytest.MonkeyPatch, built: str | None, driver: tuple[int, int] | None, advice: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(device, "driver_cuda", lambda: driver)
+    assert advice in why_no_gpu()
+
+
+def test_the_drivers_version_is_read_from_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "cuda.c"
+    source.write_text("int cuDriverGetVersion(int *version) { *version = 12040; return 0; }")
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: load(str(library)))
+    assert driver_cuda() == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("local", "ranks", "bound"),
+    [
+        ("0-3,8", "2", {1, 2, 3, 8}),  # the CPUs near the GPU, of those that the process may use
+        ("8-9", "2", {1, 2, 3, 8, 9, 10}),  # too few for half of the work
+        ("8-9", "4", {8, 9}),
+        ("32-63", "2", {1, 2, 3, 8, 9, 10}),
+    ],
+)
+def test_a_rank_runs_on_the_cpus_near_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, local: str, ranks: str, bound: set[int]
+) -> None:
+    cpus = {1, 2, 3, 8, 9, 10}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cpus))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, chosen: cpus.intersection_update(chosen))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    folder = tmp_path / "0000:1b:00.0"
+    folder.mkdir()
+    (folder / "local_cpulist").write_text(f"{local}\n")
+    run_near(SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B, pci_device_id=0), tmp_path)
+    assert cpus == bound
+
+
+def test_the_kernels_list_of_this_machine_can_be_read() -> None:
+    text = Path("/sys/devices/system/cpu/online").read_text()
+    assert cpu_numbers(text) >= os.sched_getaffinity(0)
+    assert cpu_numbers("\n") == set()

@@ -18,8 +18,8 @@ from trainyard_trainer.checkpoint.publish import TEMPORARY, Fence, Origin, publi
 from trainyard_trainer.checkpoint.resume import DESCRIPTION_FILE, Resume
 from trainyard_trainer.checkpoint.retention import Retention
 from trainyard_trainer.checkpoint.state import StateFiles, Write
+from trainyard_trainer.distributed.device import use_device
 from trainyard_trainer.distributed.parallel import LossScaler
-from trainyard_trainer.distributed.process_group import use_device
 from trainyard_trainer.errors import (
     CheckpointError,
     NonFiniteLossError,

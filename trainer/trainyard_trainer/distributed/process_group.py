@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from trainyard_trainer.errors import ConfigError, RankLostError, UserError, name_gpu
+from trainyard_trainer.errors import RankLostError, UserError
 
 T = TypeVar("T")
 
@@ -94,36 +94,6 @@ class Group:
         if background is not None and dist.is_initialized():
             with contextlib.suppress(RuntimeError):  # it was destroyed, with all groups
                 dist.destroy_process_group(background)
-
-
-def pick_device(require_gpu: bool) -> torch.device:
-    """This rank's GPU if the manifest asks for GPUs, else the CPU, whatever PyTorch finds."""
-    if not require_gpu:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "the manifest asks for GPUs (resourcesPerNode.limits), but PyTorch finds none here:"
-            " check the image's CUDA build and the node's driver, or remove the limit to train on"
-            " CPUs"
-        )
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ConfigError(
-            f"numProcPerNode: process {local_rank} has no GPU of its own: this node has {count};"
-            " request as many GPUs as processes"
-        )
-    device = torch.device("cuda", local_rank)
-    use_device(device)
-    name_gpu(f"GPU {local_rank}, GPU-{torch.cuda.get_device_properties(device).uuid}")
-    return device
-
-
-def use_device(device: torch.device) -> None:
-    """Make a GPU this thread's own: in a new thread CUDA's calls go to GPU 0, and open a context on
-    it, which takes hundreds of MB, whichever GPU the process trains on."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
 
 
 def join(
