@@ -19,12 +19,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # by its path: the library's modules come first
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from trainyard_agent import procfs
 from trainyard_agent.ending import record_error, termination_message, write_exit
+from trainyard_agent.flight import FlightRecorder
 from trainyard_agent.foreign import Follower, Found, survey
 from trainyard_agent.hangs import RankState
 from trainyard_agent.ranks import RankExit, RankWatch
@@ -65,7 +67,10 @@ class Agent:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, _ignore)
         server = self._report_server()
-        variables = server.variables(self.directory) if server and self._first else {}
+        recorder = FlightRecorder(os.environ, self.directory)
+        variables = recorder.variables
+        if server and self._first:
+            variables.update(server.variables(self.directory))
         try:
             environment = {**os.environ, **variables}
             self._child = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL)
@@ -74,7 +79,7 @@ class Agent:
             print(f"cannot start {why}", file=sys.stderr, flush=True)
             what = "command" if self._termination_log is None else "container"
             record_error(self.directory, f"StartError: the {what} can't be started: {why}")
-            return self._record(COMMAND_NOT_FOUND, [])
+            return self._record(COMMAND_NOT_FOUND, [], [])
         if self._stopping:  # the signal came before the child existed
             self._child.terminate()
         if sys.platform == "linux":
@@ -96,19 +101,20 @@ class Agent:
                 if self._checkpoints:
                     self._checkpoints.end()
                 server.write_result()
-        return self._record(code if code >= 0 else 128 - code, exits)
+        groups = recorder.collect() if code else []
+        return self._record(code if code >= 0 else 128 - code, exits, groups)
 
-    def _record(self, code: int, exits: list[RankExit]) -> int:
-        """Say how the worker ended; returns its exit code."""
+    def _record(self, code: int, exits: list[RankExit], groups: list[dict[str, Any]]) -> int:
+        """Say how the worker ended, and where its ranks were; returns its exit code."""
         ranks = [each.to_wire() for each in exits]
         if self._hang and code:  # after torchrun, which removes the file before it writes its own
             record_error(self.directory, f"HangError: {self._hang}")
         path = self._termination_log
         if path is None:
-            write_exit(self.directory, code, ranks)
+            write_exit(self.directory, code, ranks, groups)
             return code
         try:
-            text = termination_message(self.directory, code, ranks)
+            text = termination_message(self.directory, code, ranks, groups)
             with open(path, "wb") as file:  # a mounted file, which can't be renamed over
                 file.write(text.encode(errors="replace"))
         except OSError as error:  # the exit code says more than this

@@ -7,7 +7,7 @@ import json
 import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 MAX_BYTES = 4096  # Kubernetes cuts longer ones, and JSON that was cut can't be parsed
 MAX_RANKS = 32  # of those that failed, the first ones
@@ -17,13 +17,23 @@ RESULT_FILE = "result"
 EXIT_FILE = "exit.json"
 
 
-def write_exit(directory: Path, code: int, ranks: list[dict[str, Any]] | None = None) -> None:
+def write_exit(
+    directory: Path,
+    code: int,
+    ranks: list[dict[str, Any]] | None = None,
+    groups: list[dict[str, Any]] | None = None,
+) -> None:
     """Publish the exit status (128 + number for a signal), atomically and durably.
 
-    `ranks`: how its ranks ended, in that order.
+    `ranks`: how its ranks ended, in that order; `groups`: where they were, as flight.py says.
     """
     finished = datetime.now(timezone.utc).isoformat()
-    entry = {"exitCode": code, "finishedAt": finished, "ranks": ranks or []}
+    entry = {
+        "exitCode": code,
+        "finishedAt": finished,
+        "ranks": ranks or [],
+        "collectives": groups or [],
+    }
     temporary = directory / f".{EXIT_FILE}.tmp"
     with temporary.open("w") as file:
         json.dump(entry, file)
@@ -32,10 +42,16 @@ def write_exit(directory: Path, code: int, ranks: list[dict[str, Any]] | None = 
     temporary.replace(directory / EXIT_FILE)
 
 
-def termination_message(directory: Path, code: int, ranks: list[dict[str, Any]]) -> str:
+def termination_message(
+    directory: Path,
+    code: int,
+    ranks: list[dict[str, Any]],
+    groups: Sequence[dict[str, Any]] = (),
+) -> str:
     """One JSON document: the exit code, the ranks that failed, and the error or report they left.
 
-    `error`: the exception that torchelastic recorded; `report`: the last ProgressReport.
+    `error`: the exception that torchelastic recorded; `report`: the last ProgressReport;
+    `collectives`: where the ranks were, as flight.py says, as far as there is room.
     """
     failed = [rank for rank in ranks if rank["exitCode"] != 0]
     document: dict[str, Any] = {"exitCode": code, "ranks": failed[:MAX_RANKS]}
@@ -50,6 +66,10 @@ def termination_message(directory: Path, code: int, ranks: list[dict[str, Any]])
             document.get("report", {}).pop(field, None)
     if _size(document) > MAX_BYTES:
         document.pop("report", None)
+    for group in groups:
+        listed = document.get("collectives", [])
+        if _size({**document, "collectives": [*listed, group]}) <= MAX_BYTES:
+            document["collectives"] = [*listed, group]
     while _size(document) > MAX_BYTES:
         document["error"] = document["error"][: len(document["error"]) // 2]
     return _text(document)

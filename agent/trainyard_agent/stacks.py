@@ -102,7 +102,7 @@ def parse(threads: Any, pid: int) -> Stack:
         return Stack((), False, "it has no main thread")
     listed = [(each["short_filename"] or each["filename"], each) for each in thread["frames"]]
     frames = [f"{name}:{each['line']} {each['name']}" for name, each in listed]
-    own = next((f for f, (_, each) in zip(frames, listed) if _is_own(each["filename"])), "")
+    own = next((f for f, (_, each) in zip(frames, listed) if is_own(each["filename"])), "")
     torch = _innermost_torch([name for name, _ in listed])
     return Stack(
         frames=tuple(reversed(frames[:MAX_FRAMES])),
@@ -116,7 +116,7 @@ def parse(threads: Any, pid: int) -> Stack:
     )
 
 
-def _is_own(filename: str) -> bool:
+def is_own(filename: str) -> bool:
     return not any(part in filename for part in _LIBRARIES)
 
 

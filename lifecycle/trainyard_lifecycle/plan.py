@@ -32,6 +32,27 @@ class RankExit:
 
 
 @dataclass(frozen=True)
+class Position:
+    """Where ranks were among the collectives of one of torch's process groups.
+
+    Attributes:
+        seq: number of the collective: the first that had not ended, else the last; 0: none.
+        op: such as all_reduce.
+        where: the script's line that called it.
+        waiting: seconds since they entered it, at most; None if it had ended.
+        limit: seconds after which it times out.
+    """
+
+    group: str
+    ranks: tuple[int, ...]
+    seq: int
+    op: str
+    where: str
+    waiting: float | None
+    limit: float
+
+
+@dataclass(frozen=True)
 class Worker:
     """One worker as last seen.
 
@@ -46,6 +67,7 @@ class Worker:
         exit_reason: Kubernetes' reason for the end (OOMKilled, Evicted, Error, ...).
         termination_message: a report, torchelastic's error JSON, or the end of the log.
         ranks: how its ranks ended, in that order; empty where no agent has watched them.
+        collectives: where its ranks were when a collective timed out.
         log_tail: last lines of the log; only fetched for workers that failed.
         disruption: reason of a true DisruptionTarget condition (node lost, preempted, evicted).
         deleting: deletion was requested; on a lost node such a pod stays forever.
@@ -67,6 +89,7 @@ class Worker:
     exit_reason: str = ""
     termination_message: str = ""
     ranks: tuple[RankExit, ...] = ()
+    collectives: tuple[Position, ...] = ()
     log_tail: str = ""
     disruption: str = ""
     deleting: bool = False

@@ -10,6 +10,7 @@ from dataclasses import replace
 from trainyard_api.labels import RETRY
 from trainyard_api.progress import ProgressReport
 from trainyard_api.status import FINISHED, Phase, TrainingRunStatus
+from trainyard_lifecycle.collectives import find_missing
 from trainyard_lifecycle.diagnosis import (
     MAX_MESSAGE,
     Failure,
@@ -209,6 +210,9 @@ def _find_failure(
     if status.created:
         names = (worker_name(observed.run.name, status.attempt, node) for node in missing)
         failures += [missing_worker_failure(name) for name in names]
+    hang = find_missing(gang, status.nodes * observed.run.nproc)
+    if failures and hang:
+        failures.append(hang)
     cause = find_root_cause(failures)
     if cause is None or cause.reason not in ("PeerLost", "Hang", "Unknown"):
         return cause, None

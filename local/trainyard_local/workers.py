@@ -18,7 +18,7 @@ from trainyard_agent import ending, procfs
 from trainyard_api.job import ERROR_FILE, EXIT_CONFIG, RESULT_FILE
 from trainyard_api.run import TrainingRun
 from trainyard_lifecycle import launch
-from trainyard_lifecycle.agent_output import rank_exits
+from trainyard_lifecycle.agent_output import positions, rank_exits
 from trainyard_lifecycle.plan import Worker, WorkerKey, worker_name
 from trainyard_local import gpus, lock, preflight
 from trainyard_local.store import WORKING_DIRECTORY, RunDir
@@ -187,6 +187,7 @@ class Workers:
             exit_reason="Error" if failed else "Completed",
             termination_message=_termination_message(directory),
             ranks=rank_exits(entry.get("ranks", [])),
+            collectives=positions(entry.get("collectives")),
             log_tail=log_tail(self._dir.log_file(attempt, node)) if failed else "",
             host=socket.gethostname(),
             finished_at=datetime.fromisoformat(entry["finishedAt"]),

@@ -26,7 +26,7 @@ def to_worker(pod: Object) -> Worker:
     ended = _ended(status)
     waiting_reason, waiting_message = _waiting(status) if phase == "Pending" else ("", "")
     has_ended = phase in ("Failed", "Succeeded")
-    ranks, message = parse_ending(_termination_message(status, ended) if has_ended else "")
+    ending = parse_ending(_termination_message(status, ended) if has_ended else "")
     return Worker(
         name=metadata["name"],
         attempt=int(metadata["labels"][labels.ATTEMPT]),
@@ -38,8 +38,9 @@ def to_worker(pod: Object) -> Worker:
         unschedulable=_unschedulable(status) if phase == "Pending" else "",
         exit_code=ended.get("exitCode") if phase != "Pending" else None,
         exit_reason=_exit_reason(status, ended) if phase == "Failed" else "",
-        termination_message=message,
-        ranks=ranks,
+        termination_message=ending.message,
+        ranks=ending.ranks,
+        collectives=ending.collectives,
         disruption=_disruption(status),
         deleting="deletionTimestamp" in metadata,
         # The API server writes the time by which the pod has been killed, not that of the request.

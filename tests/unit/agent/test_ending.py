@@ -19,7 +19,7 @@ from trainyard_agent.ending import (
 from trainyard_api.job import ERROR_FILE, RESULT_FILE
 from trainyard_api.progress import ProgressReport
 from trainyard_lifecycle.agent_output import parse_ending
-from trainyard_lifecycle.plan import RankExit
+from trainyard_lifecycle.plan import Position, RankExit
 from trainyard_lifecycle.torchrun_output import parse_error_file
 
 FIRST = {"rank": 3, "localRank": 1, "exitCode": -9}
@@ -36,9 +36,9 @@ def report(**values: Any) -> str:
 
 def test_the_ranks_that_failed_arrive_in_their_order(tmp_path: Path) -> None:
     text = termination_message(tmp_path, 1, [FIRST, SECOND, WELL, UNKNOWN])
-    ranks, message = parse_ending(text)
-    assert ranks == (RankExit(3, 1, -9), RankExit(2, 0, -15))
-    assert message == ""
+    ending = parse_ending(text)
+    assert ending.ranks == (RankExit(3, 1, -9), RankExit(2, 0, -15))
+    assert ending.message == ""
 
 
 @pytest.mark.parametrize("file", [ERROR_FILE, RESULT_FILE])
@@ -54,16 +54,16 @@ def test_an_exception_arrives_as_torchelastic_records_it(
 ) -> None:
     """torchrun copies its file; the trainer writes its own account."""
     (tmp_path / file).write_text(json.dumps(recorded))
-    _, message = parse_ending(termination_message(tmp_path, 1, [FIRST]))
-    assert parse_error_file(message) == "ValueError: no"
+    ending = parse_ending(termination_message(tmp_path, 1, [FIRST]))
+    assert parse_error_file(ending.message) == "ValueError: no"
 
 
 def test_the_report_of_a_success_arrives(tmp_path: Path) -> None:
     (tmp_path / RESULT_FILE).write_text(report(step=7, sample="s" * 3000))
     text = termination_message(tmp_path, 0, [WELL])
-    ranks, message = parse_ending(text)
-    assert ranks == ()
-    found = ProgressReport.model_validate_json(message)
+    ending = parse_ending(text)
+    assert ending.ranks == ()
+    found = ProgressReport.model_validate_json(ending.message)
     assert (found.step, found.sample) == (7, "s" * 3000)
 
 
@@ -71,8 +71,43 @@ def test_a_report_that_is_too_long_drops_its_sample_first(tmp_path: Path) -> Non
     (tmp_path / RESULT_FILE).write_text(report(step=7, sample="s" * 5000, message="m" * 100))
     text = termination_message(tmp_path, 0, [])
     assert len(text.encode()) <= MAX_BYTES
-    found = ProgressReport.model_validate_json(parse_ending(text)[1])
+    found = ProgressReport.model_validate_json(parse_ending(text).message)
     assert (found.step, found.sample, found.message) == (7, None, "m" * 100)
+
+
+def group(name: str, *ranks: int) -> dict[str, Any]:
+    at = {"seq": 7, "op": "all_reduce", "where": "a.py:1 f", "waiting": 600.0, "limit": 600.0}
+    return {"group": name, "at": [{"ranks": list(ranks), **at}]}
+
+
+def test_where_the_ranks_were_arrives_as_far_as_there_is_room(tmp_path: Path) -> None:
+    large = group("mesh", *range(2000))
+    text = termination_message(tmp_path, 1, [FIRST], [group("default_pg", 0, 3), large])
+    assert len(text.encode()) <= MAX_BYTES
+    position = Position("default_pg", (0, 3), 7, "all_reduce", "a.py:1 f", 600.0, 600.0)
+    assert parse_ending(text).collectives == (position,)
+
+
+ROW = group("default_pg", 0)["at"][0]
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        7,
+        "groups",
+        {"group": "x"},
+        [7],
+        [{"group": "x", "at": [{**ROW, "ranks": []}]}],
+        [{"group": "x", "at": [{**ROW, "waiting": "long"}]}],
+        [{"group": "x", "at": [{**ROW, "limit": float("nan")}]}],
+        [{"group": "x", "at": [{**ROW, "seq": float("inf")}]}],
+        [{"group": "x", "at": [{"ranks": [0]}]}],
+    ],
+)
+def test_what_does_not_say_where_ranks_were_is_ignored(groups: Any) -> None:
+    text = json.dumps({"exitCode": 1, "ranks": [FIRST], "collectives": groups})
+    assert parse_ending(text) == ((RankExit(3, 1, -9),), (), "")
 
 
 @pytest.mark.parametrize("character", ["x", "é", "错", "😀", "\\", "\n.", "\x01", "\udc80"])
@@ -82,15 +117,15 @@ def test_a_long_error_of_any_characters_fits(tmp_path: Path, character: str) -> 
     text = termination_message(tmp_path, 1, ranks)
     wire = text.encode(errors="replace")
     assert len(wire) <= MAX_BYTES
-    found, message = parse_ending(wire.decode())
-    assert len(found) == MAX_RANKS
-    assert str(parse_error_file(message)).startswith("ValueError:")
+    ending = parse_ending(wire.decode())
+    assert len(ending.ranks) == MAX_RANKS
+    assert str(parse_error_file(ending.message)).startswith("ValueError:")
 
 
 def test_a_command_that_cannot_be_started_is_an_error_of_its_own(tmp_path: Path) -> None:
     record_error(tmp_path, "StartError: the container can't be started: torchrun: No such file")
-    _, message = parse_ending(termination_message(tmp_path, 127, []))
-    assert str(parse_error_file(message)).startswith("StartError: ")
+    ending = parse_ending(termination_message(tmp_path, 127, []))
+    assert str(parse_error_file(ending.message)).startswith("StartError: ")
 
 
 @given(st.text(max_size=9000), st.text(max_size=9000), st.integers(0, 255))
@@ -103,7 +138,7 @@ def test_the_message_fits_and_can_be_read_for_any_result_file(
     ranks = [{**FIRST, "rank": rank} for rank in range(200)]
     text = termination_message(directory, code, ranks)
     assert len(text.encode(errors="replace")) <= MAX_BYTES
-    assert len(parse_ending(text)[0]) > 0
+    assert len(parse_ending(text).ranks) > 0
 
 
 NOT_THE_AGENTS = (
@@ -123,7 +158,7 @@ NOT_THE_AGENTS = (
 
 @pytest.mark.parametrize("text", NOT_THE_AGENTS)
 def test_a_message_not_written_by_an_agent_is_unchanged(text: str) -> None:
-    assert parse_ending(text) == ((), text)
+    assert parse_ending(text) == ((), (), text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"message": []}', '{"message": {}}'])
