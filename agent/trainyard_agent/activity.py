@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from trainyard_agent import procfs, stacks
@@ -57,6 +58,12 @@ class Activity:
         self._pids: dict[int, tuple[float, int]] = {}
         self._calls = 0
         self._on_gpu = False
+        # Where a recipe's rank leaves its heartbeats, as watchdog/watch.py of the trainer does.
+        directory = Path(self._environment.get(procfs.TOKEN_ENV, ""))
+        self._beat_file = directory / f"heartbeat-{rank.rank}"
+        self._beat = 0
+        self._beat_at = now
+        self._limit = float("inf")  # until there is one
 
     def waiting(self, now: float) -> float:
         """Seconds without work."""
@@ -66,8 +73,8 @@ class Activity:
         """Compare with the last look. Stacks are read after `suspicious` seconds without work.
 
         A rank on a GPU waits for its kernels by asking again and again, so there CPU time says
-        nothing: it works if its GPU's memory is used, its stack changes or it holds the GIL.
-        Not measured on a GPU.
+        nothing: it works if its GPU's memory is used, its stack changes, or it uses CPU time with
+        the GIL and not in a call of CUDA. Not measured on a GPU.
         """
         tree = procfs.tree(self.rank.pid)
         usages = {pid: usage for pid in tree if (usage := _usage(pid)) is not None}
@@ -88,20 +95,37 @@ class Activity:
         self._calls = calls
         if now - self._worked >= suspicious and now - self._stack_at >= suspicious / 4:
             self._stack_at = now
-            stack = stacks.read(self.rank.pid)
-            if not self.stopped and self._moved(stack):
+            stack = stacks.read(self.rank.pid, native=self._on_gpu)
+            computes = busy and stack.holds_gil and not stack.cuda
+            if not self.stopped and (computes or self._moved(stack)):
                 self._worked = now
             self.stack = stack
+        self._look_at_beat(now)
 
     def progressed(self, now: float) -> None:
         """The run has taken a step, so this rank has worked."""
-        self._worked = now
+        self._worked = self._beat_at = now
+
+    def silent(self, now: float) -> bool:
+        """Whether its own watcher, as a recipe's rank has one, shows no life.
+
+        It says in each heartbeat how long it may take to the next progress. Its thread needs the
+        GIL, which a native call may hold: one that launches kernels while the GPU's queue is full.
+        """
+        return now - self._beat_at > self._limit
+
+    def _look_at_beat(self, now: float) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            beat = os.stat(self._beat_file).st_mtime_ns
+            if beat != self._beat:
+                self._beat, self._beat_at = beat, now
+                self._limit = float(self._beat_file.read_text())
 
     def _moved(self, stack: Stack) -> bool:
         """Whether the stack is one of a process that works."""
         before = self.stack
         differs = stack.frames != before.frames or stack.values != before.values
-        return bool(stack.frames) and (stack.holds_gil or (bool(before.frames) and differs))
+        return bool(stack.frames and before.frames and differs)
 
     def _since(self, usages: dict[int, Usage]) -> tuple[float, int]:
         """CPU seconds and bytes since the last look, over all processes of the rank."""

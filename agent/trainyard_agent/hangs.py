@@ -18,6 +18,7 @@ class RankState(NamedTuple):
         waiting: seconds without work.
         frames: its stack, outermost frame first; empty if unknown, and `why` says the reason.
         own, collective, backward: as in stacks.Stack.
+        silent: its own watcher shows no life; always False for a script.
     """
 
     rank: int
@@ -30,6 +31,7 @@ class RankState(NamedTuple):
     own: str = ""
     collective: bool = False
     backward: bool = False
+    silent: bool = False
 
     def __str__(self) -> str:
         return f"rank {self.rank} ({self.host}, pid {self.pid})"
@@ -180,6 +182,7 @@ def _rank_from_wire(entry: Any) -> RankState:
             own=str(entry["own"])[:300],
             collective=bool(entry["collective"]),
             backward=bool(entry["backward"]),
+            silent=bool(entry.get("silent", False)),  # not of an older agent
         )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"not a rank: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ _BACKWARD = "torch/autograd/graph.py"
 _COLLECTIVES = ("torch/distributed/", "torch/nn/parallel/distributed.py", _BACKWARD)
 # And on GPUs, where a collective is only launched: a rank then waits for its own GPU.
 _SYNCHRONISING = re.compile(r"torch/(cuda|accelerator)/\w+\.py:\d+ synchronize$")
+_CUDA = re.compile(r"libcuda(rt)?[.-]")  # copies, and launches while the GPU's queue is full
 
 
 class Stack(NamedTuple):
@@ -33,6 +35,7 @@ class Stack(NamedTuple):
         own: the innermost frame that is not a library's.
         collective: it is in a collective or in the backward pass, or waits for its GPU.
         backward: it is in the backward pass.
+        cuda: it is in a call of CUDA; known of native stacks only.
     """
 
     frames: tuple[str, ...]
@@ -42,16 +45,23 @@ class Stack(NamedTuple):
     own: str = ""
     collective: bool = False
     backward: bool = False
+    cuda: bool = False
 
 
-def read(pid: int) -> Stack:
-    """The stack of a process, or of the program that it, as a wrapper, has started."""
+def read(pid: int, native: bool = False) -> Stack:
+    """The stack of a process, or of the program that it, as a wrapper, has started.
+
+    `native`: also whether it is in a call of CUDA. That pauses it for a second or so, and takes
+    about 110 MB meanwhile.
+    """
     program = py_spy()
     if program is None:
         return Stack((), False, "py-spy is not installed")
     stack = Stack((), False, "")
     for each in procfs.programs(pid):
-        stack = _read(program, each)
+        stack = _read(program, each, native)
+        if native and not stack.frames:  # py-spy can't do it on every processor
+            stack = _read(program, each, native=False)
         if stack.frames:
             break
     return stack
@@ -66,9 +76,11 @@ def py_spy() -> str | None:
     return shutil.which("py-spy")
 
 
-def _read(program: str, pid: int) -> Stack:
-    # It isn't paused: a stack that changes while it is read is one of a rank that works.
-    command = [program, "dump", "--nonblocking", "--locals", "--json", "--pid", str(pid)]
+def _read(program: str, pid: int, native: bool) -> Stack:
+    # It isn't paused: a stack that changes while it is read is one of a rank that works. Native
+    # frames can't be read so.
+    how = "--native" if native else "--nonblocking"
+    command = [program, "dump", how, "--locals", "--json", "--pid", str(pid)]
     try:
         done = subprocess.run(
             command,
@@ -100,7 +112,10 @@ def parse(threads: Any, pid: int) -> Stack:
             break
     else:
         return Stack((), False, "it has no main thread")
-    listed = [(each["short_filename"] or each["filename"], each) for each in thread["frames"]]
+    native = list(itertools.takewhile(lambda each: each["module"], thread["frames"]))
+    cuda = any(_CUDA.match(Path(each["module"]).name) for each in native)
+    python = [each for each in thread["frames"] if not each["module"]]
+    listed = [(each["short_filename"] or each["filename"], each) for each in python]
     frames = [f"{name}:{each['line']} {each['name']}" for name, each in listed]
     own = next((f for f, (_, each) in zip(frames, listed) if is_own(each["filename"])), "")
     torch = _innermost_torch([name for name, _ in listed])
@@ -111,8 +126,10 @@ def parse(threads: Any, pid: int) -> Stack:
         values=hash(json.dumps([each["locals"] for _, each in listed])),
         own=own,
         collective=any(name.startswith(_COLLECTIVES) for name in torch)
+        or cuda
         or bool(frames and _SYNCHRONISING.match(frames[0])),
         backward=any(name.startswith(_BACKWARD) for name in torch),
+        cuda=cuda,
     )
 
 

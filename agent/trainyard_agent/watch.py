@@ -20,6 +20,7 @@ from trainyard_agent.usage import RankUsage
 
 MAX_INTERVAL = 2.0  # seconds between two looks at the ranks
 LOOKS = 20  # within `after` at least
+TRAINER_AFTER = 40.0  # of a recipe, whose own watchers are silent for longer than they allow
 
 
 class Settings(NamedTuple):
@@ -28,20 +29,25 @@ class Settings(NamedTuple):
     Attributes:
         after: seconds without progress that are a hang.
         restarts: end the attempt; else only report it.
+        trains: they are a recipe's ranks. Its own watchers, threads of the ranks, decide what is a
+            hang as long as all of them show life; then nobody judges here.
         peers: HOST:PORT of the agents of the other nodes; empty on all nodes but the first.
     """
 
     after: float
     restarts: bool
+    trains: bool
     peers: tuple[str, ...]
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
         """As the executor set them for this worker."""
-        after = float(environment.get("TRAINYARD_HANG_SECONDS", "0")) or float("inf")
-        peers = environment.get("TRAINYARD_PEERS", "")
-        action = environment.get("TRAINYARD_HANG_ACTION", "warn")
-        return cls(after, action == "restart", tuple(filter(None, peers.split(","))))
+        trains = "TRAINYARD_TRAINER_PORT" in environment
+        usual = TRAINER_AFTER if trains else 0
+        after = float(environment.get("TRAINYARD_HANG_SECONDS", usual)) or float("inf")
+        restarts = trains or environment.get("TRAINYARD_HANG_ACTION") == "restart"
+        peers = environment.get("TRAINYARD_PEERS", "").split(",")
+        return cls(after, restarts, trains, tuple(filter(None, peers)))
 
 
 class HangWatch:
@@ -54,12 +60,13 @@ class HangWatch:
         report: Report | TrainerReport | None,
         end: Callable[[str], None],
     ) -> None:
-        """`report`: on node 0, where a hang of the gang is looked for, unless a trainer does that.
+        """`report`: on node 0, where a hang of the gang is looked for.
 
         `end` is called with the message of a hang that ends the attempt.
         """
         self._settings = settings
         self._ranks = ranks
+        self._judges = report is not None
         self._report = report if isinstance(report, Report) else None
         self._end = end
         self._gpus = Gpus()
@@ -109,8 +116,8 @@ class HangWatch:
             paused = now - last > 5 * self._interval
             last = now
             self._look(now, paused)
-            if self._report is not None and not self._closing.is_set():
-                self._judge(self._report)
+            if self._judges and not self._closing.is_set():
+                self._judge()
 
     def _look(self, now: float, paused: bool) -> None:
         known = {each.rank.pid: each for each in self._activities.values()}
@@ -130,14 +137,16 @@ class HangWatch:
         if self._report is not None:
             self._report.saw_memory(max((each.peak for each in activities.values()), default=0))
 
-    def _judge(self, report: Report) -> None:
+    def _judge(self) -> None:
         """Report a hang, or that it is over."""
         states, after = self.states(), self._settings.after
         live = [state for state in states if state.state != "ended"]
         hang = None
         if live and all(state.waiting >= after for state in live):
             others, unseen = self._ask_peers()
-            hang = find_hang([*states, *others], self._ranks.world_size, after, unseen)
+            states += others
+            if not self._settings.trains or any(state.silent for state in states):
+                hang = find_hang(states, self._ranks.world_size, after, unseen)
         if hang and self._settings.restarts and hang.complete:
             self._print(hang)
             self._closing.set()
@@ -146,7 +155,8 @@ class HangWatch:
             self._print(hang)
         named = hang.ranks if hang else None
         if named != self._named:  # said once: a message that counts seconds is a new one each time
-            report.hang = hang.message if hang else ""
+            if self._report is not None:
+                self._report.hang = hang.message if hang else ""
             self._named = named
 
     def _ask_peers(self) -> tuple[list[RankState], list[str]]:
@@ -173,6 +183,7 @@ class HangWatch:
             own=stack.own,
             collective=stack.collective,
             backward=stack.backward,
+            silent=activity.silent(now),
         )
 
     def _print(self, hang: Hang) -> None:

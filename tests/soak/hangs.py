@@ -32,7 +32,7 @@ from tests.ports import free_port
 from trainyard_agent import procfs
 from trainyard_agent.hangs import from_wire
 
-HANGS = ("stopped", "deadlock", "disk", "uneven")
+HANGS = ("stopped", "deadlock", "disk", "gil-disk", "uneven")
 HEALTHY = ("slow-disk", "evaluation", "compilation", "pause", "steps")
 SCRIPT = Path(__file__).parents[1] / "support" / "scripts" / "hanging.py"
 AGENT = Path(trainyard_agent.__file__).parent / "__main__.py"

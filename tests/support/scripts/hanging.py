@@ -7,6 +7,7 @@ happens to writes `at-N` before, and `done-N` after it.
 stopped: nothing; the test stops the rank.
 deadlock: the rank waits for a lock that it holds itself.
 disk: it reads a file whose disk does not answer.
+gil-disk: the same in native code that holds Python's global lock meanwhile.
 uneven: it has less data, and leaves the loop before the others. This one is the last.
 slow-disk: it reads a file that arrives a little at a time.
 evaluation: it evaluates for long, while the others wait.
@@ -15,6 +16,7 @@ pause: it polls for a file every few seconds.
 steps: for a while, each of its steps takes two seconds.
 """
 
+import ctypes
 import subprocess
 import sys
 import threading
@@ -53,6 +55,11 @@ def read_sample(number: int) -> None:
     with open(directory / f"samples-{number}", "rb", buffering=0) as file:
         while file.read(64):
             pass
+
+
+def read_with_the_gil(number: int) -> None:
+    with open(directory / f"samples-{number}", "rb", buffering=0) as file:
+        ctypes.PyDLL(None).read(file.fileno(), ctypes.create_string_buffer(64), 64)
 
 
 def evaluate(model: nn.Module) -> None:
@@ -105,6 +112,8 @@ class Faults:
             deadlock(number)
         elif kind in ("disk", "slow-disk"):
             read_sample(number)
+        elif kind == "gil-disk":
+            read_with_the_gil(number)
         elif kind == "evaluation":
             evaluate(self.model)
         elif kind == "compilation":

@@ -70,3 +70,19 @@ def test_a_rendezvous_port_in_use_and_a_rank_that_is_stopped(box: Any) -> None:
     life.has_succeeded()
     life.has_restarted_after("port-in-use", 1)
     life.has_restarted_after(STOPPED, 2)
+
+
+def test_ranks_that_hold_the_gil_are_named_from_outside(
+    box: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 judges, as long as it can."""
+    monkeypatch.setenv("TRAINYARD_HANG_SECONDS", "6")  # the agent's own default is 40
+    life = Life(box, "muted")
+    for attempt, rank in enumerate((0, 1), start=1):
+        life.strike(attempt, "hold the GIL", rank=rank, step=SAVE_STEPS * (attempt + 1) + 2)
+    life.change({"hang_timeout_seconds": 2})
+    life.apply()
+    life.has_succeeded()
+    for attempt, rank in enumerate((0, 1), start=1):
+        life.has_restarted_after("rank-holds-the-gil", attempt)
+        assert f" s: rank {rank} (" in life.status["attempts"][attempt - 1]["message"]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +139,8 @@ def test_a_node_whose_agent_does_not_answer_is_said() -> None:
 
 
 def test_ranks_survive_the_way_between_agents() -> None:
-    ranks = [in_backward(0), in_lock(1), RankState(2, "h", state="ended")]
+    silent = in_lock(1)._replace(silent=True)
+    ranks = [in_backward(0), silent, RankState(2, "h", state="ended")]
     assert from_wire(json.loads(json.dumps({"ranks": [to_wire(rank) for rank in ranks]}))) == ranks
 
 
@@ -163,7 +166,8 @@ def test_what_is_no_list_of_ranks_is_refused(document: Any) -> None:
 
 def frame(name: str, filename: str, line: int) -> dict[str, Any]:
     short = filename.split("site-packages/")[-1].split("/app/")[-1]
-    return {"name": name, "filename": filename, "short_filename": short, "line": line, "locals": []}
+    known = {"name": name, "filename": filename, "short_filename": short, "line": line}
+    return {**known, "locals": [], "module": None}
 
 
 PACKAGES = "/venv/lib/python3.11/site-packages"
@@ -188,6 +192,24 @@ def test_a_call_of_a_collective_is_one_but_not_what_it_calls_back() -> None:
     assert waiting.own == "train.py:2 main"
     assert waiting.frames[-1] == "torch/distributed/c10d.py:3 all_reduce"
     assert not parse(thread(own, module, fsdp, main), 7).collective
+
+
+def native(name: str, library: str) -> dict[str, Any]:
+    path = f"/usr/lib/{library}"
+    return {**frame(name, path, 0), "short_filename": library, "module": path}
+
+
+@pytest.mark.parametrize("library", ["libcuda.so.580.65", "libcudart.so.13", "libcudart-1a2b.so"])
+def test_a_call_of_cuda_waits_for_the_gpu_and_a_call_of_others_does_not(library: str) -> None:
+    """As for `.item()`, which has no Python frame of its own."""
+    step = frame("step", "/app/train.py", 30)
+    poll, cuda = native("poll", "libc.so.6"), native("cuStreamSynchronize", library)
+    other = native("at::native::add", "libtorch_cuda.so")
+    waiting = parse(thread(poll, cuda, other, step), 7)
+    assert (waiting.collective, waiting.cuda, waiting.frames) == (True, True, ("train.py:30 step",))
+    assert waiting.own == "train.py:30 step"
+    assert not parse(thread(poll, other, step), 7).collective
+    assert not parse(thread(poll, step, cuda), 7).collective  # Python, called back from CUDA
 
 
 def test_a_rank_that_waits_for_its_gpu_is_not_the_one_that_others_wait_for() -> None:
@@ -215,6 +237,15 @@ sys.path.insert(0, {packages!r})
 from torch.distributed import distributed_c10d
 rank = int(os.environ["RANK"])
 
+def beat():  # as a recipe's watcher does
+    while True:
+        with open(os.environ["TRAINYARD_WORKER_DIR"] + f"/heartbeat-{{rank}}", "w") as file:
+            file.write("1.5")
+        time.sleep(0.2)
+
+if "TRAINYARD_TRAINER_PORT" in os.environ:
+    threading.Thread(target=beat, daemon=True).start()
+
 def batch():
     lock = threading.Lock()
     lock.acquire()
@@ -227,6 +258,7 @@ def main():
 
 main()
 """
+HOLDS_THE_GIL = "import ctypes; ctypes.PyDLL(None).pause()"
 SLEEPS = "open(os.environ['TRAINYARD_WORKER_DIR'] + '/sleeps', 'w'); time.sleep(600)"
 LAUNCHER = """
 import os, subprocess, sys
@@ -256,7 +288,9 @@ def packages(tmp_path: Path) -> Path:
 class Script:
     """Two ranks under an agent that watches for hangs."""
 
-    def __init__(self, path: Path, packages: Path, fault: str, action: str = "warn") -> None:
+    def __init__(
+        self, path: Path, packages: Path, fault: str, action: str = "warn", recipe: bool = False
+    ) -> None:
         self.directory = path / "worker"
         self.directory.mkdir()
         script = path / "train.py"
@@ -270,6 +304,8 @@ class Script:
             "TRAINYARD_HANG_SECONDS": "2",
             "TRAINYARD_HANG_ACTION": action,
         }
+        if recipe:
+            environment["TRAINYARD_TRAINER_PORT"] = str(free_port())
         lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT)
         self.agent = subprocess.Popen(
             [
@@ -315,8 +351,8 @@ def test_a_deadlocked_rank_is_named_with_its_line(tmp_path: Path, packages: Path
     finally:
         script.close()
     assert "rank 1 (" in message
-    assert "is not in a collective: it waits at train.py:10 batch" in message
-    assert "rank 0 waits at train.py:15 main (in torch/distributed/distributed_c10d.py" in message
+    assert "is not in a collective: it waits at train.py:19 batch" in message
+    assert "rank 0 waits at train.py:24 main (in torch/distributed/distributed_c10d.py" in message
 
 
 @pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
@@ -332,8 +368,52 @@ def test_a_stopped_rank_ends_the_attempt_where_that_is_asked_for(
         script.close()
     error = json.loads((script.directory / "error.json").read_text())["message"]
     assert error.startswith("HangError: no progress for ")
-    assert "is stopped (SIGSTOP) at train.py:14 main; rank 0 waits at train.py:15 main" in error
+    assert "is stopped (SIGSTOP) at train.py:23 main; rank 0 waits at train.py:24 main" in error
     assert json.loads((script.directory / "exit.json").read_text())["exitCode"] == signal.SIGKILL
+
+
+@pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
+def test_a_rank_that_sleeps_with_the_gil_does_not_work(tmp_path: Path, packages: Path) -> None:
+    script = Script(tmp_path, packages, HOLDS_THE_GIL)
+    try:
+        until(script.hang, "the hang is reported")
+        message = script.hang()
+    finally:
+        script.close()
+    assert "rank 1 (" in message
+    assert "is not in a collective: it waits at train.py:23 main" in message
+
+
+@pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
+def test_a_recipe_s_rank_that_holds_the_gil_is_named_from_outside(
+    tmp_path: Path, packages: Path
+) -> None:
+    """Its own watcher, a thread, is silent then."""
+    script = Script(tmp_path, packages, HOLDS_THE_GIL, recipe=True)
+    try:
+        script.agent.wait(60)
+    finally:
+        script.close()
+    error = json.loads((script.directory / "error.json").read_text())["message"]
+    assert error.startswith("HangError: no progress for ")
+    assert ": rank 1 (" in error
+    assert "is not in a collective: it waits at train.py:23 main; rank 0 waits at" in error
+
+
+def test_as_long_as_a_recipe_s_watchers_live_only_they_judge(
+    tmp_path: Path, packages: Path
+) -> None:
+    """Rank 1 waits four times as long as a hang takes; then it ends, and with it the others."""
+    waits = (
+        "lock = threading.Lock()\n        lock.acquire()\n        lock.acquire(timeout=8)\n"
+        "        os.kill(os.getppid(), 9)"
+    )
+    script = Script(tmp_path, packages, waits, recipe=True)
+    try:
+        script.agent.wait(60)
+    finally:
+        script.close()
+    assert not (script.directory / "error.json").exists()
 
 
 def test_a_rank_that_computes_is_no_hang(tmp_path: Path, packages: Path) -> None:
@@ -365,6 +445,26 @@ def test_a_stopped_rank_acts_on_sigterm(tmp_path: Path, packages: Path) -> None:
     script.agent.wait(20)  # less than the grace period
     ranks = json.loads((script.directory / "exit.json").read_text())["ranks"]
     assert -signal.SIGKILL not in [rank["exitCode"] for rank in ranks]
+
+
+@pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="py-spy reads no native frames")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler")
+def test_a_process_in_a_call_of_cuda_is_seen(tmp_path: Path) -> None:
+    """A library of that name, whose call never ends."""
+    source, library = tmp_path / "wait.c", tmp_path / "libcudart.so.13"
+    source.write_text("#include <unistd.h>\nvoid cudaMemcpy(void) { for (;;) pause(); }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    script = tmp_path / "train.py"
+    script.write_text(f"import ctypes\nctypes.CDLL({str(library)!r}).cudaMemcpy()\n")
+    rank = subprocess.Popen([sys.executable, str(script)])
+    try:
+        until(lambda: stacks.read(rank.pid, native=True).cuda, "the rank waits for its GPU")
+        stack = stacks.read(rank.pid, native=True)
+    finally:
+        rank.kill()
+        rank.wait()
+    assert (stack.collective, stack.frames) == (True, ("train.py:2 <module>",))
 
 
 @pytest.mark.parametrize("answer", ["[{}]", "3", '[{"os_thread_id": 7, "thread_name": ""}]'])

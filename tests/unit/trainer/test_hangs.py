@@ -81,6 +81,21 @@ def test_a_silent_process_that_runs_has_its_own_limit() -> None:
     assert find(*ranks, states={1: "stopped"}) is not None
 
 
+@pytest.mark.parametrize(("state", "at_once"), [("alive", 0), ("unknown", 0), ("stopped", 1)])
+def test_an_agent_has_time_to_name_a_rank_that_is_silent_and_not_stopped(
+    state: State, at_once: bool
+) -> None:
+    """What is known here is where it was before a native call took the GIL."""
+
+    def find_later(seconds: float) -> Hang | None:
+        ranks = [seen(0, stalled=seconds), seen(1, silent=seconds, stalled=seconds)]
+        states: dict[int, State] = {0: "alive", 1: state}
+        return find_hang(ranks, TIMEOUT, PAUSE, lambda beat: states[beat.rank], patience=60)
+
+    assert bool(find_later(21)) == bool(find_later(79)) == at_once
+    assert find_later(81)
+
+
 def test_a_rank_that_ended_is_not_reported_as_a_hang() -> None:
     ended = seen(1, silent=60, stalled=60)
     assert find(seen(0), ended, states={1: "gone"}) is None

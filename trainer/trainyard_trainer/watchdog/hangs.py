@@ -91,10 +91,18 @@ StateOf = Callable[[Heartbeat], State]  # of a rank's process
 
 
 def find_hang(
-    seen: Sequence[ObservedRank], timeout: float, max_interval: float, state_of: StateOf
+    seen: Sequence[ObservedRank],
+    timeout: float,
+    max_interval: float,
+    state_of: StateOf,
+    patience: float = 0.0,
 ) -> Hang | None:
-    """The hang, if there is one. `max_interval`: seconds between heartbeats of a live rank."""
-    lost = any(is_lost(rank, timeout, state_of, seen) for rank in seen)
+    """The hang, if there is one. `max_interval`: seconds between heartbeats of a live rank.
+
+    `patience`: seconds longer in which the agents may name it, who see from outside where a rank is
+    that sends no heartbeats and isn't stopped. A native call may hold its GIL.
+    """
+    lost = any(is_lost(rank, timeout, state_of, seen, patience) for rank in seen)
     if not lost and any(rank.stalled <= rank.beat.limit for rank in seen):
         return None  # the others may be waiting for this one
     if any(rank.beat.outcome or state_of(rank.beat) == "gone" for rank in seen):
@@ -102,19 +110,28 @@ def find_hang(
     silent = [
         r for r in seen if r.silent > max_interval and state_of(r.beat) in ("stopped", "unknown")
     ]
+    muted = any(r.silent > max_interval and state_of(r.beat) != "stopped" for r in seen)
+    if muted and not lost and any(rank.stalled <= rank.beat.limit + patience for rank in seen):
+        return None
     silent.sort(key=lambda rank: -rank.silent)
     return report_silence(silent, seen, state_of) if silent else _report_stall(seen)
 
 
 def is_lost(
-    rank: ObservedRank, timeout: float, state_of: StateOf, others: Sequence[ObservedRank]
+    rank: ObservedRank,
+    timeout: float,
+    state_of: StateOf,
+    others: Sequence[ObservedRank],
+    patience: float,
 ) -> bool:
-    """Whether `rank` is silent and will not continue."""
+    """Whether `rank` is silent and will not continue; `patience` as for `find_hang`."""
     if rank.silent <= timeout:
         return False
     state = state_of(rank.beat)
     if state != "unknown":
         return state == "stopped"
+    if rank.silent <= timeout + patience:
+        return False
     if rank.beat.phase == "loading" and rank.silent <= SILENT_LOADING:
         return False
     return all(other.beat.step <= rank.beat.step + STEPS_APART for other in others)

@@ -9,9 +9,11 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from trainyard_api.job import WORKER_DIR_ENV
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import HangError, report_error, write_error_file
@@ -37,6 +39,8 @@ from trainyard_trainer.watchdog.stacks import main_stack
 MAX_INTERVAL = 2.0  # seconds between two heartbeats
 BEATS_PER_TIMEOUT = 10
 EXIT_TIMEOUT = 5.0
+# For the agents to name the rank, from outside, if one sends no heartbeats and isn't stopped.
+AGENT_SECONDS = 60.0
 
 
 def watching(
@@ -69,6 +73,9 @@ class Watchdog:
         ]
         self._own = ObservedRank(Heartbeat(group.rank))
         self._count = 0
+        directory = os.environ.get(WORKER_DIR_ENV)
+        self._beat_file = Path(directory) / f"heartbeat-{group.rank}" if directory else None
+        self._patience = AGENT_SECONDS if directory else 0.0
         self._exiting = threading.Event()
         self._outcome = ""
         self._exit_lock = threading.Lock()
@@ -117,6 +124,7 @@ class Watchdog:
                 wait = self.interval
                 self._count += 1
                 own = self._beat(self._count)
+                self._tell_agent(own.limit)
                 beats, verdict = self.board.exchange(own)
                 if verdict:
                     self._exit(verdict, reports=False)
@@ -132,13 +140,23 @@ class Watchdog:
             pass  # the store is gone, with rank 0 or torchrun's agent: others report that
         finally:
             self._exiting.set()
+            self._tell_agent(float("inf"))
+
+    def _tell_agent(self, limit: float) -> None:
+        """Leave a sign of life, and how long this rank may take until the next one."""
+        if self._beat_file:
+            with contextlib.suppress(OSError):
+                self._beat_file.write_text(str(limit))
 
     def _check(self) -> Hang | None:
         if self.rank == 0:
             self.reporter.stalled(max(rank.stalled for rank in self._observed))
-            return find_hang(self._observed, self.timeout, 3 * self.interval, _process_state)
-        main = self._observed[0]
-        if main.beat.outcome or not is_lost(main, self.timeout, _process_state, [main, self._own]):
+            interval = 3 * self.interval
+            return find_hang(self._observed, self.timeout, interval, _process_state, self._patience)
+        main, both = self._observed[0], [self._observed[0], self._own]
+        if main.beat.outcome or not is_lost(
+            main, self.timeout, _process_state, both, self._patience
+        ):
             return None
         return report_silence([main], [main, self._own], _process_state)
 

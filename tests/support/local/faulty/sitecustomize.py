@@ -6,6 +6,7 @@ every other attempt, is left as it is. With a null `attempt` it strikes in the f
 there; `once` is the file that remembers it.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -46,6 +47,11 @@ def kill_loader(_: dict[str, Any]) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+def hold_the_gil(_: dict[str, Any]) -> None:
+    """The rank waits in native code that keeps Python's global lock, until a signal comes."""
+    ctypes.PyDLL(None).pause()
+
+
 def limit(fault: dict[str, Any]) -> None:
     """Files may not become larger than `bytes`, as on a full disk; null: they may again."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -65,6 +71,7 @@ ACTIONS = {
     "raise": fail,
     "cut": cut,
     "kill a loader worker": kill_loader,
+    "hold the GIL": hold_the_gil,
     "limit": limit,
     "wait": wait,
 }
