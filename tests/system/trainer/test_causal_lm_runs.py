@@ -1,6 +1,7 @@
 """causal-lm-finetune in real processes: a pretrained model learns, exactly and to the end."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -212,3 +213,35 @@ def test_qwen2_from_scratch_answers_prompts(finetune: MakeJob, train: Any, folde
     tokenizer = AutoTokenizer.from_pretrained(model_of(run, 2))
     assert "<|im_start|>" in tokenizer.chat_template
     assert logits(model_of(run, 2)).shape == (1, 40, 151936)
+
+
+def test_packed_rows_are_the_same_for_any_number_of_ranks(
+    finetune: MakeJob, train: Any, tmp_path: Path
+) -> None:
+    plain = {"model": str(DATA / "models/stories260K"), "eval_on_start": False}
+    settings = plain | {"packing": True, "max_length": 192, "batch_size": 6, "lr_decay_steps": 8}
+
+    def go(name: str, ranks: int, attempt: int = 1, steps: int = 8, **more: Any) -> Run:
+        strategy = more.pop("strategy", "ddp")
+        job = {"run_dir": str(tmp_path / name), "attempt": attempt, "strategy": strategy}
+        run: Run = train(finetune(job, **settings | more, max_steps=steps), ranks=ranks)
+        return run
+
+    whole = go("whole", 2)
+    packed = re.search(
+        r"32 texts, [\d,]+ tokens, packed into (\d+) rows, \d\d\.\d% full", whole.out
+    )
+    assert packed, whole.out
+    assert 3 * 6 % int(packed[1]), "step 3 is in the middle of an epoch"
+    sharded: dict[str, Any] = {"strategy": "fsdp", "activation_checkpointing": True}
+    assert go("one", 1, gradient_accumulation_steps=3, **sharded).losses() == (
+        pytest.approx(whole.losses(), abs=1e-4)
+    )
+    half = go("same", 2, steps=3)
+    shutil.copytree(half.run_dir, tmp_path / "more")
+    again, more = go("same", 2, attempt=2), go("more", 3, attempt=2)
+    assert [run.result["resumedFromStep"] for run in (again, more)] == [3, 3]
+    assert again.losses() == whole.losses()
+    digests = [file_sha256(model_of(run, 8) / "model.safetensors") for run in (whole, again)]
+    assert digests[0] == digests[1]
+    assert more.losses() == pytest.approx(whole.losses(), abs=1e-4)

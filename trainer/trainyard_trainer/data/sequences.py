@@ -119,6 +119,10 @@ class Sequences:
         """Tokens of each sequence, shape (len,)."""
         return np.concatenate([np.diff(part.starts) for part in self.parts])
 
+    def prompt_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sequence's prompt, shape (len,)."""
+        return np.concatenate([part.num_prompt for part in self.parts])
+
     def _find(self, index: int) -> tuple[Part, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
         part = self.parts[number]

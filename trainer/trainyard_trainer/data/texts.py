@@ -40,15 +40,20 @@ class TokenSamples(Sequences):
 
         Padding is on the right: with causal attention no mask is needed.
         """
-        rows = [self[index] for index in ids]
-        length = (self.pad_to or max(len(row) for row in rows)) - 1
-        inputs = np.zeros((len(rows), length), dtype=np.int64)
-        targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
-        for i, (row, index) in enumerate(zip(rows, ids, strict=True)):
-            given = self.num_given(index)
-            inputs[i, : len(row) - 1] = row[:-1]
-            targets[i, given - 1 : len(row) - 1] = row[given:]
+        length = (self.pad_to or max(len(self[index]) for index in ids)) - 1
+        inputs = np.zeros((len(ids), length), dtype=np.int64)
+        targets = np.full((len(ids), length), IGNORED, dtype=np.int64)
+        for i, index in enumerate(ids):
+            self.write(index, inputs[i], targets[i])
         return {"ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
+
+    def write(self, index: int, inputs: Ids, targets: Ids) -> int:
+        """Write a sequence's inputs and targets to the beginning of these; returns how many."""
+        tokens, given = self[index], self.num_given(index)
+        size = len(tokens) - 1
+        inputs[:size] = tokens[:-1]
+        targets[given - 1 : size] = tokens[given:]
+        return size
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Add everything that defines the samples to a digest."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from trainyard_trainer.data.packing import PackedSamples, pack, packed
 from trainyard_trainer.data.rows import Rows
 from trainyard_trainer.data.sequences import Part, cache_key, cached_digest, definition, tokenised
 from trainyard_trainer.data.texts import IGNORED, TokenSamples, encode
@@ -35,6 +36,7 @@ from trainyard_trainer.recipes.hugging_face import (
     assign_weights,
     blocks_of,
     check_context,
+    check_packing,
     check_tokenizer,
     empty_model,
     load_config,
@@ -107,6 +109,12 @@ class CausalLMFinetuneConfig(TrainConfig):
     max_length: int = Field(default=512, ge=2)
     """Longer samples are truncated to this many tokens."""
 
+    packing: bool = False
+    """Train on rows of several texts, each row at most max_length tokens, instead of padding. A row
+    holds whole texts, which do not see each other: positions and attention are those of each alone,
+    and so is the loss of each token. `batch_size` counts rows. A model that can't keep the texts of
+    a row apart is refused."""
+
     lora: Architecture[LoraSettings | None] = None
     """Train a low-rank adapter only: {r, alpha, dropout, target_modules}, or {}."""
 
@@ -125,6 +133,9 @@ class CausalLMFinetuneConfig(TrainConfig):
 
     num_epochs: float | None = Field(default=3, gt=0)
     batch_size: int = Field(default=16, ge=1)
+    """Samples per optimizer step, over all ranks and accumulation steps; with `packing`, rows of
+    several samples."""
+
     learning_rate: float = Field(default=2e-5, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -146,8 +157,9 @@ class CausalLMFinetune(Recipe):
     Config = CausalLMFinetuneConfig
     serving = "generate"
 
-    train: TokenSamples
+    train: TokenSamples | PackedSamples
     held_out: TokenSamples
+    outlined = False  # whether it's for an estimate, whose model may have no values
 
     def __init__(self, config: CausalLMFinetuneConfig, saved: dict[str, Any] | None) -> None:
         self.config = config
@@ -166,11 +178,16 @@ class CausalLMFinetune(Recipe):
         settings = config.text_column, config.prompt, config.max_length
         key = cache_key("texts", rows.digest, definition(self.tokenizer), settings)
         self.num_skipped = 0
-        self.train = self._samples(rows, key, start, end, "in the slice")
+        texts = self._samples(rows, key, start, end, "in the slice")
+        self.num_texts = len(texts)
+        self.train = texts
+        if config.packing:
+            name = f"{key}/rows-{start}-{end}"
+            self.train = packed(texts, config.max_length, config.batch_size, name)
         first_held_out = rows.num_rows - config.eval_samples
         self.held_out = self._samples(rows, key, first_held_out, rows.num_rows, "held out")
         self.tokens_per_sample = self.train.num_tokens / len(self.train)
-        name = f"{key}/sha256-{start}-{end}-{first_held_out}"
+        name = f"{key}/sha256-{start}-{end}-{first_held_out}" + "-packed" * config.packing
         self.fingerprint = cached_digest(name, self._update)
 
     @classmethod
@@ -180,7 +197,11 @@ class CausalLMFinetune(Recipe):
         recipe.config = config.model_copy(update={"from_scratch": True})
         recipe.model_config = load_config("model", config.model)
         check_context(recipe.model_config, config.max_length)
-        recipe.train = TokenSamples([Part.of([(0, 0, np.zeros(config.max_length, np.int32))])])
+        recipe.outlined = True
+        length = config.max_length
+        texts = TokenSamples([Part.of([(0, 0, np.zeros(length, np.int32))])])
+        rows = PackedSamples(texts, pack(texts, length), length)
+        recipe.train = rows if config.packing else texts
         return recipe
 
     def check_data(self, saved: dict[str, Any]) -> None:
@@ -251,9 +272,12 @@ class CausalLMFinetune(Recipe):
     def describe(self) -> str:
         start, end = self.slice.start, self.slice.end
         text = (
-            f"{self.config.dataset}, rows {start} to {end}: {len(self.train):,} texts,"
-            f" {self.train.num_tokens:,} tokens; {len(self.held_out):,} texts held out"
+            f"{self.config.dataset}, rows {start} to {end}: {self.num_texts:,} texts,"
+            f" {self.train.num_tokens:,} tokens"
         )
+        if isinstance(self.train, PackedSamples):
+            text += f", packed into {len(self.train):,} rows, {self.train.fill:.1%} full"
+        text += f"; {len(self.held_out):,} texts held out"
         if self.num_skipped:
             text += f"; {self.num_skipped:,} skipped (no text, or no room after the prompt)"
         return f"{text}; read {self.about}"
@@ -268,6 +292,8 @@ class CausalLMFinetune(Recipe):
         self.generation_config = model.generation_config
         if self.config.lora:
             add_lora(model, self.config.lora)
+        if self.config.packing and not self.outlined:
+            check_packing(model, self.config.max_length)
         return model
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
@@ -282,7 +308,9 @@ class CausalLMFinetune(Recipe):
         return self._loss(model, batch, "mean")
 
     def _loss(self, model: nn.Module, batch: Batch, reduction: str) -> Tensor:
-        logits = model(batch["ids"], use_cache=False).logits.float()
+        # Without an attention mask, positions that begin again tell transformers where texts begin.
+        positions = {"position_ids": batch["positions"]} if "positions" in batch else {}
+        logits = model(batch["ids"], **positions, use_cache=False).logits.float()
         targets = batch["targets"]
         return F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction

@@ -128,6 +128,49 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
+PROBE_TOKENS = 8  # of each text in `check_packing`
+# Largest differences of logits, relative to their standard deviation, that can be rounding.
+SAME_SHAPE, OTHER_SHAPE = 1e-4, 1e-2
+
+
+@torch.no_grad()
+def check_packing(model: "PreTrainedModel", max_length: int) -> None:
+    """Raise ConfigError unless the model keeps the texts in a row of `max_length` tokens apart.
+
+    Models of transformers are told by position ids that begin again. Some do not look at them, or
+    not in every layer, so it is tried: what comes before a text in its row may not change its
+    logits, and they are those of the text alone. The model is on the CPU; it is put into evaluation
+    mode.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    name = type(model).__name__
+    size = max(1, min(PROBE_TOKENS, (max_length - 1) // 2))
+    vocabulary = model.config.get_text_config().vocab_size
+    before, other, text = torch.linspace(0, vocabulary - 1, 3 * size).long().view(3, size)
+    positions = torch.arange(size).repeat(1, 2)
+    try:
+        packed, again = (
+            model(torch.cat([first, text])[None], position_ids=positions, use_cache=False).logits[
+                0, size:
+            ]
+            for first in (before, other)
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"config.packing: {name} takes no packed rows ({reason}); set it to false"
+        ) from None
+    alone = model(text[None], use_cache=False).logits[0]
+    for logits, others, tolerance in ((packed, again, SAME_SHAPE), (packed, alone, OTHER_SHAPE)):
+        difference = float((logits - others).abs().max() / alone.std())
+        if not difference <= tolerance:  # also true for NaN
+            raise ConfigError(
+                f"config.packing: {name} does not keep the texts in a row apart: its logits of one"
+                f" depend on the one before it (by {difference:.2g} standard deviations); set it to"
+                " false"
+            )
+
+
 def sample_continuation(
     model: nn.Module, ids: list[int], num_tokens: int, generator: torch.Generator
 ) -> list[int]:
