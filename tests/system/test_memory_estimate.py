@@ -17,6 +17,7 @@ CASES: list[tuple[str, memory.Mode, int, str, dict[str, Any]]] = [
     ("char-gpt", "fsdp", 1, "fp32", {"activation_checkpointing": True}),
     ("gpt", "ddp", 2, "fp32", {"gradient_accumulation_steps": 2}),
     ("causal-lm-finetune", "fsdp", 1, "bf16", {}),
+    ("causal-lm-finetune packed", "ddp", 1, "fp32", {}),
     ("causal-lm-finetune lora", "ddp", 1, "fp32", {"activation_checkpointing": True}),
     ("text-classification", "ddp", 2, "bf16", {}),
     ("image-classification", "ddp", 1, "fp32", {"batch_size": 32}),

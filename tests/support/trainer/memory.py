@@ -54,10 +54,12 @@ def write_data(folder: Path) -> dict[str, dict[str, Any]]:
     texts = [" ".join(random.choice(vocabulary[3:], 150)) for _ in range(48)]
     (folder / "corpus.txt").write_text("\n".join(texts))
     rows = pa.table({"text": texts, "label": np.arange(48) % 3})
+    # With the end of the text 20 tokens: five of them fill a packed row of 96.
+    short = pa.table({"text": [" ".join(random.choice(vocabulary[3:], 19)) for _ in range(48)]})
     file = io.BytesIO()
     Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(file, "PNG")
     images = pa.table({"img": [file.getvalue()] * 48, "label": np.arange(48) % 3})
-    for name, table in (("texts", rows), ("images", images)):
+    for name, table in (("texts", rows), ("short", short), ("images", images)):
         (folder / name).mkdir()
         for split in ("train", "test"):
             parquet.write_table(table, folder / name / f"{split}.parquet")
@@ -79,6 +81,7 @@ def write_data(folder: Path) -> dict[str, dict[str, Any]]:
         "char-gpt": corpus,
         "gpt": corpus | {"tokenizer": str(tokenizer)},
         "causal-lm-finetune": finetune,
+        "causal-lm-finetune packed": finetune | {"packing": True, "dataset": str(folder / "short")},
         "causal-lm-finetune lora": finetune | {"lora": {"target_modules": "all-linear"}},
         "text-classification": {
             "dataset": str(folder / "texts"),
