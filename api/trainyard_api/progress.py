@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from trainyard_api.base import Model
+from trainyard_api.profile import known_trace
 from trainyard_api.status import CheckpointRef, ModelRef, StepSeconds
 
 # In a pod; on one machine each run gets free ports.
@@ -99,6 +100,9 @@ class ProgressReport(Model):
     last_checkpoint: CheckpointRef | None = None
     model: ModelRef | None = None
     best_model: ModelRef | None = None
+    profile: Annotated[str | None, BeforeValidator(known_trace)] = Field(
+        default=None, description="Newest trace of rank 0's steps, a file in the run's directory."
+    )
     sample: str | None = Field(default=None, description="Newest sample of generated text.")
     message: str = ""
     hang: str = Field(

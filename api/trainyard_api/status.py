@@ -293,3 +293,8 @@ class TrainingRunStatus(Record):
         description="The exported model with the lowest evaluation loss, which may be the last one."
         " Absent if none has an evaluation loss.",
     )
+    profile: str = Field(
+        default="",
+        description="Rank 0's newest trace of its steps, a file in the run's directory, for"
+        " Perfetto.",
+    )

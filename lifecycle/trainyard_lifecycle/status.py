@@ -86,6 +86,7 @@ def apply_report(status: TrainingRunStatus, report: ProgressReport) -> None:
         "last_checkpoint",
         "model",
         "best_model",
+        "profile",
     ):
         value = getattr(report, name)
         if value is not None:

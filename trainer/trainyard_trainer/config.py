@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainyard_api.profile import MAX_STEPS
 from trainyard_api.recipes import Location, unknown_key
 from trainyard_trainer.errors import ConfigError
 
@@ -30,6 +31,40 @@ Architecture = Annotated[T, ARCHITECTURE]
 
 # The other way on, where a change is refused: what a refusal says after "or".
 BRANCH = "start a run under another name with startFrom: {run: NAME OF THIS ONE}"
+
+
+class Profile(BaseModel):
+    """The `profile` setting."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    steps: list[int]
+    """First and last step to record, such as [100, 102]; at most ten steps."""
+
+    ranks: list[int] = [0]
+    """Ranks that record, each into a file of its own."""
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, steps: list[int]) -> list[int]:
+        if len(steps) != 2:
+            raise ValueError(f"give the first and the last step, such as [100, 102], not {steps}")
+        first, last = steps
+        if not 1 <= first <= last:
+            raise ValueError(f"give the first step, from 1 on, and then the last, not {steps}")
+        if (count := last - first + 1) > MAX_STEPS:
+            raise ValueError(
+                f"{steps} are {count} steps; record at most {MAX_STEPS}: a trace has every"
+                " operation of each, and a larger one opens in no browser"
+            )
+        return steps
+
+    @field_validator("ranks")
+    @classmethod
+    def _check_ranks(cls, ranks: list[int]) -> list[int]:
+        if min(ranks, default=-1) < 0:
+            raise ValueError(f"name one rank at least, counted from 0, not {ranks}")
+        return ranks
 
 
 class TrainConfig(BaseModel):
@@ -127,6 +162,10 @@ class TrainConfig(BaseModel):
 
     timing_warmup_steps: Changeable[int] = Field(default=1, ge=0)
     """First steps of an attempt, which are excluded from the statistics of step times."""
+
+    profile: Changeable[Profile | None] = None
+    """Record steps with torch.profiler into profiles/ of the run's directory, for Perfetto: {steps:
+    [first, last], ranks: [0]}. These steps take longer, and give the same results."""
 
     hang_timeout_seconds: Changeable[float] = Field(default=20, ge=0)
     """When a rank is stopped, or does not reach a collective that the others wait in, the attempt

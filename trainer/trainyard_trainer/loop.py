@@ -24,11 +24,11 @@ from trainyard_trainer.errors import (
     CheckpointError,
     DiskFullError,
     NonFiniteLossError,
-    StoppedError,
     UserError,
 )
 from trainyard_trainer.evaluate import evaluate
 from trainyard_trainer.optim import learning_rate, set_learning_rate
+from trainyard_trainer.profiler import Profiler
 from trainyard_trainer.recipes.base import Recipe
 from trainyard_trainer.reporting.reporter import Progress, RunReporter
 from trainyard_trainer.reporting.timing import Throughput, peak_memory_bytes, since_start
@@ -82,6 +82,7 @@ class Loop:
         self.exporter = training.exporter
         self.reporter = training.reporter
         self.start = self.step = start = training.start
+        self.profiler = Profiler(Path(job.run_dir), config, self.group, start, self.reporter)
         self._branched = training.branched
         self.metrics = training.metrics
         micro_batches = MicroBatches(
@@ -116,6 +117,7 @@ class Loop:
             self._save()  # from now on the run depends on no other
         began = time.perf_counter()
         while self.step < last:
+            self.profiler.begin(self.step + 1)
             norm = self._train_step()
             if self.step == self.start + 1:
                 self.reporter.console.info(f"first step done after {since_start():.1f} s")
@@ -140,30 +142,36 @@ class Loop:
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
             self._report_save(self.checkpointer.poll())
+            self.profiler.end(self.step)
             if not done and stop.agreed(self.step):
                 self._save_and_stop(stop)
         self._finish_saving()
+        self.profiler.close()
 
     def _train_step(self) -> torch.Tensor:
         """One optimizer step; the gradient norm, still on the device."""
-        config, parallel = self.config, self.parallel
+        config, parallel, part = self.config, self.parallel, self.profiler.part
         parallel.timer.begin()
         set_learning_rate(self.optimizer, learning_rate(config, self.step))
         accumulation = config.gradient_accumulation_steps
         for micro in range(accumulation):
-            batch, factor = self._next_batch()
+            with part("data"):
+                batch, factor = self._next_batch()
             with parallel.accumulate(last=micro == accumulation - 1):
-                with parallel.autocast():
+                with part("forward"), parallel.autocast():
                     loss = self.recipe.loss(parallel.model, batch)
-                torch.autograd.backward(loss * (parallel.scaler.scale * factor))
+                with part("backward"):
+                    torch.autograd.backward(loss * (parallel.scaler.scale * factor))
             self._losses[self._unread] += loss.detach() * factor
             self.loader.prefetch()  # while the GPU computes
             self.reporter.tick()
-        norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
+        with part("clipping"):
+            norm = self._norms[self._unread] = parallel.clip_gradients(config.max_grad_norm)
         self._wait_for_copy()
-        if parallel.scaler.update(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        with part("optimizer"):
+            if parallel.scaler.update(norm):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
         self.step += 1
         # Evaluation metrics do not apply to later steps; those of the untrained model are kept.
         kept = (name for name in self.metrics if name == "loss" or name.startswith("base_"))
@@ -195,7 +203,7 @@ class Loop:
         self._work += read[2 * self._unread :]
         first = self.step - self._unread + 1
         for step, step_time in enumerate(times, first):
-            self.throughput.add(step_time.seconds)
+            self.throughput.add(step_time.seconds, slowed=self.profiler.slows(step))
             self.reporter.step_timed(step, step_time.seconds)
         self._losses.zero_()
         self._unread = 0
@@ -248,6 +256,7 @@ class Loop:
                 rank_seconds=(
                     (self._work / steps).tolist() if self.parallel.measures_waiting else []
                 ),
+                slowed_steps=sum(map(self.profiler.slows, range(self._logged + 1, self.step + 1))),
             )
         )
         self._window.clear()
@@ -257,7 +266,8 @@ class Loop:
     def _evaluate(self, prefix: str = "") -> None:
         """Evaluate the model on held-out samples; `prefix` of the metrics' names."""
         self.reporter.update(phase="evaluating")
-        sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.tick)
+        with self.profiler.part("evaluating"):
+            sums = evaluate(self.recipe, self.parallel, self.config, self.reporter.tick)
         results = self.recipe.summarise(sums)
         self.metrics |= {prefix + name: value for name, value in results.items()}
         line = f"step {self.step}: {_format_metrics(results)}"
@@ -353,19 +363,8 @@ class Loop:
         self._report_save(self.checkpointer.wait())
         # No rank exits before rank 0 has published.
         saved = self.group.broadcast(self._saved == self.step)
-        signalled = [rank for rank, got in enumerate(self.group.gather(stop.requested)) if got]
         outcome = "which is saved" if saved else "which could not be saved"
-        where = f"after step {self.step} of {self.config.max_steps}, {outcome}"
-        if len(signalled) < self.group.world_size:
-            names = ", ".join(map(str, signalled[:8])) + ("…" if signalled[8:] else "")
-            ranks = "rank" if len(signalled) == 1 else "ranks"
-            raise StoppedError(
-                f"SIGTERM: stopped {where}; only {ranks} {names} got the signal",
-                alone=stop.requested,
-            )
-        raise StoppedError(
-            f"SIGTERM: stopped {where}; start it again to resume from the newest checkpoint"
-        )
+        raise stop.error(f"after step {self.step} of {self.config.max_steps}, {outcome}")
 
     def _finish_saving(self) -> None:
         """Wait for the last checkpoint; a disk without room for it may still take the model.

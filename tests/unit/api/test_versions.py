@@ -125,3 +125,12 @@ def test_only_keys_and_values_are_what_a_newer_version_may_know(
     with pytest.raises(ValidationError) as caught:
         TrainingRun.model_validate(wire)
     assert is_unknown(caught.value) is unknown
+
+
+def test_only_a_path_of_a_trace_is_taken_from_a_report() -> None:
+    """Commands that users paste are made with it."""
+    known = "profiles/step-100-102/rank-0.json.gz"
+    for path in (known, "../etc/passwd", f"{known}; reboot", f"{known}\n", 7, None):
+        wire = make_report().to_wire() | {"profile": path}
+        taken = ProgressReport.model_validate(wire).profile
+        assert taken == (known if path == known else None), path

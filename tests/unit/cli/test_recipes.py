@@ -89,8 +89,9 @@ def test_settings_are_shown_as_a_page_a_schema_and_values(packages: Path) -> Non
     assert not schema.is_valid({"max_stepz": 5})
 
     _, text = trainyard(packages, "recipes", "show", "mine", "--values")
-    shared = [key for key in recipe_keys()["char-gpt"][""] if key in TrainConfig.model_fields]
-    groups = {"": [*shared, "size"], "size": ["depth"]}
+    built_in = recipe_keys()["char-gpt"]
+    shared = [key for key in built_in[""] if key in TrainConfig.model_fields]
+    groups = {"": [*shared, "size"], "profile": built_in["profile"], "size": ["depth"]}
     assert yaml.safe_load(text) == {"admissionPolicy": {"recipes": {"mine": groups}}}
 
 

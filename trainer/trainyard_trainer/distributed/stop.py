@@ -71,6 +71,20 @@ class Stop:
             self._vote_passed.set()
         return stop
 
+    def error(self, outcome: str) -> StoppedError:
+        """What ends every rank once they agreed; `outcome`: what became of its step."""
+        signalled = [rank for rank, got in enumerate(self.group.gather(self.requested)) if got]
+        if len(signalled) < self.group.world_size:
+            names = ", ".join(map(str, signalled[:8])) + ("…" if signalled[8:] else "")
+            ranks = "rank" if len(signalled) == 1 else "ranks"
+            return StoppedError(
+                f"SIGTERM: stopped {outcome}; only {ranks} {names} got the signal",
+                alone=self.requested,
+            )
+        return StoppedError(
+            f"SIGTERM: stopped {outcome}; start it again to resume from the newest checkpoint"
+        )
+
     def _on_sigterm(self, _signal: int, _frame: FrameType | None) -> None:
         self.requested = True
 

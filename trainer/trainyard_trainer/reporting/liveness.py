@@ -13,6 +13,7 @@ LIMITS = {
     "loading": LONG_SECONDS,
     "saving": LONG_SECONDS,
     "exporting": LONG_SECONDS,
+    "profiling": LONG_SECONDS,
     "uploading": float("inf"),
 }
 # The first time, kernels are selected, memory is allocated and connections are made.

@@ -1,11 +1,14 @@
 """RunReporter: sends a rank's progress to the console, HTTP report, metrics, history, trackers."""
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from torch.profiler import record_function
 
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import SlowestRank
@@ -37,6 +40,7 @@ class Progress:
         step_seconds: statistics over this attempt's steps.
         rank_seconds: each rank's own work per step; empty if it can't be measured.
         gpu_memory_bytes: peak allocated on this rank's GPU.
+        slowed_steps: those that a profiler made longer; the rates leave them out if they can.
     """
 
     step: int
@@ -55,6 +59,7 @@ class Progress:
     gpu_memory_bytes: int | None
     step_seconds: StepSeconds | None
     rank_seconds: list[float] = field(default_factory=list)
+    slowed_steps: int = 0
 
 
 class RunReporter:
@@ -123,9 +128,11 @@ class RunReporter:
             self.console.info(text)
             self.update(message=text)
 
-    def doing(self, activity: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
         """For a `with` block: an activity in more detail than the report's phases."""
-        return self.liveness.doing(activity)
+        with self.liveness.doing(activity), record_function(activity):
+            yield
 
     def step_done(self, step: int) -> None:
         """An optimizer step is done."""
@@ -168,6 +175,7 @@ class RunReporter:
             samples_per_second=now.samples_per_second,
             time=time.time(),
             **({"rank_step_seconds": now.rank_seconds} if few_ranks else {}),
+            **({"slowed_steps": now.slowed_steps} if now.slowed_steps else {}),
         )
         if now.rank_seconds:
             self._compare_ranks(now.rank_seconds, now.steps)

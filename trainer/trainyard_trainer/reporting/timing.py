@@ -46,24 +46,29 @@ class Throughput:
         select kernels, allocate memory or compile."""
         self.batch_size = batch_size
         self.tokens_per_sample = tokens_per_sample
-        self._window = 0.0
-        self._steps = 0
+        self._usual = [0.0, 0]  # seconds and steps since the last call of `rates`
+        self._slowed = [0.0, 0]
         self._times: deque[float] = deque(maxlen=_MAX_TIMES)
         self._warmup_left = warmup_steps
 
-    def add(self, seconds: float) -> None:
-        """Add the time of a step."""
-        self._window += seconds
-        self._steps += 1
+    def add(self, seconds: float, *, slowed: bool = False) -> None:
+        """Add the time of a step; `slowed`: by a profiler, so it isn't what training takes."""
+        counted = self._slowed if slowed else self._usual
+        counted[0] += seconds
+        counted[1] += 1
         if self._warmup_left > 0:
             self._warmup_left -= 1
-        else:
+        elif not slowed:
             self._times.append(seconds)
 
     def rates(self) -> tuple[float, float | None]:
-        """Samples and tokens per second, all ranks, since the last call."""
-        samples = self._steps * self.batch_size / self._window
-        self._window, self._steps = 0.0, 0
+        """Samples and tokens per second, all ranks, since the last call.
+
+        Of slowed steps only if there was no other.
+        """
+        seconds, steps = self._usual if self._usual[1] else self._slowed
+        samples = steps * self.batch_size / seconds
+        self._usual, self._slowed = [0.0, 0], [0.0, 0]
         return samples, samples * self.tokens_per_sample or None
 
     def step_seconds(self) -> StepSeconds | None:
