@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard_api.columns import COLUMNS
+from trainyard_api.profile import VIEWER
 from trainyard_local.store import MANIFEST, RunBusyError, RunDir, UserError, list_runs
 
 FINISHED = ("Succeeded", "Failed")  # also in trainyard_api.status, which imports pydantic
@@ -64,6 +65,7 @@ def describe(run_dir: RunDir) -> str:
                 "Checkpoint": _reference(status.get("lastCheckpoint")),
                 "Last model": _reference(status.get("model")),
                 "Best model": _best_model(status),
+                "Profile": _profile(run_dir, run),
                 "Data": str(run_dir.data(run)),
                 "Logs": str(run_dir.logs),
             }
@@ -206,6 +208,11 @@ def _reference(value: dict[str, Any] | None) -> str:
         return ""
     loss = f", evaluation {value['evalLoss']:.4f}" if "evalLoss" in value else ""
     return f"step {value['step']}{loss}, {value['digest'] or 'of the framework: no sha256'}"
+
+
+def _profile(run_dir: RunDir, run: dict[str, Any]) -> str:
+    trace = run.get("status", {}).get("profile")
+    return f"{run_dir.data(run) / trace} (open it at {VIEWER})" if trace else ""
 
 
 def _best_model(status: dict[str, Any]) -> str:

@@ -137,31 +137,29 @@ def _suspend(args: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(args: argparse.Namespace) -> int:
+    from trainyard_cli.profile import ClusterRun, LocalRun, profile
+
+    if args.cluster or args.context or args.namespace:
+        profile(ClusterRun(args.name, args.context, args.namespace), args.steps)
+    else:
+        profile(LocalRun(find_run(args.name)), args.steps)
+    return 0
+
+
 def _delete(args: argparse.Namespace) -> int:
     existing = {run_dir.name for run_dir in list_runs()}
     names = [name for name in args.name if name in existing or not args.ignore_not_found]
     run_dirs = [find_run(name) for name in names]
     if run_dirs:
-        from trainyard_cli.run import delete, describe_loss
+        from trainyard_cli.run import confirms, delete, describe_loss
 
         for run_dir in run_dirs:
             loss = describe_loss(run_dir, keep_data=args.keep_data)
-            if loss and not args.yes and not _confirms(run_dir.name, loss):
+            if loss and not args.yes and not confirms(run_dir.name, loss):
                 return EXIT_REFUSED
             print(delete(run_dir, keep_data=args.keep_data), flush=True)
     return 0
-
-
-def _confirms(name: str, loss: str) -> bool:
-    """Ask on a terminal whether this may be destroyed; elsewhere it takes --yes."""
-    if not sys.stdin.isatty():
-        raise UserError(f"deleting {name} destroys {loss}: add --yes, or --keep-data to keep them")
-    print(f"deleting {name} destroys {loss} (--keep-data would keep them)")
-    try:
-        answer = input("delete? [y/N] ")
-    except EOFError:  # Ctrl-D
-        answer = ""
-    return answer.strip().lower() in ("y", "yes")
 
 
 def _retry(args: argparse.Namespace) -> int:
@@ -312,6 +310,20 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--attempt", type=int, help="number of the attempt; default: the newest")
     logs.add_argument("--node", type=int, default=0, help="number of the node; default: 0")
     logs.set_defaults(handler=_logs)
+
+    profile = commands.add_parser(
+        "profile", help="record the next steps of a running recipe, as a trace for Perfetto"
+    )
+    profile.add_argument("name", metavar="NAME", help="name of the run")
+    profile.add_argument(
+        "--steps", type=int, metavar="N", default=3, help="optimizer steps, 1 to 10; default: 3"
+    )
+    profile.add_argument(
+        "--cluster", action="store_true", help="it is a run of the kubeconfig's cluster, by kubectl"
+    )
+    profile.add_argument("--context", help="context of the kubeconfig; implies --cluster")
+    profile.add_argument("-n", "--namespace", help="namespace of the run; implies --cluster")
+    profile.set_defaults(handler=_profile)
 
     suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` resumes it")
     suspend.add_argument("name", metavar="NAME", help="name of the run")

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,18 @@ def describe_loss(run_dir: RunDir, *, keep_data: bool = False) -> str:
         if sizes:
             parts.append(f"{format_count(len(sizes), 'file')} ({_size_text(sum(sizes))})")
     return " and ".join(parts)
+
+
+def confirms(name: str, loss: str) -> bool:
+    """Ask on a terminal whether this may be destroyed; elsewhere it takes --yes."""
+    if not sys.stdin.isatty():
+        raise UserError(f"deleting {name} destroys {loss}: add --yes, or --keep-data to keep them")
+    print(f"deleting {name} destroys {loss} (--keep-data would keep them)")
+    try:
+        answer = input("delete? [y/N] ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def delete(run_dir: RunDir, *, keep_data: bool = False) -> str:
