@@ -11,9 +11,10 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import FileResponse
 
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import Catalog, DataSource, RunHistory, RunSummary
+from trainyard_dashboard.catalog import Catalog, DataSource, DataSourceError, RunHistory, RunSummary
 from trainyard_dashboard.costs import (
     EXAMPLE_PRICES,
     Costs,
@@ -198,6 +199,17 @@ class DashboardAPI:
         runs, problems = self._catalog.usage(run)
         return Usages(runs=runs, problems=problems)
 
+    def trace(self, run: str) -> FileResponse:
+        """The newest trace of a run of this machine, which Perfetto opens."""
+        try:
+            path = self._catalog.trace(run)
+        except DataSourceError as error:
+            raise ApiError(409, str(error), "no_trace") from None
+        if path is None:
+            raise ApiError(404, f"run {run} has no trace on this machine", "no_trace")
+        name = f"{run.rpartition('/')[2]}-{path.parent.name}-{path.name}"
+        return FileResponse(path, media_type="application/gzip", filename=name)
+
     def studies(self) -> Studies:
         """Scaling studies with their configurations."""
         studies, problems = self._catalog.studies()
@@ -288,6 +300,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     app.add_api_route("/api/runs", api.runs)
     app.add_api_route("/api/history", api.history)
     app.add_api_route("/api/usage", api.usage)
+    app.add_api_route("/api/trace", api.trace, response_class=FileResponse)
     app.add_api_route("/api/studies", api.studies)
     app.add_api_route("/api/projection", api.projection)
     app.add_api_route("/api/costs", api.costs)

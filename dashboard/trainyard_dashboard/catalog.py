@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from trainyard_api.base import is_unknown, parse_known
+from trainyard_api.profile import known_trace
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.usage import RunUsage
 
@@ -60,6 +62,9 @@ class RunSummary(BaseModel):
     checkpoint_step: int | None = None
     peak_memory_bytes: int | None = None
     usage: str = Field(default="", description="What its ranks use, as its status says.")
+    profile: str | None = Field(
+        default=None, description="Its newest trace of steps, in the run's directory."
+    )
     start_time: datetime | None = None
     completion_time: datetime | None = None
 
@@ -101,6 +106,7 @@ class RunSummary(BaseModel):
             processes=status.get("worldSize"),
             peak_memory_bytes=status.get("peakMemoryBytes"),
             usage=status.get("usage") or "",
+            profile=known_trace(status.get("profile")),
             checkpoint_step=(status.get("lastCheckpoint") or {}).get("step"),
             start_time=status.get("startTime") or metadata.get("creationTimestamp"),
             completion_time=status.get("completionTime"),
@@ -150,6 +156,9 @@ class DataSource(Protocol):
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         """Return what its ranks use now; None if that is unknown here. Raises DataSourceError."""
+
+    def trace(self, run: RunSummary) -> Path | None:
+        """Return the file of its newest trace; None if this process can't read it."""
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         """Return the studies by id, and a message for each unreadable one.
@@ -267,6 +276,14 @@ class Catalog:
             except DataSourceError as error:
                 problems.append(str(error))
         return usages, list(dict.fromkeys(problems))
+
+    def trace(self, run_id: str) -> Path | None:
+        """Return the file of a run's newest trace; None if there is none here.
+
+        Raises DataSourceError.
+        """
+        run, source = self._by_id().get(run_id, (None, None))
+        return source.trace(run) if run and source and run.profile else None
 
     def _by_id(self) -> dict[str, tuple[RunSummary, DataSource]]:
         return {

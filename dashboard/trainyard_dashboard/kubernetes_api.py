@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -51,6 +52,9 @@ class KubernetesAPI:
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         return None  # nor are its agents in reach: each rank's figures are in Prometheus
+
+    def trace(self, run: RunSummary) -> Path | None:
+        return None  # it is on the run's volume
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         objects, problems = self._list(STUDY_PLURAL)

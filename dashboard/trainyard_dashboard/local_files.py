@@ -65,13 +65,8 @@ class LocalFiles:
         return runs, problems
 
     def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
-        file = self._home / "runs" / run.name / "run.json"
         try:
-            storage = (self._load_run(file).get("spec") or {}).get("storage") or {}
-            directory = file.parent / "data"
-            if claim := storage.get("claimName"):
-                directory = self._home / "volumes" / Path(str(claim)).name / run.name
-            history = self._log(directory / "metrics.jsonl").read(run.id)
+            history = self._log(self._data(run) / "metrics.jsonl").read(run.id)
         except (OSError, ValueError, AttributeError) as error:
             message = f"the history of {run.name} can't be read: {_cause(error)}"
             raise DataSourceError(message) from None
@@ -94,6 +89,14 @@ class LocalFiles:
             message = f"the ranks of {run.name} can't be read: {_cause(error)}"
             raise DataSourceError(message) from None
         return fold(self._agents.usage(run.name, attempt, addresses))
+
+    def trace(self, run: RunSummary) -> Path | None:
+        try:
+            path = self._data(run) / str(run.profile)
+        except (OSError, ValueError, AttributeError) as error:
+            message = f"the trace of {run.name} can't be read: {_cause(error)}"
+            raise DataSourceError(message) from None
+        return path if path.is_file() else None
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         paths, problems = self._newest("studies", "study.json", MAX_STUDIES)
@@ -132,6 +135,14 @@ class LocalFiles:
         more = len(dated) - limit
         problems = [f"{folder}: the newest {limit} are shown, {more} are not"] if more > 0 else []
         return [path for _, path in dated[:limit]], problems
+
+    def _data(self, run: RunSummary) -> Path:
+        """The run's directory on its volume. Raises OSError, ValueError, AttributeError."""
+        file = self._home / "runs" / run.name / "run.json"
+        storage = (self._load_run(file).get("spec") or {}).get("storage") or {}
+        if claim := storage.get("claimName"):
+            return self._home / "volumes" / Path(str(claim)).name / run.name
+        return file.parent / "data"
 
     def _load_run(self, path: Path) -> dict[str, Any]:
         """A run.json, read again only after it was replaced."""

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -170,6 +171,9 @@ class Prometheus:
             (each["metric"], float(each["value"][1])) for each in self._query("query", query=query)
         ]
         return [(labels, value) for labels, value in found if math.isfinite(value)]
+
+    def trace(self, run: RunSummary) -> Path | None:
+        return None
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         return [], []  # their measurements are in their status, not in metrics

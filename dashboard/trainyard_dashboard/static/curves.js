@@ -4,6 +4,7 @@ import { draw } from "./chart.js";
 import { at, h, setText } from "./dom.js";
 import { number } from "./format.js";
 import { checkbox, histories, lines, runs, selected, slot, title, xName } from "./runs.js";
+import { showTraces } from "./traces.js";
 import { showUsage } from "./usage.js";
 
 const PERFORMANCE = ["loss", "tokens_per_second", "samples_per_second", "rank_step_seconds"];
@@ -43,6 +44,7 @@ async function refreshPerformance() {
       + " comes from Prometheus.",
   });
   at("performance-charts").dataset.ready = "true";
+  showTraces();
   return [...new Set([...data.problems, ...await showUsage()])];
 }
 

@@ -112,6 +112,22 @@ def test_the_extreme_ranks_of_an_active_run_are_shown(dashboard: str, page: Page
     expect(usage).to_have_text("None of the selected runs is active.")
 
 
+def test_the_trace_of_a_selected_run_is_downloaded(dashboard: str, home: Path, page: Page) -> None:
+    path = "profiles/step-100-102/rank-0.json.gz"
+    write_run(home, "done", profile=path)
+    trace = home / "runs" / "done" / "data" / path
+    trace.parent.mkdir(parents=True)
+    trace.write_bytes(b"trace")
+    page.goto(dashboard)
+    box = page.locator("#traces")
+    expect(box.get_by_role("listitem")).to_have_text([f"done: {path}"])
+    with page.expect_download() as download:
+        box.get_by_role("link", name=path).click()
+    assert download.value.path().read_bytes() == b"trace"
+    page.get_by_role("checkbox", name="Show done in the charts").first.uncheck()
+    expect(box).to_be_hidden()
+
+
 def test_tabs_work_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> None:
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
