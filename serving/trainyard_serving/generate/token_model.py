@@ -115,7 +115,7 @@ class PaddedCache:
         for layer, new in zip(_layers(self._cache), _layers(row), strict=True):
             layer.keys = torch.cat([_padded(layer.keys, width), _padded(new.keys, width)])
             layer.values = torch.cat([_padded(layer.values, width), _padded(new.values, width)])
-            new.reset()
+            new.keys = new.values = None  # at once: the copies need as much memory
         self.padding = [count + width - own_width for count in self.padding] + [width - row_width]
 
     def keep_rows(self, rows: Sequence[int]) -> None:
