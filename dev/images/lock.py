@@ -7,6 +7,7 @@ name no package index, so each machine uses its own.
 from __future__ import annotations
 
 import subprocess
+import tomllib
 
 from dev.cluster.commands import UserError
 
@@ -19,12 +20,20 @@ _HEADER = "# Written by python3 -m dev.images lock from {source}: do not edit.\n
 def write() -> None:
     """Compile all files; torch first, because trainer and serving must agree with it."""
     _compile("uv", "uv", [])
-    _compile("agent", "py-spy>=0.4.1", [])
-    _compile("torch", "torch>=2.12", [])
+    _compile("agent", required("py-spy"), [])
+    _compile("torch", required("torch"), [])
     agree = ["--constraint", str(FOLDER / "torch.txt")]
     _compile("operator", None, [])
     _compile("trainer", None, agree)
     _compile("serving", None, agree)
+
+
+def required(name: str) -> str:
+    """What pyproject.toml requires of a package, without a marker."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    lines = (str(line) for lines in lists for line in lines)
+    return next(line.split(";")[0] for line in lines if line.startswith(f"{name}>="))
 
 
 def _compile(name: str, requirement: str | None, more: list[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dev.images.build import IMAGES
 from dev.images.builder import REPO
+from dev.images.lock import required
 
 LOCKS = sorted((REPO / "images" / "requirements").glob("*.txt"))
 
@@ -43,6 +44,12 @@ def test_a_lock_has_everything_that_its_image_imports(name: str) -> None:
     wanted = names(project["dependencies"]) | names(project["optional-dependencies"][name])
     lock = REPO / "images" / "requirements" / f"{name}.txt"
     assert wanted - set(pins(lock)) == set(), "run: python3 -m dev.images lock"
+
+
+@pytest.mark.parametrize(("name", "package"), [("agent", "py-spy"), ("torch", "torch")])
+def test_a_lock_of_one_package_is_made_from_its_bound(name: str, package: str) -> None:
+    first = (REPO / "images" / "requirements" / f"{name}.txt").read_text().splitlines()[0]
+    assert f" from {required(package)}: " in first, "run: python3 -m dev.images lock"
 
 
 @pytest.mark.parametrize("name", ["trainer", "serving"])
