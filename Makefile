@@ -2,6 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := $(VENV)-lowest
+LOWEST_TESTS := tests/lowest tests/unit/operator tests/unit/sdk/test_checkpointer.py \
+	$(addprefix tests/unit/trainer/test_,buckets.py export_check.py gpt_recipe.py image_recipe.py \
+	rows.py text_classification.py trainer_run.py) tests/system/trainer/test_causal_lm_runs.py \
+	$(addprefix tests/unit/serving/test_,batch.py classifier.py classify_http.py generate_http.py \
+	language_model.py s3_location.py)
 # A tag names one state of the code: nodes keep images by tag and never ask again.
 ifndef TAG
 TAG := $(shell git describe --always --abbrev=12 --dirty=-$$(date +%Y%m%d%H%M%S) 2>/dev/null || echo dev)
@@ -29,6 +35,15 @@ $(VENV)/ready: pyproject.toml
 	options=$$($(BIN)/python -m dev.torch_backend $(TORCH_INDEX)) && $(BIN)/uv pip install --quiet --python $(BIN)/python $$options -e '.[operator,trainer,serving,docs,dev]'
 	@touch $@
 
+# The tests' tools are installed after all bounds, which they must leave as they are.
+$(LOWEST)/ready: pyproject.toml | $(VENV)/ready
+	$(PYTHON) -m venv --clear $(LOWEST)
+	options=$$($(BIN)/python -m dev.torch_backend $(TORCH_INDEX)) && \
+	install="$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python $$options -e .[operator,trainer,checkpoint,serving]" && \
+	$$install --resolution lowest-direct && \
+	$$install filelock flask-cors hypothesis moto[s3] pytest pytest-asyncio pytest-xdist torchdata
+	@touch $@
+
 setup: $(VENV)/ready ## everything needed to work on the code, in .venv, and git hooks
 	$(BIN)/pre-commit install
 
@@ -37,6 +52,9 @@ demo: $(VENV)/ready ## train on this machine, serve the model, request a complet
 
 test: $(VENV)/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/unit
+
+lowest: $(LOWEST)/ready ## training, checkpoints, export, serving and the operator, with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS)
 
 system: $(VENV)/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system
@@ -110,5 +128,5 @@ docs-serve: $(VENV)/ready ## the documentation at http://127.0.0.1:8001, rebuilt
 monitoring: $(VENV)/ready reference ## generate the rules and dashboards from the metrics' names
 	$(BIN)/python -m monitoring
 
-clean: ## remove the virtual environment and dist/
-	rm -rf $(VENV) dist
+clean: ## remove the virtual environments and dist/
+	rm -rf $(VENV) $(LOWEST) dist
