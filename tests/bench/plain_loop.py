@@ -1,7 +1,10 @@
 """The yardstick: a GPT trained by a plain loop, as nanoGPT writes one; see plain.py.
 
-The same model, batch, optimizer, schedule and clipping as recipe gpt.
+The same model, batch, optimizer, schedule and clipping as recipe gpt; on a GPU if it is told to,
+with what everybody does there: autocast, torch.compile, pinned batches.
 """
+
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +20,9 @@ parser.add_argument("--block-size", type=int, default=64)
 parser.add_argument("--n-layer", type=int, default=4)
 parser.add_argument("--n-head", type=int, default=4)
 parser.add_argument("--n-embd", type=int, default=128)
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+parser.add_argument("--compile", metavar="BACKEND", help="such as inductor")
 args = parser.parse_args()
 torch.manual_seed(1337)
 data = np.load(args.tokens, mmap_mode="r")
@@ -28,6 +34,9 @@ def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
     starts = torch.randint(len(data) - T, (args.batch_size,), generator=generator)
     x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in starts])
     y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+    if args.device != "cpu":
+        x = x.pin_memory().to(args.device, non_blocking=True)
+        y = y.pin_memory().to(args.device, non_blocking=True)
     return x, y
 
 
@@ -61,7 +70,7 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        h = self.wte(x) + self.wpe(torch.arange(x.shape[1]))
+        h = self.wte(x) + self.wpe(torch.arange(x.shape[1], device=x.device))
         for block in self.blocks:
             h = block(h)
         logits = F.linear(self.ln_f(h), self.wte.weight)
@@ -69,10 +78,18 @@ class GPT(nn.Module):
         return loss
 
 
+def compute_loss(model: nn.Module, _step: int) -> torch.Tensor:
+    x, y = get_batch()
+    with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
+        loss: torch.Tensor = model(x, y)
+    return loss
+
+
+gpt: nn.Module = GPT().to(args.device)
 train(
     args,
-    GPT(),
-    lambda model, _: model(*get_batch()),
+    cast(nn.Module, torch.compile(gpt, backend=args.compile)) if args.compile else gpt,
+    compute_loss,
     lambda groups: torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True),
     weight_decay=0.1,
     last_lr=1e-4,

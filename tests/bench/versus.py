@@ -97,10 +97,15 @@ def trainer(contest: Contest, options: argparse.Namespace, processes: int) -> Re
         }
         _python(processes, ["-m", "trainyard_trainer"], {"TRAINYARD_JOB": json.dumps(job)})
         lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
-    logged = {line["step"]: line for line in map(json.loads, lines) if "loss" in line}
-    seconds = logged[options.steps]["time"] - logged[options.warmup]["time"]
-    samples = (options.steps - options.warmup) * config["batch_size"]
-    return Result(samples / seconds, logged[options.steps]["loss"])
+    return result([json.loads(line) for line in lines], options.warmup, config["batch_size"])
+
+
+def result(history: Sequence[dict[str, Any]], warmup: int, batch_size: int) -> Result:
+    """Of a trainer's metrics.jsonl, from the end of the warm-up steps to the last line."""
+    logged = {line["step"]: line for line in history if "loss" in line}
+    last = max(logged)
+    seconds = logged[last]["time"] - logged[warmup]["time"]
+    return Result((last - warmup) * batch_size / seconds, logged[last]["loss"])
 
 
 def _python(processes: int, arguments: list[str], env: dict[str, str]) -> str:
