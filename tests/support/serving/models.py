@@ -5,12 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a tiny model on two cores: threads only wait
-
-pytest.importorskip("torch", reason="the serving extra is not installed")
-pytest.importorskip("transformers", reason="the serving extra is not installed")
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-from PIL import Image
-from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.support.trainer.ranks import Launcher, RankServer, tiny_job
@@ -38,6 +35,10 @@ def write_data(folder: Path) -> dict[str, dict[str, Any]]:
 
     All samples are as large as they can be: the estimate is of such batches.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from PIL import Image
+    from pyarrow import parquet
+
     vocabulary = [*SPECIAL.values(), *(f"w{number}" for number in range(WORDS - len(SPECIAL)))]
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -127,12 +128,14 @@ def measured(
     ranks: int,
     strategy: Mode,
     precision: Any = "fp32",
+    require_gpu: bool = False,
 ) -> int:
     """Bytes at the peak of a rank, in a real run of that many ranks below `folder`.
 
     The server has preloaded tests.support.trainer.peak_memory.
     """
-    job = tiny_job(folder, recipe, config, strategy=strategy, precision=precision)
+    fields = {"strategy": strategy, "precision": precision, "require_gpu": require_gpu}
+    job = tiny_job(folder, recipe, config, **fields)
     run = Launcher(server, folder / "ranks")(job, ranks, env={"PEAK_MEMORY": str(folder)})
     run.wait_until(lambda: all(map(_read, map(folder.joinpath, map(str, range(ranks))))), "a peak")
     run.kill()

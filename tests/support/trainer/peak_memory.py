@@ -1,8 +1,8 @@
 """Measures the memory of a rank's last training step; preloaded into rank_server.py.
 
-What torch's CPU allocator has handed out since the recipe's data was loaded, by torch.profiler:
-the model, its optimizer, DDP's and FSDP's buffers, every temporary tensor. PEAK_MEMORY is the
-folder to write it to.
+What torch's allocator has handed out since the recipe's data was loaded: the model, its optimizer,
+DDP's and FSDP's buffers, every temporary tensor. The GPU's allocator counts it; the CPU's is
+followed by torch.profiler. PEAK_MEMORY is the folder to write it to.
 """
 
 import os
@@ -31,7 +31,7 @@ _profiles: list[Any] = []
 
 def load(*args: Any) -> Any:
     loaded = _load(*args)
-    if "PEAK_MEMORY" in os.environ:
+    if "PEAK_MEMORY" in os.environ and args[-1].device.type == "cpu":
         fsdp.DefaultAllGather.__call__ = all_gather  # type: ignore[method-assign, assignment]
         fsdp.DefaultReduceScatter.__call__ = reduce_scatter  # type: ignore[method-assign, assignment]
         # It would be the same: the ranks have the same weights anyway.
@@ -42,13 +42,19 @@ def load(*args: Any) -> Any:
 
 
 def train_step(loop: Loop) -> Tensor:
-    if not _profiles or loop.step < loop.config.max_steps - 1:
+    if "PEAK_MEMORY" not in os.environ or loop.step < loop.config.max_steps - 1:
         return _train_step(loop)
-    with record_function(STEP):
+    if _profiles:
+        with record_function(STEP):
+            norm = _train_step(loop)
+        _profiles[0].stop()
+        peak = _peak(_profiles[0].profiler.kineto_results.events())
+    else:
+        torch.cuda.reset_peak_memory_stats()
         norm = _train_step(loop)
-    _profiles[0].stop()
+        peak = torch.cuda.max_memory_allocated()
     path = Path(os.environ["PEAK_MEMORY"]) / os.environ.get("RANK", "0")
-    path.write_text(str(_peak(_profiles[0].profiler.kineto_results.events())))
+    path.write_text(str(peak))
     return norm
 
 
