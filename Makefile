@@ -59,6 +59,9 @@ lowest: $(LOWEST)/ready ## training, checkpoints, export, serving and the operat
 system: $(VENV)/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system
 
+gpu: ## check and measure on this machine's GPU, without a network (OUTPUT=FILE: as JSON, WHEELS=DIR: docs/contribute/gpu.md)
+	$(if $(wildcard $(VENV)/ready),$(BIN)/python,$(PYTHON)) -m tests.gpu $(OUTPUT:%=--output %) $(WHEELS:%=--wheels %)
+
 e2e: cluster ## the end-to-end tests on a real Kubernetes
 	$(BIN)/python -m dev.images build --tag $(TAG) --load
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/e2e tests/charts --tag $(TAG)
