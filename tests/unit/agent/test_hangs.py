@@ -237,14 +237,18 @@ sys.path.insert(0, {packages!r})
 from torch.distributed import distributed_c10d
 rank = int(os.environ["RANK"])
 
-def beat():  # as a recipe's watcher does
+def beat():
+    with open(os.environ["TRAINYARD_WORKER_DIR"] + f"/heartbeat-{{rank}}", "w") as file:
+        file.write("1.5")
+
+def beats():  # as a recipe's watcher does
     while True:
-        with open(os.environ["TRAINYARD_WORKER_DIR"] + f"/heartbeat-{{rank}}", "w") as file:
-            file.write("1.5")
+        beat()
         time.sleep(0.2)
 
 if "TRAINYARD_TRAINER_PORT" in os.environ:
-    threading.Thread(target=beat, daemon=True).start()
+    beat()  # before the fault can stop the thread
+    threading.Thread(target=beats, daemon=True).start()
 
 def batch():
     lock = threading.Lock()
@@ -351,8 +355,8 @@ def test_a_deadlocked_rank_is_named_with_its_line(tmp_path: Path, packages: Path
     finally:
         script.close()
     assert "rank 1 (" in message
-    assert "is not in a collective: it waits at train.py:19 batch" in message
-    assert "rank 0 waits at train.py:24 main (in torch/distributed/distributed_c10d.py" in message
+    assert "is not in a collective: it waits at train.py:23 batch" in message
+    assert "rank 0 waits at train.py:28 main (in torch/distributed/distributed_c10d.py" in message
 
 
 @pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
@@ -368,7 +372,7 @@ def test_a_stopped_rank_ends_the_attempt_where_that_is_asked_for(
         script.close()
     error = json.loads((script.directory / "error.json").read_text())["message"]
     assert error.startswith("HangError: no progress for ")
-    assert "is stopped (SIGSTOP) at train.py:23 main; rank 0 waits at train.py:24 main" in error
+    assert "is stopped (SIGSTOP) at train.py:27 main; rank 0 waits at train.py:28 main" in error
     assert json.loads((script.directory / "exit.json").read_text())["exitCode"] == signal.SIGKILL
 
 
@@ -381,7 +385,7 @@ def test_a_rank_that_sleeps_with_the_gil_does_not_work(tmp_path: Path, packages:
     finally:
         script.close()
     assert "rank 1 (" in message
-    assert "is not in a collective: it waits at train.py:23 main" in message
+    assert "is not in a collective: it waits at train.py:27 main" in message
 
 
 @pytest.mark.skipif(stacks.py_spy() is None, reason="no py-spy for this system")
@@ -397,7 +401,7 @@ def test_a_recipe_s_rank_that_holds_the_gil_is_named_from_outside(
     error = json.loads((script.directory / "error.json").read_text())["message"]
     assert error.startswith("HangError: no progress for ")
     assert ": rank 1 (" in error
-    assert "is not in a collective: it waits at train.py:23 main; rank 0 waits at" in error
+    assert "is not in a collective: it waits at train.py:27 main; rank 0 waits at" in error
 
 
 def test_as_long_as_a_recipe_s_watchers_live_only_they_judge(
