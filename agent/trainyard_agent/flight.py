@@ -110,7 +110,11 @@ def _keep(dumps: list[Path], folder: Path) -> None:
         for dump in dumps:
             shutil.copyfile(dump, folder / dump.name)
     except OSError as error:
-        print(f"warning: {folder}: {error.strerror}", file=sys.stderr, flush=True)
+        print(
+            f"warning: the ranks' last collectives can't be kept in {folder}: {error.strerror}",
+            file=sys.stderr,
+            flush=True,
+        )
     else:
         print(
             f"trainyard: the ranks' last collectives are in {folder}", file=sys.stderr, flush=True

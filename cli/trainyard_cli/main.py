@@ -319,7 +319,9 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, metavar="N", default=3, help="optimizer steps, 1 to 10; default: 3"
     )
     profile.add_argument(
-        "--cluster", action="store_true", help="it is a run of the kubeconfig's cluster, by kubectl"
+        "--cluster",
+        action="store_true",
+        help="the run is in the kubeconfig's cluster; uses kubectl",
     )
     profile.add_argument("--context", help="context of the kubeconfig; implies --cluster")
     profile.add_argument("-n", "--namespace", help="namespace of the run; implies --cluster")

@@ -69,7 +69,7 @@ def _running(target: Target, run: dict[str, Any], attempt: int | None = None) ->
     status: dict[str, Any] = run.get("status", {})
     phase = status.get("phase", "Pending")
     if phase != "Running" or not target.is_driven():
-        instead = phase if phase != "Running" else "driven by no process"
+        instead = phase if phase != "Running" else "not being trained by any process"
         raise UserError(f"{target.name} is {instead}: only a run that is Running can be recorded")
     if attempt is not None and status.get("attempt") != attempt:
         raise UserError(
@@ -114,7 +114,7 @@ class ClusterRun:
         self._kubectl = ["kubectl"]
         self._kubectl += ["--context", context] if context else []
         self._kubectl += ["--namespace", namespace] if namespace else []
-        self.logs = f"{' '.join(self._kubectl)} logs -l trainyard.dev/run={name}"
+        self.logs = f"{' '.join(self._kubectl)} logs --tail=-1 -l trainyard.dev/run={name}"
 
     def read(self) -> dict[str, Any]:
         run: dict[str, Any] = json.loads(self._run("get", "trainingrun", self.name, "-o", "json"))

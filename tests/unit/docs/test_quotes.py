@@ -30,7 +30,17 @@ CODE = re.compile(
 )
 COMMANDS = {
     *("docker", "generate", "git", "go", "helm", "kill", "kind", "kubectl", "make", "pip"),
-    *("py-spy", "pytest", "python", "ss", "sudo", "tensorboard", "torchrun", "trainyard"),
+    *(
+        "py-spy",
+        "pytest",
+        "python",
+        "ss",
+        "sudo",
+        "tensorboard",
+        "torchfrtrace",
+        "torchrun",
+        "trainyard",
+    ),
     *("from", "if", "with", "nc", "storage:", "namespaces", "time()", "max", "tests.bench"),
 }
 # Printed by programs that are not installed here, as the page says that it met them.

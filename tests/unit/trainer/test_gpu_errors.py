@@ -162,7 +162,7 @@ def test_anything_else_is_not_the_gpu(message: str) -> None:
 @pytest.mark.parametrize(
     ("built", "driver", "advice"),
     [
-        (None, None, "is built for CPUs: use an image with its CUDA build"),
+        (None, None, "is built without CUDA: use an image with a CUDA build"),
         ("13.2", None, "it is built for CUDA 13.2, and the container has no NVIDIA driver"),
         ("13.2", (12, 4), "the node's driver supports CUDA up to 12.4: update the driver, or use"),
         ("12.8", (12, 4), "which the driver supports: check nvidia-smi on the node"),

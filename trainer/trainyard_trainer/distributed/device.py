@@ -71,7 +71,7 @@ def why_no_gpu() -> str:
         return f"check the node's amdgpu driver for ROCm {torch.version.hip}"
     built = torch.version.cuda
     if built is None:
-        return f"PyTorch {torch.__version__} is built for CPUs: use an image with its CUDA build"
+        return f"PyTorch {torch.__version__} is built without CUDA: use an image with a CUDA build"
     supported = driver_cuda()
     if supported is None:
         return (

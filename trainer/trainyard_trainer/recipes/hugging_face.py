@@ -165,9 +165,9 @@ def check_packing(model: "PreTrainedModel", max_length: int) -> None:
         difference = float((logits - others).abs().max() / alone.std())
         if not difference <= tolerance:  # also true for NaN
             raise ConfigError(
-                f"config.packing: {name} does not keep the texts in a row apart: its logits of one"
-                f" depend on the one before it (by {difference:.2g} standard deviations); set it to"
-                " false"
+                f"config.packing: {name} does not keep the texts in a row apart: the logits of a"
+                f" text depend on the text before it (by {difference:.2g} standard deviations); set"
+                " it to false"
             )
 
 
