@@ -6,16 +6,17 @@ from typing import Any
 
 NVIDIA = "nvidia.com/gpu"
 
-# Device plugins count memory and cores of GPUs under such names, too (nvidia.com/gpumem).
-_WHOLE = re.compile(r"/gpu(\.shared)?$|^gpu\.intel\.com/(i915|xe)$")
+# Device plugins count memory and cores of GPUs under such names, too (nvidia.com/gpumem), and turns
+# of time on one (nvidia.com/gpu.shared).
+_WHOLE = re.compile(r"/gpu$|^gpu\.intel\.com/(i915|xe)$")
 _ANY = re.compile(r"gpu|/mig-")
 
 
 def whole_gpus(limits: Mapping[str, Any]) -> dict[str, int]:
     """The number of GPUs by resource, such as nvidia.com/gpu or amd.com/gpu; no zeros.
 
-    A slice (nvidia.com/mig-1g.10gb) is not counted: NCCL does not connect two of one GPU, so a
-    container has one process, however many slices.
+    Shares of a GPU (nvidia.com/mig-1g.10gb, nvidia.com/gpu.shared) are not counted: several may be
+    of the same one, on which NCCL connects no two processes.
     """
     amounts = {name: str(amount) for name, amount in limits.items() if _WHOLE.search(name)}
     return {name: int(each) for name, each in amounts.items() if each.isdecimal() and int(each)}

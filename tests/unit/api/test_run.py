@@ -60,7 +60,7 @@ def test_changeable(case: str, before: dict[str, Any], after: dict[str, Any]) ->
         ({"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}, "numProcPerNode": 2}, 2),
         ({"resourcesPerNode": {"limits": {"amd.com/gpu": 8, "nvidia.com/gpumem": 4000}}}, 8),
         ({"resourcesPerNode": {"limits": {"gpu.intel.com/i915": 2}}}, 2),
-        ({"resourcesPerNode": {"limits": {"nvidia.com/gpu.shared": 2}}}, 2),
+        ({"resourcesPerNode": {"limits": {"nvidia.com/gpu.shared": 2}}}, 1),
         ({"resourcesPerNode": {"limits": {"nvidia.com/mig-1g.10gb": 2}}}, 1),
         (
             {

@@ -13,7 +13,7 @@ GPU = {"name": "gpu"}
     ("limit", "processes", "taint"),
     [
         ("nvidia.com/gpu", "4", "nvidia.com/gpu"),
-        ("nvidia.com/gpu.shared", "4", "nvidia.com/gpu"),
+        ("nvidia.com/gpu.shared", "1", "nvidia.com/gpu"),
         ("nvidia.com/mig-1g.10gb", "1", "nvidia.com/gpu"),
         ("amd.com/gpu", "4", "amd.com/gpu"),
         ("gpu.intel.com/xe", "4", "gpu.intel.com/xe"),
