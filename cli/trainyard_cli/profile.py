@@ -16,6 +16,7 @@ from trainyard_storage.files import write_text_atomic
 
 POLL_SECONDS = 0.2
 KUBECTL_SECONDS = 30.0
+HINT_SECONDS = 60.0
 
 
 class Target(Protocol):
@@ -54,8 +55,16 @@ def profile(target: Target, steps: int) -> None:
     before, attempt = status.get("profile"), status.get("attempt")
     target.ask(run, steps)
     print(f"waiting for {target.name} to record {steps} steps; its log: {target.logs}", flush=True)
+    hint_at = time.monotonic() + HINT_SECONDS
     while True:
         time.sleep(target.poll_seconds)
+        if time.monotonic() > hint_at:
+            hint_at = float("inf")
+            print(
+                "no trace yet: steps may take long; the log says if recording failed. An image or"
+                " an operator of an older version records none (Ctrl-C ends the wait)",
+                flush=True,
+            )
         run = target.read()
         status = run.get("status", {})
         if status.get("profile") and status["profile"] != before:

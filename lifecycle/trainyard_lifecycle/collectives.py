@@ -68,7 +68,9 @@ def _judge(group: str, at: _At, world_size: int) -> tuple[list[int], Worker, str
     if group == DEFAULT_GROUP and absent:
         message = f"{_name(absent)} left no record of {here}, in which {waited}"
         return absent, inside[0][0], message
-    message = f"{waited} in {here}, which all had entered: a GPU or the network did not respond"
+    # The members of other groups aren't known, and a message has no room for all positions.
+    entered = "which all had entered" if group == DEFAULT_GROUP else "no rank is known to miss it"
+    message = f"{waited} in {here}, {entered}: a GPU or the network did not respond"
     return [], inside[0][0], message
 
 

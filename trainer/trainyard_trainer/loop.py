@@ -233,6 +233,9 @@ class Loop:
         loss = sum(self._window) / len(self._window)
         steps = self.step - self._logged
         samples_per_second, tokens_per_second = self.throughput.rates()
+        slowed = sum(map(self.profiler.slows, range(self._logged + 1, self.step + 1)))
+        # The recording makes its rank slower than the others, which is no fault of its node.
+        has_rank_seconds = self.parallel.measures_waiting and not slowed
         samples = steps * self.config.batch_size
         on_gpu = self.group.device.type == "cuda"
         self.metrics["loss"] = loss
@@ -253,10 +256,8 @@ class Loop:
                 peak_memory_bytes=peak_memory_bytes(self.group.device),
                 gpu_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
                 step_seconds=self.throughput.step_seconds(),
-                rank_seconds=(
-                    (self._work / steps).tolist() if self.parallel.measures_waiting else []
-                ),
-                slowed_steps=sum(map(self.profiler.slows, range(self._logged + 1, self.step + 1))),
+                rank_seconds=(self._work / steps).tolist() if has_rank_seconds else [],
+                slowed_steps=slowed,
             )
         )
         self._window.clear()

@@ -63,6 +63,9 @@ class Profiler:
         self._finished: queue.Queue[tuple[profile, Steps] | None] = queue.Queue()
         self._written: queue.Queue[str] = queue.Queue()
         self._thread: threading.Thread | None = None
+        if group.is_main:  # what killed ranks have left, which is large; none records yet
+            for scratch in self._run_dir.glob(f"{traces.DIRECTORY}/*/.rank-*"):
+                shutil.rmtree(scratch, ignore_errors=True)
         if self._planned or group.is_main:
             self._thread = threading.Thread(target=self._work, name="profiler", daemon=True)
             self._thread.start()
