@@ -141,7 +141,8 @@ class Loop:
                 self._export()
             if done or epoch or self.step % self.job.checkpoint.every_steps == 0:
                 self._save()
-            self._report_save(self.checkpointer.poll())
+            if not done:  # whether the last one succeeded decides how the run ends
+                self._report_save(self.checkpointer.poll())
             self.profiler.end(self.step)
             if not done and stop.agreed(self.step):
                 self._save_and_stop(stop)

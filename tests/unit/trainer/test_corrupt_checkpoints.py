@@ -19,8 +19,11 @@ from trainyard_storage.checkpoints import (
     steps,
     verify,
 )
+from trainyard_trainer.checkpoint.checkpointer import Checkpointer
 from trainyard_trainer.checkpoint.resume import find_resume
-from trainyard_trainer.errors import CheckpointError
+from trainyard_trainer.distributed.process_group import leave
+from trainyard_trainer.errors import CheckpointError, DiskFullError
+from trainyard_trainer.worker import work
 
 MakeJob = Callable[..., TrainerJob]
 both = pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
@@ -104,7 +107,7 @@ def test_a_full_disk_keeps_what_was_saved(
     job = make_job(saves | {"run_dir": str(small_disk / "run")}, max_steps=8, lr_decay_steps=8)
     run = launch(job, ranks=2)
     codes = run.wait()
-    assert 1 in codes
+    assert 1 in codes, run.out + run.err
     assert "Traceback" not in run.err
     warnings = [line for line in run.err.splitlines() if line.startswith("warning: checkpoint")]
     assert warnings
@@ -122,6 +125,27 @@ def test_a_full_disk_keeps_what_was_saved(
     longer = job.config | {"max_steps": 9}  # with 8, an exported model would end the run at once
     again = train(job.model_copy(update={"attempt": 2, "config": longer}), ranks=2)
     assert again.result["resumedFromStep"] == newest
+
+
+def test_a_last_save_that_fails_at_once_fails_the_run(
+    make_job: MakeJob, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the loop asks how it went."""
+    save = Checkpointer.save
+
+    def at_once(self: Checkpointer, *args: Any) -> Any:
+        saving = save(self, *args)
+        saving.exception()
+        return saving
+
+    monkeypatch.setattr(Checkpointer, "save", at_once)
+    saves = {"checkpoint": {"everySteps": 1, "keepLast": 5}, "run_dir": str(small_disk / "run")}
+    job = make_job(saves, max_steps=8, lr_decay_steps=8, hang_timeout_seconds=0)
+    try:
+        with pytest.raises(DiskFullError, match="the last checkpoint could not be saved: "):
+            work(job, None, 0)
+    finally:
+        leave()
 
 
 @both
