@@ -6,7 +6,6 @@ sources that all AWS tools use (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, a role, ...
 """
 
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name, step_of
-from trainyard_serving.errors import ModelUnavailableError, one_line
+from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.locations import Candidate, best_first, loss_of, there_are
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
 from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
+from trainyard_storage.s3 import s3_filesystem, s3_problem
 
-CONNECT_SECONDS = 5
-READ_SECONDS = 30  # between two reads of a response
 ABANDONED_SECONDS = 24 * 3600  # a partial copy this old was left by a killed process
 KEEP_COPIES = 2  # the current model, and the one to roll back to
 
@@ -163,20 +161,7 @@ class S3Location:
     def _filesystem(self) -> Any:
         """The client; made at first use because its import is slow."""
         if self._fs is None:
-            import s3fs  # type: ignore[import-untyped]
-
-            for name in ("botocore", "aiobotocore"):  # they log where they found each credential
-                logging.getLogger(name).setLevel(logging.WARNING)
-            fs = s3fs.S3FileSystem(
-                use_listings_cache=False,
-                skip_instance_cache=True,
-                config_kwargs={
-                    "connect_timeout": CONNECT_SECONDS,
-                    "read_timeout": READ_SECONDS,
-                    "retries": {"max_attempts": 1},
-                },
-            )
-            fs.retries = 1  # the follower retries anyway
+            fs = s3_filesystem(attempts=2)  # the follower retries anyway
             object.__setattr__(self, "_fs", fs)
         return self._fs
 
@@ -187,33 +172,15 @@ def _explained(url: str) -> Iterator[None]:
 
     Raises ModelUnavailableError; OSErrors of the local disk pass through.
     """
-    from botocore.exceptions import (  # type: ignore[import-untyped]
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-    )
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
     try:
         yield
-    except NoCredentialsError:
-        raise ModelUnavailableError(
-            f"{url}: no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run"
-            " with a role that may read it"
-        ) from None
-    except PermissionError as error:
-        if error.filename:  # a local file
+    except (BotoCoreError, ClientError, OSError) as error:
+        of_disk = getattr(error, "filename", None) and not isinstance(error, FileNotFoundError)
+        if of_disk:
             raise
-        raise ModelUnavailableError(
-            f"{url}: access denied: the credentials may not list or read it"
-        ) from None
-    except FileNotFoundError:
-        raise ModelUnavailableError(f"{url}: no such bucket or path") from None
-    except (BotoCoreError, ClientError, TimeoutError, ConnectionError) as error:
-        raise ModelUnavailableError(f"{url}: cannot be reached: {one_line(error)}") from None
-    except OSError as error:
-        if error.filename:
-            raise
-        raise ModelUnavailableError(f"{url}: cannot be read: {one_line(error)}") from None
+        raise ModelUnavailableError(f"{url}: {s3_problem(error)}") from None
 
 
 def _is_step(name: str) -> bool:
