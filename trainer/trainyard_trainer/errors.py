@@ -48,7 +48,7 @@ class ConfigError(UserError):
 
 
 class HubUnreachableError(UserError):
-    """The Hugging Face Hub, or its mirror, gives no answer: a later attempt asks it again."""
+    """The Hugging Face Hub, its mirror or a bucket gives no answer: a later attempt asks again."""
 
     on_every_rank = True
 

@@ -1,11 +1,12 @@
 """As much of the Hugging Face Hub as a download needs, on the loopback interface.
 
-It serves the files of one model and one data set, and may be away: without an answer, or with one
+It serves the files of models and of data sets, and may be away: without an answer, or with one
 that says so.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """The repositories: name -> files.
+    """The repositories: name -> files; the name of a data set begins with `datasets/`.
 
     Attributes:
         status: an HTTP status that answers every request, in place of what is asked for; 0: the
@@ -50,15 +51,24 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = self.path.partition("?")[0].strip("/")
         for name, files in self.server.repositories.items():
-            if path.removeprefix("api/models/") in (name, f"{name}/revision/main"):
+            api = f"api/{name}" if name.startswith("datasets/") else f"api/models/{name}"
+            if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
                 siblings = [{"rfilename": file} for file in files]
-                self._json({"id": name, "sha": COMMIT, "siblings": siblings})
+                found = {"id": name.removeprefix("datasets/"), "sha": COMMIT, "siblings": siblings}
+                self._json(found)
                 return
-            if path == f"api/models/{name}/tree/{COMMIT}":
+            if f"{path}/".startswith(f"{api}/tree/{COMMIT}/"):
+                folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
                 self._json(
                     [
-                        {"type": "file", "path": file, "size": len(content), "oid": COMMIT}
+                        {
+                            "type": "file",
+                            "path": file,
+                            "size": len(content),
+                            "oid": hashlib.sha1(content).hexdigest(),
+                        }
                         for file, content in files.items()
+                        if file.rpartition("/")[0] == folder
                     ]
                 )
                 return
@@ -78,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(value).encode())
 
     def _answer(self, status: int, body: bytes) -> None:
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            status, body = 206, body[int(wanted[1]) : int(wanted[2]) + 1]
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')

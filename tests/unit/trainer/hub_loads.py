@@ -19,6 +19,7 @@ NAME = "me/nothing"
 WAYS: dict[str, Callable[[], object]] = {
     "a text": lambda: load_text(f"hub:{NAME}"),
     "rows": lambda: Rows("dataset", f"hub:{NAME}", "train", ["text"]),
+    "remote rows": lambda: Rows("dataset", f"hf://datasets/{NAME}", "train", ["text"]),
     "a BPE tokenizer": lambda: BPETokenizer(NAME),
     "a model's tokenizer": lambda: load_tokenizer("model", NAME),
     "a model's shape": lambda: load_config("model", NAME),

@@ -13,6 +13,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
+from tests.support.trainer.bucket import NAME, bucket
 from tests.support.trainer.ranks import ROOT
 from trainyard_api.job import RUN_DIR_ENV
 from trainyard_trainer.config import parse_config
@@ -96,6 +97,19 @@ def test_rows_without_a_text_are_skipped_and_counted(rows: Path) -> None:
     )
     with pytest.raises(ConfigError, match="every text in the slice is empty"):
         recipe(rows, slice={"start": 1, "end": 2})
+
+
+def test_a_bucket_gives_the_same_samples(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = recipe(rows, prompt="{title}:")
+    with bucket() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.upload(rows.parent, "texts")
+        there = recipe(
+            rows, here.state(), dataset=f"s3://{NAME}/texts/rows.parquet", prompt="{title}:"
+        )
+    there.check_data(here.state())
+    assert there.state() == here.state()
 
 
 def test_texts_are_tokenised_once(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support.trainer.bucket import NAME, bucket
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_storage.checkpoints import file_sha256
 from trainyard_trainer.config import parse_config
@@ -180,7 +181,12 @@ def test_every_kind_of_corpus_gives_the_same_tokens(
         recipe(saved=text.state(), corpus=str(tmp_path / name))
 
 
-def test_rows_are_documents(recipe: Callable[..., BPEGPT], tokenizer: Path, tmp_path: Path) -> None:
+def test_rows_are_documents(
+    recipe: Callable[..., BPEGPT],
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     texts = [f"text number {i} of some\nlines" for i in range(200)]
     lines = [json.dumps({"abstract": text, "id": 1}) for text in texts]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -191,6 +197,15 @@ def test_rows_are_documents(recipe: Callable[..., BPEGPT], tokenizer: Path, tmp_
     assert made.train.tokens.tolist() + made.held_out.tokens.tolist() == expected
     with pytest.raises(ConfigError, match=r"config.text_column: id of .* holds int64, not text"):
         recipe(corpus=str(tmp_path / "rows.jsonl"), text_column="id")
+    with bucket() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for shard in (0, 1):
+            content = "\n".join(lines[100 * shard :][:100])
+            server.put(f"texts/train-0000{shard}-of-00002.jsonl", content.encode())
+        remote = recipe(corpus=f"s3://{NAME}/texts", text_column="abstract", saved=made.state())
+    assert remote.state() == made.state()
+    assert "; read 200 rows of 2 files, " in remote.describe()
 
 
 def test_each_token_is_a_target_once_an_epoch(recipe: Callable[..., BPEGPT]) -> None:

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.support.trainer.bucket import NAME, bucket
 from trainyard_api.job import RUN_DIR_ENV, TrainerJob
 from trainyard_api.run import TrainingRun
 from trainyard_storage.checkpoints import file_sha256
@@ -187,6 +188,29 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     resumed = train(text_job(job | {"attempt": 2}, **one, dataloader_num_workers=2))
     assert resumed.result["resumedFromStep"] == 4
     assert weights(resumed) == weights(whole)
+
+
+def test_ranks_and_attempts_share_what_they_read_from_a_bucket(
+    text_job: Callable[..., TrainerJob], train: Any, dataset: Path, tmp_path: Path
+) -> None:
+    def weights(name: str, source: str, **options: Any) -> str:
+        job = {"run_dir": str(tmp_path / name)}
+        config = {"dataset": source, "max_steps": 2, "dataloader_num_workers": 1}
+        run = train(text_job(job, **config), ranks=2, **options)
+        assert f"{source}: 480 texts to train on" in run.out
+        return file_sha256(run.run_dir / "models/step-00000002/model.safetensors")
+
+    here = weights("here/run", str(dataset))
+    with bucket() as server:
+        server.upload(dataset, "news")
+        source, env = f"s3://{NAME}/news", server.environment
+        assert weights("there/first", source, env=env) == here
+        # Of each file, each rank reads the end; one of them the labels and the texts, and of the
+        # test split some texts to show.
+        assert len(server.read) <= 2 * 2 + 2 * 2 + 1
+        server.read.clear()
+        assert weights("there/second", source, env=env) == here
+        assert len(server.read) == 2 * 2
 
 
 def test_processes_and_fsdp_change_nothing(

@@ -17,9 +17,11 @@ import torch
 
 from trainyard_trainer.data.cache import cached, on_progress
 from trainyard_trainer.data.hub import failed_load
+from trainyard_trainer.data.remote import is_remote
 from trainyard_trainer.data.rows import HUB, Rows, listed, num_files, shown_name, visible
 from trainyard_trainer.data.sampling import Batch, Ids, Noise
 from trainyard_trainer.data.sequences import PART_ROWS, cache_key
+from trainyard_trainer.data.tables import SUFFIXES
 from trainyard_trainer.data.tokenizers import BPETokenizer, split_text, token_dtype
 from trainyard_trainer.errors import ConfigError
 
@@ -186,7 +188,6 @@ def split(
     )
 
 
-_TABLES = (".parquet", ".csv", ".jsonl")
 _CHECKED_TOKENS = 2**25  # a corpus with more is checked in evenly spaced blocks
 _BLOCK = 2**15
 
@@ -195,14 +196,14 @@ def load_tokens(corpus: str, text_column: str, tokenizer: BPETokenizer) -> tuple
     """The token ids of a recipe's `corpus` setting, 1-d, and a few words for the console: what was
     read and left out. Raises ConfigError with what to change.
 
-    A `.npy` or `.bin` token file; the column `text_column` of a parquet, csv or jsonl file or of
-    hub:OWNER/NAME[:CONFIG], each row a document that ends with the tokenizer's end-of-text token;
-    or anything that `load_text` reads.
+    A `.npy` or `.bin` token file; the column `text_column` of a parquet, csv or jsonl file, of
+    hub:OWNER/NAME[:CONFIG], s3://... or hf://datasets/... (see Rows), each row a document that ends
+    with the tokenizer's end-of-text token; or anything that `load_text` reads.
     """
     suffix = Path(corpus).suffix
     if suffix in (".npy", ".bin"):
         return _token_file(Path(corpus), tokenizer), "1 file"
-    if suffix in _TABLES or corpus.startswith(HUB):
+    if suffix in SUFFIXES or corpus.startswith(HUB) or is_remote(corpus):
         documents = _Documents(Rows("corpus", corpus, "train", [text_column]), text_column)
         about = documents.rows.about
         key = cache_key("tokens", documents.rows.digest, tokenizer.fingerprint, tokenizer.eos_id)

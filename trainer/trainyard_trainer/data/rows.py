@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from trainyard_trainer.data.hub import failed_load
-from trainyard_trainer.data.tables import SUFFIXES, HubTable, Table, open_table
+from trainyard_trainer.data.remote import is_remote, remote_files
+from trainyard_trainer.data.tables import (
+    SUFFIXES,
+    File,
+    HubTable,
+    LocalFile,
+    Table,
+    open_table,
+)
 from trainyard_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
 
 HUB = "hub:"
+_MIB = 2**20
 _OTHER_SPLIT = re.compile(r"(train|validation|test)(-.*)?\.(parquet|csv|jsonl)")
 
 
@@ -30,15 +39,17 @@ class Rows:
         where: the start of error messages: `config.KEY: SOURCE`.
         about: what was found and left out, for the console.
         schema: of the columns; with the metadata that `datasets` wrote, see label_names.
-        digest: a sha256 of the files' content, or of what identifies a data set of the Hub.
+        digest: a sha256 of the files' content, or of what identifies them where they are remote.
     """
 
     def __init__(self, key: str, source: str, split: str, columns: Sequence[str]) -> None:
         """Open the `columns` of a split.
 
         `source`: a parquet, csv or jsonl file (its only split); a directory with files named
-        SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); or hub:OWNER/NAME
-        or hub:OWNER/NAME:CONFIG, a data set of the Hub. `key` is the setting that errors name.
+        SPLIT.parquet, SPLIT-00000-of-00002.parquet and so on (or .csv, .jsonl); such a file or
+        directory at s3://BUCKET/PATH or hf://datasets/OWNER/NAME[@REVISION]/PATH, see remote.py; or
+        hub:OWNER/NAME or hub:OWNER/NAME:CONFIG, a data set of the Hub, which is downloaded. `key`
+        is the setting that errors name.
         Images are not decoded: a struct of `bytes` and `path`.
 
         Raises ConfigError that says what to change, and HubUnreachableError.
@@ -49,8 +60,9 @@ class Rows:
         if source.startswith(HUB):
             self._tables, about = [_from_hub(self.where, source, split)], ""
         else:
-            files, about = _files(self.where, Path(source), split)
             with _reading(self.where):
+                find = _remote_files if is_remote(source) else _local_files
+                files, about = find(self.where, source, split)
                 self._tables = [open_table(file, columns) for file in files]
         schemas = [self._schema(table) for table in self._tables]
         if different := [each for each in schemas if not each.equals(schemas[0])]:
@@ -153,30 +165,53 @@ def _described(schema: "pa.Schema") -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _files(where: str, path: Path, split: str) -> tuple[list[Path], str]:
+def is_one_file(source: str) -> bool:
+    """Whether the source is one file, so that it has one split; see Rows."""
+    return source.endswith(SUFFIXES) if is_remote(source) else Path(source).is_file()
+
+
+def _local_files(where: str, source: str, split: str) -> tuple[list[File], str]:
     """The files of a split, and a few words about them."""
-    left_out: list[str] = []
+    path, left_out = Path(source), ""
     if path.is_dir():
-        files = sorted(
-            file
-            for suffix in SUFFIXES
-            for file in (*path.glob(f"{split}{suffix}"), *path.glob(f"{split}-*{suffix}"))
-        )
-        if not files:
-            raise ConfigError(f"{where} has no {split}.parquet, {split}.csv or {split}.jsonl")
-        others = [each for each in visible(path) if each not in files]
-        left_out = [shown_name(each) for each in others if not _OTHER_SPLIT.fullmatch(each.name)]
+        names = [shown_name(each) for each in visible(path)]
+        chosen, left_out = _of_split(where, names, split)
+        paths = [path / name for name in chosen]
     elif path.is_file():
-        files = [path]
+        paths = [path]
     else:
         raise ConfigError(
             f"{where} does not exist here; give a parquet, csv or jsonl file, a directory with"
             f" {split}.parquet, or hub:OWNER/NAME"
         )
-    about = f" of {num_files(files)}"
-    if left_out:
-        about += f"; left out: {listed(left_out)} (not named {split} or {split}-*)"
-    return files, about
+    return [LocalFile(each) for each in paths], f" of {num_files(paths)}{left_out}"
+
+
+def _remote_files(where: str, source: str, split: str) -> tuple[list[File], str]:
+    files, left_out = remote_files(where, source, is_one_file(source)), ""
+    if not is_one_file(source):
+        chosen, left_out = _of_split(where, [file.name for file in files], split)
+        files = [file for file in files if file.name in chosen]
+    if csv := [file.name for file in files if file.name.endswith(".csv")]:
+        raise ConfigError(f"{where}: {csv[0]}: csv can't be streamed; make it parquet or jsonl")
+    size = sum(file.size for file in files) / _MIB
+    about = f" of {num_files(files)}, {size:,.1f} MiB, streamed{left_out}"
+    return list(files), about
+
+
+def _of_split(where: str, names: Sequence[str], split: str) -> tuple[list[str], str]:
+    """Those of a split among the names in a folder, sorted, and a few words about the others."""
+    chosen = sorted(
+        name
+        for name in names
+        if name.endswith(SUFFIXES) and (Path(name).stem == split or name.startswith(f"{split}-"))
+    )
+    if not chosen:
+        raise ConfigError(f"{where} has no {split}.parquet, {split}.csv or {split}.jsonl")
+    others = [each for each in names if each not in chosen and not _OTHER_SPLIT.fullmatch(each)]
+    if not others:
+        return chosen, ""
+    return chosen, f"; left out: {listed(others)} (not named {split} or {split}-*)"
 
 
 def _from_hub(where: str, source: str, split: str) -> Table:
@@ -198,7 +233,7 @@ def shown_name(path: Path) -> str:
     return f"{path.name}/" if path.is_dir() else path.name
 
 
-def num_files(files: Sequence[Path]) -> str:
+def num_files(files: Sequence[object]) -> str:
     """`1 file`, `2 files`."""
     return _count(len(files), "file")
 

@@ -86,7 +86,8 @@ class CausalLMFinetuneConfig(TrainConfig):
     """Hub id or directory of the tokenizer. Default: the one of `model`."""
 
     dataset: Changeable[str] = Field(default="hub:CShorten/ML-ArXiv-Papers", min_length=1)
-    """hub:OWNER/NAME, a parquet, csv or jsonl file, or a directory with SPLIT.parquet."""
+    """hub:OWNER/NAME, a parquet, csv or jsonl file, or a directory with SPLIT.parquet; parquet
+    and jsonl may also be at s3://BUCKET/PATH or hf://datasets/OWNER/NAME[@REVISION]/PATH."""
 
     split: str = Field(default="train", min_length=1)
     """Which split of the data set."""

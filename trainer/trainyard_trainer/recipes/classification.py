@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,6 +18,7 @@ from trainyard_trainer.data.rows import (
     Rows,
     check_labels,
     class_names,
+    is_one_file,
     label_names,
     read_labels,
 )
@@ -96,7 +96,7 @@ class Classification(Recipe):
         Sets `classes` and `about`.
         """
         config = self.config
-        if config.eval_dataset is None and Path(config.dataset).is_file():
+        if config.eval_dataset is None and is_one_file(config.dataset):
             raise ConfigError(
                 f"config.eval_dataset: set it; {config.dataset} is one file, without a test split"
             )

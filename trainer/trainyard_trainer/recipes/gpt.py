@@ -20,10 +20,11 @@ class BPEGPTConfig(GPTConfig):
     settings of GPT-3 (Brown et al., 2020, table 2.1)."""
 
     corpus: str = Field(default="stdlib", min_length=1)
-    """A parquet, csv or jsonl file or hub:OWNER/NAME[:CONFIG] with texts in text_column; a text
-    file, a directory or glob of them; stdlib; or a token file: .npy, or .bin of little-endian
-    uint16 (uint32 if the tokenizer has more than 65,536 tokens). Text is tokenised once and kept
-    in .cache beside the run's directory."""
+    """With texts in text_column: a parquet, csv or jsonl file; hub:OWNER/NAME[:CONFIG]; or such a
+    file, or a directory with train.parquet (or jsonl), at s3://BUCKET/PATH or
+    hf://datasets/OWNER/NAME[@REVISION]/PATH. A text file, a directory or glob of them; stdlib; or a
+    token file: .npy, or .bin of little-endian uint16 (uint32 if the tokenizer has more than 65,536
+    tokens). Text is tokenised once and kept in .cache beside the run's directory."""
 
     text_column: Changeable[str] = Field(default="text", min_length=1)
     """The text column of a table."""

@@ -31,7 +31,8 @@ class ImageClassificationConfig(ClassificationConfig):
 
     dataset: str = Field(default="hub:uoft-cs/cifar10", min_length=1)
     """Training images: hub:OWNER/NAME, a directory with train.parquet and test.parquet, or a
-    parquet file. They are decoded once and kept in memory."""
+    parquet file; both may also be at s3://BUCKET/PATH or
+    hf://datasets/OWNER/NAME[@REVISION]/PATH. They are decoded once and kept in memory."""
 
     image_column: Changeable[str] = Field(default="img", min_length=1)
     """The image column; all images have one size."""

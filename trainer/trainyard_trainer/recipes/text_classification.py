@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from trainyard_trainer.data.cache import Array, cached
-from trainyard_trainer.data.rows import listed
+from trainyard_trainer.data.rows import HUB, listed
 from trainyard_trainer.data.sequences import (
     PART_ROWS,
     Part,
@@ -78,7 +78,8 @@ class TextClassificationConfig(ClassificationConfig):
 
     dataset: str = Field(default="hub:fancyzhx/ag_news", min_length=1)
     """Training texts: hub:OWNER/NAME, a directory with train.parquet and test.parquet (or csv,
-    jsonl), or such a file."""
+    jsonl), or such a file; parquet and jsonl may also be at s3://BUCKET/PATH or
+    hf://datasets/OWNER/NAME[@REVISION]/PATH."""
 
     text_column: Changeable[str] = Field(default="text", min_length=1)
     """The text column."""
@@ -258,7 +259,10 @@ class TextClassification(Classification):
 
     def epoch_file(self, epoch: int) -> str:
         """For example distilbert_ag_news-epoch-3.pt."""
-        data = Path(self.config.dataset.removeprefix("hub:").partition(":")[0]).stem
+        source = self.config.dataset
+        if source.startswith(HUB):
+            source = source.removeprefix(HUB).partition(":")[0]
+        data = Path(source).stem
         return f"distilbert_{data}-epoch-{epoch}.pt"
 
     def export(self, weights: dict[str, Tensor], directory: Path) -> None:
