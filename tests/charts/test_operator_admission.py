@@ -51,7 +51,7 @@ def test_it_looks_at_new_configs_alone_and_its_own_errors_block_nobody(render: R
 def test_every_group_of_settings_is_looked_at(render: Render) -> None:
     policy = render("operator", own(MINE)).one(POLICY)
     groups = {group for keys in recipe_keys().values() for group in keys} | {"package"}
-    assert groups == {"", "lora", "slice", "from_scratch", "package"}
+    assert groups == {"", "lora", "slice", "from_scratch", "profile", "package"}
     (validation,) = policy["spec"]["validations"]
     assert validation["message"], "said where the other one can't be computed"
     for name, text in (("unknown", "expression"), ("lines", "messageExpression")):
