@@ -25,6 +25,7 @@ if __name__ == "__main__":  # by its path: the library's modules come first
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from trainyard_agent import procfs
+from trainyard_agent.activity import HEARTBEATS_ENV
 from trainyard_agent.ending import record_error, termination_message, write_exit
 from trainyard_agent.flight import FlightRecorder
 from trainyard_agent.foreign import Follower, Found, survey
@@ -71,6 +72,9 @@ class Agent:
         variables = recorder.variables
         if server and self._first:
             variables.update(server.variables(self.directory))
+        watch = Settings.of(os.environ)
+        if server and watch.trains and sys.platform == "linux":
+            variables[HEARTBEATS_ENV] = str(self.directory)
         try:
             environment = {**os.environ, **variables}
             self._child = subprocess.Popen(self.command, env=environment, stdin=subprocess.DEVNULL)
@@ -86,9 +90,7 @@ class Agent:
             self._watch = RankWatch(self._child.pid)
             if server:
                 report = server.report if self._first else None
-                self._hangs = HangWatch(
-                    Settings.of(os.environ), self._watch, report, self._end_hang
-                )
+                self._hangs = HangWatch(watch, self._watch, report, self._end_hang)
         code = _wait(self._child, woken)
         if self._hangs:
             self._hangs.close()
@@ -102,7 +104,10 @@ class Agent:
                     self._checkpoints.end()
                 server.write_result()
         groups = recorder.collect() if code else []
-        return self._record(code if code >= 0 else 128 - code, exits, groups)
+        code = self._record(code if code >= 0 else 128 - code, exits, groups)
+        if groups:
+            recorder.keep()
+        return code
 
     def _record(self, code: int, exits: list[RankExit], groups: list[dict[str, Any]]) -> int:
         """Say how the worker ended, and where its ranks were; returns its exit code."""

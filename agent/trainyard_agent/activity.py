@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from trainyard_agent import procfs, stacks
 from trainyard_agent.gpus import Gpu, Gpus
 from trainyard_agent.ranks import Rank
 from trainyard_agent.stacks import Stack
+
+HEARTBEATS_ENV = "TRAINYARD_HEARTBEATS"  # the trainer's watchdog/watch.py reads it
 
 # A rank that waits uses less: gloo's thread looks for messages about a hundred times a second.
 _IDLE_CPUS = 0.05
@@ -59,7 +62,7 @@ class Activity:
         self._calls = 0
         self._on_gpu = False
         # Where a recipe's rank leaves its heartbeats, as watchdog/watch.py of the trainer does.
-        directory = Path(self._environment.get(procfs.TOKEN_ENV, ""))
+        directory = Path(self._environment.get(HEARTBEATS_ENV, ""))
         self._beat_file = directory / f"heartbeat-{rank.rank}"
         self._beat = 0
         self._beat_at = now
@@ -100,7 +103,7 @@ class Activity:
             if not self.stopped and (computes or self._moved(stack)):
                 self._worked = now
             self.stack = stack
-        self._look_at_beat(now)
+        self._look_at_beat(time.monotonic())
 
     def progressed(self, now: float) -> None:
         """The run has taken a step, so this rank has worked."""
@@ -112,6 +115,7 @@ class Activity:
         It says in each heartbeat how long it may take to the next progress. Its thread needs the
         GIL, which a native call may hold: one that launches kernels while the GPU's queue is full.
         """
+        self._look_at_beat(now)  # the last look may have been long ago, or have taken long
         return now - self._beat_at > self._limit
 
     def _look_at_beat(self, now: float) -> None:

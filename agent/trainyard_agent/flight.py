@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
@@ -27,6 +28,7 @@ DEFAULT_GROUP = "default_pg"  # that of all ranks, as torch describes it
 MAX_DUMP = 4 * 1024 * 1024
 MAX_RANKS = 64  # of one node, as numProcPerNode allows
 MAX_GROUPS = 8
+KEEP_SECONDS = 20.0
 _MAX_TEXT = 100
 # What torch writes: containers, texts and numbers. Nothing that names or calls a class or function.
 _OPCODES = re.compile(
@@ -69,7 +71,8 @@ class FlightRecorder:
         if not _given(environment, _BUFFER):
             self.variables[_BUFFER[0]] = str(ENTRIES)
         if not self._prefix:
-            self._own.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # then torch has nowhere to write to
+                self._own.mkdir(exist_ok=True)
             self.variables[_PREFIX[0]] = self._prefix = str(self._own / "rank_")
         run_dir, attempt = (
             environment.get("TRAINYARD_RUN_DIR"),
@@ -79,14 +82,24 @@ class FlightRecorder:
         self._older = _dumps(self._prefix)  # of another attempt
 
     def collect(self) -> list[dict[str, Any]]:
-        """Where the ranks were, by group. Their dumps are copied to the run's directory."""
-        new = _dumps(self._prefix).items() - self._older.items()
-        dumps = [path for path, _ in sorted(new)[:MAX_RANKS]]
-        mine = [path for path in dumps if path.parent == self._own]
-        if mine and self._kept:
-            _keep(mine, self._kept)
+        """Where the ranks were, by group."""
         length = len(os.path.basename(self._prefix))
-        return _by_group({int(path.name[length:]): positions(path) for path in dumps})
+        return _by_group({int(path.name[length:]): positions(path) for path in self._new()})
+
+    def keep(self) -> None:
+        """Copy the dumps to the run's directory, unless they are where the user wants them.
+
+        A volume that does not answer may be why the collective timed out: it is waited for briefly.
+        """
+        dumps = [path for path in self._new() if path.parent == self._own]
+        if dumps and self._kept:
+            copy = threading.Thread(target=_keep, args=(dumps, self._kept), daemon=True)
+            copy.start()
+            copy.join(KEEP_SECONDS)
+
+    def _new(self) -> list[Path]:
+        new = _dumps(self._prefix).items() - self._older.items()
+        return [path for path, _ in sorted(new)[:MAX_RANKS]]
 
 
 def _given(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -99,7 +112,7 @@ def _dumps(prefix: str) -> dict[Path, int]:
     found: dict[Path, int] = {}
     with contextlib.suppress(OSError):
         for each in os.scandir(folder or "."):
-            if each.name.startswith(name) and each.name[len(name) :].isdigit():
+            if each.name.startswith(name) and re.fullmatch("[0-9]{1,6}", each.name[len(name) :]):
                 found[Path(each.path)] = each.stat().st_mtime_ns
     return found
 

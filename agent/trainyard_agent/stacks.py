@@ -15,6 +15,7 @@ from trainyard_agent import procfs
 
 MAX_FRAMES = 24  # innermost ones
 _TIMEOUT = 10.0
+_NO_ANSWER = f"py-spy did not answer within {_TIMEOUT:.0f} s"
 _LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python3.", "<frozen ")
 # Where a rank waits for the others: collectives, and the backward pass that DDP runs them in.
 _BACKWARD = "torch/autograd/graph.py"
@@ -22,6 +23,7 @@ _COLLECTIVES = ("torch/distributed/", "torch/nn/parallel/distributed.py", _BACKW
 # And on GPUs, where a collective is only launched: a rank then waits for its own GPU.
 _SYNCHRONISING = re.compile(r"torch/(cuda|accelerator)/\w+\.py:\d+ synchronize$")
 _CUDA = re.compile(r"libcuda(rt)?[.-]")  # copies, and launches while the GPU's queue is full
+_CUDA_COMPILER = re.compile(r"libnvidia-ptxjitcompiler|libnvrtc")  # works, on the CPU
 
 
 class Stack(NamedTuple):
@@ -60,7 +62,8 @@ def read(pid: int, native: bool = False) -> Stack:
     stack = Stack((), False, "")
     for each in procfs.programs(pid):
         stack = _read(program, each, native)
-        if native and not stack.frames:  # py-spy can't do it on every processor
+        # py-spy can't do it on every processor. A rank that it can't stop takes as long again.
+        if native and not stack.frames and stack.why != _NO_ANSWER:
             stack = _read(program, each, native=False)
         if stack.frames:
             break
@@ -89,7 +92,9 @@ def _read(program: str, pid: int, native: bool) -> Stack:
             timeout=_TIMEOUT,
         )
         return parse(json.loads(done.stdout), pid)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return Stack((), False, _NO_ANSWER)
+    except OSError as error:
         return Stack((), False, f"py-spy: {error}")
     except ValueError:
         return Stack((), False, _reason(done.stderr.decode(errors="replace")))
@@ -113,7 +118,8 @@ def parse(threads: Any, pid: int) -> Stack:
     else:
         return Stack((), False, "it has no main thread")
     native = list(itertools.takewhile(lambda each: each["module"], thread["frames"]))
-    cuda = any(_CUDA.match(Path(each["module"]).name) for each in native)
+    libraries = [Path(each["module"]).name for each in native]
+    cuda = any(map(_CUDA.match, libraries)) and not any(map(_CUDA_COMPILER.match, libraries))
     python = [each for each in thread["frames"] if not each["module"]]
     listed = [(each["short_filename"] or each["filename"], each) for each in python]
     frames = [f"{name}:{each['line']} {each['name']}" for name, each in listed]

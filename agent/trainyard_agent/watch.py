@@ -39,6 +39,15 @@ class Settings(NamedTuple):
     trains: bool
     peers: tuple[str, ...]
 
+    @property
+    def suspicious(self) -> float:
+        """Seconds without work after which stacks are read, which pauses a rank on a GPU.
+
+        Those of a recipe matter only once its own watchers are silent: its data, for instance, may
+        be prepared for long without a call of Python.
+        """
+        return self.after * (0.75 if self.trains else 1 / 3)
+
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
         """As the executor set them for this worker."""
@@ -111,27 +120,27 @@ class HangWatch:
     def _run(self) -> None:
         last = time.monotonic()
         while not self._closing.wait(self._interval):
-            now = time.monotonic()
-            # The machine, or this process, was paused: nobody could have worked.
-            paused = now - last > 5 * self._interval
-            last = now
-            self._look(now, paused)
+            # The machine, or this process, was paused: nobody could have worked. A look at many
+            # ranks may take as long, and is no pause.
+            self._look(time.monotonic() - last > 5 * self._interval)
             if self._judges and not self._closing.is_set():
                 self._judge()
+            last = time.monotonic()
 
-    def _look(self, now: float, paused: bool) -> None:
+    def _look(self, paused: bool) -> None:
         known = {each.rank.pid: each for each in self._activities.values()}
         present = {rank.pid: rank for rank in self._ranks.ranks()}
         activities = {
-            pid: known.get(pid) or Activity(rank, now, self._gpus) for pid, rank in present.items()
+            pid: known.get(pid) or Activity(rank, time.monotonic(), self._gpus)
+            for pid, rank in present.items()
         }
         changes = self._report.changes if self._report else 0
         progressed = changes != self._changes or paused
         self._changes = changes
         for activity in activities.values():
             if progressed:
-                activity.progressed(now)
-            activity.look(now, self._settings.after / 3)
+                activity.progressed(time.monotonic())
+            activity.look(time.monotonic(), self._settings.suspicious)
         with self._lock:
             self._activities = activities
         if self._report is not None:

@@ -30,6 +30,8 @@ START_WHAT_ENV = "TRAINYARD_START_WHAT"
 # What the agent gets: the worker's own directory, with the files that it leaves there, and where
 # to write how it ended.
 WORKER_DIR_ENV = "TRAINYARD_WORKER_DIR"
+# Set by an agent that watches a recipe's ranks: the directory for their heartbeats.
+HEARTBEATS_ENV = "TRAINYARD_HEARTBEATS"
 TERMINATION_LOG_ENV = "TRAINYARD_TERMINATION_LOG"
 # Seconds after SIGTERM in which the command may end by itself; then the agent kills it.
 GRACE_ENV = "TRAINYARD_GRACE_SECONDS"

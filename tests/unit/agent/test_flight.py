@@ -116,7 +116,9 @@ def test_dumps_where_the_user_wants_them_are_read_and_left_there(tmp_path: Path)
     }
     recorder = FlightRecorder(environment, tmp_path)
     (tmp_path / "mine7").write_bytes(pickle.dumps(dump(entry(1)), 2))
+    (tmp_path / "mine²").touch()  # no dump
     (group,) = recorder.collect()
+    recorder.keep()
     assert (group["group"], group["at"][0]["ranks"]) == ("default_pg", [7])
     assert not (tmp_path / "run").exists()
 

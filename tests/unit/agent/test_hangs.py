@@ -238,7 +238,7 @@ from torch.distributed import distributed_c10d
 rank = int(os.environ["RANK"])
 
 def beat():
-    with open(os.environ["TRAINYARD_WORKER_DIR"] + f"/heartbeat-{{rank}}", "w") as file:
+    with open(os.environ["TRAINYARD_HEARTBEATS"] + f"/heartbeat-{{rank}}", "w") as file:
         file.write("1.5")
 
 def beats():  # as a recipe's watcher does

@@ -81,16 +81,27 @@ def test_a_silent_process_that_runs_has_its_own_limit() -> None:
     assert find(*ranks, states={1: "stopped"}) is not None
 
 
-@pytest.mark.parametrize(("state", "at_once"), [("alive", 0), ("unknown", 0), ("stopped", 1)])
+@pytest.mark.parametrize(
+    ("state", "others", "at_once"),
+    [("alive", [], 0), ("stopped", [], 1), ("unknown", [1], 0), ("unknown", [30], 1)],
+)
 def test_an_agent_has_time_to_name_a_rank_that_is_silent_and_not_stopped(
-    state: State, at_once: bool
+    state: State, others: list[float], at_once: bool
 ) -> None:
-    """What is known here is where it was before a native call took the GIL."""
+    """What is known here is where it was before a native call took the GIL.
+
+    Of a node whose ranks are all silent nobody can say more. `others`: their seconds of silence.
+    """
 
     def find_later(seconds: float) -> Hang | None:
         ranks = [seen(0, stalled=seconds), seen(1, silent=seconds, stalled=seconds)]
+        ranks += [seen(2, silent, seconds, host="host1") for silent in others]
         states: dict[int, State] = {0: "alive", 1: state}
-        return find_hang(ranks, TIMEOUT, PAUSE, lambda beat: states[beat.rank], patience=60)
+
+        def state_of(beat: Heartbeat) -> State:
+            return states.get(beat.rank, state)
+
+        return find_hang(ranks, TIMEOUT, PAUSE, state_of, patience=60)
 
     assert bool(find_later(21)) == bool(find_later(79)) == at_once
     assert find_later(81)

@@ -130,7 +130,9 @@ def is_lost(
     state = state_of(rank.beat)
     if state != "unknown":
         return state == "stopped"
-    if rank.silent <= timeout + patience:
+    host = [other for other in others if other.beat.host == rank.beat.host]
+    node_is_lost = all(other.silent > timeout for other in host)  # or its only rank is silent
+    if rank.silent <= timeout + (0.0 if node_is_lost else patience):
         return False
     if rank.beat.phase == "loading" and rank.silent <= SILENT_LOADING:
         return False

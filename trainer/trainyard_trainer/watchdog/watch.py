@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from trainyard_api.job import WORKER_DIR_ENV
+from trainyard_api.job import HEARTBEATS_ENV
 from trainyard_trainer.config import TrainConfig
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import HangError, report_error, write_error_file
@@ -41,6 +41,7 @@ BEATS_PER_TIMEOUT = 10
 EXIT_TIMEOUT = 5.0
 # For the agents to name the rank, from outside, if one sends no heartbeats and isn't stopped.
 AGENT_SECONDS = 60.0
+BEAT_WIDTH = 32
 
 
 def watching(
@@ -73,9 +74,13 @@ class Watchdog:
         ]
         self._own = ObservedRank(Heartbeat(group.rank))
         self._count = 0
-        directory = os.environ.get(WORKER_DIR_ENV)
-        self._beat_file = Path(directory) / f"heartbeat-{group.rank}" if directory else None
-        self._patience = AGENT_SECONDS if directory else 0.0
+        directory = os.environ.get(HEARTBEATS_ENV)
+        self._beat_file = -1
+        if directory:
+            path = Path(directory) / f"heartbeat-{group.rank}"
+            with contextlib.suppress(OSError):
+                self._beat_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._patience = AGENT_SECONDS if self._beat_file >= 0 else 0.0
         self._exiting = threading.Event()
         self._outcome = ""
         self._exit_lock = threading.Lock()
@@ -124,8 +129,8 @@ class Watchdog:
                 wait = self.interval
                 self._count += 1
                 own = self._beat(self._count)
-                self._tell_agent(own.limit)
                 beats, verdict = self.board.exchange(own)
+                self._tell_agent(own.limit)
                 if verdict:
                     self._exit(verdict, reports=False)
                 seconds = clock.elapsed()
@@ -144,9 +149,9 @@ class Watchdog:
 
     def _tell_agent(self, limit: float) -> None:
         """Leave a sign of life, and how long this rank may take until the next one."""
-        if self._beat_file:
-            with contextlib.suppress(OSError):
-                self._beat_file.write_text(str(limit))
+        if self._beat_file >= 0:
+            with contextlib.suppress(OSError):  # in place, so that it is never read half-written
+                os.pwrite(self._beat_file, f"{limit:<{BEAT_WIDTH}}".encode(), 0)
 
     def _check(self) -> Hang | None:
         if self.rank == 0:

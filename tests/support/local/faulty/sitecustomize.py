@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+SECONDS_OF_STEPS = 60.0  # a limit below it is one of steps
+
 
 def send(fault: dict[str, Any]) -> None:
     """The rank gets a signal."""
@@ -48,7 +50,14 @@ def kill_loader(_: dict[str, Any]) -> None:
 
 
 def hold_the_gil(_: dict[str, Any]) -> None:
-    """The rank waits in native code that keeps Python's global lock, until a signal comes."""
+    """The rank waits in native code that keeps Python's global lock, until a signal comes.
+
+    First its watchdog says that it trains: the steps before take less than an interval, and until
+    then the last heartbeat is of a phase that may take half an hour.
+    """
+    beats = Path(os.environ["TRAINYARD_HEARTBEATS"], f"heartbeat-{os.environ['RANK']}")
+    while not 0 < float(beats.read_text() or 0) < SECONDS_OF_STEPS:
+        time.sleep(0.02)
     ctypes.PyDLL(None).pause()
 
 
