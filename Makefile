@@ -51,13 +51,13 @@ demo: $(VENV)/ready ## train on this machine, serve the model, request a complet
 	@$(BIN)/python -m dev.demo $(STARTED)
 
 test: $(VENV)/ready ## the parts, with real processes and real HTTP; needs neither a cluster nor root
-	$(BIN)/python -m pytest -n 3 --dist worksteal tests/unit
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow' tests/unit
 
 lowest: $(LOWEST)/ready ## training, checkpoints, export, serving and the operator, with the lowest versions that pyproject.toml allows
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS)
 
-system: $(VENV)/ready ## whole programs: torchrun, trainyard study and serve, a browser, Prometheus, MLflow
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system
+system: $(VENV)/ready ## whole programs (torchrun, trainyard study and serve, a browser, Prometheus, MLflow), slow tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/system tests/unit
 
 gpu: ## check and measure on this machine's GPU, without a network (OUTPUT=FILE: as JSON, WHEELS=DIR: docs/contribute/gpu.md)
 	$(if $(wildcard $(VENV)/ready),$(BIN)/python,$(PYTHON)) -m tests.gpu $(OUTPUT:%=--output %) $(WHEELS:%=--wheels %)

@@ -67,6 +67,7 @@ sys.exit(1)
 """
 
 
+@pytest.mark.slow
 def test_the_rank_that_did_not_enter_a_collective_is_named_from_real_dumps(tmp_path: Path) -> None:
     worker, run = tmp_path / "worker", tmp_path / "run"
     worker.mkdir()

@@ -291,6 +291,7 @@ def test_a_fault_of_the_cluster_is_a_warning(
     assert action in warning.action
 
 
+@pytest.mark.slow
 @needs_kubectl
 def test_an_unreachable_cluster_is_a_warning_in_bounded_time(
     here: Path, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,7 @@ def kubectl(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
+@pytest.mark.slow
 def test_a_running_run_is_recorded_and_described(box: Box) -> None:
     (box.path / "text").write_text("to be or not to be, that is the question\n" * 200)
     shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2}

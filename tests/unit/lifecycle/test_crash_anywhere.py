@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -300,6 +301,7 @@ def outcome(world: World) -> tuple[Any, ...]:
     return status.phase, status.reason, why, counts, history
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(
     nodes=st.integers(min_value=1, max_value=3),

@@ -131,6 +131,7 @@ sys.exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "notified"), [(1, [0]), (2, [1]), (2, [0, 1])])
 def test_all_ranks_stop_after_the_same_step_and_end_by_the_signal(
     ranks: int, notified: list[int]

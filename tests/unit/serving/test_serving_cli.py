@@ -82,6 +82,7 @@ def test_a_connection_may_be_idle_for_a_while(server: subprocess.Popen[str]) -> 
     client.close()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_stream_finish_and_ends_with_status_0(
     server: subprocess.Popen[str],
 ) -> None:

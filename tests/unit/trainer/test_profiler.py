@@ -147,6 +147,7 @@ def test_a_run_stops_while_it_records(make_job: MakeJob, launch: Any) -> None:
     assert not (run.run_dir / "profiles").exists()
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_recorded(make_job: MakeJob, train: Any) -> None:
     run = train(make_job(max_steps=3, eval_steps=0, compile=True, profile={"steps": [3, 3]}))
     trace = run.run_dir / trace_path(3, 3, 0)

@@ -137,6 +137,7 @@ def refusal(recipe: Callable[..., TextClassification]) -> Callable[..., str]:
     return ask
 
 
+@pytest.mark.slow
 def test_two_processes_learn_and_leave_what_tools_expect(
     text_job: Callable[..., TrainerJob], train: Any, dataset: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_ranks_and_attempts_share_what_they_read_from_a_bucket(
         assert len(server.read) == 2 * 2
 
 
+@pytest.mark.slow
 def test_processes_and_fsdp_change_nothing(
     text_job: Callable[..., TrainerJob], train: Any, tmp_path: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_one_process_needs_no_torchrun(make_job: MakeJob, train: Any) -> None:
     assert run.result["worldSize"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_killed_run_of_three_ranks_resumes_bitwise(
     rank_server: RankServer, tmp_path: Path, strategy: str
@@ -92,6 +93,7 @@ def test_a_resumed_line_has_the_loss_of_all_its_steps(
     assert resumed.losses() == whole.losses()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_number_of_ranks_may_change(
     make_job: MakeJob, train: Any, tmp_path: Path, rank_server: RankServer, strategy: str

@@ -62,6 +62,7 @@ def test_a_stopped_rank_is_named(
     assert run.error_message(other) == first.removeprefix(says)
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch: Any) -> None:
     run = launch(forever(make_job), ranks=2)
     run.wait_for_step(SEEN)
@@ -71,6 +72,7 @@ def test_a_stopped_rank_that_served_the_store_is_named(make_job: MakeJob, launch
     assert "is stopped: no heartbeat for " in run.err
 
 
+@pytest.mark.slow
 def test_a_rank_that_skips_a_collective_is_named(make_job: MakeJob, launch: Any) -> None:
     job = forever(make_job, every_steps=8)
     run = launch(job, ranks=2, env={"FAULT": "1:skips a collective"})
