@@ -119,8 +119,11 @@ def publish(
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes or step)
     metrics = {} if loss is None else {"eval_loss": loss}
     write_manifest(hidden, step=step, created=created, metrics=metrics)
-    shutil.rmtree(final, ignore_errors=True)
+    replaced = final.with_name(f".old-{step}")
+    if final.exists():  # a follower must not see it while it is deleted file by file
+        final.rename(replaced)
     hidden.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
