@@ -3,8 +3,17 @@
 import argparse
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainyard_serving.requirements import PATTERN, parse_requirements
 
 ENV_PREFIX = "TRAINYARD_SERVING_"
 
@@ -54,12 +63,24 @@ class ModelSource(Settings):
         pattern="^sha256:[0-9a-f]{64}$",
         description="Serve only the model with this digest.",
     )
+    require: str = Field(
+        default="",
+        json_schema_extra={"pattern": PATTERN},
+        description="Conditions on a model's metrics and scores, separated by commas, such as"
+        " eval_loss<=2.5, arc_easy/acc>=0.4. A model that does not meet all of them is refused.",
+    )
     cache_dir: str | None = Field(
         default=None,
         min_length=1,
         description="Directory for downloads from s3://. Default: a private directory in the"
         " system's temporary directory.",
     )
+
+    @field_validator("require")
+    @classmethod
+    def _can_be_parsed(cls, value: str) -> str:
+        parse_requirements(value)
+        return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

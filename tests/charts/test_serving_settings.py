@@ -55,8 +55,8 @@ def other(schema: dict[str, Any]) -> Any:
     }
     if "enum" in schema:
         return next(value for value in schema["enum"] if value != schema["default"])
-    if schema.get("pattern"):
-        return "8080"  # the only pattern there is: ports
+    if pattern := schema.get("pattern"):
+        return "eval_loss<=2.5" if "<" in pattern else "8080"
     return values.get(schema["type"], lambda: "other")()
 
 

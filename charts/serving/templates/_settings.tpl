@@ -1,7 +1,7 @@
 {{/* The keys of `settings` for each app; a test compares them with the program's. */}}
 {{- define "serving.settingsOf" -}}
-generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, servedModelName, threads]
-classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, threads]
+generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
+classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, require, threads]
 vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
 {{- end -}}
 

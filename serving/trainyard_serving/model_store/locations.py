@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name, step_of
+from trainyard_api.scores import Scores
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
+from trainyard_serving.requirements import Requirement, parse_requirements
 from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import (
     InvalidCheckpointError,
@@ -18,6 +20,7 @@ from trainyard_storage.checkpoints import (
     read_manifest,
     steps,
 )
+from trainyard_storage.scores import read_scores, scores_file
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,20 @@ class ModelLocation(Protocol):
 
 def location_of(source: ModelSource) -> ModelLocation:
     """The location that the settings name."""
+    location = _location_of(source)
+    requirements = parse_requirements(source.require)
+    return Requiring(location, requirements) if requirements else location
+
+
+def _location_of(source: ModelSource) -> ModelLocation:
     url = source.run_dir or source.model
     if url is not None and url.startswith("s3://"):
         from trainyard_serving.model_store.s3 import S3Location
 
         alone = source.run_dir is None
-        return S3Location(url, alone, source.step, source.digest, source.cache_dir)
+        return S3Location(
+            url, alone, source.step, source.digest, source.cache_dir, scored=bool(source.require)
+        )
     if source.run_dir is not None:
         return RunDirectory(Path(source.run_dir), source.step, source.digest)
     assert source.model is not None  # ModelSource has exactly one
@@ -169,6 +180,27 @@ class ModelDirectory:
             raise _unreadable(error) from None
 
 
+@dataclass(frozen=True)
+class Requiring:
+    """A location whose models are refused unless they meet the requirements."""
+
+    location: ModelLocation
+    requirements: list[Requirement]
+
+    def candidates(self) -> list[Candidate]:
+        return [self._checked(candidate) for candidate in self.location.candidates()]
+
+    def _checked(self, candidate: Candidate) -> Candidate:
+        def fetch() -> VerifiedModel:
+            model = candidate.fetch()
+            for requirement in self.requirements:
+                if refusal := requirement.refusal(model.metrics):
+                    raise InvalidCheckpointError(f"{candidate.name}: {refusal}")
+            return model
+
+        return replace(candidate, fetch=fetch)
+
+
 def there_are(available: Iterable[int]) -> str:
     """Which steps' models there are, for a message about another one."""
     return f"there are those of {', '.join(map(str, available))}"
@@ -183,6 +215,8 @@ def _candidate(
     def fetch() -> VerifiedModel:
         try:
             model = verify(directory)
+            if model.manifest:
+                model = with_scores(model, read_scores(directory, model.digest))
         except UnreadableCheckpointError as error:  # it may be complete
             raise ModelUnavailableError(str(error)) from None
         except OSError as error:  # it was removed while it was read
@@ -196,17 +230,22 @@ def _candidate(
     return Candidate(str(directory), _stamp(directory), fetch, alone)
 
 
+def with_scores(model: VerifiedModel, scores: Scores | None) -> VerifiedModel:
+    """The model with what evaluations of it have found."""
+    return replace(model, scores=scores.by_name) if scores else model
+
+
 def _unreadable(error: OSError) -> ModelUnavailableError:
     return ModelUnavailableError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _stamp(directory: Path) -> str:
-    """A hash of the sizes and modification times of all files."""
+    """A hash of the sizes and modification times of all files, and of the model's scores."""
     lines = []
-    for path in sorted(directory.rglob("*")):
+    for path in [*sorted(directory.rglob("*")), scores_file(directory)]:
         try:
             stat = path.lstat()
-        except FileNotFoundError:  # retention has just removed it
+        except FileNotFoundError:  # no scores; or retention has just removed it
             continue
         lines.append(f"{path} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name, step_of
+from trainyard_api.scores import SCORES
 from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.model_store.locations import Candidate, best_first, loss_of, there_are
+from trainyard_serving.model_store.locations import (
+    Candidate,
+    best_first,
+    loss_of,
+    there_are,
+    with_scores,
+)
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
 from trainyard_storage.checkpoints import InvalidCheckpointError, read_manifest
 from trainyard_storage.s3 import s3_filesystem, s3_problem
+from trainyard_storage.scores import parse_scores
 
 ABANDONED_SECONDS = 24 * 3600  # a partial copy this old was left by a killed process
 KEEP_COPIES = 2  # the current model, and the one to roll back to
@@ -39,13 +47,17 @@ Objects = dict[str, _Object]  # file name inside the model -> its object
 
 @dataclass(frozen=True)
 class S3Location:
-    """The models of a run in a bucket (see RunDirectory), or one model if `alone`."""
+    """The models of a run in a bucket (see RunDirectory), or one model if `alone`.
+
+    scored: read the models' scores too, which takes one more request each time.
+    """
 
     url: str
     alone: bool = False
     step: Literal["last", "best"] | int = "last"
     digest: str | None = None
     cache_dir: str | None = None
+    scored: bool = False
     _fs: Any = field(default=None, init=False, compare=False)
     _losses: dict[str, float] = field(default_factory=dict, init=False, compare=False)  # by stamp
 
@@ -71,8 +83,11 @@ class S3Location:
             chosen = [name for name in newest_first if name == step_name(self.step)]
         if not chosen:
             raise ModelUnavailableError(self._why_empty(newest_first))
+        paths = [f"{prefix}/{name}".rstrip("/") for name in chosen]
+        scores = self._list_scores(paths[0]) if self.scored else {}
         candidates = [
-            self._candidate(f"{prefix}/{name}".rstrip("/"), models[name]) for name in chosen
+            self._candidate(path, models[name], scores.get(_scores_of(path)))
+            for name, path in zip(chosen, paths, strict=True)
         ]
         if self.step != "best":
             return candidates
@@ -101,13 +116,21 @@ class S3Location:
         wanted = f"no model of step {self.step}" if isinstance(self.step, int) else "no model yet"
         return f"{self.url}: {wanted} under {MODELS}/"
 
-    def _candidate(self, path: str, objects: Objects) -> Candidate:
+    def _list_scores(self, path: str) -> dict[str, str]:
+        """The ETag of each file of scores beside the model at `path`."""
+        parent = _scores_of(path).rpartition("/")[0]
+        with _explained(f"s3://{parent}"):
+            listed: dict[str, Any] = self._filesystem().find(parent, detail=True)
+        return {name: str(info.get("ETag", "")) for name, info in listed.items()}
+
+    def _candidate(self, path: str, objects: Objects, scores: str | None) -> Candidate:
+        """scores: the ETag of the model's, if it has some."""
         lines = [f"{name} {item.size} {item.etag}\n" for name, item in sorted(objects.items())]
         stamp = hashlib.sha256("".join([path, "\n", *lines]).encode()).hexdigest()
-        fetch = partial(self._fetch, path, objects, stamp)
-        return Candidate(f"s3://{path}", stamp, fetch, self.alone)
+        fetch = partial(self._fetch, path, objects, stamp, scores is not None)
+        return Candidate(f"s3://{path}", f"{stamp}{scores or ''}", fetch, self.alone)
 
-    def _fetch(self, path: str, objects: Objects, stamp: str) -> VerifiedModel:
+    def _fetch(self, path: str, objects: Objects, stamp: str, scored: bool) -> VerifiedModel:
         url = f"s3://{path}"
         of_run = MANIFEST in objects or path.split("/")[-2:-1] == [MODELS] or not self.alone
         verify = verify_model if of_run else describe_plain
@@ -128,7 +151,11 @@ class S3Location:
         _remove_superseded(home, local.parent)
         if self.digest not in (None, model.digest):
             raise InvalidCheckpointError(f"{url}: its digest is {model.digest}, not {self.digest}")
-        return model
+        if not scored:
+            return model
+        with _explained(f"s3://{_scores_of(path)}"):
+            text = self._filesystem().cat_file(_scores_of(path))
+        return with_scores(model, parse_scores(text, model.digest))
 
     def _copy(self, path: str, objects: Objects, local: Path, of_run: bool) -> None:
         """Download a complete model into a temporary directory, then rename it to `local`."""
@@ -181,6 +208,12 @@ def _explained(url: str) -> Iterator[None]:
         if of_disk:
             raise
         raise ModelUnavailableError(f"{url}: {s3_problem(error)}") from None
+
+
+def _scores_of(path: str) -> str:
+    """The object with the scores of the model at `path`; see `scores_file`."""
+    parent, _, name = path.rpartition("/")
+    return f"{parent.rpartition('/')[0]}/{SCORES}/{name}.json"
 
 
 def _is_step(name: str) -> bool:

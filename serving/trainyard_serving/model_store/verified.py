@@ -1,7 +1,7 @@
 """A model directory in which every file has been verified; weights are not loaded here."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +35,7 @@ class VerifiedModel:
         digest: `sha256:HEX`, which identifies every byte of it.
         created: when it was made (timezone-aware).
         manifest: None for a plain directory.
+        scores: `task/metric` -> value, from `trainyard evaluate`.
     """
 
     path: Path
@@ -43,10 +44,16 @@ class VerifiedModel:
     digest: str
     created: datetime
     manifest: Manifest | None = None
+    scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def served(self) -> ServedModel:
         return ServedModel(self.run, self.step, self.digest)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What training and evaluations say of the model, by name."""
+        return (self.manifest.metrics if self.manifest else {}) | self.scores
 
 
 def verify_model(directory: Path) -> VerifiedModel:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from tests.patience import until
 from tests.ports import free_port
 from tests.unit.serving.test_follower import Followed, publish
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
+from trainyard_api.scores import TaskScores
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.model_store.verified import VerifiedModel
 from trainyard_serving.settings import ModelSource
 from trainyard_storage.checkpoints import digest
+from trainyard_storage.scores import add_scores
 
 moto_server = pytest.importorskip("moto.server", reason="the dev extra is not installed")
 
@@ -112,6 +115,19 @@ def test_the_newest_complete_model_is_copied_and_verified(bucket: Bucket, tmp_pa
     assert "names no bucket" in reason(tmp_path, model="s3://")
     other = "sha256:" + "0" * 64
     assert f"not {other}" in reason(tmp_path, digest=other, **source)
+
+
+def test_a_models_scores_are_read_where_they_are_required(bucket: Bucket, tmp_path: Path) -> None:
+    made = model(tmp_path, 100)
+    bucket.upload(made, f"run/{MODELS}/{step_name(100)}")
+    source = {"run_dir": "s3://models/run", "require": "easy/acc>=0.5"}
+    assert "this model has no easy/acc yet" in reason(tmp_path, **source)
+    scores = TaskScores(metrics={"acc": 0.5}, samples=1, time=datetime.now(UTC))
+    file = add_scores(made, 100, digest(made), "test", {"easy": scores})
+    bucket.upload(file.parent, "run/scores")
+    assert found(tmp_path, **source)[0].step == 100
+    alone = {"model": f"s3://models/run/{MODELS}/{step_name(100)}", "require": "easy/acc>=0.5"}
+    assert found(tmp_path, **alone)[0].scores == {"easy/acc": 0.5}
 
 
 def test_a_model_that_differs_from_its_manifest_is_refused_by_its_url(
