@@ -77,6 +77,8 @@ def describe(run_dir: RunDir) -> str:
     lines += ["Attempts:", *_indented(_attempts(status))]
     if changes := _changes(status):
         lines += ["Changed settings:", *_indented(changes)]
+    if scores := _scores(run_dir.data(run)):
+        lines += ["Scores:", *_indented(scores)]
     lines += ["Events:", *_indented(_events(run_dir))]
     return "\n".join(lines)
 
@@ -165,6 +167,19 @@ def _changes(status: dict[str, Any]) -> list[list[str]]:
         for change in item.get("changed", [])
     ]
     return [["ATTEMPT", "CHANGE"], *rows] if rows else []
+
+
+def _scores(data: Path) -> list[list[str]]:
+    """What `trainyard evaluate` has kept, of the newest model first; empty if it never ran."""
+    rows = []
+    for path in sorted((data / "scores").glob("step-*.json"), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            kept = json.loads(path.read_bytes())
+            for task, found in kept["tasks"].items():
+                samples = str(found["samples"]) + ("" if found["complete"] else " (a part)")
+                for metric, value in found["metrics"].items():
+                    rows.append([str(kept["step"]), f"{task}/{metric}", f"{value:.4f}", samples])
+    return [["STEP", "METRIC", "SCORE", "SAMPLES"], *rows] if rows else []
 
 
 def _events(run_dir: RunDir) -> list[list[str]]:

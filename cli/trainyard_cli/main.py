@@ -178,6 +178,12 @@ def _serve(args: argparse.Namespace) -> int:
     return serve(run_dir, args.port, args.engine, args.model)
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    from trainyard_cli.evaluate import evaluate
+
+    return evaluate(find_run(args.name), args.task, args.model, args.limit, args.batch_size)
+
+
 def _dashboard(args: argparse.Namespace) -> int:
     from trainyard_cli.serve import dashboard
 
@@ -186,6 +192,13 @@ def _dashboard(args: argparse.Namespace) -> int:
     options |= {"--cluster": "true" if args.cluster or args.context else None}
     flags = [word for flag, value in options.items() if value for word in (flag, str(value))]
     return dashboard(args.port, flags, open_browser=not args.no_browser)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -368,6 +381,31 @@ def _parser() -> argparse.ArgumentParser:
         help="longest answer to --prompt, in tokens; default: 200",
     )
     serve.set_defaults(handler=_serve)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="score a run's model with lm-evaluation-harness, and keep the scores"
+    )
+    evaluate.add_argument("name", metavar="NAME", help="name of the run")
+    evaluate.add_argument(
+        "--task",
+        metavar="TASK",
+        action="append",
+        required=True,
+        help="a task's YAML file, or the name of one of the harness's tasks; may be repeated",
+    )
+    evaluate.add_argument(
+        "--model",
+        default="last",
+        help="which of the run's models: last (the default), best (the one with the lowest"
+        " evaluation loss) or the number of a step",
+    )
+    evaluate.add_argument(
+        "--limit", type=_positive, metavar="N", help="samples of each task; default: all"
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_positive, metavar="N", default=8, help="texts at a time; default: 8"
+    )
+    evaluate.set_defaults(handler=_evaluate)
 
     dashboard = commands.add_parser("dashboard", help="show runs, scaling and cost in the browser")
     dashboard.add_argument(

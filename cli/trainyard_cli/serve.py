@@ -10,11 +10,14 @@ import tempfile
 import webbrowser
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trainyard_cli.server_process import HOST, call, check_port, start, stop, wait_until_ready
 from trainyard_local.preflight import require_extra
 from trainyard_local.store import RunDir, UserError
+
+if TYPE_CHECKING:
+    from trainyard_api.checkpoint import Manifest
 
 DASHBOARD_PORT = 8050
 
@@ -135,8 +138,11 @@ def dashboard(port: int | None, flags: list[str], open_browser: bool) -> int:
             stop(server)
 
 
-def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
-    """The app for this model of the run. Raises UserError if there is none that can be served."""
+def choose_model(run_dir: RunDir, model: str) -> tuple[Path, "Manifest"]:
+    """The directory of this model of the run, and its manifest, which verifies.
+
+    model: last, best or the number of a step. Raises UserError if there is none.
+    """
     from trainyard_api.checkpoint import MODELS, step_of
     from trainyard_storage.checkpoints import best_first, first_valid, steps
 
@@ -163,9 +169,14 @@ def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
         where = f", step {status['progress']}" if status.get("progress") else ""
         phase = f"phase {status.get('phase', 'Pending')}{where}"
         raise UserError(
-            f"{run_dir.name} has no model to serve yet ({phase}):"
-            " a run exports its model when it succeeds"
+            f"{run_dir.name} has no model yet ({phase}): a run exports its model when it succeeds"
         )
+    return directory, manifest
+
+
+def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
+    """The app for this model of the run. Raises UserError if there is none that can be served."""
+    directory, manifest = choose_model(run_dir, model)
     app = app_of_model(directory)
     if app is None:
         whose = f"recipe {manifest.recipe}" if manifest.recipe else "this script"

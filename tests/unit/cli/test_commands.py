@@ -170,7 +170,7 @@ def test_an_unknown_name_lists_the_known_ones(
         assert "(known: known)" in capsys.readouterr().err
     assert cli.main(["delete", "nobody", "--ignore-not-found"]) == 0
     assert cli.main(["serve", "known"]) == cli.EXIT_REFUSED
-    assert "known has no model to serve yet (phase Running)" in capsys.readouterr().err
+    assert "known has no model yet (phase Running)" in capsys.readouterr().err
 
 
 @pytest.fixture
