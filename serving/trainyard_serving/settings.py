@@ -171,7 +171,9 @@ class GenerateSettings(ModelSource, ServerSettings, ComputeSettings, SGLangSetti
     )
     max_tokens: int = Field(default=4096, ge=1, description="Largest max_tokens of a request.")
     max_prompts: int = Field(
-        default=16, ge=1, description="Largest number of prompts in a request."
+        default=128,
+        ge=1,
+        description="Largest number of texts in a request: of its prompts times n or best_of.",
     )
     max_batch_size: int = Field(
         default=8, ge=1, description="Texts generated at a time (engine torch); further ones wait."

@@ -41,6 +41,18 @@ EVERYTHING: dict[str, Any] = {
     "stop": ["a", "b"],
     "stream": True,
     "stream_options": {"include_usage": True},
+    "n": 2,
+    "top_k": 0,
+    "min_p": 0.1,
+    "min_tokens": 2,
+    "logit_bias": {"5": -1.0},
+    "stop_token_ids": [3],
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.1,
+    "include_stop_str_in_output": True,
+    "ignore_eos": True,
+    "skip_special_tokens": False,
 }
 
 
@@ -73,6 +85,7 @@ def test_completions(more: dict[str, Any]) -> None:
     assert request.stream == bool(more)
     assert request.stop == (["a", "b"] if more else None)
     assert request.max_tokens == (7 if more else 16)
+    assert request.no_stop_trim == bool(more)
 
 
 @pytest.mark.parametrize("more", [{}, EVERYTHING])

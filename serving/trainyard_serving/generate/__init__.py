@@ -3,13 +3,17 @@
 A request passes through these modules:
 
     app.py            route: limits, model name, JSON or server-sent events
-    openai_api.py     the validated request, and the JSON of the response
+    openai_api.py     the validated request
     engine.py         what the routes require of an engine; one of these answers:
     torch_engine.py       the model in this process
       language_model.py       text -> token ids, chat templates, loading and checking
       worker.py               queue and thread; streams chunks of text back to the event loop
       batch.py                prefill and decode of several texts together
-      sequence.py             one text: sampled tokens -> final text, stop strings
       token_model.py          token ids -> logits, with the key-value cache
+      sampling.py             logits -> a token: penalties, temperature, filters, seeds
+      logprobs.py             logits -> log-probabilities of tokens
+      sequence.py             one text: sampled tokens -> final text, stop strings
+      vocabulary.py           token ids -> the texts and bytes that log-probabilities show
     sglang_engine.py      an SGLang server
+    openai_responses.py   the JSON of the response
 """

@@ -16,7 +16,6 @@ from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconne
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Answer, Engine, JsonDict
 from trainyard_serving.generate.openai_api import (
-    DEFAULT_MAX_TOKENS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -100,14 +99,16 @@ class Routes:
         """Text that continues each prompt, in one response or streamed as server-sent events."""
         self._check_name(body.model)
         limits = self._settings
-        _check_limit("max_tokens", body.max_tokens or DEFAULT_MAX_TOKENS, limits.max_tokens)
+        _check_limit("max_tokens", body.limit, limits.max_tokens)
         _check_limit("prompt", len(body.prompt), limits.max_prompts, "prompts in one request")
+        _check_texts("best_of" if body.best_of else "n", len(body.prompt) * body.candidates, limits)
         return await _respond(request, body, lambda held: self._engine.complete(body, held))
 
     async def chat_completions(self, request: Request, body: ChatRequest) -> Response:
         """The assistant's next message, in one response or streamed as server-sent events."""
         self._check_name(body.model)
         _check_limit(body.limit_field, body.limit or 1, self._settings.max_tokens)
+        _check_texts("n", body.n or 1, self._settings)
         return await _respond(request, body, lambda held: self._engine.chat(body, held))
 
     def _model_json(self) -> JsonDict:
@@ -137,6 +138,10 @@ def _check_limit(field: str, value: int, limit: int, what: str = "here") -> None
     if value > limit:
         message = f"{field}: at most {limit} {what} (got {value})"
         raise ApiError(400, message, "invalid_value", field)
+
+
+def _check_texts(field: str, num_texts: int, settings: GenerateSettings) -> None:
+    _check_limit(field, num_texts, settings.max_prompts, "texts in one request")
 
 
 async def _respond(

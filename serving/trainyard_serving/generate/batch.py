@@ -14,11 +14,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from trainyard_serving.generate.engine import Chunk
+from trainyard_serving.generate.sampling import select_tokens
 from trainyard_serving.generate.sequence import TextSequence
 from trainyard_serving.generate.token_model import PaddedCache, TokenModel
 
 # Tokens of a prompt that are prefilled between two tokens of the other texts, which wait meanwhile.
 PREFILL_TOKENS = {"cpu": 128, "cuda": 1024}
+# The same for a prompt whose tokens are scored: the logits of all are in memory.
+SCORED_TOKENS = 128
 
 # Texts with their next chunk, or with the error that ends them.
 Results = list[tuple[TextSequence, Chunk | Exception]]
@@ -39,8 +42,9 @@ class Batch:
         self._model = model
         self._capacity = capacity
         # A model that cannot decode several texts together may not support prefill in pieces.
-        pieces = PREFILL_TOKENS[model.device.type]
-        self._prefill_tokens = pieces if capacity > 1 else model.context_length
+        pieces, whole = PREFILL_TOKENS[model.device.type], model.context_length
+        self._prefill_tokens = pieces if capacity > 1 else whole
+        self._scored_tokens = min(pieces, SCORED_TOKENS) if capacity > 1 else whole
         self._prefilling: deque[_Prefill] = deque()
         self._decoding: list[TextSequence] = []  # one for each row of the cache
         self._cache = PaddedCache()
@@ -72,20 +76,35 @@ class Batch:
         if not self._prefilling:
             return []
         prefill = self._prefilling.popleft()
-        sequence, piece = prefill.sequence, prefill.sequence.uncached[: self._prefill_tokens]
+        sequence = prefill.sequence
         try:
-            logits = self._model.next_logits([piece], prefill.cache)
+            logits = self._process(prefill)
         except Exception as error:
             return [(sequence, error)]
-        sequence.num_cached += len(piece)
         if sequence.uncached:
             self._prefilling.append(prefill)
             return []
-        result = _advance(sequence, logits[0])
+        if sequence.only_reads:
+            return [(sequence, sequence.end_prompt())]
+        (result,) = self._advance([sequence], logits)
         if _keeps_row(sequence, result):
             self._cache.add_row(prefill.cache)
             self._decoding.append(sequence)
         return self._results([sequence], [result])
+
+    def _process(self, prefill: _Prefill) -> Tensor:
+        """Cache the next piece of a prompt; returns the logits [1, vocabulary] after it."""
+        sequence = prefill.sequence
+        if sequence.scores_prompt:
+            piece = sequence.uncached[: self._scored_tokens]
+            logits = self._model.all_logits(piece, prefill.cache)
+            sequence.score_prompt(logits)
+            logits = logits[-1:].float()
+        else:
+            piece = sequence.uncached[: self._prefill_tokens]
+            logits = self._model.logits([piece], prefill.cache)
+        sequence.num_cached += len(piece)
+        return logits
 
     @torch.inference_mode()
     def decode(self) -> Results:
@@ -94,14 +113,29 @@ class Batch:
             return []
         sequences, cache = self._decoding, self._cache
         tokens = [sequence.uncached for sequence in sequences]
-        logits = self._model.next_logits(tokens, cache.cache, cache.padding)
-        results = []
-        for sequence, row in zip(sequences, logits, strict=True):
+        logits = self._model.logits(tokens, cache.cache, cache.padding)
+        for sequence in sequences:
             sequence.num_cached += 1
-            results.append(_advance(sequence, row))
+        results = self._advance(sequences, logits)
         rows = enumerate(zip(sequences, results, strict=True))
         self._keep([row for row, (one, result) in rows if _keeps_row(one, result)])
         return self._results(sequences, results)
+
+    def _advance(
+        self, sequences: list[TextSequence], logits: Tensor
+    ) -> list[Chunk | Exception | None]:
+        """Give each sequence its next token; an error affects only its own."""
+        reported = {
+            row: logits[row : row + 1].clone()  # `selectable` changes them
+            for row, sequence in enumerate(sequences)
+            if sequence.num_top is not None
+        }
+        samplers = [sequence.sampler for sequence in sequences]
+        tokens = select_tokens(samplers, self._model.selectable(logits))
+        return [
+            token if isinstance(token, Exception) else _advanced(sequence, token, reported.get(row))
+            for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+        ]
 
     def _keep(self, rows: list[int]) -> None:
         self._decoding = [self._decoding[row] for row in rows]
@@ -120,10 +154,11 @@ class Batch:
         return present
 
 
-def _advance(sequence: TextSequence, logits: Tensor) -> Chunk | Exception | None:
-    """The sequence's next chunk; an error affects only this sequence."""
+def _advanced(
+    sequence: TextSequence, token: int, logits: Tensor | None
+) -> Chunk | Exception | None:
     try:
-        return sequence.advance(logits)
+        return sequence.advance(token, logits)
     except Exception as error:
         return error
 

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,9 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainyard_api.golden import GOLDEN, GoldenText
 from trainyard_serving.errors import BadModelError, ModelUnavailableError, one_line
 from trainyard_serving.generate.batch import Batch
-from trainyard_serving.generate.engine import PromptError, SamplingOptions
-from trainyard_serving.generate.sequence import Detokenizer, TextSequence, make_sampler
+from trainyard_serving.generate.engine import ContextLengthError, PromptError, SamplingOptions
+from trainyard_serving.generate.sampling import Sampler
+from trainyard_serving.generate.sequence import Detokenizer, TextSequence
 from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
+from trainyard_serving.generate.vocabulary import Vocabulary
 from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights
 from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
@@ -47,6 +50,7 @@ class LanguageModel:
         self._why_not_batchable = why_not_batchable(self.tokens)
         self._num_embeddings: int = model.get_input_embeddings().weight.shape[0]
         check_vocabulary(tokenizer, self._num_embeddings)
+        self.vocabulary = Vocabulary(tokenizer, min(len(tokenizer), self._num_embeddings))
         # Some tokenizers split at white space and drop it. The others have tokens for it, and must
         # have one for each white-space character of a prompt.
         self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
@@ -88,7 +92,7 @@ class LanguageModel:
 
         Raises BadModelError when the logits are NaN, or differ from the trainer's.
         """
-        logits = self.tokens.next_logits([[0]], self.tokens.new_cache())
+        logits = self.tokens.selectable(self.tokens.logits([[0]], self.tokens.new_cache()))
         if not torch.isfinite(logits).any() or logits.isnan().any():
             raise BadModelError(f"{self.source.path}: the model computes NaN")
         if golden := golden_request(self.source, GoldenText):
@@ -160,32 +164,47 @@ class LanguageModel:
             message = "the prompt is empty: give this model text to continue"
             raise PromptError(message, "empty_prompt", param)
         if len(ids) > self.context_length:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens, but this model reads at most"
-                f" {self.context_length}: shorten it (max_tokens is not limited by this)",
-                "context_length_exceeded",
-                param,
-            )
+            raise ContextLengthError(len(ids), self.context_length, param)
         return ids
 
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Raise PromptError when a prompt of token ids cannot be read."""
+        if not ids:
+            message = "the prompt is empty: give this model tokens to continue"
+            raise PromptError(message, "empty_prompt")
+        if len(ids) > self.context_length:
+            raise ContextLengthError(len(ids), self.context_length)
+        self.check_tokens(ids, "prompt")
+
+    def check_tokens(self, ids: Iterable[int], param: str) -> None:
+        """Raise PromptError when the vocabulary has no such token."""
+        if (unknown := max(ids, default=0)) >= self.vocabulary.num_tokens:
+            last = self.vocabulary.num_tokens - 1
+            message = f"{param}: this model has no token {unknown}: its last one is {last}"
+            raise PromptError(message, "unknown_token", param)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
     def new_sequence(self, index: int, prompt: list[int], options: SamplingOptions) -> TextSequence:
-        """The text to generate for `prompt` (from `encode`); add it to a batch."""
+        """The text to generate for a prompt's tokens; add it to a batch."""
+        eos_ids = frozenset() if options.ignore_eos else self._eos_ids
+        stop_ids = eos_ids | options.stop_token_ids
+        decode = partial(self.decode, skip_special_tokens=options.skip_special_tokens)
         return TextSequence(
             index,
             prompt,
             options,
-            make_sampler(options, self.tokens.device),
-            Detokenizer(self._decode, prompt),
-            self._eos_ids,
+            Sampler(options, self.tokens.device, prompt, stop_ids),
+            Detokenizer(decode, prompt),
+            stop_ids,
             self.context_length,
         )
 
     def new_batch(self, capacity: int) -> Batch:
         """An empty batch; its capacity is 1 if this model cannot decode texts together."""
         return Batch(self.tokens, 1 if self._why_not_batchable else capacity)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _unknown_characters(
         self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]

@@ -1,31 +1,62 @@
-"""OpenAI's API: validated requests, and the JSON of responses, stream events and errors."""
+"""OpenAI's API: validated requests, and the JSON of errors.
 
-import time
-from abc import ABC, abstractmethod
+A field that is unknown here is refused by name: ignoring it could give another answer than the one
+that was requested. HARMLESS and HARMLESS_VALUES list the exceptions.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from trainyard_serving.errors import ApiError
-from trainyard_serving.generate.engine import Chunk, JsonDict, SamplingOptions
+from trainyard_serving.generate.engine import SamplingOptions
 
 Texts = str | list[str]
+Tokens = list[int]
+Prompts = Texts | Tokens | list[Tokens]
 
 DEFAULT_MAX_TOKENS = 16  # of completions, as in OpenAI's API
-MAX_STOPS = 4
-# Fields that change the answer and are not supported here, with the values that have no effect.
-# Other values are refused: ignoring them would give another answer than the one requested.
-Unsupported = Mapping[str, tuple[object, ...]]
-UNSUPPORTED: Unsupported = {
-    "n": (None, 1),
-    "logprobs": (None, False),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
+MAX_STOPS = 16  # lm-evaluation-harness sends more than the 4 of OpenAI's API
+MAX_TOP = 20  # of the most likely tokens at a position, as in OpenAI's API and vLLM's default
+MAX_CHOICES = 128  # of a prompt, as in OpenAI's API
+MAX_TOKEN_IDS = 1024  # in a list of tokens that is not a prompt
+
+# Fields without influence on the answer: whatever their value, they are accepted.
+HARMLESS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+# Further fields, with the values that have no effect besides null; others are refused.
+HarmlessValues = Mapping[str, tuple[object, ...]]
+HARMLESS_VALUES: HarmlessValues = {
+    "add_special_tokens": (True,),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "length_penalty": (1,),
+    "priority": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "use_beam_search": (False,),
 }
+
+
+def refusal(param: str, message: str) -> PydanticCustomError:
+    """An error of a validator of the whole request, which names the field that is wrong."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
 
 
 def _valid_text(text: str, field: str) -> str:
@@ -37,10 +68,10 @@ def _valid_text(text: str, field: str) -> str:
     return text
 
 
-def _texts(value: object, field: str) -> list[str]:
+def _texts(value: object, field: str, others: str = "") -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not _are_texts(texts):
-        raise ValueError(f"{field} must be a string or a list of strings")
+        raise ValueError(f"{field} must be a string or a list of strings{others}")
     return [_valid_text(text, field) for text in texts]
 
 
@@ -48,11 +79,24 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _prompts(value: object) -> list[str]:
-    prompts = _texts(value, "prompt")
+def _prompts(value: object) -> list[str] | list[Tokens]:
+    if _are_tokens(value):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
+        if all(_are_tokens(item) for item in value):
+            return value
+        raise ValueError("prompt: a list of lists must hold token ids, and each at least one")
+    prompts = _texts(value, "prompt", " or of token ids")
     if not prompts:
         raise ValueError("prompt must not be an empty list")
     return prompts
+
+
+def _are_tokens(value: object) -> TypeGuard[Tokens]:
+    """Whether these are token ids, at least one."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(item) is int and item >= 0 for item in value)
 
 
 def _stops(value: object) -> list[str]:
@@ -65,59 +109,134 @@ def _stops(value: object) -> list[str]:
 class StreamOptions(BaseModel):
     """Options of a streamed response."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # of a JSON object
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class GenerationRequest(BaseModel):
-    """The fields common to both endpoints. Unknown fields are ignored, as OpenAI's clients
-    expect."""
+    """The fields common to both endpoints; null is the default of each."""
 
-    model_config = ConfigDict(strict=True)
-    unsupported: ClassVar[Unsupported] = UNSUPPORTED
+    model_config = ConfigDict(strict=True, extra="forbid")
+    harmless: ClassVar[HarmlessValues] = HARMLESS_VALUES
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
+    min_tokens: int | None = Field(default=None, ge=0)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31 - 1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    logit_bias: dict[TokenIdKey, Bias] | None = Field(default=None, max_length=MAX_TOKEN_IDS)
     stop: Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=Texts | None)] = []
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=MAX_TOKEN_IDS)
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, data: object) -> object:
-        if isinstance(data, dict):
-            for name, harmless in cls.unsupported.items():
-                if data.get(name) not in harmless:
-                    raise ValueError(f"{name} is not supported: leave it out")
-        return data
+    def _drop_harmless(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if name in cls.model_fields
+            or not (value is None or name in HARMLESS or value in cls.harmless.get(name, ()))
+        }
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with an event that has the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def num_top(self) -> int | None:
+        """How many of the most likely tokens to report; None reports no log-probabilities."""
+        return None
+
+    @property
+    def token_ids(self) -> Mapping[str, Sequence[int]]:
+        """Tokens outside the prompt that the vocabulary must have, by their field."""
+        return {
+            "logit_bias": [int(token) for token in self.logit_bias or {}],
+            "stop_token_ids": self.stop_token_ids or [],
+        }
+
     def sampling_options(self, max_tokens: int) -> SamplingOptions:
         """The request's options, with OpenAI's defaults."""
         return SamplingOptions(
             max_tokens=max_tokens,
+            min_tokens=min(self.min_tokens or 0, max_tokens),
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
+            min_p=self.min_p or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             seed=self.seed,
             stop=tuple(self.stop),
+            stop_token_ids=frozenset(self.stop_token_ids or []),
+            ignore_eos=bool(self.ignore_eos),
+            include_stop=bool(self.include_stop_str_in_output),
+            skip_special_tokens=self.skip_special_tokens is not False,
+            logprobs=self.num_top,
         )
 
 
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    unsupported: ClassVar[Unsupported] = {**UNSUPPORTED, "best_of": (None, 1), "suffix": (None, "")}
+    harmless: ClassVar[HarmlessValues] = {**HARMLESS_VALUES, "suffix": ("",)}
 
-    prompt: Annotated[list[str], BeforeValidator(_prompts, json_schema_input_type=Texts)]
+    prompt: Annotated[
+        list[str] | list[Tokens], BeforeValidator(_prompts, json_schema_input_type=Prompts)
+    ]
+    max_tokens: int | None = Field(default=None, ge=0)
     echo: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise refusal("max_tokens", "max_tokens: 0 generates nothing: it needs echo: true")
+        if self.candidates < (self.n or 1):
+            raise refusal("best_of", "best_of must not be below n")
+        if self.stream and self.candidates > (self.n or 1):
+            message = "best_of above n cannot be streamed: the best is known at the end"
+            raise refusal("best_of", message)
+        return self
+
+    @property
+    def limit(self) -> int:
+        """The largest number of tokens to generate."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def candidates(self) -> int:
+        """Texts to generate for each prompt, of which the n best are returned."""
+        return self.best_of or self.n or 1
+
+    @property
+    def num_top(self) -> int | None:
+        return self.logprobs
 
 
 class TextPart(BaseModel):
@@ -173,20 +292,35 @@ class Message(BaseModel):
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    unsupported: ClassVar[Unsupported] = {
-        **UNSUPPORTED,
-        "top_logprobs": (None,),
-        "tools": (None, []),
-        "tool_choice": (None, "none", "auto"),
-        "functions": (None, []),
-        "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
-        "modalities": (None, ["text"]),
-        "audio": (None,),
+    harmless: ClassVar[HarmlessValues] = {
+        **HARMLESS_VALUES,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "add_generation_prompt": (True,),
+        "add_special_tokens": (False,),
+        "continue_final_message": (False,),
+        "chat_template_kwargs": ({},),
+        "echo": (False,),
     }
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+
+    @model_validator(mode="after")
+    def _top_of_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refusal("top_logprobs", "top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def num_top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":
@@ -206,120 +340,6 @@ class ChatRequest(GenerationRequest):
         return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
-class ResponseJson(ABC):
-    """Builds the JSON of a response, or of the events of a stream."""
-
-    def __init__(
-        self, identifier: str, model: str, num_prompt_tokens: int, num_choices: int
-    ) -> None:
-        self._head = {"id": identifier, "created": int(time.time()), "model": model}
-        self._num_prompt_tokens = num_prompt_tokens
-        self._num_completion_tokens = 0
-        self.num_choices = num_choices
-
-    def count(self, chunk: Chunk) -> None:
-        """Add a chunk to the usage."""
-        self._num_completion_tokens += chunk.num_tokens
-
-    def _usage(self) -> JsonDict:
-        return {
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": self._num_completion_tokens,
-            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
-        }
-
-    @abstractmethod
-    def first_events(self) -> list[JsonDict]:
-        """The events of a stream before the first generated text."""
-
-    @abstractmethod
-    def event(self, chunk: Chunk) -> JsonDict:
-        """The event of a chunk."""
-
-    @abstractmethod
-    def usage_event(self) -> JsonDict:
-        """The last event if the request has stream_options.include_usage."""
-
-    @abstractmethod
-    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        """The response to a request that does not stream."""
-
-
-class CompletionJson(ResponseJson):
-    """Responses of /v1/completions; the texts begin with the prompts in `echoed`."""
-
-    def __init__(
-        self,
-        identifier: str,
-        model: str,
-        num_prompt_tokens: int,
-        num_choices: int,
-        echoed: Sequence[str] = (),
-    ) -> None:
-        super().__init__(identifier, model, num_prompt_tokens, num_choices)
-        self._head["object"] = "text_completion"
-        self._echoed = echoed
-
-    def first_events(self) -> list[JsonDict]:
-        return [self._event(index, prompt, None) for index, prompt in enumerate(self._echoed)]
-
-    def event(self, chunk: Chunk) -> JsonDict:
-        return self._event(chunk.index, chunk.text, chunk.finish_reason)
-
-    def usage_event(self) -> JsonDict:
-        return self._head | {"choices": [], "usage": self._usage()}
-
-    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        prompts = self._echoed or [""] * len(texts)
-        choices = [
-            _text_choice(index, prompt + text, reason)
-            for index, (prompt, text, reason) in enumerate(
-                zip(prompts, texts, reasons, strict=True)
-            )
-        ]
-        return self._head | {"choices": choices, "usage": self._usage()}
-
-    def _event(self, index: int, text: str, finish_reason: str | None) -> JsonDict:
-        return self._head | {"choices": [_text_choice(index, text, finish_reason)]}
-
-
-def _text_choice(index: int, text: str, finish_reason: str | None) -> JsonDict:
-    return {"text": text, "index": index, "logprobs": None, "finish_reason": finish_reason}
-
-
-class ChatJson(ResponseJson):
-    """Responses of /v1/chat/completions; there is one choice."""
-
-    def first_events(self) -> list[JsonDict]:
-        return [self._event({"role": "assistant", "content": ""}, None)]
-
-    def event(self, chunk: Chunk) -> JsonDict:
-        return self._event({"content": chunk.text} if chunk.text else {}, chunk.finish_reason)
-
-    def usage_event(self) -> JsonDict:
-        return self._chunk_head() | {"choices": [], "usage": self._usage()}
-
-    def response(self, texts: Sequence[str], reasons: Sequence[str | None]) -> JsonDict:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": text},
-                "logprobs": None,
-                "finish_reason": reason,
-            }
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        head = self._head | {"object": "chat.completion"}
-        return head | {"choices": choices, "usage": self._usage()}
-
-    def _event(self, delta: JsonDict, finish_reason: str | None) -> JsonDict:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._chunk_head() | {"choices": [choice]}
-
-    def _chunk_head(self) -> JsonDict:
-        return self._head | {"object": "chat.completion.chunk"}
-
-
 def openai_error_response(error: ApiError) -> JSONResponse:
     """An answer other than 200, in OpenAI's form."""
     kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "service_unavailable"}
@@ -337,10 +357,15 @@ def invalid_request(invalid: RequestValidationError) -> ApiError:
     """The first error in a body, as a 400."""
     error = invalid.errors()[0]
     where = [str(part) for part in error["loc"] if part != "body"]
+    if error["type"] == "extra_forbidden":
+        name = ".".join(where)
+        return ApiError(
+            400, f"{name} is not supported: leave it out", "unsupported_parameter", where[0]
+        )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {error['ctx']['error']}")
-    param = where[0] if where else None
+    param = where[0] if where else error.get("ctx", {}).get("param")
     if param and not message.startswith(param):
         message = f"{'.'.join(where)}: {message}"
     return ApiError(400, message, "invalid_value", param)

@@ -1,20 +1,17 @@
-"""One generated text: selects tokens from logits, and turns them into text that is final."""
+"""One generated text: turns tokens into text that is final, and ends it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-import torch
 from torch import Tensor
 
-from trainyard_serving.generate.engine import Chunk, FinishReason, SamplingOptions
+from trainyard_serving.generate.engine import Chunk, FinishReason, SamplingOptions, TokenLogprob
+from trainyard_serving.generate.logprobs import token_logprobs
+from trainyard_serving.generate.sampling import Sampler
 
-# Below this, dividing by the temperature would overflow float32; only the top token would remain.
-GREEDY_BELOW = 1e-4
 # U+FFFD at the end of decoded text means that some bytes of a character are still missing.
 REPLACEMENT = "\ufffd"
 # Tokens of the prompt that are decoded together with the first new ones: spacing depends on them.
 CONTEXT_TOKENS = 5
-
-Sampler = Callable[[Tensor], int]
 
 
 class TextSequence:
@@ -22,6 +19,8 @@ class TextSequence:
 
     Attributes:
         num_cached: tokens of the window in the key-value cache; 0 requires a new cache.
+        sampler: selects its tokens.
+        num_top: how many of the most likely tokens to report; None reports no log-probabilities.
     """
 
     def __init__(
@@ -31,32 +30,70 @@ class TextSequence:
         options: SamplingOptions,
         sampler: Sampler,
         detokenizer: "Detokenizer",
-        eos_ids: frozenset[int],
+        stop_ids: Collection[int],
         context_length: int,
     ) -> None:
+        """
+        Args:
+            stop_ids: tokens that end the text.
+        """
         self.num_cached = 0
+        self.sampler = sampler
+        self.num_top = options.logprobs
         self._window = list(prompt)  # the tokens that the model attends to
         self._index = index
-        self._max_tokens = options.max_tokens
-        self._sampler = sampler
+        self._options = options
         self._detokenizer = detokenizer
-        self._stops = StopMatcher(options.stop)
-        self._eos_ids = eos_ids
+        self._stops = StopMatcher(options.stop, options.include_stop)
+        self._stop_ids = stop_ids
         self._context_length = context_length
         self._num_tokens = 0
         self._num_reported = 0  # tokens in the chunks so far
+        self._logprobs: list[TokenLogprob] = []  # not yet in a chunk
+        self._unscored = len(prompt) if options.prompt_logprobs else 0
+        if self._unscored and self.num_top is not None:
+            self._logprobs.append(TokenLogprob(prompt[0], None))
 
     @property
     def uncached(self) -> list[int]:
         """Tokens that the model must process before the next one can be sampled."""
         return self._window[self.num_cached :]
 
-    def advance(self, logits: Tensor) -> Chunk | None:
-        """Sample the next token from `logits` [vocabulary]; returns newly final text, if any.
+    @property
+    def only_reads(self) -> bool:
+        """Whether no token is generated: the prompt alone is scored."""
+        return self._options.max_tokens == 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's tokens are still needed."""
+        return self._unscored > 0
+
+    def score_prompt(self, logits: Tensor) -> None:
+        """Report the tokens that follow each of the next cached ones.
+
+        Args:
+            logits: [positions, vocabulary], for as many tokens of `uncached`.
+        """
+        first = self.num_cached + 1
+        following = self._window[first : first + logits.shape[0]]
+        self._logprobs += token_logprobs(logits[: len(following)], following, self.num_top or 0)
+        self._unscored -= logits.shape[0]
+
+    def end_prompt(self) -> Chunk:
+        """The only chunk of a text without tokens."""
+        return Chunk(self._index, "", 0, "length", self._take_logprobs())
+
+    def advance(self, token: int, logits: Tensor | None = None) -> Chunk | None:
+        """Append a token; returns newly final text, if any.
 
         Only the last chunk has a finish reason.
+
+        Args:
+            logits: [1, vocabulary], the unchanged ones of `token`, if they are to be reported.
         """
-        token = self._sampler(logits)
+        if logits is not None:
+            self._logprobs += token_logprobs(logits, [token], self.num_top or 0)
         self._num_tokens += 1
         self._window.append(token)
         if len(self._window) > self._context_length:
@@ -67,55 +104,34 @@ class TextSequence:
         return self._chunk(token)
 
     def _chunk(self, token: int) -> Chunk | None:
-        stops = self._stops
-        eos, at_limit = token in self._eos_ids, self._num_tokens == self._max_tokens
-        text = "" if eos else stops.push(self._detokenizer.push(token))
-        if (eos or at_limit) and not stops.matched:
+        stops, options = self._stops, self._options
+        ended, at_limit = token in self._stop_ids, self._num_tokens == options.max_tokens
+        text = ""
+        if not ended or options.include_stop:
+            text = self._detokenizer.push(token)
+            # vLLM, too, looks for stop strings only after min_tokens.
+            text = text if self._num_tokens <= options.min_tokens else stops.push(text)
+        if (ended or at_limit) and not stops.matched:
             text += stops.push(self._detokenizer.flush())
             text += stops.flush()
-        if stops.matched or eos or at_limit:
-            reason: FinishReason = "stop" if stops.matched or eos else "length"
-            return Chunk(self._index, text, self._count_unreported(), reason)
-        return Chunk(self._index, text, self._count_unreported()) if text else None
+        if stops.matched or ended or at_limit:
+            reason: FinishReason = "stop" if stops.matched or ended else "length"
+            return self._reported(text, reason)
+        return self._reported(text) if text else None
+
+    def _reported(self, text: str, reason: FinishReason | None = None) -> Chunk:
+        return Chunk(self._index, text, self._count_unreported(), reason, self._take_logprobs())
+
+    def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        if not self._logprobs:
+            return ()
+        taken, self._logprobs = tuple(self._logprobs), []
+        return taken
 
     def _count_unreported(self) -> int:
         count = self._num_tokens - self._num_reported
         self._num_reported = self._num_tokens
         return count
-
-
-def make_sampler(options: SamplingOptions, device: torch.device) -> Sampler:
-    """A function from logits [vocabulary] to a token id; -inf marks excluded tokens.
-
-    The same seed gives the same tokens for the same logits. transformers' TopPLogitsWarper is not
-    used because it returns logits, so that the softmax would be computed twice.
-    """
-    generator = torch.Generator(device)
-    if options.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(options.seed)
-
-    def sample(logits: Tensor) -> int:
-        if options.temperature < GREEDY_BELOW:
-            return int(logits.argmax())
-        probs = torch.softmax(logits.float() / options.temperature, dim=-1)
-        if options.top_p < 1:
-            probs = nucleus(probs, options.top_p)
-        return int(torch.multinomial(probs, 1, generator=generator))
-
-    return sample
-
-
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """`probs` [vocabulary] with all but the smallest set of total probability >= top_p set to 0.
-
-    The most likely token always remains. Holtzman et al. 2020, arXiv:1904.09751.
-    """
-    ordered, order = probs.sort(descending=True)
-    before = ordered.cumsum(-1) - ordered  # total probability of the tokens before each
-    ordered[1:][before[1:] >= top_p] = 0
-    return torch.zeros_like(probs).scatter(-1, order, ordered)
 
 
 class Detokenizer:
@@ -152,18 +168,26 @@ class StopMatcher:
     transformers' StopStringCriteria does not fit: it matches tokens, after their text was sent.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """
+        Args:
+            include: whether the stream ends after the stop string, not before it.
+        """
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""  # may be the beginning of a stop string
         self.matched = False
 
     def push(self, text: str) -> str:
         """The part of the stream that may be sent; sets `matched` at a stop string."""
         self._held += text
-        matches = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        matches = [
+            (at, at + len(stop)) for stop in self._stops if (at := self._held.find(stop)) >= 0
+        ]
         if matches:
             self.matched = True
-            sent, self._held = self._held[: min(matches)], ""
+            first, end = min(matches)
+            sent, self._held = self._held[: end if self._include else first], ""
             return sent
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

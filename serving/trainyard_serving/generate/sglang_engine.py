@@ -48,6 +48,10 @@ class SGLangEngine:
         )
 
     async def complete(self, request: CompletionRequest, resources: AsyncExitStack) -> "_Answer":
+        if request.candidates > (request.n or 1):
+            raise _unsupported("best_of", "best_of above n")
+        if request.limit == 0:
+            raise _unsupported("max_tokens", "max_tokens: 0")
         return await self._post("/v1/completions", request, {}, resources)
 
     async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "_Answer":
@@ -121,11 +125,20 @@ class _Answer:
         self._metrics.generated_tokens.inc(usage["completion_tokens"] or 0)
 
 
+def _unsupported(param: str, what: str) -> ApiError:
+    message = f"{what} is not supported with engine sglang: leave it out"
+    return ApiError(400, message, "unsupported_parameter", param)
+
+
 def sglang_request(request: GenerationRequest, model: str) -> JsonDict:
     """The body for SGLang: only known fields, and none that is null (it rejects most nulls)."""
-    body = request.model_dump(exclude_none=True, exclude={"stream_options"})
+    body = request.model_dump(exclude_none=True, exclude={"stream_options", "best_of"})
     if not request.stop:
         body.pop("stop")
+    if (include_stop := body.pop("include_stop_str_in_output", None)) is not None:
+        body["no_stop_trim"] = include_stop
+    if request.top_k == 0:
+        body["top_k"] = -1  # of all tokens
     if request.stream:
         body["stream_options"] = {"include_usage": True}  # for the metrics
     return body | {"model": model}

@@ -75,11 +75,20 @@ class TokenModel:
         return logits
 
     @torch.inference_mode()
-    def next_logits(
-        self, uncached: Sequence[list[int]], cache: DynamicCache, padding: Sequence[int] = ()
-    ) -> Tensor:
-        """As `logits`, for the tokenizer's tokens only, with -inf for the excluded one."""
-        logits = self.logits(uncached, cache, padding)[:, : self._num_tokens]
+    def all_logits(self, uncached: list[int], cache: DynamicCache) -> Tensor:
+        """As `logits` of one row, after each of its tokens: [tokens, vocabulary]."""
+        ids = torch.tensor([uncached], device=self.device)
+        # 0 keeps all.
+        logits: Tensor = self.module(input_ids=ids, past_key_values=cache, logits_to_keep=0).logits
+        return logits[0]
+
+    @torch.inference_mode()
+    def selectable(self, logits: Tensor) -> Tensor:
+        """`logits` [rows, vocabulary] of the tokenizer's tokens, with -inf for the excluded one.
+
+        A view: `logits` change, too.
+        """
+        logits = logits[:, : self._num_tokens]
         if self._excluded is not None:
             logits[:, self._excluded] = -torch.inf
         return logits

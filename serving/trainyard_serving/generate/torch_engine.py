@@ -4,21 +4,26 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 
 from trainyard_serving.app import not_ready
+from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Chunk, JsonDict, ModelCard, SamplingOptions
 from trainyard_serving.generate.openai_api import (
-    DEFAULT_MAX_TOKENS,
-    ChatJson,
     ChatRequest,
-    CompletionJson,
     CompletionRequest,
     GenerationRequest,
+)
+from trainyard_serving.generate.openai_responses import (
+    ChatJson,
+    CompletionJson,
+    GeneratedText,
     ResponseJson,
+    best_texts,
 )
 from trainyard_serving.generate.worker import Job, Worker
 from trainyard_serving.metrics import Metrics
@@ -30,6 +35,9 @@ from trainyard_serving.settings import GenerateSettings
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the server must answer before that
     from trainyard_serving.generate.language_model import LanguageModel
+
+# Log-probabilities in one answer, with those of the most likely tokens: a few hundred bytes each.
+MAX_LOGPROBS = 2**19
 
 
 class TorchEngine:
@@ -57,28 +65,48 @@ class TorchEngine:
 
     async def complete(self, request: CompletionRequest, resources: AsyncExitStack) -> "_Answer":
         model = self._model()
-        prompts = [await run_in_threadpool(model.encode, prompt) for prompt in request.prompt]
+        prompts = [await _encoded(model, prompt) for prompt in request.prompt]
+        options = request.sampling_options(request.limit)
+        n = request.n or 1
+        if request.echo:
+            options = replace(options, prompt_logprobs=request.logprobs is not None)
+        if request.candidates > n and options.logprobs is None:
+            options = replace(options, logprobs=0)  # they decide which are the best
+        echoed = (
+            await run_in_threadpool(_echoed, model, request.prompt, options.skip_special_tokens)
+            if request.echo
+            else []
+        )
         response = CompletionJson(
             f"cmpl-{uuid.uuid4().hex}",
             self._name_of(model),
             sum(len(ids) for ids in prompts),
-            len(prompts),
-            request.prompt if request.echo else (),
+            len(prompts) * n,
+            None if request.logprobs is None else model.vocabulary,
+            [text for text in echoed for _ in range(n)],
+            options.skip_special_tokens,
         )
-        options = request.sampling_options(request.max_tokens or DEFAULT_MAX_TOKENS)
-        return self._submit(request, model, prompts, options, response, resources)
+        job = self._submit(request, model, prompts, options, request.candidates, resources)
+        choices = _Choices(len(prompts), request.candidates, n)
+        return _Answer(job, response, choices, request.include_usage, self._metrics)
 
     async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "_Answer":
         model = self._model()
         messages = [message.model_dump() for message in request.messages]
         prompt = await run_in_threadpool(model.encode_chat, messages)
+        n = request.n or 1
         response = ChatJson(
-            f"chatcmpl-{uuid.uuid4().hex}", self._name_of(model), len(prompt), num_choices=1
+            f"chatcmpl-{uuid.uuid4().hex}",
+            self._name_of(model),
+            len(prompt),
+            n,
+            model.vocabulary if request.logprobs else None,
         )
         # Without a limit an answer may fill the rest of the context.
         rest = max(1, model.context_length - len(prompt))
         options = request.sampling_options(request.limit or min(self._settings.max_tokens, rest))
-        return self._submit(request, model, [prompt], options, response, resources)
+        job = self._submit(request, model, [prompt], options, n, resources)
+        return _Answer(job, response, _Choices(1, n, n), request.include_usage, self._metrics)
 
     def _submit(
         self,
@@ -86,13 +114,21 @@ class TorchEngine:
         model: "LanguageModel",
         prompts: Sequence[list[int]],
         options: SamplingOptions,
-        response: ResponseJson,
+        num_texts: int,
         resources: AsyncExitStack,
-    ) -> "_Answer":
-        """Raises QueueFullError."""
-        job = self.worker.submit(model, prompts, options)
+    ) -> Job:
+        """Queue `num_texts` texts for each prompt, each with a seed of its own.
+
+        Raises PromptError for tokens that the model does not have, and QueueFullError.
+        """
+        for param, ids in request.token_ids.items():
+            model.check_tokens(ids, param)
+        _check_logprobs(prompts, options, num_texts)
+        job = self.worker.submit(
+            model, prompts, *(_with_seed(options, number) for number in range(num_texts))
+        )
         resources.callback(job.cancel)
-        return _Answer(job, response, request.include_usage, self._metrics)
+        return job
 
     def _model(self) -> "LanguageModel":
         model = self.follower.model
@@ -104,27 +140,83 @@ class TorchEngine:
         return self._settings.served_model_name or model.source.run
 
 
+async def _encoded(model: "LanguageModel", prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        return await run_in_threadpool(model.encode, prompt)
+    model.check_prompt(prompt)
+    return prompt
+
+
+def _echoed(
+    model: "LanguageModel", prompts: Sequence[str | list[int]], skip_special_tokens: bool
+) -> list[str]:
+    return [
+        prompt if isinstance(prompt, str) else model.decode(prompt, skip_special_tokens)
+        for prompt in prompts
+    ]
+
+
+def _with_seed(options: SamplingOptions, number: int) -> SamplingOptions:
+    """For text `number` of a prompt: the first has the request's seed, the next one more."""
+    if options.seed is None or number == 0:
+        return options
+    seed = options.seed + number
+    return replace(options, seed=seed if seed < 2**63 else seed - 2**64)
+
+
+def _check_logprobs(prompts: Sequence[list[int]], options: SamplingOptions, num_texts: int) -> None:
+    """Raise ApiError when the answer would have too many log-probabilities."""
+    if options.logprobs is None:
+        return
+    read = sum(len(prompt) for prompt in prompts) if options.prompt_logprobs else 0
+    tokens = num_texts * (read + len(prompts) * options.max_tokens)
+    if (total := tokens * (1 + options.logprobs)) > MAX_LOGPROBS:
+        raise ApiError(
+            400,
+            f"logprobs: up to {total} numbers in one answer, of which {MAX_LOGPROBS} are allowed:"
+            " send fewer prompts, or a smaller max_tokens, n or logprobs",
+            "invalid_value",
+            "logprobs",
+        )
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """How many texts are generated for the prompts of a request, and returned."""
+
+    num_prompts: int
+    num_candidates: int  # of each prompt
+    num_best: int  # of these
+
+
 class _Answer:
     """The chunks of a job as OpenAI's JSON."""
 
     def __init__(
-        self, job: Job, response: ResponseJson, include_usage: bool, metrics: Metrics
+        self,
+        job: Job,
+        response: ResponseJson,
+        choices: _Choices,
+        include_usage: bool,
+        metrics: Metrics,
     ) -> None:
         # The digest of the model that answers; a newer one may be loaded before the answer ends.
         self.headers = {DIGEST_HEADER.decode(): job.model.source.digest}
         self._job = job
         self._json = response
+        self._choices = choices
         self._include_usage = include_usage
         self._metrics = metrics
         self._started = time.monotonic()
 
     async def response(self) -> JsonDict:
-        texts = [""] * self._json.num_choices
-        reasons: list[str | None] = [None] * len(texts)
+        choices = self._choices
+        texts = [GeneratedText() for _ in range(choices.num_prompts * choices.num_candidates)]
         async for chunk in self._chunks():
-            texts[chunk.index] += chunk.text
-            reasons[chunk.index] = chunk.finish_reason
-        return self._json.response(texts, reasons)
+            texts[chunk.index].add(chunk)
+        best = best_texts(texts, choices.num_candidates, choices.num_best)
+        # Many log-probabilities take a while, and the event loop must go on.
+        return await run_in_threadpool(self._json.response, best)
 
     async def events(self) -> AsyncIterator[JsonDict]:
         for event in self._json.first_events():

@@ -42,23 +42,27 @@ class Job:
     """A request: prompts for one model, and the chunks of text that come back from the worker.
 
     Attributes:
-        waiting: the prompts that have not been started, with their index in the request.
+        waiting: the texts that have not been started: index in the request, prompt, options.
         num_left: texts that have not ended.
-        started: when the first prompt was started.
+        started: when the first text was started.
     """
 
     def __init__(
         self,
         model: "LanguageModel",
         prompts: Sequence[list[int]],
-        options: SamplingOptions,
+        options: Sequence[SamplingOptions],
         remove: Callable[["Job"], None],
     ) -> None:
-        """`remove` takes a cancelled job out of the queue."""
+        """
+        Args:
+            options: one for each text to generate for each prompt.
+            remove: takes a cancelled job out of the queue.
+        """
         self.model = model
-        self.options = options
-        self.waiting = deque(enumerate(prompts))
-        self.num_left = len(prompts)
+        texts = ((prompt, how) for prompt in prompts for how in options)
+        self.waiting = deque((index, *text) for index, text in enumerate(texts))
+        self.num_left = len(self.waiting)
         self.started: float | None = None
         self.cancelled = threading.Event()
         self._remove = remove
@@ -137,9 +141,9 @@ class Worker:
         self._thread.join()
 
     def submit(
-        self, model: "LanguageModel", prompts: Sequence[list[int]], options: SamplingOptions
+        self, model: "LanguageModel", prompts: Sequence[list[int]], *options: SamplingOptions
     ) -> Job:
-        """Queue prompts, which `model.encode` has encoded.
+        """Queue prompts of token ids, each with a text for each of `options`, in this order.
 
         Raises QueueFullError when `max_queue` requests wait already.
         """
@@ -184,7 +188,7 @@ class Worker:
         """Start the prompts that have waited longest, as many as the batch has room for."""
         while (job := self._next_job()) is not None:
             try:
-                sequence = job.model.new_sequence(*job.waiting.popleft(), job.options)
+                sequence = job.model.new_sequence(*job.waiting.popleft())
                 if job.model not in self._batches:
                     self._batches[job.model] = job.model.new_batch(self._max_batch_size)
                 self._batches[job.model].add(sequence)

@@ -34,6 +34,17 @@ class Sampled(Strict):
 
     model: str = "default"
     n: int = 1
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] | None = None
+    top_k: int = -1
+    min_p: float = 0.0
+    min_tokens: int = 0
+    stop_token_ids: list[int] | None = None
+    no_stop_trim: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
@@ -43,6 +54,7 @@ class Sampled(Strict):
 class Completion(Sampled):
     prompt: list[int] | list[list[int]] | str | list[str]
     echo: bool = False
+    logprobs: int | None = None
     max_tokens: Annotated[int, Field(gt=0)] = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -70,6 +82,8 @@ class Message(Strict):
 
 class Chat(Sampled):
     messages: list[Message]
+    logprobs: bool = False
+    top_logprobs: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None

@@ -21,7 +21,8 @@ from transformers import (
 from trainyard_serving.generate import batch as batch_module
 from trainyard_serving.generate.batch import Batch
 from trainyard_serving.generate.engine import SamplingOptions
-from trainyard_serving.generate.sequence import Detokenizer, Sampler, TextSequence, make_sampler
+from trainyard_serving.generate.sampling import Sampler
+from trainyard_serving.generate.sequence import Detokenizer, TextSequence
 from trainyard_serving.generate.token_model import PaddedCache, TokenModel, why_not_batchable
 
 CONTEXT, VOCABULARY, EOS = 24, 60, 7
@@ -71,7 +72,7 @@ def decode(ids: list[int]) -> str:
 
 def new_sequence(prompt: list[int], sampling: SamplingOptions) -> TextSequence:
     detokenizer = Detokenizer(decode, prompt)
-    sampler = make_sampler(sampling, CPU)
+    sampler = Sampler(sampling, CPU, prompt, {EOS})
     return TextSequence(0, prompt, sampling, sampler, detokenizer, frozenset({EOS}), CONTEXT)
 
 
@@ -212,17 +213,17 @@ def test_fp32_logits_in_a_batch_differ_by_rounding_only(name: str) -> None:
     assert float((got - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
-def failing_sampler() -> Sampler:
+class FailingSampler(Sampler):
     """Raises at its third token, as a sampler does that is given NaN."""
-    sample = make_sampler(SamplingOptions(seed=1), CPU)
-    calls = count(1)
 
-    def failing(logits: Tensor) -> int:
-        if next(calls) == 3:
+    def __init__(self) -> None:
+        super().__init__(SamplingOptions(seed=1), CPU)
+        self._calls = count(1)
+
+    def select(self, logits: Tensor) -> int:
+        if next(self._calls) == 3:
             raise RuntimeError("probability tensor contains nan")
-        return sample(logits)
-
-    return failing
+        return super().select(logits)
 
 
 def test_a_text_that_fails_does_not_change_the_others() -> None:
@@ -233,7 +234,7 @@ def test_a_text_that_fails_does_not_change_the_others() -> None:
         0,
         [1],
         SamplingOptions(max_tokens=99),
-        failing_sampler(),
+        FailingSampler(),
         Detokenizer(decode, [1]),
         frozenset(),
         CONTEXT,

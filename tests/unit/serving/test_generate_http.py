@@ -54,7 +54,7 @@ def test_a_completion_has_the_protocols_form(client: httpx.Client, run_dir: Path
 
 
 def test_defaults_are_openais(client: httpx.Client) -> None:
-    body = client.post("/v1/completions", json={"prompt": "a", "unheard_of": True}).json()
+    body = client.post("/v1/completions", json={"prompt": "a"}).json()
     assert body["usage"]["completion_tokens"] == 16
 
 
@@ -115,8 +115,7 @@ def test_texts_may_be_longer_than_the_context(client: httpx.Client) -> None:
     [
         ({"prompt": 5}, "prompt"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
-        ({"prompt": ["a"] * 17}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": "a" * (CONTEXT + 1)}, "prompt"),
         ({"prompt": "50% #1"}, "prompt"),
@@ -129,20 +128,16 @@ def test_texts_may_be_longer_than_the_context(client: httpx.Client) -> None:
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
         ({"stop": [""]}, "stop"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
         ({"stop": 3}, "stop"),
         ({"seed": 2**64}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": 1}, "stream_options"),
-        ({"n": 2}, None),
-        ({"logprobs": 3}, None),
-        ({"best_of": 4}, None),
-        ({"logit_bias": {"5": 100}}, None),
     ],
 )
 def test_a_bad_value_is_a_400_that_names_it(
-    client: httpx.Client, change: dict[str, Any], param: str | None
+    client: httpx.Client, change: dict[str, Any], param: str
 ) -> None:
     error = refused(post(client, **change), 400)
     assert error["param"] == param
@@ -243,7 +238,7 @@ def test_a_failure_inside_the_model_is_a_500_and_the_next_request_works(
         raise RuntimeError("boom")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TokenModel, "next_logits", fail)
+        patch.setattr(TokenModel, "logits", fail)
         error = refused(post(client), 500)
         assert "boom" not in error["message"]
         assert error["type"] == "server_error"

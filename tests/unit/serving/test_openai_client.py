@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -85,6 +86,66 @@ def test_a_conversation_continues_with_the_clients_message_object(ai: openai.Ope
     assert first.usage is not None
     assert second.usage is not None
     assert second.usage.prompt_tokens > first.usage.total_tokens
+
+
+def test_choices_and_logprobs_have_the_clients_types(ai: openai.OpenAI) -> None:
+    texts = ai.completions.create(
+        model="chat", prompt=["To be", "or"], n=2, logprobs=2, max_tokens=5, seed=1, echo=True
+    )
+    assert [choice.index for choice in texts.choices] == [0, 1, 2, 3]
+    for text in texts.choices:
+        assert text.logprobs is not None
+        assert text.logprobs.tokens is not None
+        assert "".join(text.logprobs.tokens) == text.text
+    with ai.chat.completions.create(
+        model="chat",
+        messages=[{"role": "user", "content": "Hi"}],
+        n=2,
+        logprobs=True,
+        top_logprobs=3,
+        max_tokens=12,
+        seed=1,
+        stream=True,
+    ) as stream:
+        pieces = [piece.choices[0] for piece in stream]
+    whole = ai.chat.completions.create(
+        model="chat",
+        messages=[{"role": "user", "content": "Hi"}],
+        n=2,
+        logprobs=True,
+        top_logprobs=3,
+        max_tokens=12,
+        seed=1,
+    )
+    assert whole.choices[0].message.content != whole.choices[1].message.content
+    for choice in whole.choices:
+        own = [piece for piece in pieces if piece.index == choice.index]
+        assert own[0].delta.role == "assistant"
+        content = "".join(piece.delta.content or "" for piece in own)
+        assert content == choice.message.content
+        assert choice.logprobs is not None
+        told = choice.logprobs.content or []
+        assert [token.model_dump() for piece in own for token in _logprobs(piece)] == [
+            token.model_dump() for token in told
+        ]
+        assert all(len(token.top_logprobs) == 3 for token in told)
+        sent = b"".join(bytes(token.bytes or []) for token in told if token.token[:2] != "<|")
+        assert sent.decode() == content
+
+
+def _logprobs(piece: Any) -> list[Any]:
+    return piece.logprobs.content if piece.logprobs else []
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(ai: openai.OpenAI) -> None:
+    """LiteLLM recognises the words (read in litellm 1.110's exception_mapping_utils)."""
+    with pytest.raises(openai.BadRequestError) as text:
+        ai.completions.create(model="chat", prompt="a" * 200)
+    with pytest.raises(openai.BadRequestError) as chat:
+        ai.chat.completions.create(model="chat", messages=[{"role": "user", "content": "a" * 200}])
+    for refused in (text.value, chat.value):
+        assert refused.code == "context_length_exceeded"
+        assert "this model's maximum context length is 128 tokens" in refused.message
 
 
 def test_errors_become_the_clients_exceptions(ai: openai.OpenAI) -> None:

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from trainyard_serving.generate.engine import SamplingOptions
-from trainyard_serving.generate.sequence import make_sampler, nucleus
+from trainyard_serving.generate.sampling import Sampler, nucleus
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -torch.inf, 1.5])
 
 
 def draws(sampling: SamplingOptions, count: int = 200) -> list[int]:
-    sample = make_sampler(sampling, CPU)
-    return [sample(LOGITS) for _ in range(count)]
+    sampler = Sampler(sampling, CPU)
+    return [sampler.select(LOGITS) for _ in range(count)]
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-300, 1e-5])

@@ -20,7 +20,7 @@ def test_flags_override_variables_and_variables_override_defaults(
     monkeypatch.setenv("TRAINYARD_SERVING_MAX_QUEUE", "5")
     monkeypatch.setenv("TRAINYARD_SERVING_MAX_PROMPTS", "")
     settings = read("--run-dir", "r", "--port", "2")
-    assert (settings.port, settings.max_queue, settings.max_prompts) == (2, 5, 16)
+    assert (settings.port, settings.max_queue, settings.max_prompts) == (2, 5, 128)
 
 
 def test_a_flag_for_the_model_replaces_variables_for_the_run(

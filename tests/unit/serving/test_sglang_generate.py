@@ -93,11 +93,28 @@ def test_openais_client_works_against_it(shared: tuple[httpx.Client, StandIn]) -
 def test_sglang_receives_the_requested_options(shared: tuple[httpx.Client, StandIn]) -> None:
     client, sglang = shared
     sglang.requests.clear()
-    body: dict[str, Any] = {"prompt": "a", "top_p": 0.5, "unheard_of": 1, "user": "me"}
+    body: dict[str, Any] = {"prompt": "a", "top_p": 0.5, "user": "me"}
+    more: dict[str, Any] = {
+        "n": 2,
+        "top_k": 0,
+        "min_p": 0.1,
+        "logprobs": 0,
+        "echo": True,
+        "logit_bias": {"5": -1},
+        "stop_token_ids": [3],
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+    }
+    body |= more | {"include_stop_str_in_output": True, "best_of": 2}
     assert client.post("/v1/completions", json=body | {"model": None}).status_code == 200
     assert client.post("/v1/chat/completions", json={"messages": MESSAGES}).status_code == 200
     text, chat = (request.model_dump(exclude_unset=True) for request in sglang.requests)
-    assert text == {"model": "llama", "prompt": ["a"], "top_p": 0.5}
+    own = {"model": "llama", "prompt": ["a"], "top_p": 0.5, "no_stop_trim": True}
+    assert text == more | own | {"top_k": -1}
     assert chat == {"model": "llama", "messages": MESSAGES, "max_completion_tokens": 50}
 
 
@@ -107,6 +124,9 @@ def test_sglang_receives_the_requested_options(shared: tuple[httpx.Client, Stand
         ("/v1/completions", {"max_tokens": 51}, "max_tokens"),
         ("/v1/completions", {"prompt": ["a"] * 3}, "prompt"),
         ("/v1/completions", {"temperature": 3}, "temperature"),
+        ("/v1/completions", {"best_of": 2}, "best_of"),
+        ("/v1/completions", {"max_tokens": 0, "echo": True}, "max_tokens"),
+        ("/v1/completions", {"unheard_of": 1}, "unheard_of"),
         ("/v1/chat/completions", {"max_completion_tokens": 51}, "max_completion_tokens"),
         ("/v1/chat/completions", {"messages": []}, "messages"),
     ],
