@@ -36,8 +36,9 @@ from trainyard_serving.settings import GenerateSettings
 if TYPE_CHECKING:  # importing torch takes seconds, and the server must answer before that
     from trainyard_serving.generate.language_model import LanguageModel
 
-# Log-probabilities in one answer, with those of the most likely tokens: a few hundred bytes each.
-MAX_LOGPROBS = 2**19
+# Log-probabilities in one answer, with those of the most likely tokens: a few hundred bytes each,
+# and encoding them as JSON holds up everything else.
+MAX_LOGPROBS = 2**18
 
 
 class TorchEngine:

@@ -36,10 +36,7 @@ class Sampled(Strict):
     n: int = 1
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
     logit_bias: dict[str, float] | None = None
-    top_k: int = -1
-    min_p: float = 0.0
     min_tokens: int = 0
     stop_token_ids: list[int] | None = None
     no_stop_trim: bool = False
@@ -58,6 +55,9 @@ class Completion(Sampled):
     max_tokens: Annotated[int, Field(gt=0)] = 16
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class ImageUrl(Strict):
@@ -88,6 +88,9 @@ class Chat(Sampled):
     max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 class StandIn:

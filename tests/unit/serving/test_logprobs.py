@@ -177,7 +177,7 @@ def test_penalties_and_bias_do_not_change_what_is_reported(
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"logprobs": True}, "logprobs", "integer"),
         ({"max_tokens": 0}, "max_tokens", "needs echo"),
-        ({"logprobs": 20, "max_tokens": 4096, "prompt": ["a"] * 8}, "logprobs", "fewer prompts"),
+        ({"logprobs": 20, "max_tokens": 4096, "prompt": ["a"] * 8}, "logprobs", "262144 are"),
     ],
 )
 def test_what_is_wrong_is_named(
