@@ -6,6 +6,7 @@ from trainyard_api import metrics as m
 
 _RUN = "{{ $labels.namespace }}/{{ $labels.run }}"
 _APP = "{{ $labels.namespace }}/{{ $labels.app }}"
+_ROUTE = f"{_APP}{{{{ $labels.route }}}}"
 _POD = "{{ $labels.namespace }}/{{ $labels.pod }}"
 _DURATION = "{{ $value | humanizeDuration }}"
 _PERCENTAGE = "{{ $value | humanizePercentage }}"
@@ -154,8 +155,9 @@ SERVING = (
         condition="> 0.05",
         duration="5m",
         severity="critical",
-        summary=f"{_APP} returns errors",
-        description=f"{_PERCENTAGE} of the requests to {_APP} fail with a status of 500 or above.",
+        summary=f"{_ROUTE} returns errors",
+        description=f"{_PERCENTAGE} of the valid requests to {_ROUTE} fail with a status of 500 or"
+        " above.",
         runbook=f"{_OPERATE}#a-server-that-fails-or-is-slow",
     ),
     Alert(
@@ -164,9 +166,20 @@ SERVING = (
         condition="> 30",
         duration="10m",
         severity="warning",
-        summary=f"{_APP} is slow",
-        description=f"5% of the requests to {_APP} take longer than {_DURATION}.",
+        summary=f"{_ROUTE} is slow",
+        description=f"5% of the answers of {_ROUTE} take longer than {_DURATION}.",
         runbook=f"{_OPERATE}#a-server-that-fails-or-is-slow",
+    ),
+    Alert(
+        name="TrainyardServingOverloaded",
+        value=f"{r.REFUSALS}",
+        condition="> 0.1",
+        duration="5m",
+        severity="critical",
+        summary=f"{_ROUTE} refuses requests",
+        description=f"{_PERCENTAGE} of the requests to {_ROUTE} are refused with status 429,"
+        " because the queue is full.",
+        runbook=f"{_OPERATE}#a-server-that-is-overloaded",
     ),
     Alert(
         name="TrainyardServingRefusesModels",
@@ -181,13 +194,13 @@ SERVING = (
     ),
     Alert(
         name="TrainyardServingNoModel",
-        value=f"max by (namespace, pod) ({m.SERVING_QUEUE})",
-        condition=f"unless on (namespace, pod) max by (namespace, pod) ({m.MODEL_INFO})",
+        value=f"max by (namespace, pod) ({m.SERVING_READY})",
+        condition="== 0",
         duration="10m",
         severity="critical",
         summary=f"{_POD} has no model",
-        description=f"{_POD} has run for ten minutes without a verified model and returns 503.",
-        runbook=f"{_OPERATE}#a-server-that-refuses-models",
+        description=f"{_POD} has had no model for ten minutes and answers requests with 503.",
+        runbook=f"{_OPERATE}#a-server-without-a-model",
     ),
 )
 ALERTS = (*RUNS, *STUDIES, *FLEET, *SERVING)

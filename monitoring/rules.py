@@ -156,21 +156,38 @@ FLEET_GOODPUT = Record(
     f" / on (namespace) (sum by (namespace) ({_ACTIVE}) > 0), 1)",
 )
 
-_ALL_REQUESTS = _sum_by_app(f"rate({m.REQUESTS}[5m])")
-_FAILED_REQUESTS = _sum_by_app(f'rate({m.REQUESTS}{{code=~"5.."}}[5m])')
-REQUESTS_RATE = Record("namespace_app:trainyard_serving_requests:rate5m", _ALL_REQUESTS)
-ERRORS = Record(
-    "namespace_app:trainyard_serving_errors:ratio_rate5m",
-    f"({_FAILED_REQUESTS} or 0 * {_ALL_REQUESTS}) / ({_ALL_REQUESTS} > 0)",
+
+def _requests(matchers: str = "") -> str:
+    return _sum_by_app(f"rate({m.REQUESTS}{matchers}[5m])", "route")
+
+
+def _share(part: str, whole: str) -> str:
+    """0 where there is no `part`; nothing where there is no `whole`."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0)"
+
+
+# By route, so that pages and cheap requests don't hide what happens to predictions. What a client
+# did wrong, and what was refused, says nothing about the answers.
+REQUESTS_RATE = Record(
+    "namespace_app:trainyard_serving_requests:rate5m", _sum_by_app(f"rate({m.REQUESTS}[5m])")
 )
+ERRORS = Record(
+    "namespace_app_route:trainyard_serving_errors:ratio_rate5m",
+    _share(_requests('{code=~"5.."}'), _requests('{code!~"4.."}')),
+)
+REFUSALS = Record(
+    "namespace_app_route:trainyard_serving_refusals:ratio_rate5m",
+    _share(_requests('{code="429"}'), _requests()),
+)
+_ANSWER_TIMES = f'rate({m.REQUEST_SECONDS}_bucket{{code=~"2.."}}[5m])'
 LATENCY = Record(
-    "namespace_app:trainyard_serving_request_seconds:p95_5m",
-    f"histogram_quantile(0.95, {_sum_by_app(f'rate({m.REQUEST_SECONDS}_bucket[5m])', 'le')})",
+    "namespace_app_route:trainyard_serving_request_seconds:p95_5m",
+    f"histogram_quantile(0.95, {_sum_by_app(_ANSWER_TIMES, 'route', 'le')})",
 )
 QUEUE = Record("namespace_app:trainyard_serving_queue_depth:sum", _sum_by_app(str(m.SERVING_QUEUE)))
 
 RUN_RECORDS = (TOKENS_RATE, SAMPLES_RATE, GOODPUT, RESTARTS, CHECKPOINT_AGE)
 STUDY_RECORDS = (EXPECTED_TOKENS, EXPECTED_SAMPLES, STUDY_RATIO, EFFICIENCY)
 FLEET_RECORDS = (GPUS, FLEET_GOODPUT)
-SERVING_RECORDS = (REQUESTS_RATE, ERRORS, LATENCY, QUEUE)
+SERVING_RECORDS = (REQUESTS_RATE, ERRORS, REFUSALS, LATENCY, QUEUE)
 RECORDS = (*RUN_RECORDS, *STUDY_RECORDS, *FLEET_RECORDS, *SERVING_RECORDS)

@@ -271,26 +271,41 @@ STUDY_COST = Metric(
 )
 
 # Serving.
-_ROUTE = Label("route", "the app's routes; other paths are other", 16)
+_REQUEST = (
+    Label("route", "the app's routes; other paths are other", 16),
+    Label("code", "HTTP's statuses", 64),
+)
 REQUESTS = Metric(
     "trainyard_serving_requests_total",
     "counter",
-    "Requests by route and status.",
-    (_ROUTE, Label("code", "HTTP's statuses", 64)),
+    "Requests by route and status, without /health, /ready and /metrics.",
+    _REQUEST,
 )
 REQUEST_SECONDS = Metric(
-    "trainyard_serving_request_seconds", "histogram", "Time to the full answer.", (_ROUTE,)
+    "trainyard_serving_request_seconds",
+    "histogram",
+    "Time until the last byte of the answer, of a stream the end of it. The same requests.",
+    _REQUEST,
 )
 REQUESTS_IN_PROGRESS = Metric(
-    "trainyard_serving_requests_in_progress", "gauge", "Requests being answered or waiting."
+    "trainyard_serving_requests_in_progress",
+    "gauge",
+    "Requests being answered or waiting. The same requests.",
 )
 FIRST_TOKEN_SECONDS = Metric(
-    "trainyard_serving_first_token_seconds", "histogram", "Time to the first generated token."
+    "trainyard_serving_first_token_seconds",
+    "histogram",
+    "Time until the first generated token, with the wait in the queue. From SGLang: of streams.",
 )
 GENERATED_TOKENS = Metric(
     "trainyard_serving_generated_tokens_total", "counter", "Tokens generated."
 )
 SERVING_QUEUE = Metric("trainyard_serving_queue_depth", "gauge", "Requests waiting for the model.")
+SERVING_READY = Metric(
+    "trainyard_serving_ready",
+    "gauge",
+    "1 while there is a model that answers, 0 while there is none.",
+)
 MODEL_INFO = Metric(
     "trainyard_serving_model_info",
     "gauge",

@@ -8,8 +8,8 @@ from trainyard_api import metrics as m
 _PODS = 'namespace=~"$namespace",pod=~"($app)-[0-9a-z]+-[0-9a-z]{5}"'
 _APPS = '{namespace=~"$namespace",app=~"$app"}'
 _WINDOW = "[$__rate_interval]"
-# Probes, pages and scrapes are fast and frequent; they would hide the latency of predictions.
-_PREDICTIONS = f'{_PODS},route!~"/health|/ready|/metrics|/docs|/openapi.json|/"'
+# Refusals are fast; they would hide the latency of answers.
+_ANSWERS = f'{_PODS},code=~"2.."'
 
 
 def _sum_rate(metric: m.Metric | str, by: str = "") -> str:
@@ -37,7 +37,8 @@ _NOW = Row(
         stat("Requests", "Per second.", f"sum({r.REQUESTS_RATE}{_APPS})", "reqps").decimals(1),
         stat(
             "Errors",
-            "Share of requests that fail with a status of 500 or above.",
+            "Share of the valid requests to a route that fail with a status of 500 or above; of the"
+            " worst route.",
             f"max({r.ERRORS}{_APPS})",
             "percentunit",
         )
@@ -45,7 +46,7 @@ _NOW = Row(
         .thresholds(thresholds("green", (0.01, "yellow"), (0.05, "red"))),
         stat(
             "Latency, p95",
-            "95% of the requests are fully answered within this time.",
+            "95% of the answers of a route are complete within this time; of the slowest route.",
             f"max({r.LATENCY}{_APPS})",
             "s",
         ),
@@ -82,21 +83,25 @@ _REQUESTS = Row(
             stacked=True,
         ),
         timeseries(
-            "Errors",
-            "Share of requests that fail with a status of 500 or above.",
-            {"{{app}}": f"{r.ERRORS}{_APPS}"},
+            "Errors and refusals",
+            "By route. Errors: share of the valid requests that fail with a status of 500 or above."
+            " Refusals: share of all requests that get a 429.",
+            {
+                "errors {{app}}{{route}}": f"{r.ERRORS}{_APPS}",
+                "refusals {{app}}{{route}}": f"{r.REFUSALS}{_APPS}",
+            },
             "percentunit",
         ),
         timeseries(
-            "Latency",
-            "Time to the full answer, without probes, pages and scrapes.",
-            _quantiles(m.REQUEST_SECONDS, _PREDICTIONS),
+            "Latency, p95 by route",
+            "Time until the last byte of an answer; of a stream, the end of it.",
+            {"p95 {{route}}": _quantile(0.95, m.REQUEST_SECONDS, _ANSWERS, "route, le")},
             "s",
         ),
         timeseries(
             "Median latency by route",
-            "Time to the full answer.",
-            {"p50 {{route}}": _quantile(0.5, m.REQUEST_SECONDS, _PREDICTIONS, "route, le")},
+            "Time until the last byte of an answer; of a stream, the end of it.",
+            {"p50 {{route}}": _quantile(0.5, m.REQUEST_SECONDS, _ANSWERS, "route, le")},
             "s",
         ),
         timeseries(

@@ -153,6 +153,7 @@ def create_app(
         docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
     )
+    metrics.ready.set_function(lambda: backend.ready)
     app.add_api_route("/health", shared.health, response_model=None)
     app.add_api_route("/ready", shared.ready, response_model=None)
     app.add_api_route("/metrics", shared.metrics_text, response_model=None)

@@ -32,6 +32,7 @@ class Metrics:
         self.first_token_seconds = self._histogram(names.FIRST_TOKEN_SECONDS)
         self.generated_tokens = self._counter(names.GENERATED_TOKENS)
         self.queue_depth = self._gauge(names.SERVING_QUEUE)
+        self.ready = self._gauge(names.SERVING_READY)
         self.model_info = self._gauge(names.MODEL_INFO)
         self.model_swaps = self._counter(names.MODEL_SWAPS)
         for result in ("loaded", "refused", "rolled_back"):

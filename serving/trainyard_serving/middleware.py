@@ -16,6 +16,8 @@ from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
 DIGEST_HEADER = b"x-trainyard-digest"
+# Asked every few seconds by machines; as requests they would hide those of clients.
+PROBES = frozenset({"/health", "/ready", "/metrics"})
 ROUTE = "trainyard.route"  # key in a scope: the route of a request that never reached the router
 
 
@@ -134,7 +136,10 @@ class LoadShedding:
 
 
 class Observe:
-    """Counts and times every request, and names the model's digest in the response's header."""
+    """Counts and times requests, and names the model's digest in the response's header.
+
+    Probes are answered, but not counted.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, digest: Callable[[], str | None]) -> None:
         self._app = app
@@ -146,10 +151,11 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] != "/metrics":  # otherwise it would count itself
+        is_probe = scope["path"] in PROBES
+        if not is_probe:
             self._metrics.requests_in_progress.inc()
         started = time.monotonic()
-        status: int | None = 500  # None once the request is counted
+        status: int | None = None if is_probe else 500  # None: not, or no longer, to be counted
 
         def count() -> None:
             nonlocal status
@@ -164,7 +170,7 @@ class Observe:
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = None if is_probe else message["status"]
                 headers = list(message["headers"])
                 if (digest := self._digest()) and DIGEST_HEADER not in dict(headers):
                     headers.append((DIGEST_HEADER, digest.encode()))
@@ -177,15 +183,16 @@ class Observe:
             await self._app(scope, receive, observed)
         finally:
             count()
-            if scope["path"] != "/metrics":
+            if not is_probe:
                 self._metrics.requests_in_progress.dec()
 
     def _series_of(self, route: str, status: int) -> tuple[Counter, Histogram]:
         """The time series of such responses; cached, because labels() is slower than counting."""
         key = (route, status)
         if key not in self._series:
-            counter = self._metrics.requests.labels(route, str(status))
-            self._series[key] = (counter, self._metrics.request_seconds.labels(route))
+            labels = (route, str(status))
+            counter = self._metrics.requests.labels(*labels)
+            self._series[key] = (counter, self._metrics.request_seconds.labels(*labels))
         return self._series[key]
 
 

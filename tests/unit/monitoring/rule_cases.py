@@ -10,6 +10,7 @@ RUN_LABELS = {"namespace": "ns", "run": "r"}
 STUDY_LABELS = {"namespace": "ns", "study": "s", "configuration": "c", "source": "measured"}
 POD_LABELS = {"namespace": "ns", "pod": "bard-serving-6d4cf56db6-x7k2p"}  # of a Deployment
 APP_LABELS = {"namespace": "ns", "app": "bard-serving"}
+ROUTE_LABELS = APP_LABELS | {"route": "/predict"}
 TO_END = "x200"  # longer than any case
 Series = tuple[str, str]  # name with labels, values
 
@@ -57,15 +58,18 @@ def _study(metric: object, processes: int, value: float) -> Series:
     return series(metric, STUDY_LABELS | {"processes": str(processes)}, f"{value}{TO_END}")
 
 
-def _requests(code: str, per_minute: int) -> Series:
-    labels = POD_LABELS | {"route": "/predict", "code": code}
+ROUTE_OF_POD = POD_LABELS | {"route": "/predict"}
+
+
+def _requests(code: str, per_minute: int, route: str = "/predict") -> Series:
+    labels = POD_LABELS | {"route": route, "code": code}
     return series(m.REQUESTS, labels, f"0+{per_minute}{TO_END}")
 
 
-def _latency(fast: int, slow: int) -> tuple[Series, ...]:
+def _latency(fast: int, slow: int, code: str = "200") -> tuple[Series, ...]:
     """Requests per minute that take up to 10 s (`fast`), and 10 to 60 s (`slow`)."""
     counts = {"10": fast, "60": fast + slow, "+Inf": fast + slow}
-    labels = POD_LABELS | {"route": "/predict"}
+    labels = POD_LABELS | {"route": "/predict", "code": code}
     return tuple(
         series(f"{m.REQUEST_SECONDS}_bucket", labels | {"le": le}, f"0+{count}{TO_END}")
         for le, count in counts.items()
@@ -207,14 +211,36 @@ RECORD_CASES = (
     ),
     Case(
         r.ERRORS.name,
-        "a third fail",
+        "a third fails",
         (_requests("200", 60), _requests("503", 30)),
-        ((APP_LABELS, 1 / 3),),
+        ((ROUTE_LABELS, 1 / 3),),
+    ),
+    Case(r.ERRORS.name, "none fails", (_requests("200", 60),), ((ROUTE_LABELS, 0),)),
+    Case(
+        r.ERRORS.name,
+        "refusals, wrong requests and pages do not hide that half fails",
+        (
+            _requests("200", 5),
+            _requests("500", 5),
+            _requests("429", 900),
+            _requests("422", 900),
+            _requests("200", 900, "/docs"),
+        ),
+        ((ROUTE_LABELS, 0.5), (ROUTE_LABELS | {"route": "/docs"}, 0)),
     ),
     Case(
-        r.ERRORS.name, "none fail", (_requests("200", 60), _requests("429", 30)), ((APP_LABELS, 0),)
+        r.REFUSALS.name,
+        "a third is refused",
+        (_requests("200", 60), _requests("429", 30), _requests("200", 90, "/docs")),
+        ((ROUTE_LABELS, 1 / 3), (ROUTE_LABELS | {"route": "/docs"}, 0)),
     ),
-    Case(r.LATENCY.name, "one in ten takes 10 to 60 s", _latency(90, 10), ((APP_LABELS, 35),)),
+    Case(r.LATENCY.name, "one in ten takes 10 to 60 s", _latency(90, 10), ((ROUTE_LABELS, 35),)),
+    Case(
+        r.LATENCY.name,
+        "refusals do not hide it",
+        (*_latency(90, 10), *_latency(9000, 0, "429")),
+        ((ROUTE_LABELS, 35),),
+    ),
     Case(
         r.QUEUE.name,
         "sum over the pods of a release",
@@ -359,7 +385,7 @@ ALERT_CASES = (
         "one in ten fails",
         _requests("200", 90),
         _requests("500", 10),
-        labels=APP_LABELS,
+        labels=ROUTE_LABELS,
     ),
     _silent(
         "TrainyardServingErrors",
@@ -368,8 +394,29 @@ ALERT_CASES = (
         _requests("500", 1),
     ),
     _silent("TrainyardServingErrors", "client errors only", _requests("422", 99)),
-    _fires("TrainyardServingSlow", "p95 of 35 s", *_latency(90, 10), labels=APP_LABELS),
+    _silent("TrainyardServingErrors", "refusals only", _requests("200", 5), _requests("429", 95)),
+    _fires("TrainyardServingSlow", "p95 of 35 s", *_latency(90, 10), labels=ROUTE_LABELS),
     _silent("TrainyardServingSlow", "p95 under 10 s", *_latency(100, 0)),
+    _fires(
+        "TrainyardServingOverloaded",
+        "95% are refused",
+        _requests("200", 5),
+        _requests("429", 95),
+        labels=ROUTE_LABELS,
+    ),
+    _silent(
+        "TrainyardServingOverloaded",
+        "one in twenty is refused",
+        _requests("200", 95),
+        _requests("429", 5),
+    ),
+    _silent(
+        "TrainyardServingOverloaded",
+        "a short burst",
+        _requests("200", 60),
+        series(m.REQUESTS, ROUTE_OF_POD | {"code": "429"}, f"0x50 900{TO_END}"),
+        at="57m",
+    ),
     _fires(
         "TrainyardServingRefusesModels",
         "one refused",
@@ -384,13 +431,18 @@ ALERT_CASES = (
     _fires(
         "TrainyardServingNoModel",
         "no model for over ten minutes",
-        series(m.SERVING_QUEUE, POD_LABELS, f"0{TO_END}"),
+        series(m.SERVING_READY, POD_LABELS, f"0{TO_END}"),
         labels=POD_LABELS,
     ),
     _silent(
         "TrainyardServingNoModel",
         "a model is served",
-        series(m.SERVING_QUEUE, POD_LABELS, f"0{TO_END}"),
-        series(m.MODEL_INFO, POD_LABELS | {"run": "r"}, f"1{TO_END}"),
+        series(m.SERVING_READY, POD_LABELS, f"1{TO_END}"),
+    ),
+    _silent(
+        "TrainyardServingNoModel",
+        "a model that takes eight minutes to load",
+        series(m.SERVING_READY, POD_LABELS, f"0x8 1{TO_END}"),
+        at="20m",
     ),
 )
