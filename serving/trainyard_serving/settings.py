@@ -225,7 +225,7 @@ class VisionSettings(ServerSettings, SGLangSettings):
     """Settings of the vision server."""
 
     max_body_bytes: int = Field(
-        default=9 * 2**20,
+        default=28 * 2**20,
         ge=1,
         description="Largest size of a request's body, in bytes; larger ones get a 413.",
     )
@@ -242,21 +242,32 @@ class VisionSettings(ServerSettings, SGLangSettings):
         default=None, min_length=1, description="The model that SGLang must serve. Default: any."
     )
     max_tokens: int = Field(default=512, ge=1, description="Largest number of tokens in an answer.")
+    max_images: int = Field(default=8, ge=1, description="Largest number of images in a request.")
     max_image_bytes: int = Field(
-        default=8 * 2**20,
+        default=20 * 2**20,
         ge=1,
         description="Largest size of an image, in bytes; larger ones get a 413.",
     )
     max_image_pixels: int = Field(
-        default=16_000_000,
+        default=50_000_000,
         ge=1,
-        description="Largest number of pixels of an image; less for formats that need more memory.",
+        description="Largest number of pixels of an image; less for formats that need more of the"
+        " decoder's memory.",
     )
     max_image_side: int = Field(
         default=1536,
         ge=28,
         description="Longest side of an image, in pixels; larger images are scaled down.",
     )
+    decoders: int = Field(
+        default=2, ge=1, description="Processes that decode images, each with memory of its own."
+    )
+    decoder_memory_bytes: int = Field(
+        default=2**30,
+        ge=2**28,
+        description="Address space of a decoder's process, in bytes.",
+    )
+    decoder_seconds: int = Field(default=20, ge=1, description="Seconds for decoding an image.")
     fetch_seconds: float = Field(
         default=10, gt=0, description="Seconds for fetching or receiving an image."
     )

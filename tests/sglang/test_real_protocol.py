@@ -9,6 +9,7 @@
 Skipped where the package is not installed; never a part of `make test`.
 """
 
+import base64
 from typing import Any
 
 import pytest
@@ -19,14 +20,13 @@ from tests.support.serving.hostile_web import picture
 from trainyard_serving.generate.openai_api import ChatRequest, CompletionRequest
 from trainyard_serving.generate.sglang_engine import sglang_request
 from trainyard_serving.vision.app import chat_request
-from trainyard_serving.vision.images import prepare
 
 real: Any = pytest.importorskip(
     "sglang.srt.entrypoints.openai.protocol",
     reason="the sglang package is not installed",
     exc_type=ImportError,
 )
-IMAGE = prepare(picture(), 10_000, 1000).data_uri
+IMAGE = "data:image/jpeg;base64," + base64.b64encode(picture("JPEG")).decode()
 TURNS: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]},

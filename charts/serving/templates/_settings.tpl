@@ -2,7 +2,7 @@
 {{- define "serving.settingsOf" -}}
 generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
 classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, require, threads]
-vision: [allowPrivateHosts, allowedPorts, answerSeconds, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
+vision: [allowPrivateHosts, allowedPorts, answerSeconds, decoderMemoryBytes, decoderSeconds, decoders, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxImages, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
 {{- end -}}
 
 {{/* `settings` as environment variables: maxQueue is TRAINYARD_SERVING_MAX_QUEUE. */}}

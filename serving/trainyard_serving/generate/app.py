@@ -158,7 +158,7 @@ async def _respond(
         if answer is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if body.stream:
-            return _EventStream(
+            return EventStream(
                 server_sent_events(answer), resources.pop_all(), headers=answer.headers
             )
         content = await unless_disconnected(request, answer.response())
@@ -167,7 +167,7 @@ async def _respond(
     return JSONResponse(content, headers=answer.headers)
 
 
-class _EventStream(EventSourceResponse):
+class EventStream(EventSourceResponse):
     """Releases `resources` once the stream ends, even if its generator was never started."""
 
     def __init__(

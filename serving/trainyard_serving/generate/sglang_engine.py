@@ -47,31 +47,33 @@ class SGLangEngine:
             source.digest if source else None,
         )
 
-    async def complete(self, request: CompletionRequest, resources: AsyncExitStack) -> "_Answer":
+    async def complete(
+        self, request: CompletionRequest, resources: AsyncExitStack
+    ) -> "SGLangAnswer":
         if request.candidates > (request.n or 1):
             raise _unsupported("best_of", "best_of above n")
         if request.limit == 0:
             raise _unsupported("max_tokens", "max_tokens: 0")
         return await self._post("/v1/completions", request, {}, resources)
 
-    async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "_Answer":
+    async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "SGLangAnswer":
         # Without a limit SGLang would fill the model's whole context.
         limit = {} if request.limit else {"max_completion_tokens": self._settings.max_tokens}
         return await self._post("/v1/chat/completions", request, limit, resources)
 
     async def _post(
         self, path: str, request: GenerationRequest, more: JsonDict, resources: AsyncExitStack
-    ) -> "_Answer":
+    ) -> "SGLangAnswer":
         body = sglang_request(request, self.sglang.model.name) | more
         model_name = self.model_card().name
         await resources.enter_async_context(self._gate.admitted())
         started = time.monotonic()
         await resources.enter_async_context(self._gate.running())
         response = await resources.enter_async_context(self.sglang.post(path, body))
-        return _Answer(response, model_name, request.include_usage, started, self._metrics)
+        return SGLangAnswer(response, model_name, request.include_usage, started, self._metrics)
 
 
-class _Answer:
+class SGLangAnswer:
     """SGLang's response, with this server's name for the model."""
 
     def __init__(

@@ -23,7 +23,8 @@ async function showModel(describe) {
   try {
     const answer = await fetch("ready", { headers: headers() });
     const body = await answer.json();
-    at("served").textContent = answer.ok ? describe(body) : body.reason || body.detail;
+    at("served").textContent = answer.ok ? describe(body)
+      : body.reason ?? body.error?.message ?? body.detail;
     if (answer.ok) return;
   } catch (error) {
     at("served").textContent = "The server does not answer.";

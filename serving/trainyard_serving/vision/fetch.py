@@ -9,6 +9,7 @@ rebinding) has no effect. One deadline covers everything, however slowly data ar
 # ruff: noqa: ASYNC109  (the timeouts are httpcore's interface)
 
 import asyncio
+import logging
 import re
 import socket
 import ssl
@@ -24,14 +25,25 @@ from httpcore import AsyncNetworkBackend, AsyncNetworkStream
 
 from trainyard_api import __version__
 from trainyard_serving.connections import tls_context
+from trainyard_serving.errors import one_line
 from trainyard_serving.vision.addresses import Address, is_organisation, why_not_public
+from trainyard_serving.vision.formats import ANY_TYPES, FORMATS, IMAGE_TYPES
 from trainyard_serving.vision.url import Url, parse, refuse
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5  # for each address of a host
 MAX_REDIRECTS = 3
 MAX_PIECES = 20_000  # of a body: parsing millions of one-byte chunks would take seconds
 REDIRECTS = {301, 302, 303, 307, 308}
-IMAGE_TYPES = {"image/jpeg", "image/jpg", "image/png", "image/gif", "image/webp"}
+# Why a fetch failed, in our own words: an error of the system names the address.
+FAILURES: tuple[tuple[type[Exception], str], ...] = (
+    (ssl.SSLCertVerificationError, "has no valid certificate for this name"),
+    (ssl.SSLError, "does not complete the TLS handshake"),
+    (httpcore.ConnectError, "does not accept connections"),
+    (httpcore.ConnectTimeout, "does not accept connections"),
+    (httpcore.ProtocolError, "does not send valid HTTP"),
+)
 
 _SCHEME = re.compile("[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
@@ -148,16 +160,18 @@ class Fetcher:
         )
         try:
             yield await connection.handle_async_request(request)
-        except ssl.SSLError as error:
-            raise refuse(f"{url.host}: {error.reason}", "fetch_failed", 422) from None
+        except _ResponseTooLargeError:
+            raise refuse(
+                f"{url.host} sends more than an image of the largest size", "image_too_large", 413
+            ) from None
         except (
             httpcore.NetworkError,
             httpcore.ProtocolError,
             httpcore.TimeoutException,
             OSError,
         ) as error:
-            reason = str(error) or type(error).__name__
-            raise refuse(f"{url.host} does not answer: {reason}", "fetch_failed", 422) from None
+            log.info("%s: %s: %s", url.host, type(error).__name__, one_line(error))
+            raise refuse(f"{url.host} {_failure(error)}", "fetch_failed", 422) from None
         finally:
             await connection.aclose()
 
@@ -173,18 +187,24 @@ class Fetcher:
             reason = why_not_public(address)
             allowed = url.host in self._limits.private_hosts and is_organisation(address)
             if reason and not allowed:
-                shown = url.host if url.host == str(address) else f"{url.host} ({address})"
-                raise refuse(f"{shown} is not a public address: {reason}", "address_not_public")
+                # What an internal DNS server says is not for clients.
+                log.info("%s is refused: it has the address %s (%s)", url.host, address, reason)
+                is_name = url.host != str(address)
+                says = (
+                    "is not at a public address"
+                    if is_name
+                    else f"is not a public address: {reason}"
+                )
+                raise refuse(f"{url.host} {says}", "address_not_public")
         return addresses
 
     async def _body(self, url: Url, response: httpcore.Response) -> bytes:
         if response.status != 200:
             raise refuse(f"{url.host} answered {response.status}", "fetch_failed", 422)
         kind = _header(response, b"content-type").partition(";")[0].strip().lower()
-        if kind not in IMAGE_TYPES:
-            kinds = "JPEG, PNG, GIF or WebP"
+        if kind not in IMAGE_TYPES | ANY_TYPES:
             got = f"{kind[:60]!r}" if kind else "no content type"
-            raise refuse(f"is not an image ({kinds}): {got}", "unsupported_image", 415)
+            raise refuse(f"is not an image ({FORMATS}): {got}", "unsupported_image", 415)
         encoding = _header(response, b"content-encoding").strip().lower()
         if encoding not in ("", "identity"):
             # It was not requested, and a small compressed body can expand without limit.
@@ -205,6 +225,10 @@ class Fetcher:
             if len(pieces) > MAX_PIECES:
                 raise refuse("arrives in too many pieces", "fetch_failed", 422)
         return b"".join(pieces)
+
+
+class _ResponseTooLargeError(httpcore.ReadError):
+    """More bytes than an image, its headers and the framing of its chunks may take."""
 
 
 class _Network(AsyncNetworkBackend):
@@ -242,7 +266,7 @@ class _LimitedStream(AsyncNetworkStream):
         data = await self._stream.read(max_bytes, timeout)
         self._left -= len(data)
         if self._left < 0:
-            raise httpcore.ReadError("the response exceeds the size limit")
+            raise _ResponseTooLargeError
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -262,6 +286,14 @@ class _LimitedStream(AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> object:
         return self._stream.get_extra_info(info)
+
+
+def _failure(error: Exception) -> str:
+    """What the host does wrong."""
+    for kind, says in FAILURES:
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+            return says
+    return "does not send a whole answer"
 
 
 def _header(response: httpcore.Response, name: bytes) -> str:

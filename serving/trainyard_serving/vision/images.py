@@ -1,35 +1,72 @@
 """Converts untrusted images to new JPEGs; checks the limits before it decodes pixels.
 
-The model's server receives pixels only: no metadata, no further frames, and no unusual encoding on
-which its decoder might fail.
+Runs in a decoder's process (decoder.py). The model's server receives pixels only: no metadata, no
+further frames, and no unusual encoding on which its decoder might fail.
 """
 
-import base64
 import math
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageOps, PngImagePlugin
+from pi_heif import register_heif_opener  # type: ignore[import-untyped]
+from PIL import AvifImagePlugin, Image, ImageOps, PngImagePlugin
 
-from trainyard_serving.errors import ApiError, one_line
+from trainyard_serving.vision.formats import FORMATS
 
-# Memory for one image, and what its decoder and the copy made here need per pixel (measured, and
-# enforced by tests/unit/serving/test_safe_fetch.py). The allocator may keep some MiB more: usually
-# 4, at most 12 so far.
-MEMORY = 48 * 2**20
-BYTES_PER_PIXEL = {"JPEG": 2, "progressive JPEG": 9, "PNG": 5, "GIF": 5, "WEBP": 17}
+# What a decoder and the copy made here need per pixel, at most (measured, and enforced by
+# tests/unit/serving/test_vision_decoders.py).
+BYTES_PER_PIXEL = {
+    "JPEG": 6,
+    "progressive JPEG": 13,
+    "PNG": 6,
+    "GIF": 5,
+    "WEBP": 18,
+    "HEIF": 18,
+    "AVIF": 18,
+}
 MAGIC = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
-    "WEBP": (b"RIFF",),
 }
+# Brands of the ISO base media file format. mif1 and msf1 name the container, not the codec.
+AVIF_BRANDS = {b"avif", b"avis"}
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+MAX_BRANDS = 32
 BAND = 60  # rows converted at a time; divisible by many factors
 QUALITY = 92
 
-Image.MAX_IMAGE_PIXELS = None  # the limits here are lower, and explained to clients
+Image.MAX_IMAGE_PIXELS = None  # the limits here are explained to clients
 PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # of decompressed comments; Pillow's limit is 64 MiB
+# One thread for each decoder: every further one reserves memory of its own.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+
+
+class RefusedImageError(Exception):
+    """An image that is not accepted: the answer's status and code, and a line in our own words."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on an image.
+
+    Attributes:
+        max_pixels: of the image itself.
+        max_side: longest side of the result, in pixels.
+        memory: for decoding, in bytes.
+    """
+
+    max_pixels: int
+    max_side: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -45,38 +82,77 @@ class PreparedImage:
     height: int
     jpeg: bytes
 
-    @property
-    def data_uri(self) -> str:
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
+def prepare(data: bytes, limits: Limits) -> PreparedImage:
+    """Convert the first frame to an upright JPEG.
 
-def prepare(data: bytes, max_pixels: int, max_side: int) -> PreparedImage:
-    """Convert the first frame to an upright JPEG with no side longer than `max_side`.
-
-    Blocking. Raises ApiError (413, 415, 422).
+    Raises RefusedImageError (413, 415, 422), with the decoder's own error as its cause.
     """
-    kind = next((name for name, magic in MAGIC.items() if data.startswith(magic)), None)
-    if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
-        raise _refuse(415, "is not an image (JPEG, PNG, GIF or WebP)", "unsupported_image")
+    kind = _kind(data)
+    if kind is None:
+        raise RefusedImageError(415, "unsupported_image", f"is not an image ({FORMATS})")
+    if kind == "WEBP":  # Pillow allocates all pixels when it opens one
+        _check_size(kind, _webp_size(data), limits)
     try:
         with Image.open(BytesIO(data), formats=[kind]) as image:
             width, height = image.size
             if kind == "JPEG" and image.info.get("progressive"):
                 kind = "progressive JPEG"
-            limit = min(max_pixels, MEMORY // BYTES_PER_PIXEL[kind])
-            if width * height > limit:
-                message = f"has {width} x {height} pixels; a {kind} may have at most {limit}"
-                raise _refuse(413, message, "too_many_pixels")
+            _check_size(kind, image.size, limits)
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
-            small = _shrink(image, max_side)
-    except ApiError:
+            small = _shrink(image, limits.max_side)
+    except RefusedImageError:
         raise
+    except MemoryError as error:
+        message = "needs more memory than its pixels should: it is damaged, or of an unusual kind"
+        raise RefusedImageError(413, "too_much_memory", message) from error
     except Exception as error:  # decoders raise many kinds of errors for invalid data
-        raise _refuse(422, f"cannot be read: {one_line(error, 200)}", "broken_image") from None
+        message = "cannot be read: it is damaged or incomplete"
+        raise RefusedImageError(422, "broken_image", message) from error
     out = BytesIO()
     small.save(out, "JPEG", quality=QUALITY, subsampling=0)  # keeps small text legible
     width, height = (height, width) if turned else (width, height)
     return PreparedImage(width, height, out.getvalue())
+
+
+def _check_size(kind: str, size: tuple[int, int], limits: Limits) -> None:
+    """Raise RefusedImageError if an image of that kind has too many pixels."""
+    width, height = size
+    limit = min(limits.max_pixels, limits.memory // BYTES_PER_PIXEL[kind])
+    if width * height > limit:
+        shown = {"HEIF": "HEIC", "WEBP": "WebP"}.get(kind, kind)
+        message = f"has {width} x {height} pixels; a {shown} may have at most {limit}"
+        raise RefusedImageError(413, "too_many_pixels", message)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in a WebP's header (RFC 9649); 0 of one that Pillow will refuse."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        bits = int.from_bytes(data[26:30], "little")
+        return bits & 0x3FFF, bits >> 16 & 0x3FFF
+    return 0, 0
+
+
+def _kind(data: bytes) -> str | None:
+    """Pillow's name of the format, by the first bytes."""
+    for name, magic in MAGIC.items():
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(data[:4]), 16 + 4 * MAX_BRANDS, len(data))
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    if brands & AVIF_BRANDS:
+        return "AVIF"
+    return "HEIF" if brands & HEIF_BRANDS else None
 
 
 def _shrink(image: Any, max_side: int) -> Image.Image:
@@ -107,7 +183,3 @@ def _on_white(band: Any) -> Image.Image:
     white = Image.new("RGB", band.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
-
-
-def _refuse(status: int, message: str, code: str) -> ApiError:
-    return ApiError(status, f"the image {message}", code, "image")

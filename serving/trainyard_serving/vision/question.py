@@ -1,6 +1,8 @@
 """Requests and responses of POST /answer: JSON with an image's URL, or a form with an image."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from trainyard_serving.errors import ApiError
 
-MAX_JSON = 64 * 1024
+MAX_FIELD = 64 * 1024  # of a form, except the image
 MAX_QUESTION = 8000
 
 
@@ -28,7 +30,9 @@ class _QuestionFields(BaseModel):
 class AnswerRequest(_QuestionFields):
     """The JSON body of POST /answer."""
 
-    image_url: str = Field(description="http:// or https://; fetched by the server.")
+    image_url: str = Field(
+        description="http:// or https://, fetched by the server; or data:image/TYPE;base64,DATA."
+    )
 
 
 class ImageSize(BaseModel):
@@ -82,17 +86,11 @@ async def read_question(request: Request, seconds: float, max_image_bytes: int) 
     Raises ApiError (400, 408, 413, 415, 422).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        async with asyncio.timeout(seconds):
-            if kind == "application/json":
-                return _from_json(await _read(request, MAX_JSON))
-            if kind == "multipart/form-data":
-                return await _from_form(request, max_image_bytes)
-    except TimeoutError:
-        message = f"the body did not arrive within {seconds:g} s"
-        raise ApiError(408, message, "body_timeout") from None
-    except ClientDisconnect:
-        raise ApiError(400, "the body is incomplete", "body_incomplete") from None
+    if kind == "application/json":
+        return _from_json(await read_body(request, seconds))
+    if kind == "multipart/form-data":
+        async with _arriving(seconds):
+            return await _from_form(request, max_image_bytes)
     raise ApiError(
         415,
         "send JSON with image_url and question (content-type: application/json),"
@@ -101,21 +99,33 @@ async def read_question(request: Request, seconds: float, max_image_bytes: int) 
     )
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    body = bytearray()  # of many small chunks
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            message = f"the JSON body is larger than {limit} bytes: upload images as a form"
-            raise ApiError(413, message, "body_too_large")
-    return bytes(body)
+async def read_body(request: Request, seconds: float) -> bytes:
+    """The body, of which a middleware bounds the size.
+
+    Raises ApiError (400, 408).
+    """
+    async with _arriving(seconds):
+        return await request.body()
+
+
+@asynccontextmanager
+async def _arriving(seconds: float) -> AsyncIterator[None]:
+    """A body must arrive within `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        message = f"the body did not arrive within {seconds:g} s"
+        raise ApiError(408, message, "body_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the body is incomplete", "body_incomplete") from None
 
 
 def _from_json(body: bytes) -> Question:
     try:
         fields = AnswerRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error, 422) from None
     return Question(fields.question, fields.max_tokens, image_url=fields.image_url)
 
 
@@ -126,7 +136,7 @@ class _InMemory(MultiPartParser):
 async def _from_form(request: Request, max_image_bytes: int) -> Question:
     try:
         form = await _InMemory(
-            request.headers, request.stream(), max_files=1, max_fields=3, max_part_size=MAX_JSON
+            request.headers, request.stream(), max_files=1, max_fields=3, max_part_size=MAX_FIELD
         ).parse()
     except (MultiPartException, ValueError) as error:
         reason = getattr(error, "message", None) or str(error)
@@ -142,13 +152,18 @@ async def _from_form(request: Request, max_image_bytes: int) -> Question:
     try:
         question = _QuestionFields.model_validate(fields)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error, 422) from None
     return Question(question.question, question.max_tokens, image=data)
 
 
-def _invalid(invalid: ValidationError) -> ApiError:
+def invalid(invalid: ValidationError, status: int) -> ApiError:
+    """The first error of a body."""
     error = invalid.errors()[0]
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "json_invalid":
         return ApiError(400, "the body is not valid JSON", "invalid_json")
-    return ApiError(422, f"{where}: {error['msg']}" if where else error["msg"], "invalid", where)
+    if error["type"] == "extra_forbidden":
+        message = f"{where} is not supported: leave it out"
+        return ApiError(status, message, "unsupported_field", where)
+    message = error["msg"].removeprefix("Value error, ")
+    return ApiError(status, f"{where}: {message}" if where else message, "invalid", where or None)

@@ -87,7 +87,7 @@ async def test_after_an_address_that_does_not_answer_the_next_is_tried() -> None
 
 async def test_a_host_with_one_private_address_is_refused() -> None:
     recorder = Recorder()
-    with pytest.raises(ApiError, match="not a public address"):
+    with pytest.raises(ApiError, match="is not at a public address"):
         await fetcher(recorder, "93.184.216.34", "10.0.0.1").fetch("http://example.com/")
     assert recorder.connected == []
 
@@ -103,7 +103,7 @@ async def test_an_allowed_private_host_is_fetched(address: str, allowed: bool) -
     if allowed:
         assert await private.fetch("http://images.corp/") == b"abc"
     else:
-        with pytest.raises(ApiError, match="not a public address"):
+        with pytest.raises(ApiError, match="is not at a public address"):
             await private.fetch("http://images.corp/")
-    with pytest.raises(ApiError, match="not a public address"):
+    with pytest.raises(ApiError, match="is not at a public address"):
         await private.fetch("http://others.corp/")

@@ -1,0 +1,179 @@
+"""A few processes that decode images: one that fails costs its request, and is replaced."""
+
+import base64
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from trainyard_serving.errors import ApiError, one_line
+
+log = logging.getLogger(__name__)
+
+MAX_LINE = 4096
+# One arena: glibc would reserve 64 MiB of the limited address space for each thread.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """Limits on decoding.
+
+    Attributes:
+        processes: images decoded at a time.
+        memory: of a process, in bytes of address space.
+        seconds: for an image.
+        max_pixels: of an image.
+        max_side: longest side of the result, in pixels.
+    """
+
+    processes: int
+    memory: int
+    seconds: int
+    max_pixels: int
+    max_side: int
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image that may be sent to a model.
+
+    Attributes:
+        width, height: of the original, upright, in pixels.
+        data_uri: its pixels, perhaps fewer of them, as a JPEG.
+    """
+
+    width: int
+    height: int
+    data_uri: str
+
+
+class Decoders:
+    """Decodes images in at most `limits.processes` processes."""
+
+    def __init__(self, limits: DecoderLimits) -> None:
+        self._limits = limits
+        self._free = CapacityLimiter(limits.processes)
+        self._idle: deque[_Process] = deque()
+        self._stopped = False
+
+    @property
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        for _ in range(self._limits.processes):
+            self._idle.append(_Process(self._limits))
+
+    def stop(self) -> None:
+        self._stopped = True
+        while self._idle:
+            self._idle.pop().end()
+
+    async def decode(self, data: bytes) -> DecodedImage:
+        """The first frame of an image, upright and scaled down.
+
+        Raises ApiError (413, 415, 422).
+        """
+        return await run_sync(self._decode, data, limiter=self._free)
+
+    def _decode(self, data: bytes) -> DecodedImage:
+        process = self._take()
+        try:
+            return process.decode(data)
+        finally:
+            if self._stopped or not process.usable:
+                process.end()
+            else:
+                self._idle.append(process)
+
+    def _take(self) -> "_Process":
+        while self._idle:
+            process = self._idle.pop()
+            if process.usable:
+                return process
+            process.end()
+        return _Process(self._limits)
+
+
+class _Process:
+    """A process of decoder.py."""
+
+    def __init__(self, limits: DecoderLimits) -> None:
+        self._seconds = limits.seconds
+        self._late = False
+        numbers = (limits.max_pixels, limits.max_side, limits.memory, limits.seconds)
+        self._popen = subprocess.Popen(
+            [sys.executable, "-I", "-m", "trainyard_serving.vision.decoder", *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            cwd="/",
+        )
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can decode a further image."""
+        return not self._late and self._popen.poll() is None
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """Raises ApiError."""
+        timer = threading.Timer(self._seconds, self._end_late)
+        timer.start()
+        try:
+            line, jpeg = self._ask(data)
+        except (OSError, ValueError, KeyError):
+            self._popen.kill()
+            raise self._ended() from None
+        finally:
+            timer.cancel()
+        if "message" in line:
+            log.info("an image is refused: %s (%s)", line["message"], one_line(line["cause"]))
+            raise refuse(line["status"], line["code"], line["message"])
+        uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+        return DecodedImage(line["width"], line["height"], uri)
+
+    def end(self) -> None:
+        self._popen.kill()
+        self._popen.communicate()
+
+    def _ask(self, data: bytes) -> tuple[dict[str, Any], bytes]:
+        """The answer's line and the JPEG; OSError, ValueError or KeyError if it has ended."""
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._popen.stdin.write(b"%d\n" % len(data))
+        self._popen.stdin.write(data)
+        self._popen.stdin.flush()
+        line: dict[str, Any] = json.loads(self._popen.stdout.readline(MAX_LINE))
+        if "message" in line:
+            return line, b""
+        jpeg = self._popen.stdout.read(line["size"])
+        if len(jpeg) < line["size"]:
+            raise ValueError("the process has ended")
+        return line, jpeg
+
+    def _end_late(self) -> None:
+        self._late = True
+        self._popen.kill()
+
+    def _ended(self) -> ApiError:
+        """Why the process has no answer."""
+        status = self._popen.wait()
+        if self._late or status == -signal.SIGXCPU:
+            return refuse(422, "decoding_timeout", f"takes longer than {self._seconds} s to decode")
+        log.warning("a decoder's process ended with status %d", status)
+        return refuse(422, "broken_image", "cannot be read: its decoder failed")
+
+
+def refuse(status: int, code: str, message: str) -> ApiError:
+    """An error about an image."""
+    return ApiError(status, f"the image {message}", code, "image")
