@@ -21,11 +21,19 @@ from tests.patience import until
 from tests.support.serving.hostile_web import hostile_web
 from tests.support.serving.sglang_server import stand_in
 from tests.support.serving.sglang_stand_in import StandIn
-from tests.support.serving.ssrf_corpus import BODIES, CASES, NAMED, NAMES, Case
+from tests.support.serving.ssrf_corpus import (
+    ADDRESSES,
+    BODIES,
+    CASES,
+    NAMED,
+    NAMES,
+    REDIRECTS,
+    Case,
+)
 
 # What no answer may hold: objects of Python, errors of the system, and addresses that DNS gave.
 LEAKS = ["\n", "0x", "<", "Errno"]
-ADDRESSES = [address for addresses in NAMES.values() for address in addresses]
+RESOLVED = [address for addresses in NAMES.values() for address in addresses]
 ROOT = Path(__file__).parents[3]
 MAX_GROWTH_KIB = 64 * 1024
 
@@ -115,7 +123,7 @@ def check(case: Case, response: httpx.Response) -> str | None:
     detail = response.json().get("error", {}).get("message", "")
     leaks = [text for text in LEAKS if text in detail and text not in case.url]
     if case in NAMED:
-        leaks += [address for address in ADDRESSES if address in detail]
+        leaks += [address for address in RESOLVED if address in detail]
     if response.status_code == case.status and case.says in detail and not leaks:
         return None
     return f"{case.url[:80]!r}: {response.status_code} {detail!r}, not {case.status} {case.says!r}"
@@ -131,6 +139,18 @@ def test_no_url_reaches_an_internal_listener_and_each_gets_a_reason(
     assert server.internal.connections == 0
     assert server.sglang.requests == []
     assert server.client.get("/health").json()["status"] == "healthy"
+
+
+def test_no_url_of_a_chat_reaches_an_internal_listener(server: ServerUnderTest) -> None:
+    server.internal.connections = 0
+    for case in [*ADDRESSES[::4], *NAMED, *REDIRECTS[::4]]:
+        url = case.url.replace("{port}", str(server.internal.port))
+        parts = [{"type": "image_url", "image_url": {"url": url}}]
+        body = {"messages": [{"role": "user", "content": parts}]}
+        response = server.client.post("/v1/chat/completions", json=body)
+        assert check(case, response) is None
+    assert server.internal.connections == 0
+    assert server.sglang.requests == []
 
 
 def test_large_bodies_and_decompression_bombs_do_not_fill_the_memory(

@@ -107,3 +107,35 @@ async def test_an_allowed_private_host_is_fetched(address: str, allowed: bool) -
             await private.fetch("http://images.corp/")
     with pytest.raises(ApiError, match="is not at a public address"):
         await private.fetch("http://others.corp/")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (httpcore.ConnectError("[Errno 111] ('10.0.0.1', 80)"), "does not accept connections"),
+        (httpcore.ReadError("10.0.0.1"), "does not send a whole answer"),
+        (httpcore.RemoteProtocolError("<Data at 0x7f>"), "does not send valid HTTP"),
+        (OSError("10.0.0.1"), "does not send a whole answer"),
+    ],
+)
+async def test_failures_are_told_in_our_own_words(error: Exception, says: str) -> None:
+    class Failing(Recorder):
+        async def connect(self, address: Address, port: int) -> httpcore.AsyncNetworkStream:
+            raise error
+
+    private = fetcher(Failing(), "10.0.0.1", private_hosts=frozenset({"images.corp"}))
+    with pytest.raises(ApiError) as refusal:
+        await private.fetch("http://images.corp/")
+    assert refusal.value.detail == f"image_url: images.corp {says}"
+
+
+async def test_a_wrong_certificate_is_named_without_its_address() -> None:
+    class Impostor(Recorder):
+        async def start_tls(self, *_: Any, **__: Any) -> httpcore.AsyncNetworkStream:
+            cause = ssl.SSLCertVerificationError("not valid for '93.184.216.34'")
+            raise httpcore.ConnectError(str(cause)) from cause
+
+    with pytest.raises(ApiError) as refusal:
+        await fetcher(Impostor(), "93.184.216.34").fetch("https://example.com/")
+    says = "image_url: example.com has no valid certificate for this name"
+    assert refusal.value.detail == says
