@@ -1,13 +1,24 @@
 """Locations of models: a run's directory, with several of them, or that of one model."""
 
 import hashlib
+import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name, step_of
+from trainyard_api.checkpoint import (
+    ATTEMPT_FILE,
+    CHECKPOINTS,
+    MANIFEST,
+    MODELS,
+    STEP_NAME,
+    step_name,
+    step_of,
+)
+from trainyard_api.golden import EVALUATION, GOLDEN
 from trainyard_api.scores import Scores
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.verified import VerifiedModel, describe_plain, verify_model
@@ -21,6 +32,10 @@ from trainyard_storage.checkpoints import (
     steps,
 )
 from trainyard_storage.scores import read_scores, scores_file
+
+# What a run's exported model has, and a plain Hugging Face directory has not.
+OF_RUN = frozenset({MANIFEST, GOLDEN, EVALUATION})
+DATA = "data"  # where a directory of `trainyard run` keeps its run's
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,10 @@ def first_verified(location: ModelLocation) -> tuple[VerifiedModel, list[str]]:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The models of a run, the last or the best first, or only that of a `step`."""
+    """The models of a run, the last or the best first, or only that of a `step`.
+
+    path: the run's directory on its volume, or the one in which `trainyard run` keeps a run.
+    """
 
     path: Path
     step: Literal["last", "best"] | int = "last"
@@ -130,35 +148,68 @@ class RunDirectory:
             raise _unreadable(error) from None
 
     def _candidates(self) -> list[Candidate]:
-        available = list(steps(self.path / MODELS))
+        run = _data_of(self.path)
+        available = list(steps(run / MODELS))
         directories = available
         if isinstance(self.step, int):
             directories = [path for path in available if path.name == step_name(self.step)]
         if not directories:
-            raise ModelUnavailableError(self._why_empty(available))
+            raise ModelUnavailableError(self._why_empty(run, available))
         models = [_candidate(directory, verify_model, self.digest) for directory in directories]
         if self.step != "best":
             return models
         evaluated = zip(models, map(loss_of, directories), strict=True)
-        return best_first(self.path, [replace(model, loss=loss) for model, loss in evaluated])
+        return best_first(run, [replace(model, loss=loss) for model, loss in evaluated])
 
-    def _why_empty(self, available: list[Path]) -> str:
-        if not self.path.is_dir():
-            return f"{self.path}: no such run directory"
+    def _why_empty(self, run: Path, available: list[Path]) -> str:
+        if not run.is_dir():
+            return f"{run}: no such run directory"
         if available:
-            return (
-                f"{self.path}: no model of step {self.step}; {there_are(map(step_of, available))}"
-            )
+            return f"{run}: no model of step {self.step}; {there_are(map(step_of, available))}"
+        if wrong := not_of_run(str(run), {path.name for path in run.iterdir()}):
+            runs = sorted(path.name for path in run.iterdir() if _is_run(_data_of(path)))
+            return f"{wrong}; of the runs in it, use --run-dir {run / runs[0]}" if runs else wrong
         wanted = f"no model of step {self.step}" if isinstance(self.step, int) else "no model yet"
-        for directory in steps(self.path / CHECKPOINTS):
+        for directory in steps(run / CHECKPOINTS):
             try:
                 manifest = read_manifest(directory)
             except InvalidCheckpointError:
                 continue
             total = f" of {manifest.total_steps}" if manifest.total_steps else ""
             newest = f" (newest checkpoint: step {manifest.step}{total})"
-            return f"{self.path}: {wanted}: the run has not finished{newest}"
-        return f"{self.path}: {wanted}: the run has not finished"
+            return f"{run}: {wanted}: the run has not finished{newest}"
+        return f"{run}: {wanted}: the run has not finished"
+
+
+def not_of_run(location: str, names: set[str]) -> str:
+    """What to give instead of `location`, which has entries of these names; empty for a run's."""
+    if names & {MANIFEST, "config.json"}:
+        return f"{location}: holds one model: use --model {location}"
+    if any(STEP_NAME.fullmatch(name) for name in names):
+        run = location.rpartition("/")[0]
+        return f"{location}: a folder in a run's directory: use --run-dir {run}"
+    if names and not names & {MODELS, CHECKPOINTS, ATTEMPT_FILE, DATA}:
+        return f"{location}: not a run's directory: it has neither {MODELS}/ nor {CHECKPOINTS}/"
+    return ""
+
+
+def _is_run(path: Path) -> bool:
+    # os.path, because a directory that may not be read, such as a volume's lost+found, is no run.
+    return any(os.path.exists(path / name) for name in (MODELS, CHECKPOINTS, ATTEMPT_FILE))
+
+
+def _data_of(path: Path) -> Path:
+    """Where the run at `path` has its models: there, or where `trainyard run` keeps its data."""
+    if _is_run(path):
+        return path
+    try:
+        storage = json.loads((path / "run.json").read_bytes())["spec"].get("storage") or {}
+    except (OSError, ValueError, LookupError, AttributeError):
+        storage = {}
+    if claim := storage.get("claimName"):
+        path = path.absolute()
+        return path.parents[1] / "volumes" / str(claim) / path.name
+    return path / DATA if os.path.isdir(path / DATA) else path
 
 
 @dataclass(frozen=True)
@@ -171,9 +222,9 @@ class ModelDirectory:
     def candidates(self) -> list[Candidate]:
         if not self.path.is_dir():
             raise ModelUnavailableError(f"{self.path}: no such directory")
-        # `x/models/step-00000100` without its manifest is broken, not plain.
+        # A run's model without its manifest is broken, not plain.
         try:
-            of_run = (self.path / MANIFEST).exists() or self.path.resolve().parent.name == MODELS
+            of_run = any((self.path / name).exists() for name in OF_RUN)
             verify = verify_model if of_run else describe_plain
             return [_candidate(self.path, verify, self.digest, alone=True)]
         except OSError as error:

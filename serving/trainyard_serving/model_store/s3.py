@@ -21,9 +21,12 @@ from trainyard_api.checkpoint import MANIFEST, MODELS, step_name, step_of
 from trainyard_api.scores import SCORES
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.locations import (
+    DATA,
+    OF_RUN,
     Candidate,
     best_first,
     loss_of,
+    not_of_run,
     there_are,
     with_scores,
 )
@@ -65,24 +68,16 @@ class S3Location:
         root = self.url.removeprefix("s3://").strip("/")
         if not root:
             raise ModelUnavailableError(f"{self.url}: names no bucket: use s3://BUCKET/PATH")
-        prefix = root if self.alone else f"{root}/{MODELS}"
-        with _explained(self.url):
-            listed: dict[str, Any] = self._filesystem().find(prefix, detail=True)
-        models: dict[str, Objects] = {}
-        for path, info in listed.items():
-            name = path.removeprefix(f"{prefix}/")
-            model, _, rest = ("", "", name) if self.alone else name.partition("/")
-            if rest and not rest.endswith("/"):
-                item = _Object(int(info["size"]), str(info.get("ETag", "")))
-                models.setdefault(model, {})[rest] = item
-        if not self.alone:
-            models = {name: objects for name, objects in models.items() if _is_step(name)}
+        if self.alone:
+            prefix, models = root, self._list(root)
+        else:
+            prefix, models = self._list_run(root)
         newest_first = sorted(models, key=lambda name: (len(name), name), reverse=True)
         chosen = newest_first
         if isinstance(self.step, int):
             chosen = [name for name in newest_first if name == step_name(self.step)]
         if not chosen:
-            raise ModelUnavailableError(self._why_empty(newest_first))
+            raise ModelUnavailableError(self._why_empty(root, newest_first))
         paths = [f"{prefix}/{name}".rstrip("/") for name in chosen]
         scores = self._list_scores(paths[0]) if self.scored else {}
         candidates = [
@@ -98,6 +93,27 @@ class S3Location:
         evaluated = zip(candidates, losses, strict=True)
         return best_first(self.url, [replace(model, loss=loss) for model, loss in evaluated])
 
+    def _list(self, prefix: str) -> dict[str, Objects]:
+        """The objects of each model below `prefix`; of the one at `prefix` if `alone`."""
+        with _explained(self.url):
+            listed: dict[str, Any] = self._filesystem().find(prefix, detail=True)
+        models: dict[str, Objects] = {}
+        for path, info in listed.items():
+            name = path.removeprefix(f"{prefix}/")
+            model, _, rest = ("", "", name) if self.alone else name.partition("/")
+            if rest and not rest.endswith("/"):
+                item = _Object(int(info["size"]), str(info.get("ETag", "")))
+                models.setdefault(model, {})[rest] = item
+        return models
+
+    def _list_run(self, root: str) -> tuple[str, dict[str, Objects]]:
+        """Where the run at `root` has its models, and these; see `RunDirectory`."""
+        for prefix in (f"{root}/{MODELS}", f"{root}/{DATA}/{MODELS}"):
+            listed = self._list(prefix)
+            if models := {name: objects for name, objects in listed.items() if _is_step(name)}:
+                return prefix, models
+        return f"{root}/{MODELS}", {}
+
     def _loss(self, path: str, stamp: str, objects: Objects) -> float:
         """See `loss_of`; downloads the manifest, once."""
         if stamp not in self._losses:
@@ -107,12 +123,17 @@ class S3Location:
                 self._losses[stamp] = loss_of(Path(directory))
         return self._losses[stamp]
 
-    def _why_empty(self, available: list[str]) -> str:
+    def _why_empty(self, root: str, available: list[str]) -> str:
         if self.alone:
             return f"{self.url}: no such model"
         if available:
             there = there_are(step_of(Path(name)) for name in available)
             return f"{self.url}: no model of step {self.step}; {there}"
+        with _explained(self.url):
+            entries = self._filesystem().find(root, maxdepth=1, withdirs=True)
+        names = {path.rpartition("/")[2] for path in entries if path != root}
+        if wrong := not_of_run(self.url.rstrip("/"), names):
+            return wrong
         wanted = f"no model of step {self.step}" if isinstance(self.step, int) else "no model yet"
         return f"{self.url}: {wanted} under {MODELS}/"
 
@@ -132,7 +153,7 @@ class S3Location:
 
     def _fetch(self, path: str, objects: Objects, stamp: str, scored: bool) -> VerifiedModel:
         url = f"s3://{path}"
-        of_run = MANIFEST in objects or path.split("/")[-2:-1] == [MODELS] or not self.alone
+        of_run = not self.alone or bool(OF_RUN & objects.keys())
         verify = verify_model if of_run else describe_plain
         cache = Path(self.cache_dir or tempfile.gettempdir())
         try:

@@ -86,7 +86,10 @@ def describe_plain(directory: Path) -> VerifiedModel:
     Raises InvalidCheckpointError.
     """
     if not (directory / "config.json").is_file():
-        raise InvalidCheckpointError(f"{directory}: has neither {MANIFEST} nor config.json")
+        message = f"{directory}: has neither {MANIFEST} nor config.json"
+        if any((directory / name).is_dir() for name in (MODELS, f"data/{MODELS}")):
+            message += f": for a run, use --run-dir {directory}"
+        raise InvalidCheckpointError(message)
     files = describe_files(directory)
     if not any(name.endswith(".safetensors") for name in files):
         raise InvalidCheckpointError(

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import CHECKPOINTS, MANIFEST, MODELS, step_name
+from trainyard_api.golden import EVALUATION, GOLDEN
+from trainyard_local.store import RunDir
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.model_store.verified import VerifiedModel
@@ -114,3 +116,71 @@ def test_for_an_unfinished_run_the_message_has_its_progress(run: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     assert reason(run_dir=tmp_path / "gone") == f"{tmp_path / 'gone'}: no such run directory"
     assert reason(model=tmp_path / "gone") == f"{tmp_path / 'gone'}: no such directory"
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A model in Hugging Face format, in a folder with the name of a run's."""
+    directory = tmp_path / "home" / MODELS / step_name(7)
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"weights")
+    return directory
+
+
+def test_a_plain_model_may_lie_in_a_folder_called_models(plain: Path) -> None:
+    model, refused = found(model=plain)
+    assert (model.step, model.manifest, refused) == (None, None, [])
+
+
+@pytest.mark.parametrize("name", [GOLDEN, EVALUATION])
+def test_a_runs_model_without_its_manifest_is_not_a_plain_one(plain: Path, name: str) -> None:
+    (plain / name).write_text("{}")
+    assert reason(model=plain).endswith(f"no {MANIFEST}")
+
+
+def local_run(home: Path, claim: str | None = None) -> Path:
+    """A run as `trainyard run` keeps it; returns its directory, whose data are elsewhere."""
+    run = RunDir("shakespeare", home)
+    run.path.mkdir(parents=True)
+    run.write({"spec": {"storage": {"claimName": claim}} if claim else {}})
+    return run.path
+
+
+@pytest.mark.parametrize("claim", [None, "shared"])
+def test_the_directory_of_trainyard_run_leads_to_its_data(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, claim: str | None
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    directory = local_run(home, claim)
+    data = RunDir("shakespeare", home).data({"spec": {"storage": {"claimName": claim}}})
+    data.mkdir(parents=True)
+    assert reason(run_dir=directory) == f"{data}: no model yet: the run has not finished"
+    shutil.copytree(run / MODELS, data / MODELS)
+    assert found(run_dir=directory)[0].path == data / MODELS / step_name(200)
+    if claim is None:
+        assert reason(model=directory).endswith(f"for a run, use --run-dir {directory}")
+
+
+def test_data_without_its_run_is_found(run: Path, tmp_path: Path) -> None:
+    """What `trainyard delete --keep-data` leaves."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.move(run / MODELS, kept / "data" / MODELS)
+    assert found(run_dir=kept)[0].step == 200
+
+
+def test_what_is_not_a_runs_directory_is_said_with_what_to_give(run: Path, tmp_path: Path) -> None:
+    volume = tmp_path.parent / f"{tmp_path.name}-volume"
+    volume.mkdir()
+    run.rename(volume / "a")
+    assert reason(run_dir=volume) == (
+        f"{volume}: not a run's directory: it has neither models/ nor checkpoints/;"
+        f" of the runs in it, use --run-dir {volume / 'a'}"
+    )
+    models = volume / "a" / MODELS
+    assert reason(run_dir=models) == (
+        f"{models}: a folder in a run's directory: use --run-dir {volume / 'a'}"
+    )
+    model = models / step_name(100)
+    assert reason(run_dir=model) == f"{model}: holds one model: use --model {model}"

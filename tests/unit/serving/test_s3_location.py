@@ -231,3 +231,32 @@ def test_a_shared_cache_directory_is_not_trusted(
     bucket.upload(model(tmp_path, 1), f"run/{MODELS}/{step_name(1)}")
     with pytest.raises(ModelUnavailableError, match="other users may change it"):
         first_verified(location_of(ModelSource(run_dir="s3://models/run")))
+
+
+def test_the_directory_of_trainyard_run_leads_to_its_data(bucket: Bucket, tmp_path: Path) -> None:
+    bucket.fs.pipe_file("models/kept/run.json", b"{}")
+    bucket.fs.pipe_file("models/kept/data/attempt", b"1")
+    assert "no model yet under models/" in reason(tmp_path, run_dir="s3://models/kept")
+    whole = model(tmp_path, 100)
+    bucket.upload(whole, f"kept/data/{MODELS}/{step_name(100)}")
+    assert found(tmp_path, run_dir="s3://models/kept")[0].digest == digest(whole)
+
+
+def test_what_is_not_a_runs_directory_is_said_with_what_to_give(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.upload(model(tmp_path, 100), f"a/{MODELS}/{step_name(100)}")
+    one = f"s3://models/a/{MODELS}/{step_name(100)}"
+    assert reason(tmp_path, run_dir=one) == f"{one}: holds one model: use --model {one}"
+    folder = f"s3://models/a/{MODELS}"
+    assert reason(tmp_path, run_dir=folder).endswith("use --run-dir s3://models/a")
+    assert "not a run's directory" in reason(tmp_path, run_dir="s3://models")
+
+
+def test_a_plain_model_may_lie_in_a_folder_called_models(bucket: Bucket, tmp_path: Path) -> None:
+    path = f"models/{MODELS}/plain"
+    bucket.fs.pipe_file(f"{path}/config.json", b"{}")
+    bucket.fs.pipe_file(f"{path}/model.safetensors", b"weights")
+    assert found(tmp_path, model=f"s3://{path}")[0].step is None
+    bucket.fs.pipe_file(f"{path}/golden.json", b"{}")
+    assert "upload not complete?" in reason(tmp_path, model=f"s3://{path}")
