@@ -25,7 +25,7 @@ def main() -> int:
         sock = listen(settings.host, settings.port)
     except ListenError as error:
         return fail(PROGRAM, str(error))
-    serve(create_dashboard_app(settings), sock, settings.drain_seconds)
+    serve(create_dashboard_app(settings), sock, settings)
     return 0
 
 

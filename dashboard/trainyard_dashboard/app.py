@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse
 
 from trainyard_api.study import ScalingStudy
@@ -294,7 +293,17 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     prices = PriceFile(Path(settings.prices).absolute() if settings.prices else EXAMPLE_PRICES)
     metrics = Metrics()
     metrics.queue_depth.set_function(lambda: demo.gate.depth)
-    app = create_app("Trainyard: dashboard", settings, _NoModel(), metrics, invalid=_invalid)
+    # Prevents DNS rebinding: a web page elsewhere could otherwise read the runs through a host name
+    # that resolves to this machine.
+    open_here = settings.local_only and settings.api_key is None
+    app = create_app(
+        "Trainyard: dashboard",
+        settings,
+        _NoModel(),
+        metrics,
+        invalid=_invalid,
+        allowed_hosts=LOOPBACK_HOSTS if open_here else (),
+    )
     api = DashboardAPI(settings, catalog, prices, demo)
     app.add_api_route("/api/state", api.state)
     app.add_api_route("/api/runs", api.runs)
@@ -308,10 +317,6 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     app.add_api_route("/api/demo", api.ask, methods=["POST"])
     app.add_api_route("/", index, include_in_schema=False)
     app.add_api_route("/static/{name}", static_file, include_in_schema=False)
-    if settings.local_only and settings.api_key is None:
-        # Prevents DNS rebinding: a web page elsewhere could otherwise read the runs through a
-        # host name that resolves to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK_HOSTS)
     return app
 
 

@@ -1,5 +1,6 @@
 """What all apps share: /health, /ready, /metrics, rollback, errors, limits, API keys."""
 
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -8,16 +9,39 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from trainyard_api import __version__
-from trainyard_serving.errors import ApiError, QueueFullError, as_api_error, detail_response
+from trainyard_serving.access import REQUEST_ID_HEADER, RequestLog
+from trainyard_serving.errors import (
+    ApiError,
+    QueueFullError,
+    as_api_error,
+    detail_response,
+    without_json,
+)
 from trainyard_serving.metrics import Metrics
-from trainyard_serving.middleware import ApiKey, BodyLimit, LoadShedding, Observe
+from trainyard_serving.middleware import (
+    DIGEST_HEADER,
+    ApiKey,
+    BodyLimit,
+    CatchErrors,
+    HeadAsGet,
+    LoadShedding,
+    Observe,
+    PathPrefix,
+)
 from trainyard_serving.model_store.verified import ServedModel
-from trainyard_serving.settings import ServerSettings
+from trainyard_serving.settings import ServerSettings, keys_of
 
+log = logging.getLogger(__name__)
+
+# What scripts on pages of other origins may read.
+EXPOSED_HEADERS = (REQUEST_ID_HEADER, DIGEST_HEADER.decode(), "retry-after")
 # Pages need no key: they contain no data of the user's, and ask for the key where one is needed.
 PAGES = frozenset({"/", "/try", "/docs", "/openapi.json"})
 
@@ -118,8 +142,10 @@ def create_app(
     invalid: Callable[[RequestValidationError], ApiError] | None = None,
     parts: Sequence[Part] = (),
     roll_back: Callable[[], ServedModel | None] | None = None,
+    admin_api_key: SecretStr | None = None,
     computed_paths: frozenset[str] = frozenset(),
     full: Callable[[], QueueFullError | None] | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> FastAPI:
     """An app with the shared routes; the caller adds its own.
 
@@ -127,10 +153,11 @@ def create_app(
         error_response: the JSON of an answer other than 200.
         invalid: the answer to a request that does not fit its schema; default: FastAPI's 422.
         parts: what starts and stops with the server, besides the backend.
-        roll_back: serves the previous model again; POST /admin/rollback, which exists only if an
-            API key is set.
+        roll_back: serves the previous model again; POST /admin/rollback.
+        admin_api_key: what that route needs; without one it does not exist.
         computed_paths: paths whose requests wait for the model.
         full: why such requests are refused now, before they are read; None accepts them.
+        allowed_hosts: names by which clients may call the server; empty: any.
     """
     all_parts = [*parts, backend]
     shared = _SharedRoutes(settings, backend, all_parts, metrics)
@@ -152,40 +179,56 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from a CDN
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute URL, which is wrong behind a path prefix
+        servers=[{"url": "."}],  # relative to /openapi.json, for the same reason
     )
     metrics.ready.set_function(lambda: backend.ready)
     app.add_api_route("/health", shared.health, response_model=None)
     app.add_api_route("/ready", shared.ready, response_model=None)
     app.add_api_route("/metrics", shared.metrics_text, response_model=None)
-    keys = _keys(settings)
-    if roll_back and keys:
+    admin_keys = keys_of(admin_api_key)
+    if roll_back and admin_keys:
         _add_roll_back(app, roll_back)
     _add_error_handlers(app, error_response, invalid)
+
     # The middleware added last sees a request first.
     if full:
         app.add_middleware(
             LoadShedding, computed_paths=computed_paths, full=full, error_response=error_response
         )
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
-    if keys:
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(
+        ApiKey,
+        keys=keys_of(settings.api_key),
+        admin_keys=admin_keys,
+        open_paths=_open_paths(settings),
+        error_response=error_response,
+    )
+    app.add_middleware(CatchErrors, error_response=error_response)
+    if allowed_hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)
+    if origins := settings.allowed_origins:
         app.add_middleware(
-            ApiKey, keys=keys, open_paths=_open_paths(settings), error_response=error_response
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client for browsers sends a dozen of its own
+            expose_headers=EXPOSED_HEADERS,
         )
 
     def digest() -> str | None:
         return served.digest if (served := backend.served) else None
 
     app.add_middleware(Observe, metrics=metrics, digest=digest)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestLog, log_requests=settings.access_log)
+    if settings.path_prefix:
+        app.add_middleware(PathPrefix, prefix=settings.path_prefix)
     return app
 
 
 def _fields(served: ServedModel | None) -> dict[str, Any]:
     return {"run": served.run, "step": served.step, "digest": served.digest} if served else {}
-
-
-def _keys(settings: ServerSettings) -> list[str]:
-    text = settings.api_key.get_secret_value() if settings.api_key else ""
-    return [key for part in text.split(",") if (key := part.strip())]
 
 
 def _open_paths(settings: ServerSettings) -> frozenset[str]:
@@ -212,17 +255,25 @@ def _add_error_handlers(
 ) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return error_response(as_api_error(request, error))
-
-    async def server_error(request: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "the server failed; its log says why"))
+        answer = as_api_error(request, error)
+        if answer.status_code >= 500 and answer.status_code != 503:
+            log.error("%d: %s", answer.status_code, answer.detail)
+        response = error_response(answer)
+        if answer.status_code == 408:  # the rest of the body may still come
+            response.headers["connection"] = "close"
+        return response
 
     async def validation_error(request: Request, error: Exception) -> Response:
-        assert invalid is not None
         assert isinstance(error, RequestValidationError)
-        return error_response(invalid(error))
+        if answer := without_json(request, error):
+            return error_response(answer)
+        return error_response(invalid(error)) if invalid else invalid_response(error)
 
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, server_error)
-    if invalid:
-        app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+
+
+def invalid_response(invalid: RequestValidationError) -> Response:
+    """FastAPI's usual form without the input, which may be long or invalid Unicode."""
+    detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in invalid.errors()]
+    return JSONResponse({"detail": detail}, 422)

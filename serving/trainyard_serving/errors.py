@@ -3,6 +3,7 @@
 import math
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -65,6 +66,27 @@ def as_api_error(request: Request, error: HTTPException) -> ApiError:
         return error
     message = f"{request.method} {request.url.path}: {error.detail}"
     return ApiError(error.status_code, message, headers=dict(error.headers or {}))
+
+
+def without_json(request: Request, invalid: RequestValidationError) -> ApiError | None:
+    """The answer to a body that was not read, because it is empty or not declared as JSON.
+
+    None if it was read: then the fields in it are wrong.
+    """
+    locations = [error["loc"] for error in invalid.errors()]
+    if not any(where[0] == "body" for where in locations):
+        return None
+    send = "send JSON, with the header Content-Type: application/json"
+    if any(
+        where == ("body",) and error["type"] == "missing"
+        for where, error in zip(locations, invalid.errors(), strict=True)
+    ):
+        return ApiError(400, f"the body is empty: {send}", "empty_body")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return None
+    got = f"is {kind[:100]}" if kind else "has no Content-Type"
+    return ApiError(415, f"the body {got}: {send}", "unsupported_media_type")
 
 
 def detail_response(error: ApiError) -> JSONResponse:

@@ -1,10 +1,12 @@
-"""What happens around every request: API key, size limit, refusal under overload, metrics.
+"""What happens around every request: keys, limits, refusal under overload, errors, metrics.
 
 Plain ASGI instead of Starlette's BaseHTTPMiddleware, so that streams pass through unbuffered.
 """
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import time
 from collections.abc import Callable
 
@@ -12,37 +14,112 @@ from prometheus_client import Counter, Histogram
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trainyard_serving.access import request_id
 from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
+ADMIN = "/admin/"  # the paths that need a key of their own
 DIGEST_HEADER = b"x-trainyard-digest"
 # Asked every few seconds by machines; as requests they would hide those of clients.
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 ROUTE = "trainyard.route"  # key in a scope: the route of a request that never reached the router
 
 
+class PathPrefix:
+    """Removes the prefix under which a proxy publishes the server, if the proxy hasn't done so."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path == self._prefix or path.startswith(self._prefix + "/"):
+            scope = {**scope, "path": path.removeprefix(self._prefix) or "/"}
+            scope.pop("raw_path", None)
+        await self._app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, with the same headers and without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        # uvicorn still needs the method in its own scope.
+        await self._app({**scope, "method": "GET"}, receive, without_body)
+
+
+class CatchErrors:
+    """Answers 500 to what nobody has caught, and logs it.
+
+    Starlette does this outside of all middleware, so that the answer would lack their headers.
+    """
+
+    def __init__(self, app: ASGIApp, error_response: Callable[[ApiError], Response]) -> None:
+        self._app = app
+        self._error_response = error_response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        responding = False
+
+        async def watched(message: Message) -> None:
+            nonlocal responding
+            responding = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if scope["type"] != "http" or responding:
+                raise  # uvicorn logs it, and closes the connection
+            log.exception("the server failed")
+            error = ApiError(500, f"the server failed; its log says why (request {request_id()})")
+            await self._error_response(error)(scope, receive, send)
+
+
 class ApiKey:
-    """Answers 401 to requests without one of the API keys, except on the open paths."""
+    """Answers 401 to requests without a key: one of `keys`, except on the open paths.
+
+    Paths below ADMIN need one of `admin_keys` instead. Without `keys`, all others are open.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         keys: list[str],
+        admin_keys: list[str],
         open_paths: frozenset[str],
         error_response: Callable[[ApiError], Response],
     ) -> None:
         self._app = app
         self._digests = [_digest(key.encode()) for key in keys]
+        self._admin_digests = [_digest(key.encode()) for key in admin_keys]
         self._open_paths = open_paths
         self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope["path"]) or self._known(scope):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        admin = bool(self._admin_digests) and scope["path"].startswith(ADMIN)
+        digests = self._admin_digests if admin else self._digests
+        if self._is_open(scope["path"]) or not digests or _has_key(scope, digests):
             await self._app(scope, receive, send)
             return
         error = ApiError(
             401,
-            "send a valid API key: Authorization: Bearer KEY",
+            f"send a valid {'admin ' if admin else ''}API key: Authorization: Bearer KEY",
             "invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
@@ -51,41 +128,69 @@ class ApiKey:
     def _is_open(self, path: str) -> bool:
         return path in self._open_paths or path.startswith(("/docs/", "/static/"))
 
-    def _known(self, scope: Scope) -> bool:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            given = headers.get(b"x-api-key", b"")
-        digest = _digest(given.strip())
-        # Digests have one length, and every key is compared: the time reveals nothing about keys.
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+def _has_key(scope: Scope, digests: list[bytes]) -> bool:
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer":
+        given = headers.get(b"x-api-key", b"")
+    digest = _digest(given.strip())
+    # Digests have one length, and every key is compared: the time reveals nothing about keys.
+    return sum(hmac.compare_digest(digest, known) for known in digests) > 0
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 class BodyLimit:
-    """Refuses bodies above `limit` bytes with 413, by declared length or while they arrive."""
+    """Refuses bodies above `limit` bytes, declared or received (413), and slow ones (408).
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    The time counts from when the body is first read: a request that waits for its turn before that
+    is not slow.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app = app
         self._limit = limit
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = int(dict(scope["headers"]).get(b"content-length", b"0"))
         received = 0
+        deadline: float | None = None
+        complete = False
 
         async def limited() -> Message:
-            nonlocal received
-            if int(declared) > self._limit:
+            nonlocal received, deadline, complete
+            if declared > self._limit:
                 raise self._too_large()
-            message = await receive()
+            if complete:  # the app waits for the client to leave
+                return await receive()
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + self._seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            complete = not message.get("more_body")
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise self._too_large()
             return message
 
-        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+        await self._app(scope, limited, send)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._limit} bytes", "body_too_large")
+
+    def _too_slow(self) -> ApiError:
+        message = f"the body did not arrive within {self._seconds:g} s"
+        return ApiError(408, message, "body_timeout")
 
 
 class LoadShedding:
@@ -194,7 +299,3 @@ class Observe:
             counter = self._metrics.requests.labels(*labels)
             self._series[key] = (counter, self._metrics.request_seconds.labels(*labels))
         return self._series[key]
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -8,13 +8,15 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trainyard_serving.access import add_request_id
 from trainyard_serving.settings import ServerSettings, read_settings
 
 if TYPE_CHECKING:  # imported slowly, and only once the settings are known to be valid
     from fastapi import FastAPI
 
+    from trainyard_serving.protocol import ServerConfig
 
 # Longer than proxies and load balancers keep a connection that is not in use (60 s, most of them):
 # else one sends a request just as the server closes, and its client gets a 502.
@@ -37,7 +39,10 @@ class App:
 
 def prepare_logging() -> None:
     """Log to standard error, one line per record."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(request)s%(message)s"))
+    handler.addFilter(add_request_id)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     # ONNX Runtime's quantiser logs 50 lines about itself to the root logger; other libraries use
     # loggers of their own, which this filter does not affect.
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -51,7 +56,7 @@ def serve_app(program: str, app: App, args: argparse.Namespace) -> int:
     except ListenError as error:
         return fail(program, str(error))
     create = getattr(import_module(app.module), app.create)
-    serve(create(settings), sock, settings.drain_seconds)
+    serve(create(settings), sock, settings)
     return 0
 
 
@@ -74,7 +79,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ListenError(f"{reason}: choose another with --host or --port") from None
 
 
-def serve(app: "FastAPI", sock: socket.socket, drain_seconds: int) -> None:
+def serve(app: "FastAPI", sock: socket.socket, settings: ServerSettings) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress get `drain_seconds` to finish."""
     import uvicorn
 
@@ -84,17 +89,28 @@ def serve(app: "FastAPI", sock: socket.socket, drain_seconds: int) -> None:
     host, port = sock.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on http://{shown}:{port}", flush=True)
-    config = uvicorn.Config(
-        app,
-        access_log=False,  # /metrics counts requests; probes would fill the log
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,  # no app uses the client's address
-        timeout_graceful_shutdown=drain_seconds,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
+    config = server_config(app, settings, timeout_graceful_shutdown=settings.drain_seconds)
     uvicorn.Server(config).run(sockets=[sock])
+
+
+def server_config(app: "FastAPI", settings: ServerSettings, **options: Any) -> "ServerConfig":
+    """How uvicorn serves an app; tests change some `options`."""
+    from trainyard_serving.protocol import ServerConfig
+
+    return ServerConfig(
+        app,
+        header_seconds=settings.header_seconds,
+        body_seconds=settings.body_seconds,
+        **{
+            "access_log": False,  # `RequestLog` has one
+            "log_config": None,
+            "log_level": "warning",
+            "server_header": False,
+            "proxy_headers": False,  # no app uses the client's address
+            "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+            **options,
+        },
+    )
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -37,6 +37,12 @@ def _step(value: Any) -> Any:
     raise ValueError("must be last, best or the number of a step")
 
 
+def keys_of(setting: SecretStr | None) -> list[str]:
+    """The API keys of a setting, which are separated by commas."""
+    text = setting.get_secret_value() if setting else ""
+    return [key for part in text.split(",") if (key := part.strip())]
+
+
 class ModelSource(Settings):
     """Where the model comes from."""
 
@@ -109,6 +115,16 @@ class ServerSettings(Settings):
         ge=1,
         description="Largest size of a request's body, in bytes; larger ones get a 413.",
     )
+    header_seconds: float = Field(
+        default=20,
+        gt=0,
+        description="Seconds for receiving a request's headers; slower clients get a 408.",
+    )
+    body_seconds: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds for receiving a request's body; slower clients get a 408.",
+    )
     poll_seconds: float = Field(
         default=5, gt=0, description="Seconds between two checks for a newer model."
     )
@@ -124,15 +140,47 @@ class ServerSettings(Settings):
         default=False, description="Require the key on /health and /ready too."
     )
     protect_metrics: bool = Field(default=False, description="Require the key on /metrics too.")
+    access_log: bool = Field(
+        default=True,
+        description="Log each request, except to /health, /ready and /metrics.",
+    )
+    cors_origins: str = Field(
+        default="",
+        pattern=r"^(\*|https?://[^/\s,]+(,https?://[^/\s,]+)*)?$",
+        description="Origins, separated by commas, whose pages may use the API in browsers, such as"
+        " https://app.example.org; * allows all. Default: none.",
+    )
+    path_prefix: str = Field(
+        default="",
+        pattern=r"^(/[\w.~-]+)*$",
+        description="Path under which a proxy publishes the server without removing it from"
+        " requests, such as /shakespeare.",
+    )
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """`cors_origins` as browsers send them."""
+        return self.cors_origins.lower().split(",") if self.cors_origins else []
 
 
-class ComputeSettings(Settings):
+class ComputeSettings(ServerSettings):
     """Settings of models that compute in this process."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto uses a GPU if there is one."
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: PyTorch's default.")
+    admin_api_key: SecretStr | None = Field(
+        default=None,
+        description="Key for POST /admin/rollback, which exists only with one. Several keys,"
+        " separated by commas, are all accepted. Set it as a variable.",
+    )
+
+    @model_validator(mode="after")
+    def _admins_have_their_own_key(self) -> Self:
+        if set(keys_of(self.admin_api_key)) & set(keys_of(self.api_key)):
+            raise ValueError("--admin-api-key must differ from --api-key, which all clients have")
+        return self
 
 
 class SGLangSettings(Settings):
@@ -156,7 +204,7 @@ class SGLangSettings(Settings):
     )
 
 
-class GenerateSettings(ModelSource, ServerSettings, ComputeSettings, SGLangSettings):
+class GenerateSettings(ModelSource, ComputeSettings, SGLangSettings):
     """Settings of the text generation server."""
 
     engine: Literal["torch", "sglang"] = Field(
@@ -183,7 +231,7 @@ class GenerateSettings(ModelSource, ServerSettings, ComputeSettings, SGLangSetti
         return self.engine == "sglang" and self.step == "last" and self.digest is None
 
 
-class ClassifySettings(ModelSource, ServerSettings, ComputeSettings):
+class ClassifySettings(ModelSource, ComputeSettings):
     """Settings of the text classification server."""
 
     port: int = Field(default=7860, ge=0, le=65535, description="Port; 0 selects a free one.")

@@ -223,3 +223,46 @@ def test_without_a_key_no_manifest_mentions_one(render: Render) -> None:
     rendered = render("serving", *S3)
     assert "API_KEY" not in str(rendered.pod())
     assert not rendered.all("Secret")
+
+
+def test_the_key_of_administrators_travels_as_the_clients_does(render: Render) -> None:
+    admin = ("adminApiKey.value=battery-staple-horse",)
+    for values, data in (
+        (admin, {"admin-api-key": "battery-staple-horse"}),
+        (
+            (*KEY, *admin),
+            {"api-key": "correct-horse-battery", "admin-api-key": "battery-staple-horse"},
+        ),
+    ):
+        rendered = render("serving", *GENERATE, *values)
+        secret = rendered.one("Secret")
+        assert secret["stringData"] == data
+        rest = [item for item in rendered.manifests if item["kind"] != "Secret"]
+        assert "battery-staple-horse" not in str(rest)
+        assert reference(rendered) == {"name": secret["metadata"]["name"], "key": "admin-api-key"}
+        assert "admin-api-key" not in str(rendered.one("Pod")), "helm test needs none"
+    theirs = ("adminApiKey.existingSecret=mine", "adminApiKey.secretKey=root")
+    assert reference(render("serving", *GENERATE, *theirs)) == {"name": "mine", "key": "root"}
+
+
+def reference(rendered: Rendered) -> Any:
+    """Where the server's container has the key of administrators from."""
+    environment = rendered.container("serving")["env"]
+    (item,) = [item for item in environment if item["name"] == "TRAINYARD_SERVING_ADMIN_API_KEY"]
+    return item["valueFrom"]["secretKeyRef"]
+
+
+def test_a_new_key_of_administrators_makes_new_pods(render: Render) -> None:
+    def annotations(key: str) -> Any:
+        deployment = render("serving", *GENERATE, f"adminApiKey.value={key}").one("Deployment")
+        return deployment["spec"]["template"]["metadata"]["annotations"]
+
+    assert annotations("a" * 16) != annotations("b" * 16)
+
+
+def test_the_ingress_has_the_path_prefix(render: Render) -> None:
+    def path(*values: str) -> Any:
+        (rule,) = render("serving", *SHAPES["protected"], *values).one("Ingress")["spec"]["rules"]
+        return rule["http"]["paths"][0]["path"]
+
+    assert (path(), path("settings.pathPrefix=/shakespeare")) == ("/", "/shakespeare")

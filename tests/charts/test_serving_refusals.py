@@ -59,6 +59,24 @@ DIGEST = "digest=sha256:" + "00" * 32
         ((*CLASSIFY, "settings.precision=int8"), "int8 needs ONNX Runtime: set engine to onnx"),
         ((*GENERATE, *KEY, "apiKey.existingSecret=a"), "value and existingSecret are both set"),
         (
+            (*GENERATE, "adminApiKey.value=aaaaaaaaaaaaaaaa", "adminApiKey.existingSecret=a"),
+            "adminApiKey: value and existingSecret are both set",
+        ),
+        ((*SGLANG, "adminApiKey.existingSecret=a"), "adminApiKey: engine sglang has no rollback"),
+        (
+            (*GENERATE, *KEY, "adminApiKey.value=correct-horse-battery"),
+            "adminApiKey.value: must differ from apiKey.value",
+        ),
+        (
+            (
+                *GENERATE,
+                "apiKey.existingSecret=a",
+                "adminApiKey.existingSecret=a",
+                "adminApiKey.secretKey=api-key",
+            ),
+            "adminApiKey.secretKey: must differ from apiKey.secretKey",
+        ),
+        (
             (*GENERATE, "settings.protectHealth=true"),
             "settings.protectHealth: has no effect without a key",
         ),
@@ -102,6 +120,10 @@ def test_values_that_do_not_fit_are_refused(
         ("digest=sha256:12", "digest"),
         ("settings.maxToken=5", "maxToken"),
         ("settings.maxQueue=0", "maxQueue"),
+        ("settings.corsOrigins=app.example.org", "corsOrigins"),
+        ("settings.corsOrigins=https://app.example.org/", "corsOrigins"),
+        ("settings.pathPrefix=shakespeare", "pathPrefix"),
+        ("settings.pathPrefix=/shakespeare/", "pathPrefix"),
         ("settings.pollSeconds=0", "pollSeconds"),
         ("settings.drainSeconds=null", "drainSeconds"),
         ("service.port=0", "port"),

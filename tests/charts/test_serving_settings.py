@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from .conftest import CHARTS, Manifest, Refusal, Render
 from .serving_values import GENERATE, ONNX, VISION
 
 # What the chart says itself, from other values.
-OURS = {"run_dir", "model", "step", "digest", "host", "port", "api_key", "engine"}
+OURS = {"run_dir", "model", "step", "digest", "host", "port", "api_key", "admin_api_key", "engine"}
 OURS |= {"sglang_url", "sglang_api_key", "cache_dir"}
 APPS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "classify": (ClassifySettings, ONNX),
@@ -28,6 +29,12 @@ APPS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
 }
 apps = pytest.mark.parametrize("app", sorted(APPS))
 SCHEMA = json.loads((CHARTS / "serving" / "values.schema.json").read_text())
+FITTING = (
+    "8080",
+    "eval_loss<=2.5",
+    "/shakespeare",
+    "https://app.example.org,http://localhost:3000",
+)
 COMPARED = ("type", "enum", "minimum", "exclusiveMinimum", "maximum", "minLength", "pattern")
 
 
@@ -56,7 +63,7 @@ def other(schema: dict[str, Any]) -> Any:
     if "enum" in schema:
         return next(value for value in schema["enum"] if value != schema["default"])
     if pattern := schema.get("pattern"):
-        return "eval_loss<=2.5" if "<" in pattern else "8080"
+        return next(text for text in FITTING if re.search(pattern, text))
     return values.get(schema["type"], lambda: "other")()
 
 

@@ -69,6 +69,18 @@
 {{- if and $v.apiKey.value $v.apiKey.existingSecret -}}
 {{- fail "apiKey: value and existingSecret are both set: leave one of them empty" -}}
 {{- end -}}
+{{- if and $v.adminApiKey.value $v.adminApiKey.existingSecret -}}
+{{- fail "adminApiKey: value and existingSecret are both set: leave one of them empty" -}}
+{{- end -}}
+{{- if and (include "serving.adminApiKeySecret" .) (eq $engine "sglang") -}}
+{{- fail "adminApiKey: engine sglang has no rollback: leave it empty" -}}
+{{- end -}}
+{{- if and $v.apiKey.value (eq $v.apiKey.value $v.adminApiKey.value) -}}
+{{- fail "adminApiKey.value: must differ from apiKey.value, which all clients have" -}}
+{{- end -}}
+{{- if and (eq (include "serving.apiKeySecret" .) (include "serving.adminApiKeySecret" .)) (include "serving.apiKeySecret" .) (eq $v.apiKey.secretKey $v.adminApiKey.secretKey) -}}
+{{- fail "adminApiKey.secretKey: must differ from apiKey.secretKey in the same Secret" -}}
+{{- end -}}
 {{- if not (include "serving.apiKeySecret" .) -}}
 {{- range $key := list "protectHealth" "protectMetrics" -}}
 {{- if get $v.settings $key -}}

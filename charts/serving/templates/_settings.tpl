@@ -1,8 +1,8 @@
 {{/* The keys of `settings` for each app; a test compares them with the program's. */}}
 {{- define "serving.settingsOf" -}}
-generate: [answerSeconds, device, drainSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
-classify: [checkTexts, device, drainSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pollSeconds, precision, protectHealth, protectMetrics, require, threads]
-vision: [allowPrivateHosts, allowedPorts, answerSeconds, decoderMemoryBytes, decoderSeconds, decoders, drainSeconds, fetchSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxImages, maxQueue, maxRunning, maxTokens, modelName, pollSeconds, protectHealth, protectMetrics]
+generate: [accessLog, answerSeconds, bodySeconds, corsOrigins, device, drainSeconds, headerSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pathPrefix, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
+classify: [accessLog, bodySeconds, checkTexts, corsOrigins, device, drainSeconds, headerSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pathPrefix, pollSeconds, precision, protectHealth, protectMetrics, require, threads]
+vision: [accessLog, allowPrivateHosts, allowedPorts, answerSeconds, bodySeconds, corsOrigins, decoderMemoryBytes, decoderSeconds, decoders, drainSeconds, fetchSeconds, headerSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxImages, maxQueue, maxRunning, maxTokens, modelName, pathPrefix, pollSeconds, protectHealth, protectMetrics]
 {{- end -}}
 
 {{/* `settings` as environment variables: maxQueue is TRAINYARD_SERVING_MAX_QUEUE. */}}
@@ -18,21 +18,34 @@ vision: [allowPrivateHosts, allowedPorts, answerSeconds, decoderMemoryBytes, dec
 {{- end }}
 {{- end -}}
 
-{{/* The Secret with the API key, if there is a key. */}}
+{{/* The Secret with the API key, if there is a key; likewise with that of administrators. */}}
 {{- define "serving.apiKeySecret" -}}
-{{- if .Values.apiKey.value -}}
-{{ include "serving.fullname" . }}
+{{- include "serving.keySecret" (dict "root" . "key" .Values.apiKey) -}}
+{{- end -}}
+
+{{- define "serving.adminApiKeySecret" -}}
+{{- include "serving.keySecret" (dict "root" . "key" .Values.adminApiKey) -}}
+{{- end -}}
+
+{{- define "serving.keySecret" -}}
+{{- if .key.value -}}
+{{ include "serving.fullname" .root }}
 {{- else -}}
-{{ .Values.apiKey.existingSecret }}
+{{ .key.existingSecret }}
 {{- end -}}
 {{- end -}}
 
 {{- define "serving.apiKeyEnvironment" -}}
-{{- with include "serving.apiKeySecret" . -}}
+{{- with include "serving.apiKeySecret" . }}
 - name: TRAINYARD_SERVING_API_KEY
   valueFrom:
     secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.apiKey.secretKey | quote }}}
-{{- end -}}
+{{- end }}
+{{- with include "serving.adminApiKeySecret" . }}
+- name: TRAINYARD_SERVING_ADMIN_API_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ . | quote }}, key: {{ $.Values.adminApiKey.secretKey | quote }}}
+{{- end }}
 {{- end -}}
 
 {{/* A probe. If its path requires the key, a program in the pod has to send it. */}}

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,7 +27,10 @@ if TYPE_CHECKING:  # importing torch takes seconds; the server must answer befor
 COMPUTED_PATHS = frozenset({"/predict", "/predict/batch"})
 PAGE = Path(__file__).with_name("page.html")
 ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is empty."},
+    408: {"description": "The body did not arrive in time."},
     413: {"description": "The body is too large."},
+    415: {"description": "The body is not declared as JSON."},
     429: {"description": "Too many texts are waiting; see Retry-After."},
     503: {"description": "The model is not loaded; see Retry-After."},
 }
@@ -125,10 +127,11 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
         metrics,
         parts=[batcher],
         roll_back=follower.roll_back,
+        admin_api_key=settings.admin_api_key,
         computed_paths=COMPUTED_PATHS,
         full=batcher.full,
     )
-    app.description = "The class of a text. [A page to try it](/try)."
+    app.description = "The class of a text. [A page to try it](try)."
     routes = Routes(settings, follower, batcher)
     app.add_api_route(
         "/predict",
@@ -148,20 +151,12 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
     app.add_api_route(
         "/", _redirect_to_docs, response_class=RedirectResponse, include_in_schema=False
     )
-    app.add_exception_handler(RequestValidationError, _invalid)
     add_docs(app)
     return app
 
 
 async def _redirect_to_docs() -> RedirectResponse:
-    return RedirectResponse("/docs")
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    """FastAPI's usual form without the input, which may be long or invalid Unicode."""
-    assert isinstance(error, RequestValidationError)
-    detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
-    return JSONResponse({"detail": detail}, 422)
+    return RedirectResponse("docs")
 
 
 def _load(settings: ClassifySettings, source: VerifiedModel) -> "Classifier":

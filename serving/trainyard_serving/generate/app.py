@@ -58,6 +58,7 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         invalid=invalid_request,
         parts=[engine.worker],
         roll_back=engine.follower.roll_back,
+        admin_api_key=settings.admin_api_key,
         computed_paths=frozenset({COMPLETIONS, CHAT_COMPLETIONS}),
         full=engine.worker.full,
     )

@@ -4,6 +4,12 @@
 const KEY = "trainyard-api-key";
 const at = (id) => document.getElementById(id);
 
+// A proxy may publish the server under a path prefix: routes lie beside the page, whose own name
+// (none, or `try`) is the end of its path.
+const NAME = document.documentElement.dataset.name ?? "";
+const ROOT = location.pathname.replace(new RegExp(`/?${NAME}$`), "/");
+const route = (path) => ROOT + path;
+
 function say(text, bad = false) {
   at("state").textContent = text;
   at("state").classList.toggle("bad", bad);
@@ -21,7 +27,7 @@ function askForKey() {
 // Shows which model is served; asks again until the server is ready.
 async function showModel(describe) {
   try {
-    const answer = await fetch("ready", { headers: headers() });
+    const answer = await fetch(route("ready"), { headers: headers() });
     const body = await answer.json();
     at("served").textContent = answer.ok ? describe(body)
       : body.reason ?? body.error?.message ?? body.detail;

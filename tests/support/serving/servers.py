@@ -14,20 +14,22 @@ from fastapi import FastAPI
 from tests import patience
 from tests.patience import until
 from trainyard_serving.generate.app import create_generate_app
-from trainyard_serving.server import listen
-from trainyard_serving.settings import GenerateSettings
+from trainyard_serving.server import listen, server_config
+from trainyard_serving.settings import GenerateSettings, ServerSettings
 
 
 @contextmanager
-def running(app: FastAPI) -> Iterator[httpx.Client]:
-    """`app` on a free port of this machine, in a thread, and a client for it."""
+def running(app: FastAPI, **settings: Any) -> Iterator[httpx.Client]:
+    """`app` on a free port of this machine, in a thread, and a client for it.
+
+    settings: of connections, which are not the app's.
+    """
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        timeout_graceful_shutdown=1,
-        timeout_keep_alive=int(patience.SECONDS),  # else a pause could end it under a request
-    )
+    # Long limits, else a pause of this machine could end a connection under a request.
+    options = {"timeout_keep_alive": int(patience.SECONDS), "timeout_graceful_shutdown": 1}
+    options |= {name: settings.pop(name) for name in options if name in settings}
+    values = {"header_seconds": patience.SECONDS, **settings}
+    config = server_config(app, ServerSettings(**values), **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()

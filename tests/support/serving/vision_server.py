@@ -56,6 +56,7 @@ if __name__ == "__main__":
         fetch_seconds=patience.SECONDS,
         allowed_ports=f"80,443,{sys.argv[2]}",
         max_queue=100,
+        drain_seconds=1,
     )
     app = create_vision_app(settings, fetcher(limits(settings), int(sys.argv[1])))
-    serve(app, listen("127.0.0.1", 0), 1)
+    serve(app, listen("127.0.0.1", 0), settings)

@@ -19,6 +19,9 @@ from trainyard_serving.settings import ClassifySettings, GenerateSettings, Visio
 from trainyard_serving.vision.app import create_vision_app
 
 KEYS = ["sk-first", "sk-second"]
+ADMIN_KEY = "sk-admin"
+ROLLBACK = "/admin/rollback"
+CAN_ROLL_BACK = ("generate", "classify")
 HEALTH, METRICS = {"/health", "/ready"}, {"/metrics"}
 # Open to everyone: the apps' pages and their documentation, which contain no data of the
 # user's and ask for the key themselves. A new route is closed unless it is added here, too.
@@ -33,9 +36,9 @@ OPEN = {
     "dashboard": PAGES | {"/static/x"},
 }
 CLOSED = {
-    "generate": {"/v1/completions", "/v1/chat/completions", "/v1/models", "/admin/rollback"},
+    "generate": {"/v1/completions", "/v1/chat/completions", "/v1/models"},
     "generate on SGLang": {"/v1/completions", "/v1/chat/completions", "/v1/models"},
-    "classify": {"/predict", "/predict/batch", "/admin/rollback"},
+    "classify": {"/predict", "/predict/batch"},
     "vision": {"/answer"},
     "dashboard": {"/api/state", "/api/runs", "/api/demo"},
 }
@@ -126,7 +129,31 @@ async def test_with_a_key_every_route_answers(name: str) -> None:
 async def test_without_configured_keys_all_paths_are_open_and_rollback_is_absent(name: str) -> None:
     found = await statuses(create(name, api_key=" , "))
     assert all(401 not in codes for codes in found.values())
-    assert "/admin/rollback" not in found
+    assert ROLLBACK not in found
+
+
+@apps
+async def test_with_a_key_for_clients_only_there_is_no_rollback(name: str) -> None:
+    found = await statuses(create(name, api_key="sk-first"), **bearer("sk-first"))
+    assert ROLLBACK not in found
+
+
+@pytest.mark.parametrize("name", CAN_ROLL_BACK)
+@pytest.mark.parametrize("api_key", [None, "sk-first"])
+async def test_rollback_takes_only_a_key_of_its_own(name: str, api_key: str | None) -> None:
+    app = create(name, api_key=api_key, admin_api_key=ADMIN_KEY)
+    for headers in ({}, bearer("sk-first"), {"x-api-key": "sk-first"}):
+        assert (await statuses(app, **headers))[ROLLBACK] == {401}
+    found = await statuses(app, **bearer(ADMIN_KEY))
+    assert found[ROLLBACK] == {409}  # no previous model, but in
+    if api_key:
+        assert found["/v1/models" if name == "generate" else "/predict"] == {401}
+
+
+@pytest.mark.parametrize("kind", [GenerateSettings, ClassifySettings])
+def test_an_admins_key_that_clients_have_is_refused(kind: type[GenerateSettings]) -> None:
+    with pytest.raises(ValueError, match="--admin-api-key must differ from --api-key"):
+        kind(run_dir="r", api_key="a,b", admin_api_key="b")
 
 
 def test_the_401_has_openais_error_form(locked: httpx.Client) -> None:

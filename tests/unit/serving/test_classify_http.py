@@ -68,7 +68,7 @@ def test_health_docs_and_metrics(news: httpx.Client) -> None:
     assert (health["status"], health["model_loaded"]) == ("healthy", True)
     assert (health["run"], health["step"], health["precision"]) == ("news", 10, "fp32")
     root = news.get("/")
-    assert (root.is_redirect, root.headers["location"]) == (True, "/docs")
+    assert (root.is_redirect, root.headers["location"]) == (True, "docs")
     assert "http" not in news.get("/docs").text.replace("http-equiv", "")  # nothing from elsewhere
     schema = news.get("/openapi.json").json()
     assert {"/predict", "/predict/batch", "/health"} <= set(schema["paths"])

@@ -62,7 +62,7 @@ def test_swaps_fail_no_request_and_every_answer_names_its_model(
 
 def test_rollback_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
-    with serving(run_dir=tmp_path, poll_seconds=0.02, api_key=KEY) as client:
+    with serving(run_dir=tmp_path, poll_seconds=0.02, admin_api_key=KEY) as client:
 
         def serves(name: str) -> bool:
             return bool(client.get("/health").json().get("digest") == name)
@@ -87,5 +87,5 @@ def test_rollback_by_request(models: list[tuple[Path, str]], tmp_path: Path) -> 
         assert 'trainyard_serving_model_swaps_total{result="rolled_back"} 1.0' in metrics
 
 
-def test_without_a_key_there_is_no_rollback(client: httpx.Client) -> None:
+def test_without_an_admins_key_there_is_no_rollback(client: httpx.Client) -> None:
     assert client.post("/admin/rollback").status_code == 404

@@ -1,0 +1,163 @@
+"""HTTP/1.1 on a connection: uvicorn's protocol, which here ignores upgrades and limits the time.
+
+uvicorn limits only how long a connection may be idle after a response. Here every wait for a client
+ends: for its first byte, for a request's headers, and for the rest of a body that nobody reads. The
+time for a body that is read is limited by `middleware.BodyLimit`, whose answer has the app's form.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Literal
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from trainyard_serving.access import REQUEST_ID_HEADER, new_request_id
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class ServerConfig(uvicorn.Config):
+    """uvicorn's settings, and the limits of `HttpProtocol`."""
+
+    def __init__(
+        self, app: Any, *, header_seconds: float, body_seconds: float, **options: Any
+    ) -> None:
+        super().__init__(app, http=HttpProtocol, ws="none", **options)
+        self.header_seconds = header_seconds
+        self.body_seconds = body_seconds
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A connection of a client."""
+
+    config: ServerConfig
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reading: Literal["nothing", "headers", "body"] = "nothing"
+        self._header_bytes = 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_client()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        size, in_headers = len(data), self._reading == "headers"
+        try:
+            while data:
+                data = self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP request")
+            return
+        if in_headers and self._reading == "headers":
+            self._header_bytes += size
+            if self._header_bytes > MAX_HEADER_BYTES:
+                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                self._refuse(status, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+
+    def _parse(self, data: bytes) -> bytes:
+        """Returns what is to be parsed next."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(HTTPStatus.NOT_IMPLEMENTED, "CONNECT: this server is not a proxy")
+                return b""
+            # The parser has skipped the body, as if another protocol followed (Java's HttpClient
+            # asks for HTTP/2 in its first request). RFC 9110, 7.8: a server may ignore it.
+            return self._headers_without_upgrade() + data[upgrade.args[0] :]
+        return b""
+
+    def _headers_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join([*lines, b"\r\n"])
+
+    # The parser's callbacks, in their order.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reading = "headers"
+        self._header_bytes = 0
+        self._wait(self.config.header_seconds, self._headers_are_late)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._reading = "body"
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._reading = "nothing"
+        super().on_message_complete()
+        self._wait_for_client()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_client()
+
+    # Waiting for the client.
+
+    def _wait_for_client(self) -> None:
+        """Limit the wait for its next request, or for the rest of a body that nobody reads."""
+        if self._is_responding or self._reading == "headers":
+            return
+        rest_of_body = self._reading == "body"
+        seconds = self.config.body_seconds if rest_of_body else self.config.timeout_keep_alive
+        self._wait(seconds, self.transport.close)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """uvicorn's own limit, which any byte ends: `_wait_for_client` has a stricter one."""
+
+    @property
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(seconds, then)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _headers_are_late(self) -> None:
+        seconds = self.config.header_seconds
+        message = f"the headers did not arrive within {seconds:g} s"
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, message)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answer what no app sees, and close; after the response in progress, only close."""
+        if self._is_responding:
+            self.cycle.keep_alive = False
+            return
+        request_id = new_request_id()
+        log.info("[%s] %d: %s", request_id, status, message)
+        body = f"{message}\n".encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+            "content-type: text/plain; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\n"
+            f"{REQUEST_ID_HEADER}: {request_id}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
