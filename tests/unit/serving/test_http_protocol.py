@@ -128,7 +128,7 @@ def connections(client: httpx.Client) -> int:
 def cycles() -> int:
     """How many requests, with what arrived of their bodies, are in this process's memory."""
     gc.collect()
-    return sum(isinstance(each, RequestResponseCycle) for each in gc.get_objects())
+    return sum(type(each) is RequestResponseCycle for each in gc.get_objects())
 
 
 def test_half_sent_headers_and_bodies_end_and_free_their_memory() -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -68,6 +69,23 @@ def server(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.wait()
+
+
+def test_the_log_has_a_line_for_each_request_with_its_id(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "--run-dir", str(tmp_path), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    base = process.stdout.readline().removeprefix("listening on ").strip()
+    httpx.get(f"{base}/v1/nothing?key=sk-secret", headers={"x-request-id": "mine"})
+    process.terminate()
+    _, log = process.communicate(timeout=patience.SECONDS)
+    line = r"^\S+ \S+ INFO \[mine\] GET /v1/nothing 404 \d\.\d{3} s \d+ bytes$"
+    assert re.search(line, log, re.MULTILINE), log
+    assert "sk-secret" not in log
 
 
 def test_a_connection_may_be_idle_for_a_while(server: subprocess.Popen[str]) -> None:
