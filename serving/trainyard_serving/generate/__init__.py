@@ -4,6 +4,7 @@ A request passes through these modules:
 
     app.py            route: limits, model name, JSON or server-sent events
     openai_api.py     the validated request, and the JSON of the response
+      messages.py         the messages of a conversation
     engine.py         what the routes require of an engine; one of these answers:
     torch_engine.py       the model in this process
       language_model.py       text -> token ids, chat templates, loading and checking

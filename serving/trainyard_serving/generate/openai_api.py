@@ -3,14 +3,15 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, TypeGuard
+from typing import Annotated, ClassVar, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Chunk, JsonDict, SamplingOptions
+from trainyard_serving.generate.messages import Message, valid_text
 
 Texts = str | list[str]
 
@@ -28,20 +29,11 @@ UNSUPPORTED: Unsupported = {
 }
 
 
-def _valid_text(text: str, field: str) -> str:
-    """`text`, if it can be encoded. Raises ValueError."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{field} is not valid Unicode (a lone surrogate)") from None
-    return text
-
-
 def _texts(value: object, field: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not _are_texts(texts):
         raise ValueError(f"{field} must be a string or a list of strings")
-    return [_valid_text(text, field) for text in texts]
+    return [valid_text(text, field) for text in texts]
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
@@ -118,56 +110,6 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[str], BeforeValidator(_prompts, json_schema_input_type=Texts)]
     echo: bool | None = None
-
-
-class TextPart(BaseModel):
-    """A part of a message's content."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-    text: str
-
-
-def _content(value: object) -> str:
-    if isinstance(value, list) and value:
-        value = "".join(_part_text(part) for part in value)
-    if not isinstance(value, str):
-        raise ValueError("content must be a string, or a list of text parts")
-    return _valid_text(value, "content")
-
-
-def _part_text(part: object) -> str:
-    try:
-        return TextPart.model_validate(part).text
-    except ValidationError:
-        raise ValueError(
-            'content: this model reads text: a part must be {"type": "text", "text": "..."}'
-        ) from None
-
-
-Content = Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
-
-
-class Message(BaseModel):
-    """A message of the conversation.
-
-    The message of a response is accepted unchanged: its other fields are empty.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: Content
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_fields(cls, data: object) -> object:
-        if isinstance(data, dict):
-            for name in data.keys() - {"role", "content"}:
-                if data[name] not in (None, []):
-                    raise ValueError(f"{name} is not supported: leave it out")
-        return data
 
 
 class ChatRequest(GenerationRequest):
