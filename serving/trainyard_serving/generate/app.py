@@ -57,7 +57,7 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         metrics,
         error_response=openai_error_response,
         invalid=invalid_request,
-        parts=[engine.worker],
+        parts=[engine.worker, engine.threads],
         roll_back=engine.follower.roll_back,
         computed_paths=frozenset({COMPLETIONS, CHAT_COMPLETIONS}),
         full=engine.worker.full,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Chunk, JsonDict, SamplingOptions
-from trainyard_serving.generate.messages import Message, valid_text
+from trainyard_serving.generate.messages import Message, Tool, valid_text
 
 Texts = str | list[str]
 
@@ -118,7 +118,6 @@ class ChatRequest(GenerationRequest):
     unsupported: ClassVar[Unsupported] = {
         **UNSUPPORTED,
         "top_logprobs": (None,),
-        "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
@@ -128,6 +127,8 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: str | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -136,6 +137,12 @@ class ChatRequest(GenerationRequest):
         if None not in (newer, older) and newer != older:
             raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
         return self
+
+    def tools_for_template(self) -> list[JsonDict] | None:
+        """The tools that the model may call, as chat templates expect them."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
     @property
     def limit(self) -> int | None:

@@ -7,9 +7,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from starlette.concurrency import run_in_threadpool
-
 from trainyard_serving.app import not_ready
+from trainyard_serving.concurrency import ComputingThreads
 from trainyard_serving.generate.engine import Chunk, JsonDict, ModelCard, SamplingOptions
 from trainyard_serving.generate.openai_api import (
     DEFAULT_MAX_TOKENS,
@@ -31,21 +30,31 @@ from trainyard_serving.settings import GenerateSettings
 if TYPE_CHECKING:  # importing torch takes seconds, and the server must answer before that
     from trainyard_serving.generate.language_model import LanguageModel
 
+# Prompts that are tokenised at a time: their memory adds up.
+ENCODING_THREADS = 2
+
 
 class TorchEngine:
-    """Encodes prompts, queues them, and brings their texts back."""
+    """Encodes prompts, queues them, and brings their texts back.
+
+    Attributes:
+        threads: encode prompts, and compute whatever else a request needs before its first token.
+    """
 
     def __init__(self, settings: GenerateSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self.worker = Worker(settings.max_queue, settings.max_batch_size, metrics)
+        self.threads = ComputingThreads(
+            ENCODING_THREADS, settings.max_batch_size + settings.max_queue, "encoder"
+        )
         metrics.queue_depth.set_function(lambda: self.worker.depth)
         self.follower: Follower[LanguageModel] = Follower(
             location_of(settings), partial(_load, settings), settings.poll_seconds, metrics
         )
 
     def model_card(self) -> ModelCard:
-        model = self._model()
+        model = self.current_model()
         return ModelCard(
             self._name_of(model),
             int(model.source.created.timestamp()),
@@ -56,8 +65,8 @@ class TorchEngine:
         )
 
     async def complete(self, request: CompletionRequest, resources: AsyncExitStack) -> "_Answer":
-        model = self._model()
-        prompts = [await run_in_threadpool(model.encode, prompt) for prompt in request.prompt]
+        model = self.current_model()
+        prompts = await self.threads.run(_encode_all, model, request.prompt)
         response = CompletionJson(
             f"cmpl-{uuid.uuid4().hex}",
             self._name_of(model),
@@ -69,9 +78,9 @@ class TorchEngine:
         return self._submit(request, model, prompts, options, response, resources)
 
     async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "_Answer":
-        model = self._model()
-        messages = [message.model_dump() for message in request.messages]
-        prompt = await run_in_threadpool(model.encode_chat, messages)
+        model = self.current_model()
+        messages = [message.for_template() for message in request.messages]
+        prompt = await self.threads.run(model.encode_chat, messages, request.tools_for_template())
         response = ChatJson(
             f"chatcmpl-{uuid.uuid4().hex}", self._name_of(model), len(prompt), num_choices=1
         )
@@ -94,7 +103,8 @@ class TorchEngine:
         resources.callback(job.cancel)
         return _Answer(job, response, request.include_usage, self._metrics)
 
-    def _model(self) -> "LanguageModel":
+    def current_model(self) -> "LanguageModel":
+        """The model that answers now. Raises ApiError while there is none."""
         model = self.follower.model
         if model is None:
             raise not_ready(self.follower, self._settings)
@@ -143,6 +153,10 @@ class _Answer:
             self._metrics.generated_tokens.inc(chunk.num_tokens)
             self._json.count(chunk)
             yield chunk
+
+
+def _encode_all(model: "LanguageModel", prompts: Sequence[str]) -> list[list[int]]:
+    return [model.encode(prompt) for prompt in prompts]
 
 
 def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":
