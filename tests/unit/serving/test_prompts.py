@@ -101,6 +101,7 @@ def test_both_endpoints_refuse_it_with_openais_code(tmp_path: Path) -> None:
         bodies: dict[str, Any] = {
             "/v1/completions": {"prompt": ["a", text]},
             "/v1/chat/completions": {"messages": [{"role": "user", "content": text}]},
+            "/tokenize": {"prompt": text},
         }
         for path, body in bodies.items():
             error = refused(client, path, body)
