@@ -5,6 +5,7 @@ A request passes through these modules:
     app.py            route: limits, model name, JSON or server-sent events
     openai_api.py     the validated request, and the JSON of the response
       messages.py         the messages of a conversation, and tools
+      response_format.py  the form of an answer: text, JSON, JSON of a schema
     tokenization.py   /tokenize and /detokenize
     info.py           /info
     engine.py         what the routes require of an engine; one of these answers:
@@ -12,6 +13,7 @@ A request passes through these modules:
       language_model.py       loading and checking; one model with all that belongs to it
         prompts.py                text -> token ids, within bounds
         chat_template.py          messages and tools -> text
+        grammar.py                a JSON schema -> the tokens that may come next
       worker.py               queue and thread; streams chunks of text back to the event loop
       batch.py                prefill and decode of several texts together
       sequence.py             one text: sampled tokens -> final text, stop strings

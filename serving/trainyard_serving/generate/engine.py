@@ -8,10 +8,25 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from trainyard_serving.errors import ApiError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainyard_serving.generate.openai_api import ChatRequest, CompletionRequest
 
 JsonDict = dict[str, Any]
 FinishReason = Literal["stop", "length"]
+
+
+class Grammar(Protocol):
+    """What a text may be: restricts the next token, step by step."""
+
+    def copy(self) -> "Grammar":
+        """The same state, for another text."""
+
+    def mask(self, logits: "Tensor") -> None:
+        """Set `logits` [vocabulary] to -inf where a token cannot come next, in place."""
+
+    def accept(self, token: int) -> bool:
+        """Take the next token; returns whether the text is complete."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class SamplingOptions:
     top_p: float = 1.0  # the smallest set of tokens with this total probability
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None  # in its first state; each text has a copy
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trainyard_serving.errors import BadModelError, ModelUnavailableError, one_l
 from trainyard_serving.generate.batch import Batch
 from trainyard_serving.generate.chat_template import ChatTemplate
 from trainyard_serving.generate.engine import JsonDict, PromptError, SamplingOptions
+from trainyard_serving.generate.grammar import JsonGrammar, JsonGrammars
 from trainyard_serving.generate.prompts import PromptEncoder
 from trainyard_serving.generate.sequence import Detokenizer, TextSequence, make_sampler
 from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
@@ -46,6 +47,7 @@ class LanguageModel:
         num_embeddings: int = model.get_input_embeddings().weight.shape[0]
         check_vocabulary(tokenizer, num_embeddings)
         self._num_tokens = len(tokenizer)
+        self._grammars = JsonGrammars(tokenizer, self._eos_ids)
         self._prompts = PromptEncoder(tokenizer, self.context_length, num_embeddings, self._unk_id)
 
     @classmethod
@@ -145,6 +147,13 @@ class LanguageModel:
         text = self._chat_template.render(conversation, tools, add_generation_prompt)
         # A template adds the special tokens itself.
         return self._prompts.encode(text, "messages", add_special_tokens)
+
+    def grammar(self, schema: JsonDict) -> JsonGrammar:
+        """What an answer in JSON of `schema` may be.
+
+        Raises PromptError for a schema, or a model, with which that is not possible.
+        """
+        return self._grammars.compile(schema)
 
     def token_strings(self, ids: list[int]) -> list[str]:
         """The tokens as the tokenizer's vocabulary has them."""

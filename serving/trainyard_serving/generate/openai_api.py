@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Chunk, JsonDict, SamplingOptions
 from trainyard_serving.generate.messages import Message, Tool, valid_text
+from trainyard_serving.generate.response_format import ResponseFormat
 
 Texts = str | list[str]
 
@@ -121,7 +122,6 @@ class ChatRequest(GenerationRequest):
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
     }
@@ -129,6 +129,7 @@ class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] | None = None
     tool_choice: str | None = None
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

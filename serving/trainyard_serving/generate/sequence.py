@@ -41,6 +41,7 @@ class TextSequence:
         self._sampler = sampler
         self._detokenizer = detokenizer
         self._stops = StopMatcher(options.stop)
+        self._grammar = options.grammar.copy() if options.grammar else None
         self._eos_ids = eos_ids
         self._context_length = context_length
         self._num_tokens = 0
@@ -56,7 +57,10 @@ class TextSequence:
 
         Only the last chunk has a finish reason.
         """
+        if self._grammar:
+            self._grammar.mask(logits)
         token = self._sampler(logits)
+        complete = self._grammar is not None and self._grammar.accept(token)
         self._num_tokens += 1
         self._window.append(token)
         if len(self._window) > self._context_length:
@@ -64,17 +68,18 @@ class TextSequence:
             # Dropping half a context at a time makes that rare.
             self._window = self._window[-max(1, self._context_length // 2) :]
             self.num_cached = 0
-        return self._chunk(token)
+        return self._chunk(token, complete)
 
-    def _chunk(self, token: int) -> Chunk | None:
+    def _chunk(self, token: int, complete: bool) -> Chunk | None:
         stops = self._stops
         eos, at_limit = token in self._eos_ids, self._num_tokens == self._max_tokens
         text = "" if eos else stops.push(self._detokenizer.push(token))
-        if (eos or at_limit) and not stops.matched:
+        ended = eos or complete
+        if (ended or at_limit) and not stops.matched:
             text += stops.push(self._detokenizer.flush())
             text += stops.flush()
-        if stops.matched or eos or at_limit:
-            reason: FinishReason = "stop" if stops.matched or eos else "length"
+        if stops.matched or ended or at_limit:
+            reason: FinishReason = "stop" if stops.matched or ended else "length"
             return Chunk(self._index, text, self._count_unreported(), reason)
         return Chunk(self._index, text, self._count_unreported()) if text else None
 

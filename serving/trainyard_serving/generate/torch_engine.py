@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,10 @@ class TorchEngine:
         # Without a limit an answer may fill the rest of the context.
         rest = max(1, model.context_length - len(prompt))
         options = request.sampling_options(request.limit or min(self._settings.max_tokens, rest))
+        form = request.response_format
+        schema = form.schema_of_answer if form else None
+        if schema is not None:
+            options = replace(options, grammar=await self.threads.run(model.grammar, schema))
         return self._submit(request, model, [prompt], options, response, resources)
 
     def _submit(

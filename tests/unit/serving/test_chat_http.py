@@ -152,7 +152,7 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(chat: httpx.Clien
         ({"max_completion_tokens": 65}, "max_completion_tokens", "at most 64"),
         ({"max_completion_tokens": 3, "max_tokens": 4}, None, "give one of them"),
         ({"tools": [{"type": "function"}]}, "tools", "function"),
-        ({"response_format": {"type": "json_object"}}, None, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "cannot write '0'"),
         ({"n": 2}, None, "n is not supported"),
     ],
 )
