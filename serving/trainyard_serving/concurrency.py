@@ -6,11 +6,16 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
 
 from trainyard_serving.errors import QueueFullError
 
 NICENESS = 5  # under contention, a third of the CPU time of a thread of normal priority
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Gate:
@@ -59,6 +64,44 @@ class Gate:
                 self._seconds += 0.2 * (time.monotonic() - started - self._seconds)
 
 
+class ComputingThreads:
+    """A few threads of low priority, and a bounded queue, for short work that requests await."""
+
+    def __init__(self, num_threads: int, max_queue: int, name: str) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, name, _lower_priority)
+        self._max_admitted = num_threads + max_queue
+        self._num_admitted = 0  # includes work whose client has left while it runs
+        self._changing = threading.Lock()
+
+    @property
+    def alive(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        """Nothing: threads start with the first work."""
+
+    def stop(self) -> None:
+        """Drop what waits, and wait for what runs."""
+        self._executor.shutdown(cancel_futures=True)
+
+    async def run(self, compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `compute`. Cancelling the call drops it unless it runs already.
+
+        Raises QueueFullError at once when too much waits.
+        """
+        with self._changing:
+            if self._num_admitted >= self._max_admitted:
+                raise QueueFullError("requests", 1)
+            self._num_admitted += 1
+        future = self._executor.submit(compute, *args, **kwargs)
+        future.add_done_callback(self._ended)
+        return await asyncio.wrap_future(future)
+
+    def _ended(self, future: Future[T]) -> None:
+        with self._changing:
+            self._num_admitted -= 1
+
+
 def computing_thread(run: Callable[[], None], name: str) -> threading.Thread:
     """A thread of lower priority than the event loop, as are the threads that it starts.
 
@@ -66,10 +109,14 @@ def computing_thread(run: Callable[[], None], name: str) -> threading.Thread:
     must not wait for it.
     """
 
-    def lower_priority() -> None:
-        if sys.platform == "linux":  # elsewhere the whole process has one priority
-            nice = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+    def run_lowered() -> None:
+        _lower_priority()
         run()
 
-    return threading.Thread(target=lower_priority, name=name)
+    return threading.Thread(target=run_lowered, name=name)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere the whole process has one priority
+        nice = os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -15,6 +15,7 @@ from trainyard_serving.app import create_app
 from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Answer, Engine, JsonDict
+from trainyard_serving.generate.info import add_info, limits
 from trainyard_serving.generate.openai_api import (
     ChatRequest,
     CompletionRequest,
@@ -23,6 +24,7 @@ from trainyard_serving.generate.openai_api import (
     openai_error_response,
 )
 from trainyard_serving.generate.sglang_engine import SGLangEngine
+from trainyard_serving.generate.tokenization import TokenizationRoutes
 from trainyard_serving.generate.torch_engine import TorchEngine
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.pages import page
@@ -56,13 +58,15 @@ def create_generate_app(settings: GenerateSettings) -> FastAPI:
         metrics,
         error_response=openai_error_response,
         invalid=invalid_request,
-        parts=[engine.worker],
+        parts=[engine.worker, engine.threads],
         roll_back=engine.follower.roll_back,
         admin_api_key=settings.admin_api_key,
         computed_paths=frozenset({COMPLETIONS, CHAT_COMPLETIONS}),
         full=engine.worker.full,
     )
-    Routes(settings, engine).add_to(app)
+    routes = Routes(settings, engine)
+    routes.add_to(app)
+    TokenizationRoutes(engine, routes.check_name).add_to(app)
     return app
 
 
@@ -74,6 +78,7 @@ class Routes:
         self._engine = engine
 
     def add_to(self, app: FastAPI) -> None:
+        add_info(app, self._settings, self._engine)
         app.add_api_route("/v1/models", self.models, response_model=None)
         app.add_api_route("/v1/models/{name:path}", self.one_model, response_model=None)
         for path, route in (
@@ -89,7 +94,7 @@ class Routes:
 
     async def one_model(self, name: str) -> JsonDict:
         """The model by its name."""
-        self._check_name(name)
+        self.check_name(name)
         return self._model_json()
 
     async def page(self) -> HTMLResponse:
@@ -98,7 +103,7 @@ class Routes:
 
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """Text that continues each prompt, in one response or streamed as server-sent events."""
-        self._check_name(body.model)
+        self.check_name(body.model)
         limits = self._settings
         _check_limit("max_tokens", body.limit, limits.max_tokens)
         _check_limit("prompt", len(body.prompt), limits.max_prompts, "prompts in one request")
@@ -107,7 +112,7 @@ class Routes:
 
     async def chat_completions(self, request: Request, body: ChatRequest) -> Response:
         """The assistant's next message, in one response or streamed as server-sent events."""
-        self._check_name(body.model)
+        self.check_name(body.model)
         _check_limit(body.limit_field, body.limit or 1, self._settings.max_tokens)
         _check_texts("n", body.n or 1, self._settings)
         return await _respond(request, body, lambda held: self._engine.chat(body, held))
@@ -120,13 +125,13 @@ class Routes:
             "created": card.created,
             "owned_by": "trainyard",
             "max_model_len": card.context_length,
-            "max_tokens": self._settings.max_tokens,
+            **limits(self._settings),
             "chat": card.has_chat_template,
             "step": card.step,
             "digest": card.digest,
         }
 
-    def _check_name(self, name: str | None) -> None:
+    def check_name(self, name: str | None) -> None:
         """Raise ApiError: 503 while there is no model, 404 if its name differs."""
         served = self._engine.model_card().name
         if name not in (None, served):

@@ -8,10 +8,25 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from trainyard_serving.errors import ApiError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trainyard_serving.generate.openai_api import ChatRequest, CompletionRequest
 
 JsonDict = dict[str, Any]
 FinishReason = Literal["stop", "length"]
+
+
+class Grammar(Protocol):
+    """What a text may be: restricts the next token, step by step."""
+
+    def copy(self) -> "Grammar":
+        """The same state, for another text."""
+
+    def mask(self, logits: "Tensor") -> None:
+        """Set `logits` [vocabulary] to -inf where a token cannot come next, in place."""
+
+    def accept(self, token: int) -> bool:
+        """Take the next token; returns whether the text is complete."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,7 @@ class SamplingOptions:
     skip_special_tokens: bool = True
     logprobs: int | None = None  # how many of the most likely tokens to report; None reports none
     prompt_logprobs: bool = False  # whether to report the prompt's tokens, too
+    grammar: Grammar | None = None  # in its first state; each text has a copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +112,7 @@ class ContextLengthError(PromptError):
     ContextWindowExceededError.
     """
 
-    def __init__(self, num_tokens: int, context_length: int, param: str = "prompt") -> None:
+    def __init__(self, num_tokens: int | str, context_length: int, param: str = "prompt") -> None:
         super().__init__(
             f"the prompt has {num_tokens} tokens, but this model's maximum context length is"
             f" {context_length} tokens: shorten it (max_tokens is not limited by this)",

@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainyard_api.golden import GOLDEN, GoldenText
 from trainyard_serving.errors import BadModelError, ModelUnavailableError, one_line
 from trainyard_serving.generate.batch import Batch
-from trainyard_serving.generate.engine import ContextLengthError, PromptError, SamplingOptions
+from trainyard_serving.generate.chat_template import ChatTemplate
+from trainyard_serving.generate.engine import (
+    ContextLengthError,
+    JsonDict,
+    PromptError,
+    SamplingOptions,
+)
+from trainyard_serving.generate.grammar import JsonGrammar, JsonGrammars
+from trainyard_serving.generate.prompts import PromptEncoder
 from trainyard_serving.generate.sampling import Sampler
 from trainyard_serving.generate.sequence import Detokenizer, TextSequence
 from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
@@ -22,10 +30,6 @@ from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weigh
 from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
 log = logging.getLogger(__name__)
-
-Message = dict[str, str]  # role and content
-
-_PLACEHOLDER = "trainyard"  # the content of an answer
 
 # In the names of classes: transformers would load their weights without the head that they have.
 _OTHER_TASKS = ("Classification", "QuestionAnswering", "MaskedLM")
@@ -48,12 +52,11 @@ class LanguageModel:
             model, device, self.context_length, num_tokens=len(tokenizer), excluded=self._unk_id
         )
         self._why_not_batchable = why_not_batchable(self.tokens)
-        self._num_embeddings: int = model.get_input_embeddings().weight.shape[0]
-        check_vocabulary(tokenizer, self._num_embeddings)
-        self.vocabulary = Vocabulary(tokenizer, min(len(tokenizer), self._num_embeddings))
-        # Some tokenizers split at white space and drop it. The others have tokens for it, and must
-        # have one for each white-space character of a prompt.
-        self._keeps_space = any(token.isspace() for token in tokenizer.get_vocab())
+        num_embeddings: int = model.get_input_embeddings().weight.shape[0]
+        check_vocabulary(tokenizer, num_embeddings)
+        self.vocabulary = Vocabulary(tokenizer, min(len(tokenizer), num_embeddings))
+        self._grammars = JsonGrammars(tokenizer, self._eos_ids)
+        self._prompts = PromptEncoder(tokenizer, self.context_length, num_embeddings, self._unk_id)
 
     @classmethod
     def load(cls, source: VerifiedModel, device: str = "auto", threads: int = 0) -> Self:
@@ -131,41 +134,39 @@ class LanguageModel:
     def has_chat_template(self) -> bool:
         return self._chat_template.exists
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `prompt`.
 
         Raises PromptError when it is empty, too long or has characters without a token.
         """
-        return self._encode(prompt, "prompt", add_special_tokens=True)
+        return self._prompts.encode(prompt, "prompt", add_special_tokens)
 
-    def encode_chat(self, conversation: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self,
+        conversation: Sequence[JsonDict],
+        tools: Sequence[JsonDict] | None = None,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
         """Token ids of the conversation up to the beginning of the assistant's next message.
 
         Raises PromptError as `encode` does, and when the chat template refuses the conversation.
         """
-        text = self._chat_template.render(conversation)
-        # The template has already added the special tokens.
-        return self._encode(text, "messages", add_special_tokens=False)
+        text = self._chat_template.render(conversation, tools, add_generation_prompt)
+        # A template adds the special tokens itself.
+        return self._prompts.encode(text, "messages", add_special_tokens)
 
-    def _encode(self, prompt: str, param: str, add_special_tokens: bool) -> list[int]:
-        encoding = self._tokenizer(
-            prompt,
-            add_special_tokens=add_special_tokens,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        ids: list[int] = encoding["input_ids"]
-        if unknown := self._unknown_characters(prompt, ids, encoding["offset_mapping"]):
-            shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in unknown[:10])
-            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-            message = f"this model does not know these characters of the prompt: {shown}{more}"
-            raise PromptError(message, "unknown_characters", param)
-        if not ids:
-            message = "the prompt is empty: give this model text to continue"
-            raise PromptError(message, "empty_prompt", param)
-        if len(ids) > self.context_length:
-            raise ContextLengthError(len(ids), self.context_length, param)
-        return ids
+    def grammar(self, schema: JsonDict) -> JsonGrammar:
+        """What an answer in JSON of `schema` may be.
+
+        Raises PromptError for a schema, or a model, with which that is not possible.
+        """
+        return self._grammars.compile(schema)
+
+    def token_strings(self, ids: list[int]) -> list[str]:
+        """The tokens as the tokenizer's vocabulary has them."""
+        strings: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
+        return strings
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Raise PromptError when a prompt of token ids cannot be read."""
@@ -205,78 +206,6 @@ class LanguageModel:
     def new_batch(self, capacity: int) -> Batch:
         """An empty batch; its capacity is 1 if this model cannot decode texts together."""
         return Batch(self.tokens, 1 if self._why_not_batchable else capacity)
-
-    def _unknown_characters(
-        self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> list[str]:
-        """Characters that only the unknown token covers, in order, without repetition."""
-        covered = bytearray(len(prompt))
-        for token, (start, end) in zip(ids, offsets, strict=True):
-            # A special token may lie beyond the embedding: a GPU would never recover from it.
-            if token != self._unk_id and token < self._num_embeddings:
-                covered[start:end] = b"\1" * (end - start)
-        missing = (char for char, known in zip(prompt, covered, strict=True) if not known)
-        return [char for char in dict.fromkeys(missing) if self._keeps_space or not char.isspace()]
-
-
-class ChatTemplate:
-    """The tokenizer's chat template: renders a conversation as the model was trained on it.
-
-    Without a template every conversation is refused.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        # A tokenizer may have several named templates; the one used is named "default".
-        template = tokenizer.chat_template
-        self.exists = "default" in template if isinstance(template, dict) else bool(template)
-
-    def render(self, conversation: Sequence[Message]) -> str:
-        """The text up to the beginning of the assistant's next message.
-
-        Raises PromptError when there is no template, or it refuses the conversation.
-        """
-        if not self.exists:
-            raise PromptError(
-                "this model has no chat template, because it was not trained on conversations:"
-                " use /v1/completions",
-                "no_chat_template",
-                "messages",
-            )
-        return self._apply(conversation, add_generation_prompt=True)
-
-    def end_of_turn(self) -> frozenset[int]:
-        """The special token that the template adds after an answer: it ends generation.
-
-        The generation config of a fine-tuned model often has only the base model's end of text.
-        """
-        if not self.exists:
-            return frozenset()
-        messages = [
-            {"role": "user", "content": "?"},
-            {"role": "assistant", "content": _PLACEHOLDER},
-        ]
-        try:
-            _, _, after = self._apply(messages, add_generation_prompt=False).rpartition(
-                _PLACEHOLDER
-            )
-        except PromptError:  # a template with other requirements: the config has to suffice
-            return frozenset()
-        ids = self._tokenizer(after, add_special_tokens=False)["input_ids"]
-        token = self._tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
-        return frozenset(ids[:1]) if token is not None and token.special else frozenset()
-
-    def _apply(self, conversation: Sequence[Message], add_generation_prompt: bool) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(conversation), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        # A template is code that came with the model: it may raise anything.
-        except Exception as error:
-            message = f"the model's chat template refuses these messages: {one_line(error)}"
-            raise PromptError(message, "chat_template_refused", "messages") from error
 
 
 def _check_task(config: Any) -> None:

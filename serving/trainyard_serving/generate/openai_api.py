@@ -9,11 +9,13 @@ from typing import Annotated, ClassVar, Literal, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainyard_serving.errors import ApiError
-from trainyard_serving.generate.engine import SamplingOptions
+from trainyard_serving.generate.engine import JsonDict, SamplingOptions
+from trainyard_serving.generate.messages import Message, Tool, valid_text
+from trainyard_serving.generate.response_format import ResponseFormat
 
 Texts = str | list[str]
 Tokens = list[int]
@@ -59,20 +61,11 @@ def refusal(param: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
 
 
-def _valid_text(text: str, field: str) -> str:
-    """`text`, if it can be encoded. Raises ValueError."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{field} is not valid Unicode (a lone surrogate)") from None
-    return text
-
-
 def _texts(value: object, field: str, others: str = "") -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not _are_texts(texts):
         raise ValueError(f"{field} must be a string or a list of strings{others}")
-    return [_valid_text(text, field) for text in texts]
+    return [valid_text(text, field) for text in texts]
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
@@ -239,66 +232,13 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
 
-class TextPart(BaseModel):
-    """A part of a message's content."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-    text: str
-
-
-def _content(value: object) -> str:
-    if isinstance(value, list) and value:
-        value = "".join(_part_text(part) for part in value)
-    if not isinstance(value, str):
-        raise ValueError("content must be a string, or a list of text parts")
-    return _valid_text(value, "content")
-
-
-def _part_text(part: object) -> str:
-    try:
-        return TextPart.model_validate(part).text
-    except ValidationError:
-        raise ValueError(
-            'content: this model reads text: a part must be {"type": "text", "text": "..."}'
-        ) from None
-
-
-Content = Annotated[str, BeforeValidator(_content, json_schema_input_type=str | list[TextPart])]
-
-
-class Message(BaseModel):
-    """A message of the conversation.
-
-    The message of a response is accepted unchanged: its other fields are empty.
-    """
-
-    model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: Content
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_fields(cls, data: object) -> object:
-        if isinstance(data, dict):
-            for name in data.keys() - {"role", "content"}:
-                if data[name] not in (None, []):
-                    raise ValueError(f"{name} is not supported: leave it out")
-        return data
-
-
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     harmless: ClassVar[HarmlessValues] = {
         **HARMLESS_VALUES,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "add_generation_prompt": (True,),
         "add_special_tokens": (False,),
@@ -308,9 +248,19 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: list[Message] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: str | None = None
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _model_chooses(cls, value: object) -> object:
+        if value not in (None, "auto", "none"):
+            raise refusal("tool_choice", "tool_choice is not supported: use auto or none")
+        return value
 
     @model_validator(mode="after")
     def _top_of_logprobs(self) -> "ChatRequest":
@@ -328,6 +278,12 @@ class ChatRequest(GenerationRequest):
         if None not in (newer, older) and newer != older:
             raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
         return self
+
+    def tools_for_template(self) -> list[JsonDict] | None:
+        """The tools that the model may call, as chat templates expect them."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
     @property
     def limit(self) -> int | None:

@@ -31,6 +31,7 @@ class Sampler:
 
     Attributes:
         takes_most_likely: whether it always selects the most likely token of unchanged logits.
+        complete: whether the grammar, if there is one, lets nothing follow.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Sampler:
         self._processors = _processors(options, device, len(prompt), stop_ids)
         self._top_k = TopKLogitsWarper(options.top_k) if options.top_k > 0 else None
         self._greedy = options.temperature < GREEDY_BELOW
-        self.takes_most_likely = self._greedy and not self._processors
+        self._grammar = options.grammar.copy() if options.grammar else None
+        self.complete = False
+        self.takes_most_likely = self._greedy and not self._processors and not self._grammar
         self._generator = torch.Generator(device)
         if options.seed is None:
             self._generator.seed()
@@ -59,6 +62,14 @@ class Sampler:
 
     def select(self, logits: Tensor) -> int:
         """A token for `logits` [vocabulary], in which -inf marks excluded tokens."""
+        if self._grammar is None:
+            return self._select(logits)
+        self._grammar.mask(logits)
+        token = self._select(logits)
+        self.complete = self._grammar.accept(token)
+        return token
+
+    def _select(self, logits: Tensor) -> int:
         if not self._processors:
             return self._choose(logits)
         ids: Any = torch.tensor([self._ids], device=logits.device)

@@ -105,9 +105,10 @@ class TextSequence:
 
     def _chunk(self, token: int) -> Chunk | None:
         stops, options = self._stops, self._options
-        ended, at_limit = token in self._stop_ids, self._num_tokens == options.max_tokens
+        stopped, at_limit = token in self._stop_ids, self._num_tokens == options.max_tokens
+        ended = stopped or self.sampler.complete
         text = ""
-        if not ended or options.include_stop:
+        if not stopped or options.include_stop:
             text = self._detokenizer.push(token)
             # vLLM, too, looks for stop strings only after min_tokens.
             text = text if self._num_tokens <= options.min_tokens else stops.push(text)

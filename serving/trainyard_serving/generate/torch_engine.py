@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.concurrency import run_in_threadpool
 
 from trainyard_serving.app import not_ready
+from trainyard_serving.concurrency import ComputingThreads
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import Chunk, JsonDict, ModelCard, SamplingOptions
 from trainyard_serving.generate.openai_api import (
@@ -39,22 +40,31 @@ if TYPE_CHECKING:  # importing torch takes seconds, and the server must answer b
 # Log-probabilities in one answer, with those of the most likely tokens: a few hundred bytes each,
 # and encoding them as JSON holds up everything else.
 MAX_LOGPROBS = 2**18
+# Prompts that are tokenised at a time: their memory adds up.
+ENCODING_THREADS = 2
 
 
 class TorchEngine:
-    """Encodes prompts, queues them, and brings their texts back."""
+    """Encodes prompts, queues them, and brings their texts back.
+
+    Attributes:
+        threads: encode prompts, and compute whatever else a request needs before its first token.
+    """
 
     def __init__(self, settings: GenerateSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self.worker = Worker(settings.max_queue, settings.max_batch_size, metrics)
+        self.threads = ComputingThreads(
+            ENCODING_THREADS, settings.max_batch_size + settings.max_queue, "encoder"
+        )
         metrics.queue_depth.set_function(lambda: self.worker.depth)
         self.follower: Follower[LanguageModel] = Follower(
             location_of(settings), partial(_load, settings), settings.poll_seconds, metrics
         )
 
     def model_card(self) -> ModelCard:
-        model = self._model()
+        model = self.current_model()
         return ModelCard(
             self._name_of(model),
             int(model.source.created.timestamp()),
@@ -65,19 +75,18 @@ class TorchEngine:
         )
 
     async def complete(self, request: CompletionRequest, resources: AsyncExitStack) -> "_Answer":
-        model = self._model()
-        prompts = [await _encoded(model, prompt) for prompt in request.prompt]
+        model = self.current_model()
+        prompts = await self.threads.run(_encode_all, model, request.prompt)
         options = request.sampling_options(request.limit)
         n = request.n or 1
         if request.echo:
             options = replace(options, prompt_logprobs=request.logprobs is not None)
         if request.candidates > n and options.logprobs is None:
             options = replace(options, logprobs=0)  # they decide which are the best
-        echoed = (
-            await run_in_threadpool(_echoed, model, request.prompt, options.skip_special_tokens)
-            if request.echo
-            else []
-        )
+        echoed: list[str] = []
+        if request.echo:
+            skip = options.skip_special_tokens
+            echoed = await self.threads.run(_echoed, model, request.prompt, skip)
         response = CompletionJson(
             f"cmpl-{uuid.uuid4().hex}",
             self._name_of(model),
@@ -92,9 +101,9 @@ class TorchEngine:
         return _Answer(job, response, choices, request.include_usage, self._metrics)
 
     async def chat(self, request: ChatRequest, resources: AsyncExitStack) -> "_Answer":
-        model = self._model()
-        messages = [message.model_dump() for message in request.messages]
-        prompt = await run_in_threadpool(model.encode_chat, messages)
+        model = self.current_model()
+        messages = [message.for_template() for message in request.messages]
+        prompt = await self.threads.run(model.encode_chat, messages, request.tools_for_template())
         n = request.n or 1
         response = ChatJson(
             f"chatcmpl-{uuid.uuid4().hex}",
@@ -106,6 +115,10 @@ class TorchEngine:
         # Without a limit an answer may fill the rest of the context.
         rest = max(1, model.context_length - len(prompt))
         options = request.sampling_options(request.limit or min(self._settings.max_tokens, rest))
+        form = request.response_format
+        schema = form.schema_of_answer if form else None
+        if schema is not None:
+            options = replace(options, grammar=await self.threads.run(model.grammar, schema))
         job = self._submit(request, model, [prompt], options, n, resources)
         return _Answer(job, response, _Choices(1, n, n), request.include_usage, self._metrics)
 
@@ -131,7 +144,8 @@ class TorchEngine:
         resources.callback(job.cancel)
         return job
 
-    def _model(self) -> "LanguageModel":
+    def current_model(self) -> "LanguageModel":
+        """The model that answers now. Raises ApiError while there is none."""
         model = self.follower.model
         if model is None:
             raise not_ready(self.follower, self._settings)
@@ -139,13 +153,6 @@ class TorchEngine:
 
     def _name_of(self, model: "LanguageModel") -> str:
         return self._settings.served_model_name or model.source.run
-
-
-async def _encoded(model: "LanguageModel", prompt: str | list[int]) -> list[int]:
-    if isinstance(prompt, str):
-        return await run_in_threadpool(model.encode, prompt)
-    model.check_prompt(prompt)
-    return prompt
 
 
 def _echoed(
@@ -236,6 +243,19 @@ class _Answer:
             self._metrics.generated_tokens.inc(chunk.num_tokens)
             self._json.count(chunk)
             yield chunk
+
+
+def _encode_all(
+    model: "LanguageModel", prompts: Sequence[str] | Sequence[list[int]]
+) -> list[list[int]]:
+    return [_encode(model, prompt) for prompt in prompts]
+
+
+def _encode(model: "LanguageModel", prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        return model.encode(prompt)
+    model.check_prompt(prompt)
+    return prompt
 
 
 def _load(settings: GenerateSettings, source: VerifiedModel) -> "LanguageModel":

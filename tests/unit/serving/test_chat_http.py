@@ -15,7 +15,8 @@ from tests.support.serving.completions import write
 from tests.support.serving.models import write_manifest
 from tests.support.serving.servers import loaded
 from trainyard_serving.generate.app import server_sent_events
-from trainyard_serving.generate.language_model import ChatTemplate, LanguageModel
+from trainyard_serving.generate.chat_template import ChatTemplate
+from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.model_store.verified import VerifiedModel
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -129,7 +130,7 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(chat: httpx.Clien
     [
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": "Hello"}, "messages", "list"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages", "'system', 'user' or"),
+        ({"messages": [{"role": "critic", "content": "a"}]}, "messages", "or 'tool'"),
         ({"messages": [{"role": "user"}]}, "messages", "content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages", "content must be"),
         ({"messages": [{"role": "user", "content": []}]}, "messages", "content must be"),
@@ -142,7 +143,7 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(chat: httpx.Clien
         (
             {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
             "messages",
-            "tool_calls is not supported",
+            "tool_calls.0.function",
         ),
         ({"messages": [{"role": "user", "content": "50%"}]}, "messages", "'%' (U+0025)"),
         ({"messages": [{"role": "user", "content": "a" * 200}]}, "messages", "is 128 tokens"),
@@ -150,8 +151,8 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(chat: httpx.Clien
         ({"max_tokens": 65}, "max_tokens", "at most 64"),
         ({"max_completion_tokens": 65}, "max_completion_tokens", "at most 64"),
         ({"max_completion_tokens": 3, "max_tokens": 4}, None, "give one of them"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools", "function"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "cannot write '0'"),
     ],
 )
 def test_unsupported_fields_are_a_400_that_names_them(
