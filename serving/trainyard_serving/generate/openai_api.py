@@ -5,7 +5,7 @@ that was requested. HARMLESS and HARMLESS_VALUES list the exceptions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, TypeGuard
+from typing import Annotated, ClassVar, Literal, Self, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -151,6 +151,17 @@ class GenerationRequest(BaseModel):
             if name in cls.model_fields
             or not (value is None or name in HARMLESS or value in cls.harmless.get(name, ()))
         }
+
+    @model_validator(mode="after")
+    def _min_within_limit(self) -> Self:
+        if self.limit is not None and (self.min_tokens or 0) > self.limit:
+            raise refusal("min_tokens", f"min_tokens: at most {self.limit}, the limit of the text")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The largest number of tokens to generate."""
+        return self.max_tokens
 
     @property
     def include_usage(self) -> bool:

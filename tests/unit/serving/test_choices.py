@@ -167,6 +167,7 @@ def test_stop_strings_may_be_included_and_wait_for_min_tokens(client: httpx.Clie
         ({"stop_token_ids": [99]}, "stop_token_ids", "no token 99"),
         ({"stop_token_ids": [-1]}, "stop_token_ids", "greater"),
         ({"min_tokens": -1}, "min_tokens", "greater"),
+        ({"min_tokens": 17}, "min_tokens", "at most 16"),  # the default of max_tokens
         ({"skip_special_tokens": 1}, "skip_special_tokens", "boolean"),
     ],
 )
