@@ -13,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 
+MAX_NESTING = 100  # of JSON in JSON; pydantic itself writes at most 255 levels
+
 
 def valid_text(text: str, field: str) -> str:
     """`text`, if it can be encoded. Raises ValueError."""
@@ -21,6 +23,20 @@ def valid_text(text: str, field: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{field} is not valid Unicode (a lone surrogate)") from None
     return text
+
+
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_NESTING):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for each in inner for one in each if isinstance(one, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+
+
+# What is given to templates and libraries, some of which recurse.
+JsonObject = Annotated[dict[str, Any], AfterValidator(_shallow)]
 
 
 class TextPart(BaseModel):
@@ -146,7 +162,7 @@ class Function(BaseModel):
 
     name: str = Field(min_length=1)
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 

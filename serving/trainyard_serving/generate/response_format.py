@@ -1,10 +1,11 @@
 """`response_format` of a chat request: free text, any JSON object, or JSON of a schema."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainyard_serving.generate.engine import JsonDict
+from trainyard_serving.generate.messages import JsonObject
 
 
 class JsonSchema(BaseModel):
@@ -14,7 +15,7 @@ class JsonSchema(BaseModel):
 
     name: str = Field(min_length=1)
     description: str | None = None
-    json_schema: dict[str, Any] = Field(alias="schema")
+    json_schema: JsonObject = Field(alias="schema")
     strict: bool | None = None
 
 

@@ -1,5 +1,6 @@
 """What agents send: developer messages, names, tools and their calls in the history."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,26 @@ def test_malformed_tools_and_calls_are_a_400_that_says_why(
     agent: httpx.Client, body: dict[str, Any], words: str
 ) -> None:
     assert words in refusal(agent, **body)["message"]
+
+
+@pytest.mark.parametrize("depth", [90, 101, 300, 900])
+def test_deep_parameters_and_schemas_never_make_the_server_fail(
+    agent: httpx.Client, depth: int
+) -> None:
+    nested = '{"a":' * depth + "1" + "}" * depth
+    function = {"name": "a", "parameters": "NESTED"}
+    tools = {"tools": [{"type": "function", "function": function}]}
+    schema = {"name": "a", "schema": "NESTED"}
+    form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for field in (tools, form):
+        body = json.dumps(asked | field).replace('"NESTED"', nested)
+        headers = {"content-type": "application/json"}
+        response = agent.post("/v1/chat/completions", content=body, headers=headers)
+        expected = 200 if depth == 90 and field is tools else 400
+        assert response.status_code == expected, response.text
+        if depth > 100:
+            assert "nested more than 100 levels" in response.json()["error"]["message"]
 
 
 def test_a_lone_surrogate_in_a_tool_is_a_400(agent: httpx.Client) -> None:
