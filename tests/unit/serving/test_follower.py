@@ -12,6 +12,7 @@ import pytest
 from tests.patience import until
 from tests.support.serving.models import write_manifest
 from trainyard_api.checkpoint import MANIFEST, MODELS, step_name
+from trainyard_api.golden import GOLDEN
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.model_store import locations
@@ -380,6 +381,7 @@ def test_requests_in_progress_keep_their_model(tmp_path: Path, follow: Any) -> N
 def test_a_model_without_its_manifest_is_refused(tmp_path: Path, follow: Any) -> None:
     directory = publish(tmp_path, 1, "one")
     (directory / MANIFEST).unlink()
+    (directory / GOLDEN).write_text("{}")  # what a plain directory has not
     followed = follow(model=directory)  # not taken for a plain directory
     until(lambda: f"no {MANIFEST}" in followed.follower.reason)
     assert not followed.follower.ready
