@@ -55,7 +55,8 @@ def read_events(path: Path) -> Part[RunEvent]:
     if is_cut or len(events) > MAX_ITEMS:
         notes.append(f"The newest {min(len(events), MAX_ITEMS)} events.")
     if broken:
-        notes.append(f"{broken} broken lines of {path} are left out.")
+        lines = "1 broken line" if broken == 1 else f"{broken} broken lines"
+        notes.append(f"Left out: {lines} of {path}.")
     return Part(items=events[::-1][:MAX_ITEMS], note=" ".join(notes))
 
 

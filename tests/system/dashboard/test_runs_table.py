@@ -130,6 +130,20 @@ def test_the_selection_survives_search_and_tabs(dashboard: str, page: Page) -> N
     expect(page.locator("#runs-selected")).to_have_text("2 selected for the charts")
 
 
+def test_at_most_50_runs_are_selected(dashboard: str, page: Page) -> None:
+    chosen = "&".join(f"select=local/default/run-{number:04d}" for number in range(60))
+    page.goto(f"{dashboard}/#performance?search=run-0999&{chosen}")
+    count = page.locator("#runs-selected")
+    expect(count).to_have_text("50 selected for the charts, the most that are possible")
+    box = page.get_by_role("checkbox", name="Show run-0999 in the charts")
+    box.click()
+    expect(box).not_to_be_checked()
+    page.get_by_role("button", name="Clear selection").click()
+    box.click()
+    expect(count).to_have_text("1 selected for the charts")
+    expect(page.locator("#problems")).to_be_hidden()  # the server refuses no request
+
+
 def test_polls_cost_little_and_keep_the_focus(dashboard: str, home: Path, page: Page) -> None:
     page.goto(f"{dashboard}/#performance?sort=loss&select=")
     found(page, "1000 runs")

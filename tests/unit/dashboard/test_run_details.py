@@ -85,7 +85,7 @@ def test_all_that_the_directory_holds_is_told(tmp_path: Path) -> None:
     assert (first["message"], first["exitCode"]) == (ATTEMPTS[0]["message"], 137)
     assert second["changed"] == ["config.batch_size: 64 -> 32"]
     assert [event.reason for event in found.events.items] == ["Started"]
-    assert "1 broken lines of" in found.events.note
+    assert found.events.note == f"Left out: 1 broken line of {directory}/events.jsonl."
     assert found.logs.items == ["2-0", "2-1", "1-0"]
     newest = found.evaluations.items[0]
     assert (newest.step, newest.metrics) == (500, {"eval_loss": 1.2, "accuracy": 0.9})
@@ -191,6 +191,15 @@ def test_broken_lines_and_values_of_a_log_are_counted(tmp_path: Path) -> None:
     assert details(tmp_path).warnings == log.read(RUN).warnings
     path.write_text(json.dumps(record(1)) + "\n")  # a new file, with one good line
     assert MetricsLog(path).read(RUN).warnings == []
+
+
+def test_the_newest_20_evaluations_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "eval_loss": 1.0, "loss": "text"} for step in range(25)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = MetricsLog(path).read(RUN).evaluations
+    assert [one.step for one in found] == list(range(5, 25))
+    assert found[0].metrics == {"eval_loss": 1.0}
 
 
 def test_a_finished_runs_throughput_is_that_of_its_mean_step(tmp_path: Path) -> None:
