@@ -1,6 +1,7 @@
 """`trainyard get`, `describe` and `logs`: read plain JSON and text only, so that they are fast."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from trainyard_local.store import MANIFEST, RunBusyError, RunDir, UserError, lis
 
 FINISHED = ("Succeeded", "Failed")  # also in trainyard_api.status, which imports pydantic
 POLL_SECONDS = 0.2
+# The end of metrics.jsonl in which the newest evaluation is looked for.
+HISTORY_BYTES = 4 << 20
+NOT_METRICS = ("step", "time", "attempt", "event")
 
 
 def print_runs(runs: Sequence[RunDir], output: str | None) -> None:
@@ -57,6 +61,7 @@ def describe(run_dir: RunDir) -> str:
                 "Progress": status.get("progress", ""),
                 "Loss": _number(status.get("loss")),
                 "Eval loss": _number(status.get("evalLoss")),
+                "Evaluation": _evaluation(run_dir.data(run) / "metrics.jsonl"),
                 "Throughput": status.get("throughput", ""),
                 "Usage": status.get("usage", ""),
                 "Peak memory": _bytes(status.get("peakMemoryBytes")),
@@ -205,6 +210,33 @@ def _table(rows: list[list[str]]) -> str:
         "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _evaluation(history: Path) -> str:
+    """Every metric of the newest evaluation of a recipe's log; empty if there is none."""
+    try:
+        with history.open("rb") as file:
+            file.seek(max(0, history.stat().st_size - HISTORY_BYTES))
+            lines = file.read(HISTORY_BYTES).splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        if b'"eval_' not in line:
+            continue
+        with suppress(ValueError, AttributeError, RecursionError):  # cut short, or not a record
+            record = json.loads(line)
+            metrics = [
+                f"{name} {value:.4f}"
+                for name, value in record.items()
+                if name not in NOT_METRICS and _is_finite(value)
+            ]
+            if metrics and any(name.startswith("eval_") for name in record):
+                return f"step {record.get('step', '?')}: {', '.join(metrics)}"
+    return ""
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _number(value: float | None) -> str:

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.responses import FileResponse
 
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import Catalog, DataSource, DataSourceError, RunHistory, RunSummary
+from trainyard_dashboard.catalog import Catalog, DataSource, RunHistory
 from trainyard_dashboard.costs import (
     EXAMPLE_PRICES,
     Costs,
@@ -31,6 +30,7 @@ from trainyard_dashboard.projection import (
     scaling_models,
 )
 from trainyard_dashboard.prometheus import Prometheus
+from trainyard_dashboard.run_pages import RunPages
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_dashboard.usage import RunUsage
 from trainyard_serving.app import create_app
@@ -73,13 +73,6 @@ class State(BaseModel):
     sources: list[str] = Field(description="Names of the data sources.")
     poll_seconds: float
     has_demo: bool
-
-
-class Runs(BaseModel):
-    """All runs, newest first."""
-
-    runs: list[RunSummary]
-    problems: list[str] = Field(description="A message for everything unreadable.")
 
 
 class Histories(BaseModel):
@@ -183,11 +176,6 @@ class DashboardAPI:
             has_demo=self._settings.demo_url is not None,
         )
 
-    def runs(self) -> Runs:
-        """All runs, newest first."""
-        runs, problems = self._catalog.runs()
-        return Runs(runs=runs, problems=problems)
-
     def history(self, run: RunIds, metric: MetricNames) -> Histories:
         """Curves of runs, downsampled to at most 500 points each, and text samples."""
         runs, problems = self._catalog.history(run, metric)
@@ -197,17 +185,6 @@ class DashboardAPI:
         """CPU, memory and GPU of ranks, and network traffic of pods, at most a minute old."""
         runs, problems = self._catalog.usage(run)
         return Usages(runs=runs, problems=problems)
-
-    def trace(self, run: str) -> FileResponse:
-        """The newest trace of a run of this machine, which Perfetto opens."""
-        try:
-            path = self._catalog.trace(run)
-        except DataSourceError as error:
-            raise ApiError(409, str(error), "no_trace") from None
-        if path is None:
-            raise ApiError(404, f"run {run} has no trace on this machine", "no_trace")
-        name = f"{run.rpartition('/')[2]}-{path.parent.name}-{path.name}"
-        return FileResponse(path, media_type="application/gzip", filename=name)
 
     def studies(self) -> Studies:
         """Scaling studies with their configurations."""
@@ -306,10 +283,9 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     )
     api = DashboardAPI(settings, catalog, prices, demo)
     app.add_api_route("/api/state", api.state)
-    app.add_api_route("/api/runs", api.runs)
+    RunPages(catalog).add_routes(app)
     app.add_api_route("/api/history", api.history)
     app.add_api_route("/api/usage", api.usage)
-    app.add_api_route("/api/trace", api.trace, response_class=FileResponse)
     app.add_api_route("/api/studies", api.studies)
     app.add_api_route("/api/projection", api.projection)
     app.add_api_route("/api/costs", api.costs)

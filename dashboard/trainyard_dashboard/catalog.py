@@ -7,18 +7,25 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from trainyard_api.base import is_unknown, parse_known
 from trainyard_api.profile import known_trace
+from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.usage import RunUsage
+
+if TYPE_CHECKING:
+    from trainyard_dashboard.prometheus import Prometheus
+    from trainyard_dashboard.run_details import LogTail, RunDetails
 
 CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
 RETRY_SECONDS = 10.0  # after a failure: each attempt may block until its timeout
 MAX_PROBLEMS = 20  # messages shown for one data source
+MAX_LABELS = 16  # of one run
+MAX_TEXT = 500  # characters of a message or a label in the list of runs
 
 Origin = Literal["measured", "projected", "entered"]
 T = TypeVar("T")
@@ -48,13 +55,16 @@ class RunSummary(BaseModel):
     namespace: str
     source: Literal["local", "cluster", "prometheus"]
     recipe: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
     phase: str | None = None
     message: str = ""
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
     eval_loss: float | None = None
-    samples_per_second: float | None = None
+    samples_per_second: float | None = Field(
+        default=None, description="Now; of a run that does not train any more, in its mean step."
+    )
     tokens_per_second: float | None = None
     eta_seconds: int | None = None
     restarts: int | None = None
@@ -87,30 +97,44 @@ class RunSummary(BaseModel):
         metadata, spec, status = (run.get(part) or {} for part in ("metadata", "spec", "status"))
         namespace = metadata.get("namespace") or "default"
         name = name or metadata["name"]
+        samples, tokens = _rates(status)
+        labels = list((metadata.get("labels") or {}).items())[:MAX_LABELS]
         return cls(
             id=f"{source}/{namespace}/{name}",
             name=name,
             namespace=namespace,
             source=source,
             recipe=spec.get("recipe"),
+            labels={str(key)[:MAX_TEXT]: str(value)[:MAX_TEXT] for key, value in labels},
             phase=status.get("phase") or "Pending",
-            message=status.get("message") or "",
+            message=str(status.get("message") or "")[:MAX_TEXT],
             step=status.get("step"),
             total_steps=status.get("totalSteps"),
             loss=status.get("loss"),
             eval_loss=status.get("evalLoss"),
-            samples_per_second=status.get("samplesPerSecond"),
-            tokens_per_second=status.get("tokensPerSecond"),
+            samples_per_second=samples,
+            tokens_per_second=tokens,
             eta_seconds=status.get("etaSeconds"),
             restarts=status.get("restarts"),
             processes=status.get("worldSize"),
             peak_memory_bytes=status.get("peakMemoryBytes"),
-            usage=status.get("usage") or "",
+            usage=str(status.get("usage") or "")[:MAX_TEXT],
             profile=known_trace(status.get("profile")),
             checkpoint_step=(status.get("lastCheckpoint") or {}).get("step"),
             start_time=status.get("startTime") or metadata.get("creationTimestamp"),
             completion_time=status.get("completionTime"),
         )
+
+
+def _rates(status: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Samples and tokens per second; those of its mean step once a run does not train any more."""
+    samples, tokens = status.get("samplesPerSecond"), status.get("tokensPerSecond")
+    seconds = (status.get("stepSeconds") or {}).get("mean")
+    ended = status.get("phase") in (*FINISHED, "Suspended")
+    if samples is not None or tokens is not None or not ended or not seconds:
+        return samples, tokens
+    batch, in_tokens = status.get("batchSize"), status.get("tokensPerBatch")
+    return batch and batch / seconds, in_tokens and in_tokens / seconds
 
 
 class Curve(BaseModel):
@@ -134,12 +158,24 @@ class TextSample(BaseModel):
     text: str
 
 
+class Evaluation(BaseModel):
+    """All metrics of one evaluation."""
+
+    step: int | None = None
+    time: float | None = Field(default=None, description="Unix time.")
+    metrics: dict[str, float]
+
+
 class RunHistory(BaseModel):
     """Everything a run has logged."""
 
     curves: list[Curve] = Field(default_factory=list)
     samples: list[TextSample] = Field(default_factory=list)
     resumed_at: list[int] = Field(default_factory=list, description="Steps it resumed from.")
+    evaluations: list[Evaluation] = Field(default_factory=list, description="The newest, in order.")
+    warnings: list[str] = Field(
+        default_factory=list, description="What of its log can't be read, or drawn."
+    )
 
 
 class DataSource(Protocol):
@@ -159,6 +195,15 @@ class DataSource(Protocol):
 
     def trace(self, run: RunSummary) -> Path | None:
         """Return the file of its newest trace; None if this process can't read it."""
+
+    def details(self, run: RunSummary) -> "RunDetails":
+        """Return all that is known of it. Raises DataSourceError."""
+
+    def log(self, run: RunSummary, name: str) -> "LogTail":
+        """Return the newest lines of one of the logs that its details name.
+
+        Raises DataSourceError.
+        """
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         """Return the studies by id, and a message for each unreadable one.
@@ -191,7 +236,7 @@ class _Cache(Generic[T]):
 class Catalog:
     """The runs and studies of all data sources. Thread-safe."""
 
-    def __init__(self, sources: Sequence[DataSource], prometheus: DataSource | None) -> None:
+    def __init__(self, sources: Sequence[DataSource], prometheus: "Prometheus | None") -> None:
         """Create a catalog.
 
         Args:
@@ -200,7 +245,7 @@ class Catalog:
                 `sources` is empty.
         """
         self._prometheus = prometheus
-        self._sources = list(sources) or ([prometheus] if prometheus else [])
+        self._sources: list[DataSource] = list(sources) or ([prometheus] if prometheus else [])
         self._runs: list[_Cache[RunSummary]] = [_Cache() for _ in self._sources]
         self._studies: list[_Cache[tuple[str, ScalingStudy]]] = [_Cache() for _ in self._sources]
 
@@ -277,13 +322,40 @@ class Catalog:
                 problems.append(str(error))
         return usages, list(dict.fromkeys(problems))
 
-    def trace(self, run_id: str) -> Path | None:
-        """Return the file of a run's newest trace; None if there is none here.
+    def trace(self, run_id: str, path: str | None = None) -> Path | None:
+        """Return the file of a run's trace, by default its newest; None if there is none here.
 
         Raises DataSourceError.
         """
         run, source = self._by_id().get(run_id, (None, None))
+        if run and path is not None:
+            run = run.model_copy(update={"profile": known_trace(path)})
         return source.trace(run) if run and source and run.profile else None
+
+    def details(self, run_id: str) -> "RunDetails | None":
+        """Return all that is known of a run; None if it does not exist (any more).
+
+        Raises DataSourceError.
+        """
+        run, source = self._by_id().get(run_id, (None, None))
+        if run is None or source is None:
+            return None
+        details = source.details(run)
+        if self._prometheus and not details.evaluations.items:
+            try:
+                newest = self._prometheus.evaluation(run)
+                details.evaluations.items = [newest] if newest else []
+            except DataSourceError as error:
+                details.warnings.append(str(error))
+        return details
+
+    def log(self, run_id: str, name: str) -> "LogTail | None":
+        """Return the newest lines of a log; None if the run does not exist (any more).
+
+        Raises DataSourceError.
+        """
+        run, source = self._by_id().get(run_id, (None, None))
+        return source.log(run, name) if run and source else None
 
     def _by_id(self) -> dict[str, tuple[RunSummary, DataSource]]:
         return {

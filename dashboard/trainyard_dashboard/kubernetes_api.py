@@ -1,7 +1,8 @@
 """Data source: runs and studies of a Kubernetes cluster, read through its API."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from trainyard_api.base import validation_message
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
 from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.kubernetes_run import log_names, read_events, read_log, serve_command
+from trainyard_dashboard.run_details import LogTail, RunDetails, add_from_status
 from trainyard_dashboard.usage import RunUsage
 
 if TYPE_CHECKING:
-    from kubernetes.client import CustomObjectsApi
+    from kubernetes.client import CoreV1Api, CustomObjectsApi
 
 TIMEOUT = (5, 10)  # seconds to connect, and between two reads
 PAGE_SIZE = 250
@@ -56,6 +59,29 @@ class KubernetesAPI:
     def trace(self, run: RunSummary) -> Path | None:
         return None  # it is on the run's volume
 
+    def details(self, run: RunSummary) -> RunDetails:
+        with self._errors("to get", f"TrainingRun {run.name}"):
+            wire: Any = self._connect().get_namespaced_custom_object(
+                GROUP, VERSION, run.namespace, PLURAL, run.name, _request_timeout=TIMEOUT
+            )
+        try:
+            details = RunDetails.of(run, wire)
+        except (ValueError, AttributeError, TypeError) as error:
+            message = f"TrainingRun {run.name} can't be read: {str(error)[:200]}"
+            raise DataSourceError(message) from None
+        add_from_status(details)
+        details.traces.items = [run.profile] if run.profile else []
+        for part in details.parts():
+            what = "What its status names" if part.items else "Unknown"
+            part.note = f"{what}: the rest is on the run's volume, which the dashboard can't read."
+        details.events = read_events(self._core(), run, TIMEOUT)
+        details.logs = log_names(details.status)
+        details.serve = serve_command(run, wire) if details.status.get("model") else ""
+        return details
+
+    def log(self, run: RunSummary, name: str) -> LogTail:
+        return read_log(self._core(), run, name, TIMEOUT)
+
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         objects, problems = self._list(STUDY_PLURAL)
         studies = []
@@ -72,12 +98,10 @@ class KubernetesAPI:
 
     def _list(self, plural: str) -> tuple[list[dict[str, Any]], list[str]]:
         """All objects of a kind, page by page. Raises DataSourceError."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
         objects: list[dict[str, Any]] = []
+        problems: list[str] = []
         token = None
-        try:
+        with self._errors("to list", plural):
             api = self._connect()
             while True:
                 options: dict[str, Any] = {"limit": PAGE_SIZE, "_request_timeout": TIMEOUT}
@@ -93,18 +117,34 @@ class KubernetesAPI:
                 objects += page["items"]
                 token = page["metadata"].get("continue")
                 if not token:
-                    return objects, []
+                    break
                 if len(objects) >= MAX_OBJECTS:
-                    return objects, [f"{self.label} has more than {len(objects)} {plural}"]
+                    problems.append(f"{self.label} has more than {len(objects)} {plural}")
+                    break
+        return objects, problems
+
+    @contextmanager
+    def _errors(self, action: str, what: str) -> Iterator[None]:
+        """Raises DataSourceError for the client's errors."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
         except ApiException as error:
             if error.status == NOT_FOUND:
-                message = f"{self.label} has no {plural}: install charts/operator"
-                raise DataSourceError(message) from None
-            message = f"{self.label} refuses to list {plural}: {error.status} {error.reason}"
+                hint = ": install charts/operator" if action == "to list" else " (any more)"
+                raise DataSourceError(f"{self.label} has no {what}{hint}") from None
+            message = f"{self.label} refuses {action} {what}: {error.status} {error.reason}"
             raise DataSourceError(message) from None
         except (HTTPError, OSError) as error:
             cause = str(getattr(error, "reason", error)).rpartition(": ")[2]
             raise DataSourceError(f"{self.label} can't be reached: {cause}") from None
+
+    def _core(self) -> "CoreV1Api":
+        from kubernetes.client import CoreV1Api
+
+        return CoreV1Api(self._connect().api_client)
 
     def _connect(self) -> "CustomObjectsApi":
         """Raises DataSourceError if no cluster is configured."""

@@ -4,25 +4,36 @@ HOME/runs/NAME/run.json            the TrainingRun with its status
 HOME/runs/NAME/lock                held by the process that drives the run
 HOME/runs/NAME/attempts/N.json     the port of its agents, each on the address of its node
 HOME/runs/NAME/data/metrics.jsonl  its metrics (HOME/volumes/CLAIM/NAME/ with a claim)
+HOME/runs/NAME/events.jsonl, logs/ and what else local_run.py reads, for the run's page
 HOME/studies/NAME/study.json       the ScalingStudy with its status
 """
 
 import fcntl
 import json
+import shlex
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from trainyard_api.base import validation_message
+from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.agents import Agents
 from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.local_run import (
+    find_traces,
+    log_names,
+    read_events,
+    read_log,
+    read_stored,
+)
 from trainyard_dashboard.metrics_log import MetricsLog
+from trainyard_dashboard.run_details import LogTail, Part, RunDetails, add_from_status
 from trainyard_dashboard.usage import RunUsage, fold
 
 MAX_RUNS = 1000  # the newest
@@ -30,6 +41,8 @@ MAX_STUDIES = 100
 MAX_FILE_BYTES = 16 << 20  # of a run.json or study.json
 MAX_NODES = 254  # of a run on one machine
 MAX_LOGS = 200  # kept in memory; the least recently used is dropped
+
+T = TypeVar("T")
 
 
 class LocalFiles:
@@ -98,6 +111,35 @@ class LocalFiles:
             raise DataSourceError(message) from None
         return path if path.is_file() else None
 
+    def details(self, run: RunSummary) -> RunDetails:
+        directory = self._home / "runs" / run.name
+        try:
+            details = RunDetails.of(run, self._load_run(directory / "run.json"))
+            data = self._data(run)
+            history = self._log(data / "metrics.jsonl").read(run.id)
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            message = f"the run {run.name} can't be read: {_cause(error)}"
+            raise DataSourceError(message) from None
+        details.events = _read_part(lambda: read_events(directory / "events.jsonl"))
+        details.logs = _read_part(lambda: log_names(directory / "logs"))
+        details.checkpoints = _read_part(lambda: read_stored(data, CHECKPOINTS))
+        details.models = _read_part(lambda: read_stored(data, MODELS))
+        details.traces = _read_part(lambda: find_traces(data))
+        details.evaluations.items = history.evaluations[::-1]
+        details.samples.items = history.samples[::-1]
+        details.warnings += history.warnings
+        add_from_status(details)
+        if any(not model.problem for model in details.models.items):
+            details.serve = f"trainyard serve {shlex.quote(run.name)}"
+        return details
+
+    def log(self, run: RunSummary, name: str) -> LogTail:
+        try:
+            return read_log(self._home / "runs" / run.name / "logs", name)
+        except OSError as error:
+            message = f"log {name} of {run.name} can't be read: {_cause(error)}"
+            raise DataSourceError(message) from None
+
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         paths, problems = self._newest("studies", "study.json", MAX_STUDIES)
         studies = []
@@ -163,6 +205,14 @@ class LocalFiles:
             if len(self._logs) > MAX_LOGS:
                 self._logs.popitem(last=False)
         return log
+
+
+def _read_part(read: Callable[[], Part[T]]) -> Part[T]:
+    """A part of a run's details; where it can't be read, only why."""
+    try:
+        return read()
+    except OSError as error:
+        return Part(note=f"Unknown: {error.filename} can't be read: {_cause(error)}.")
 
 
 def _with_actual_phase(directory: Path, run: RunSummary) -> RunSummary:

@@ -1,6 +1,7 @@
 """Reads a run's metrics.jsonl incrementally, into curves of bounded size."""
 
 import json
+import math
 import threading
 from array import array
 from collections import deque
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
 
-from trainyard_dashboard.catalog import Curve, RunHistory, TextSample
+from trainyard_dashboard.catalog import Curve, Evaluation, RunHistory, TextSample
 
 MAX_POINTS = 500  # of a downsampled curve; shorter ones keep every point
 MAX_BUCKETS = MAX_POINTS // 4 * 2 - 2  # even; leaves room for the newest points
@@ -20,7 +21,11 @@ NUMBER_TYPES = (int, float)
 MAX_CURVES = 160  # 64 ranks, and more metrics than any recipe has
 MAX_RESUMES = 100
 MAX_SAMPLES = 20
+MAX_EVALUATIONS = 20
+EVALUATION = "eval_"  # a record of an evaluation has a metric whose name begins so
 MAX_SAMPLE_CHARACTERS = 4000
+MAX_METRICS = 32  # of one evaluation
+MAX_NAME = 200  # characters of a metric
 CHUNK_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 20  # longer lines are skipped: the trainer writes none
 
@@ -57,6 +62,8 @@ class MetricsLog:
                 ],
                 samples=list(self._samples),
                 resumed_at=list(self._resumed_at),
+                evaluations=list(self._evaluations),
+                warnings=self._warnings(),
             )
 
     def _reset(self) -> None:
@@ -66,6 +73,22 @@ class MetricsLog:
         self._curves: dict[tuple[str, str], DownsampledCurve] = {}
         self._samples: deque[TextSample] = deque(maxlen=MAX_SAMPLES)
         self._resumed_at: deque[int] = deque(maxlen=MAX_RESUMES)
+        self._evaluations: deque[Evaluation] = deque(maxlen=MAX_EVALUATIONS)
+        self._broken_lines = 0
+        self._not_finite: dict[str, tuple[int, float]] = {}  # values, and the first one's step
+
+    def _warnings(self) -> list[str]:
+        """What is left out of the curves, in a line each."""
+        warnings = []
+        if self._broken_lines:
+            lines = "1 line is" if self._broken_lines == 1 else f"{self._broken_lines} lines are"
+            warnings.append(f"{self._path}: {lines} broken and left out")
+        for name, (count, step) in self._not_finite.items():
+            values = "1 value" if count == 1 else f"{count} values"
+            warnings.append(
+                f"{self._path}: {values} of {name} not drawn: NaN or infinite since step {step:g}"
+            )
+        return warnings
 
     def _read_appended(self) -> None:
         with self._path.open("rb") as file:
@@ -86,6 +109,7 @@ class MetricsLog:
         for line in lines:
             if self._skipping:
                 self._skipping = False
+                self._broken_lines += 1
             elif line:
                 yield line
         if len(rest) > MAX_LINE_BYTES:
@@ -96,9 +120,10 @@ class MetricsLog:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            return  # truncated by a kill or a full disk
+            record = None  # truncated by a kill or a full disk
         step = record.get("step") if isinstance(record, dict) else None
         if not _is_finite_number(step):
+            self._broken_lines += 1
             return
         if record.get("event") == "resumed":
             self._resumed_at.append(int(step))
@@ -111,9 +136,28 @@ class MetricsLog:
                     self._add_point((RANK_SECONDS, f"rank {rank}"), step, seconds)
             elif name not in NOT_METRICS:
                 self._add_point((name, ""), step, value)
+        if any(name.startswith(EVALUATION) for name in record):
+            self._add_evaluation(int(step), record)
+
+    def _add_evaluation(self, step: int, record: dict[str, object]) -> None:
+        time = record.get("time")
+        metrics = {
+            name[:MAX_NAME]: value
+            for name, value in record.items()
+            if name not in NOT_METRICS and _is_finite_number(value)
+        }
+        self._evaluations.append(
+            Evaluation(
+                step=step,
+                time=time if _is_finite_number(time) else None,
+                metrics=dict(list(metrics.items())[:MAX_METRICS]),
+            )
+        )
 
     def _add_point(self, key: tuple[str, str], step: float, value: object) -> None:
         if not _is_finite_number(value):
+            if isinstance(value, float) and not math.isfinite(value):
+                self._count_not_finite(key[0], step)
             return
         curve = self._curves.get(key)
         if curve is None:
@@ -121,6 +165,11 @@ class MetricsLog:
                 return
             curve = self._curves[key] = DownsampledCurve()
         curve.add(step, value)
+
+    def _count_not_finite(self, name: str, step: float) -> None:
+        if name in self._not_finite or len(self._not_finite) < MAX_METRICS:
+            count, first = self._not_finite.get(name, (0, step))
+            self._not_finite[name] = (count + 1, first)
 
 
 class DownsampledCurve:

@@ -15,7 +15,14 @@ from pydantic import SecretStr
 from trainyard_api import metrics as names
 from trainyard_api.metrics import Metric
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import Curve, DataSourceError, RunHistory, RunSummary
+from trainyard_dashboard.catalog import (
+    Curve,
+    DataSourceError,
+    Evaluation,
+    RunHistory,
+    RunSummary,
+)
+from trainyard_dashboard.run_details import LogTail, RunDetails, only_metrics
 from trainyard_dashboard.usage import GAUGES, PodTraffic, RankUsage, RunUsage, fold
 from trainyard_serving.connections import tls_context
 
@@ -174,6 +181,25 @@ class Prometheus:
 
     def trace(self, run: RunSummary) -> Path | None:
         return None
+
+    def details(self, run: RunSummary) -> RunDetails:
+        return only_metrics(run, "Prometheus")
+
+    def evaluation(self, run: RunSummary) -> Evaluation | None:
+        """Every metric of its newest evaluation; None without one in the last hour."""
+        query = (
+            f"max by (metric) (last_over_time({names.EVALUATION.name}{_selector(run)}[{RECENT}]))"
+        )
+        with self._valid_response():
+            found = {
+                series["metric"]["metric"]: float(series["value"][1])
+                for series in self._query("query", query=query)[:MAX_PARTS]
+            }
+            metrics = {name: value for name, value in found.items() if math.isfinite(value)}
+            return Evaluation(metrics=metrics) if metrics else None
+
+    def log(self, run: RunSummary, name: str) -> LogTail:
+        return LogTail(name=name, note="Unknown: Prometheus has only metrics.")
 
     def studies(self) -> tuple[list[tuple[str, ScalingStudy]], list[str]]:
         return [], []  # their measurements are in their status, not in metrics

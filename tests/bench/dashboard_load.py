@@ -47,7 +47,7 @@ def load(browser: Browser, home: Path, select_all: bool) -> dict[str, float]:
         context.set_default_timeout(SECONDS * 1000)
         page = context.new_page()
         page.add_init_script(f"({WATCH})({MARKS!r})")
-        page.goto(server.url, wait_until="commit")
+        page.goto(f"{server.url}/#performance?rows=100", wait_until="commit")
         if any((home / "runs").iterdir()):
             page.wait_for_function("Object.keys(window.seen ?? {}).length === 3")
         else:

@@ -42,15 +42,20 @@ def test_without_dashboard_enabled_there_are_no_dashboard_objects(render: Render
 def test_the_dashboard_has_read_only_rights(render: Render) -> None:
     rendered = render("operator", *ON)
     role = rendered.one("ClusterRole", "dashboard")
-    assert rules(role) == {
+    runs = {
         ("trainyard.dev", resource, verb)
         for resource in ("trainingruns", "scalingstudies")
         for verb in ("get", "list", "watch")
     }
+    assert rules(role) == runs | {("", "events", "list")}
     binding = rendered.one("ClusterRoleBinding", "dashboard")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert [item["name"] for item in binding["subjects"]] == [NAME]
     assert pod(rendered)["serviceAccountName"] == NAME
+    fewest = render("operator", *ON, "dashboard.readEvents=false").one("ClusterRole", "dashboard")
+    assert rules(fewest) == runs
+    most = render("operator", *ON, "dashboard.readLogs=true").one("ClusterRole", "dashboard")
+    assert rules(most) == runs | {("", "events", "list"), ("", "pods/log", "get")}
 
 
 def test_with_watch_namespace_it_reads_only_that_one(

@@ -25,7 +25,7 @@ PACKAGES: dict[str, set[str]] = {
     "local": {"api", "agent", "storage", "lifecycle", "study"},
     "cli": {"api", "agent", "storage", "lifecycle", "study", "local"},
     "serving": {"api", "storage"},
-    "dashboard": {"api", "study", "serving"},
+    "dashboard": {"api", "storage", "study", "serving"},
 }
 
 # Files of sdk/ that need more than Python; `import trainyard` loads them when they are used.

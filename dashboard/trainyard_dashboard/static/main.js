@@ -1,4 +1,4 @@
-// Starts the page, switches tabs, and refreshes the visible tab periodically.
+// Starts the page, switches views, and refreshes the visible one periodically.
 
 import * as cost from "./cost.js";
 import { performance, training } from "./curves.js";
@@ -6,10 +6,13 @@ import * as demo from "./demo.js";
 import { at, h, setText } from "./dom.js";
 import { count } from "./format.js";
 import { get, key, KeyRequired } from "./http.js";
+import * as runPage from "./run_page.js";
+import { focusRun } from "./run_table.js";
 import { onSelection, runs, update } from "./runs.js";
 import * as scaling from "./scaling.js";
+import { current, go, onNavigation } from "./state.js";
 
-const VIEWS = { performance, scaling, training, cost, demo };
+const VIEWS = { performance, scaling, training, cost, demo, run: runPage };
 let view = "performance";
 let pollSeconds = 5;
 let timer = 0;
@@ -34,12 +37,12 @@ async function refresh() {
   clearTimeout(timer);
   try {
     await loadState();
-    await update();
+    await update(view);
     at("key-form").hidden = true;
     const live = runs.all.filter((run) => run.phase === "Running").length;
     setText(at("state"), `${count(runs.all.length, "run")}, ${live} running`);
     const problems = await VIEWS[view].refresh();
-    showProblems([...runs.problems, ...problems]);
+    showProblems([...new Set([...runs.problems, ...runs.warnings, ...problems])]);
   } catch (error) {
     if (error instanceof KeyRequired) askForKey(error);
     else showProblems([error.message]);
@@ -70,34 +73,46 @@ async function loadState() {
   stateLoaded = true;
 }
 
-// Arrow keys, Home and End move between tabs; the URL fragment is the selected one.
-function startTabs(changed) {
-  const tabs = [...document.querySelectorAll('[role="tab"]')];
-  const panel = (tab) => at(tab.getAttribute("aria-controls"));
+const tabs = [...document.querySelectorAll('[role="tab"]')];
+const panelOf = (tab) => at(tab.getAttribute("aria-controls"));
 
-  function select(tab, focus) {
-    for (const other of tabs) {
-      const isSelected = other === tab;
-      other.setAttribute("aria-selected", String(isSelected));
-      other.tabIndex = isSelected ? 0 : -1;
-      panel(other).hidden = !isSelected;
-    }
-    if (focus) tab.focus();
-    history.replaceState(null, "", `#${panel(tab).id}`);
-    changed(panel(tab).id);
-  }
-
+// Arrow keys, Home and End move between tabs.
+function startTabs() {
   for (const [index, tab] of tabs.entries()) {
-    tab.addEventListener("click", () => select(tab, false));
+    tab.addEventListener("click", () => open(tab));
     tab.addEventListener("keydown", (event) => {
       const moves = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: tabs.length - 1 };
       if (!(event.key in moves)) return;
       event.preventDefault();
-      select(tabs[(moves[event.key] + tabs.length) % tabs.length], true);
+      open(tabs[(moves[event.key] + tabs.length) % tabs.length]);
     });
   }
-  const named = tabs.find((tab) => `#${panel(tab).id}` === location.hash);
-  select(named ?? tabs[0], false);
+}
+
+// From a run's page back to where the reader was in the table.
+function open(tab) {
+  const { view: from, parameters } = current();
+  if (from === "run") go(panelOf(tab).id, runPage.tableParameters());
+  else go(panelOf(tab).id, parameters);
+  tab.focus();
+}
+
+// Shows what the URL names: a tab, or the page of a run.
+function showView({ view: named, parameters }) {
+  const before = view;
+  const isRun = named === "run";
+  const shown = isRun ? null : tabs.find((tab) => panelOf(tab).id === named) ?? tabs[0];
+  for (const tab of tabs) {
+    const isSelected = tab === shown;
+    tab.setAttribute("aria-selected", String(isSelected));
+    tab.tabIndex = isSelected || (isRun && tab === tabs[0]) ? 0 : -1;
+    panelOf(tab).hidden = !isSelected;
+  }
+  at("run").hidden = !isRun;
+  view = isRun ? "run" : panelOf(shown).id;
+  runPage.showRun(isRun ? parameters.get("id") ?? "" : null);
+  if (before === "run" && view === "performance") focusRun(runPage.lastShown());
+  refresh();
 }
 
 at("key-form").addEventListener("submit", (event) => {
@@ -109,8 +124,5 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) refresh();
 });
 onSelection(refresh);
-startTabs((name) => {
-  view = name;
-  refresh();
-});
-refresh();
+startTabs();
+onNavigation(showView);

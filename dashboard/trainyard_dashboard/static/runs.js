@@ -1,26 +1,36 @@
-// The runs: their table, their selection (shared by all charts), and their histories.
+// The runs, their selection (shared by all charts), and their histories.
 
-import { at, cell, h, headRow, row, setText } from "./dom.js";
-import { duration, loss, number, throughput, UNKNOWN } from "./format.js";
+import { h } from "./dom.js";
 import { get } from "./http.js";
+import { newestFirst } from "./run_filter.js";
+import { change, onNavigation } from "./state.js";
 
 const INITIALLY_SELECTED = 4;
-const INITIALLY_SHOWN = 60;
+export const MOST_SELECTED = 50; // as many as one request for curves may name
 const DASHES = ["solid", "dot", "dash", "dashdot"]; // of a run's ranks or GPUs
 const FINISHED = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
+// The server leaves out what is unknown.
+const UNKNOWN_RUN = {
+  recipe: null, labels: {}, phase: null, message: "", step: null, total_steps: null, loss: null,
+  eval_loss: null, samples_per_second: null, tokens_per_second: null, eta_seconds: null,
+  restarts: null, processes: null, checkpoint_step: null, peak_memory_bytes: null, usage: "",
+  profile: null, start_time: null, completion_time: null,
+};
 
-export const runs = { all: [], problems: [] };
+// `warnings`: what of the selected runs' logs can't be read, or drawn.
+export const runs = { all: [], problems: [], warnings: [] };
+const byId = new Map();
+let version = ""; // of the list that the server has sent
+let names = new Map(); // how many runs have a name
 const selection = new Set();
-const RATES = ["tokens_per_second", "samples_per_second"];
-const rates = new Map(); // mean over all steps, by run
 const slots = new Map(); // index of its colour, by run
-const listeners = new Set();
-const rows = new Map();
-let showAll = false;
-let isDefault = true; // the user has not changed the selection
+const listeners = { runs: new Set(), selection: new Set() };
+let isDefault = true; // the reader has not changed the selection
 
-export const onSelection = (listener) => listeners.add(listener);
+export const onRuns = (listener) => listeners.runs.add(listener);
+export const onSelection = (listener) => listeners.selection.add(listener);
 export const isFinished = (run) => FINISHED.has(run.phase);
+export const isSelected = (id) => selection.has(id);
 export const selected = () => runs.all.filter((run) => selection.has(run.id));
 
 export function slot(id) {
@@ -29,19 +39,35 @@ export function slot(id) {
 }
 
 // The name; with data source and namespace if two runs share it.
-export function title(run) {
-  const ambiguous = runs.all.some((other) => other.name === run.name && other.id !== run.id);
-  return ambiguous ? `${run.name} (${run.source}, ${run.namespace})` : run.name;
+export const title = (run) => (names.get(run.name) > 1
+  ? `${run.name} (${run.source}, ${run.namespace})` : run.name);
+
+function announce() {
+  change({ select: [...selection] });
+  for (const box of document.querySelectorAll("input[data-run]")) {
+    box.checked = selection.has(box.dataset.run);
+  }
+  for (const listener of listeners.selection) listener();
 }
 
 function select(id, wanted) {
   isDefault = false;
-  if (wanted) selection.add(id);
-  else selection.delete(id);
-  for (const box of document.querySelectorAll("input[data-run]")) {
-    if (box.dataset.run === id) box.checked = wanted;
-  }
-  for (const listener of listeners) listener();
+  if (!wanted) selection.delete(id);
+  else if (selected().length < MOST_SELECTED) selection.add(id);
+  announce();
+}
+
+export function clearSelection() {
+  isDefault = false;
+  selection.clear();
+  announce();
+}
+
+// Selects this run and no other.
+export function selectOnly(id) {
+  isDefault = false;
+  selection.clear();
+  selection.add(id);
 }
 
 export function checkbox(run) {
@@ -52,97 +78,37 @@ export function checkbox(run) {
   return box;
 }
 
-export async function update() {
-  const answer = await get("api/runs");
-  runs.all = answer.runs;
-  runs.problems = answer.problems;
-  const known = new Set(runs.all.map((run) => run.id));
-  for (const id of selection) if (!known.has(id)) selection.delete(id);
-  if (isDefault && selection.size === 0) {
-    const first = [...runs.all].sort((a, b) => isFinished(a) - isFinished(b)).slice(0, INITIALLY_SELECTED);
-    for (const run of first) selection.add(run.id);
-  }
-  show();
-}
-
-const COLUMNS = [
-  ["Run", null], ["Phase", "measured"], ["Step", "measured"], ["Loss", "measured"],
-  ["Throughput", "measured"], ["Time left", "projected"], ["Restarts", "measured"],
-  ["Processes", "measured"],
-];
-
-function show() {
-  const table = at("runs");
-  if (!table.tHead.rows[0].cells.length) headRow(table, COLUMNS);
-  const shown = showAll ? runs.all : runs.all.slice(0, INITIALLY_SHOWN);
-  const wanted = new Set(shown.map((run) => run.id));
-  for (const [id, current] of rows) {
-    if (wanted.has(id)) continue;
-    current.element.remove();
-    rows.delete(id);
-  }
-  let previous = null;
-  for (const run of shown) {
-    const current = rows.get(run.id) ?? createRow(run);
-    fillRow(current, run);
-    const position = previous ? previous.nextSibling : table.tBodies[0].firstChild;
-    if (position !== current.element) table.tBodies[0].insertBefore(current.element, position);
-    previous = current.element;
-  }
-  at("no-runs").hidden = runs.all.length > 0;
-  table.hidden = runs.all.length === 0;
-  const more = at("more-runs");
-  more.hidden = shown.length === runs.all.length;
-  setText(more, `Show all ${runs.all.length} runs`);
-}
-
-at("more-runs").addEventListener("click", () => {
-  showAll = true;
-  show();
+onNavigation(({ view, parameters }) => {
+  if (view === "run" || !parameters.has("select")) return;
+  isDefault = false;
+  selection.clear();
+  for (const id of parameters.getAll("select").slice(0, MOST_SELECTED)) if (id) selection.add(id);
+  for (const listener of listeners.selection) listener();
 });
 
-function createRow(run) {
-  const parts = {
-    name: h("span", { class: "name" }), note: h("span", { class: "note" }),
-    phase: h("span", { class: "phase" }), step: h("span"),
-    bar: h("progress", { "aria-label": `Progress of ${run.name}` }),
-    loss: h("span"), throughput: h("span"), left: h("span"), restarts: h("span"),
-    processes: h("span"),
-  };
-  const box = checkbox(run);
-  const swatch = h("span", { class: "swatch", "aria-hidden": "true" });
-  swatch.style.background = `var(--line-${slot(run.id) % 8})`;
-  const element = row(
-    h("th", { scope: "row", role: "rowheader" },
-      h("label", {}, box, swatch, parts.name), parts.note),
-    cell("Phase (measured)", parts.phase), cell("Step (measured)", parts.step, parts.bar),
-    cell("Loss (measured)", parts.loss), cell("Throughput (measured)", parts.throughput),
-    cell("Time left (projected)", parts.left), cell("Restarts (measured)", parts.restarts),
-    cell("Processes (measured)", parts.processes),
-  );
-  const current = { element, parts, box };
-  rows.set(run.id, current);
-  return current;
+// Asks for what has changed since the last answer.
+export async function update(view) {
+  const answer = await get("api/runs", version ? [["since", version]] : []);
+  const removed = answer.removed ?? [];
+  if (answer.complete) byId.clear();
+  for (const id of removed) byId.delete(id);
+  for (const run of answer.runs) byId.set(run.id, { ...UNKNOWN_RUN, ...run });
+  const hasChanged = answer.complete || answer.runs.length > 0 || removed.length > 0;
+  version = answer.version;
+  runs.problems = answer.problems ?? [];
+  if (!hasChanged) return;
+  runs.all = [...byId.values()].sort(newestFirst);
+  names = new Map();
+  for (const { name } of runs.all) names.set(name, (names.get(name) ?? 0) + 1);
+  if (isDefault && !runs.all.some((run) => selection.has(run.id))) selectFirst();
+  if (isDefault && view !== "run") change({ select: [...selection] });
+  for (const listener of listeners.runs) listener();
 }
 
-function fillRow({ parts, box }, run) {
-  setText(parts.name, title(run));
-  setText(parts.note, [run.recipe, run.message].filter(Boolean).join(" · "));
-  setText(parts.phase, run.phase ?? UNKNOWN);
-  parts.phase.className = `phase ${(run.phase ?? "").toLowerCase()}`;
-  const step = run.step ?? null;
-  setText(parts.step, step === null ? UNKNOWN
-    : run.total_steps ? `${number(step, 4)} of ${number(run.total_steps, 4)}` : number(step, 4));
-  parts.bar.hidden = step === null || !run.total_steps;
-  parts.bar.max = run.total_steps ?? 1;
-  parts.bar.value = step ?? 0;
-  setText(parts.loss, loss(run.loss));
-  const rate = throughput(isFinished(run) ? { ...run, ...rates.get(run.id) } : run);
-  setText(parts.throughput, isFinished(run) && rate === UNKNOWN ? "–" : rate);
-  setText(parts.left, isFinished(run) ? "–" : duration(run.eta_seconds));
-  setText(parts.restarts, run.restarts === null ? UNKNOWN : String(run.restarts));
-  setText(parts.processes, run.processes === null ? UNKNOWN : String(run.processes));
-  box.checked = selection.has(run.id);
+// Active runs first, then the newest.
+function selectFirst() {
+  const first = [...runs.all].sort((a, b) => isFinished(a) - isFinished(b));
+  for (const run of first.slice(0, INITIALLY_SELECTED)) selection.add(run.id);
 }
 
 // Curves of the selected runs, requested again only if they may have changed.
@@ -151,6 +117,7 @@ let received = { runs: {}, problems: [] };
 
 export async function histories(metrics) {
   const chosen = selected();
+  runs.warnings = [];
   if (!chosen.length) return { runs: {}, problems: [] };
   const state = JSON.stringify([metrics, chosen.map((run) => [run.id, run.step, run.phase])]);
   if (state !== requestedFor || chosen.some((run) => run.phase === null)) {
@@ -158,19 +125,9 @@ export async function histories(metrics) {
       ...chosen.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
     ]);
     requestedFor = received.problems.length ? "" : state; // failures are retried
-    storeRates();
   }
+  runs.warnings = [...new Set(chosen.flatMap((run) => received.runs[run.id]?.warnings ?? []))];
   return received;
-}
-
-// The status of a finished run has no throughput; its history does, once requested.
-function storeRates() {
-  for (const [id, { curves }] of Object.entries(received.runs)) {
-    for (const { metric, rate } of curves) {
-      if (RATES.includes(metric) && rate) rates.set(id, { ...rates.get(id), [metric]: rate });
-    }
-  }
-  show();
 }
 
 // The lines of one metric: one per run, or one per rank or GPU.

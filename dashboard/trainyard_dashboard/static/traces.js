@@ -12,14 +12,14 @@ export function showTraces() {
   box.dataset.state = state;
   box.hidden = traced.length === 0;
   box.querySelector("ul").replaceChildren(...traced.map((run) =>
-    h("li", {}, `${title(run)}: `, link(run))));
+    h("li", {}, `${title(run)}: `, traceLink(run, run.profile))));
 }
 
 // A link can't carry the API key.
-function link(run) {
+export function traceLink(run, path) {
   if (run.source !== "local" || key.get()) {
-    return h("span", {}, `${run.profile} in the run's directory`);
+    return h("span", {}, `${path} in the run's directory`);
   }
-  const query = new URLSearchParams({ run: run.id });
-  return h("a", { href: `api/trace?${query}`, download: true }, run.profile);
+  const query = new URLSearchParams({ run: run.id, path });
+  return h("a", { href: `api/trace?${query}`, download: true }, path);
 }

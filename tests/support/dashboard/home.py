@@ -4,10 +4,13 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.checkpoint import MANIFEST, Manifest, step_name
+from trainyard_storage.checkpoints import describe_files, digest, manifest_bytes
 from trainyard_study.fit import fit
 
 # Tokens per second with 1, 2 and 4 processes, three repeats each.
@@ -71,6 +74,25 @@ def record(i: int, ranks: int = 2) -> dict[str, Any]:
         "time": 1767225600.0 + i,
         "rank_step_seconds": [0.01 + 0.001 * rank for rank in range(ranks)],
     }
+
+
+def write_model(data: Path, step: int, metrics: dict[str, float] | None = None) -> str:
+    """An exported model of 5 bytes in a run's directory; returns its digest."""
+    model = data / "models" / step_name(step)
+    model.mkdir(parents=True)
+    (model / "weights").write_text("12345")
+    manifest = Manifest(
+        kind="model",
+        run="bard",
+        attempt=1,
+        recipe="char-gpt",
+        step=step,
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        metrics=metrics or {},
+        files=describe_files(model),
+    )
+    (model / MANIFEST).write_bytes(manifest_bytes(manifest))
+    return digest(model)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.dashboard.home import write_run
 from tests.unit.cli.published_run import publish
 from trainyard_cli import main as cli
 
@@ -82,6 +83,23 @@ def test_requesting_gpus_on_a_machine_without_is_a_config_error(box: Any) -> Non
     assert "requests 2 nvidia.com/gpu per node, but this machine has none" in output
     status = box.status("gpu")
     assert (status["attempt"], status["reason"]) == (1, "ConfigError")
+
+
+def test_describe_shows_every_metric_of_the_newest_evaluation(box: Any) -> None:
+    write_run(box.home, "bard", points=3)
+    history = box.home / "runs" / "bard" / "data" / "metrics.jsonl"
+
+    def evaluation() -> list[str]:
+        lines = box.cli("describe", "bard")[1].splitlines()
+        return [line.split(maxsplit=1)[1] for line in lines if line.startswith("Evaluation:")]
+
+    assert evaluation() == ["step 30: eval_loss 1.6000"]
+    with history.open("a") as file:
+        file.write('{"time": 1.5, "step": 40, "eval_loss": 0.25, "accuracy": 0.91, "x": NaN}\n')
+        file.write('{"step": 50, "loss": 2.0}\n[1, "eval_loss"]\n{"step": 60, "eval_lo')
+    assert evaluation() == ["step 40: eval_loss 0.2500, accuracy 0.9100"]
+    history.unlink()
+    assert evaluation() == []
 
 
 def test_suspend_in_the_manifest_starts_nothing_and_fields_change_as_allowed(box: Any) -> None:

@@ -125,7 +125,7 @@ def test_the_trace_of_a_run_here_is_a_file(tmp_path: Path) -> None:
     trace.parent.mkdir(parents=True)
     trace.write_bytes(gzip.compress(b"{}"))
     with running(create_dashboard_app(DashboardSettings(home=str(tmp_path)))) as asked:
-        runs = {run["name"]: run["profile"] for run in asked.get("/api/runs").json()["runs"]}
+        runs = {run["name"]: run.get("profile") for run in asked.get("/api/runs").json()["runs"]}
         assert runs == {"traced": path, "gone": path, "hostile": None}
         answer = asked.get("/api/trace", params={"run": "local/default/traced"})
         assert answer.content == trace.read_bytes()  # not unpacked on its way
