@@ -16,6 +16,10 @@ JsonDict = dict[str, Any]
 FinishReason = Literal["stop", "length"]
 
 
+class GrammarError(Exception):
+    """A text that began to follow its grammar cannot go on; the message is one line."""
+
+
 class Grammar(Protocol):
     """What a text may be: restricts the next token, step by step."""
 

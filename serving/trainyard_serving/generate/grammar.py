@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from trainyard_serving.errors import one_line
-from trainyard_serving.generate.engine import JsonDict, PromptError
+from trainyard_serving.generate.engine import GrammarError, JsonDict, PromptError
 
 MAX_SCHEMA_BYTES = 32 * 1024  # of this size, the slowest that we found compile in a few seconds
 # As json.dumps writes it. White space at will would allow an answer of nothing else.
@@ -27,10 +27,6 @@ FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": "
 # It stands for the end of the JSON; the model has no such token.
 END = "<|end of json|>"
 JSON_CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " "
-
-
-class GrammarError(Exception):
-    """A text that began to follow a schema cannot go on."""
 
 
 class JsonGrammars:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from trainyard_serving.concurrency import computing_thread
 from trainyard_serving.errors import ApiError, QueueFullError
-from trainyard_serving.generate.engine import Chunk, SamplingOptions
+from trainyard_serving.generate.engine import Chunk, GrammarError, SamplingOptions
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.middleware import DIGEST_HEADER
 
@@ -32,10 +32,13 @@ log = logging.getLogger(__name__)
 
 
 class JobFailedError(ApiError):
-    """The computation failed; the traceback is in the log."""
+    """The text cannot go on: the request asks for the impossible, or the computation failed."""
 
-    def __init__(self, message: str, digest: str) -> None:
-        super().__init__(500, message, headers={DIGEST_HEADER.decode(): digest})
+    def __init__(
+        self, message: str, digest: str, status: int = 500, param: str | None = None
+    ) -> None:
+        headers = {DIGEST_HEADER.decode(): digest}
+        super().__init__(status, message, param=param, headers=headers)
 
 
 class Job:
@@ -76,9 +79,9 @@ class Job:
         except RuntimeError:  # the event loop is closed
             self.cancelled.set()
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, status: int = 500, param: str | None = None) -> None:
         """Called by the worker: end all texts of the job."""
-        self.put(JobFailedError(message, self.model.source.digest))
+        self.put(JobFailedError(message, self.model.source.digest, status, param))
         self.cancel()
 
     async def chunks(self) -> AsyncIterator[Chunk]:
@@ -243,5 +246,8 @@ class Worker:
             self._seconds_per_job += 0.2 * (seconds - self._seconds_per_job)
 
     def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, GrammarError):
+            job.fail(f"response_format: {error}", 400, "response_format")
+            return
         log.error("a request failed inside the model", exc_info=error)
         job.fail("the model failed on this request; the server's log says why")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM
 
 from tests.support.serving.completions import text_of, write
 from tests.support.serving.models import ALPHABET, CONTEXT, export_char_gpt
 from trainyard_serving.errors import QueueFullError
-from trainyard_serving.generate.engine import Chunk, SamplingOptions
+from trainyard_serving.generate.engine import Chunk, GrammarError, SamplingOptions
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.generate.token_model import PaddedCache
 from trainyard_serving.generate.worker import Job, JobFailedError, Worker
@@ -156,6 +157,37 @@ async def test_a_request_that_fails_fails_alone(model: LanguageModel) -> None:
         with pytest.raises(JobFailedError):
             await text(failing)
         assert await text(good) == alone(model, TO_BE, max_tokens=30, seed=4)
+
+
+class DeadEnd:
+    """A grammar that nothing can follow after two tokens."""
+
+    def __init__(self) -> None:
+        self.left = 2
+
+    def copy(self) -> "DeadEnd":
+        return DeadEnd()
+
+    def mask(self, logits: Tensor) -> None:
+        if not self.left:
+            raise GrammarError("nothing can follow")
+
+    def accept(self, token: int) -> bool:
+        self.left -= 1
+        return False
+
+
+async def test_a_grammar_without_a_continuation_is_the_requests_fault(
+    model: LanguageModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as worker:
+        other = submit(worker, model, TO_BE, max_tokens=8, temperature=0)
+        job = submit(worker, model, OR_NOT, max_tokens=8, grammar=DeadEnd())
+        with pytest.raises(JobFailedError, match="response_format: nothing can follow") as failed:
+            await chunks_of(job)
+        assert (failed.value.status_code, failed.value.param) == (400, "response_format")
+        assert text_of(await chunks_of(other)) == alone(model, TO_BE, max_tokens=8, temperature=0)
+    assert "failed inside the model" not in caplog.text
 
 
 async def test_a_failure_of_the_whole_batch_ends_it_and_the_next_works(
