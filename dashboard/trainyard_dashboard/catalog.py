@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,12 +13,20 @@ from pydantic import BaseModel, Field, ValidationError
 
 from trainyard_api.base import is_unknown, parse_known
 from trainyard_api.profile import known_trace
+from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.devices import Device, of_spec
 from trainyard_dashboard.usage import RunUsage
 
 CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
 RETRY_SECONDS = 10.0  # after a failure: each attempt may block until its timeout
 MAX_PROBLEMS = 20  # messages shown for one data source
+
+RANK_SECONDS = "rank_step_seconds"
+# Curves that say where each step lies on another axis than that of steps.
+SECONDS_AXIS = "axis:seconds"  # since the run's start, with the waits between its attempts
+SAMPLES_AXIS = "axis:samples"
+TOKENS_AXIS = "axis:tokens"
 
 Origin = Literal["measured", "projected", "entered"]
 T = TypeVar("T")
@@ -59,6 +67,7 @@ class RunSummary(BaseModel):
     eta_seconds: int | None = None
     restarts: int | None = None
     processes: int | None = None
+    device: Device | None = Field(default=None, description="cpu or gpu, as its spec says.")
     checkpoint_step: int | None = None
     peak_memory_bytes: int | None = None
     usage: str = Field(default="", description="What its ranks use, as its status says.")
@@ -99,11 +108,12 @@ class RunSummary(BaseModel):
             total_steps=status.get("totalSteps"),
             loss=status.get("loss"),
             eval_loss=status.get("evalLoss"),
-            samples_per_second=status.get("samplesPerSecond"),
-            tokens_per_second=status.get("tokensPerSecond"),
+            samples_per_second=status.get("samplesPerSecond") or _mean_rate(status, "batchSize"),
+            tokens_per_second=status.get("tokensPerSecond") or _mean_rate(status, "tokensPerBatch"),
             eta_seconds=status.get("etaSeconds"),
             restarts=status.get("restarts"),
             processes=status.get("worldSize"),
+            device=of_spec(spec) if source == "cluster" else None,
             peak_memory_bytes=status.get("peakMemoryBytes"),
             usage=status.get("usage") or "",
             profile=known_trace(status.get("profile")),
@@ -111,6 +121,19 @@ class RunSummary(BaseModel):
             start_time=status.get("startTime") or metadata.get("creationTimestamp"),
             completion_time=status.get("completionTime"),
         )
+
+
+def _mean_rate(status: dict[str, Any], batch: str) -> float | None:
+    """The mean rate of a finished run's last attempt; while a run lasts, its status has the rate.
+
+    Args:
+        status: of a TrainingRun in wire form.
+        batch: name of the field with the size of a batch, in samples or in tokens.
+    """
+    seconds, size = (status.get("stepSeconds") or {}).get("mean"), status.get(batch)
+    if status.get("phase") not in FINISHED or not seconds or not size:
+        return None
+    return float(size) / float(seconds)
 
 
 class Curve(BaseModel):
@@ -122,6 +145,9 @@ class Curve(BaseModel):
     x: list[float]
     y: list[float]
     x_is: Literal["step", "seconds"] = "step"
+    since: float | None = Field(
+        default=None, description="Only points from this x on: the caller has the others."
+    )
     count: int = Field(description="Number of points before downsampling.")
     rate: float | None = Field(default=None, description="Mean over the run, for a throughput.")
     origin: Origin = "measured"
@@ -134,10 +160,35 @@ class TextSample(BaseModel):
     text: str
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a caller has of a run's history already: everything up to a step, of one version."""
+
+    version: str
+    step: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Known | None":
+        """From VERSION@STEP; None if it is empty."""
+        version, _, step = text.partition("@")
+        return cls(version, float(step)) if step else None
+
+
 class RunHistory(BaseModel):
-    """Everything a run has logged."""
+    """What a run has logged."""
 
     curves: list[Curve] = Field(default_factory=list)
+    metrics: list[str] = Field(
+        default_factory=list, description="Every metric that it has, requested or not."
+    )
+    evaluation: list[str] = Field(
+        default_factory=list, description="Those of them that evaluations have measured."
+    )
+    device: Device | None = Field(default=None, description="What its newest attempt trains on.")
+    version: str = Field(
+        default="", description="Another one: what was logged before may have been replaced."
+    )
+    problems: list[str] = Field(default_factory=list, exclude=True)
     samples: list[TextSample] = Field(default_factory=list)
     resumed_at: list[int] = Field(default_factory=list, description="Steps it resumed from.")
 
@@ -151,8 +202,13 @@ class DataSource(Protocol):
     def runs(self) -> tuple[list[RunSummary], list[str]]:
         """Return the runs, and a message for each unreadable one. Raises DataSourceError."""
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
-        """Return the available curves of these metrics. Raises DataSourceError."""
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
+        """Return the available curves of these metrics; of `known` ones the rest, if it can.
+
+        Raises DataSourceError.
+        """
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         """Return what its ranks use now; None if that is unknown here. Raises DataSourceError."""
@@ -234,11 +290,16 @@ class Catalog:
         return studies, problems
 
     def history(
-        self, ids: Sequence[str], metrics: Sequence[str]
+        self, ids: Sequence[str], metrics: Sequence[str], known: Mapping[str, Known] | None = None
     ) -> tuple[dict[str, RunHistory], list[str]]:
         """Return the histories by run id, and a message for everything unreadable.
 
         Prometheus is queried for the metrics that a run's own data source has no curve of.
+
+        Args:
+            ids: the runs.
+            metrics: the metrics whose curves to return.
+            known: what the caller has already, by run id.
         """
         runs = self._by_id()
         histories: dict[str, RunHistory] = {}
@@ -250,8 +311,9 @@ class Catalog:
             run, source = runs[run_id]
             history = RunHistory()
             try:
-                history = source.history(run, metrics)
-                history.curves += self._missing_curves(run, source, metrics, history.curves)
+                history = source.history(run, metrics, (known or {}).get(run_id))
+                problems += [f"{run.name}: {problem}" for problem in history.problems]
+                self._add_missing(run, source, metrics, history)
             except DataSourceError as error:
                 problems.append(str(error))
             histories[run_id] = history
@@ -292,14 +354,17 @@ class Catalog:
             for run in cache.get(source.runs)[0]
         }
 
-    def _missing_curves(
-        self, run: RunSummary, source: DataSource, metrics: Sequence[str], curves: list[Curve]
-    ) -> list[Curve]:
+    def _add_missing(
+        self, run: RunSummary, source: DataSource, metrics: Sequence[str], history: RunHistory
+    ) -> None:
+        """Add the curves that only Prometheus has."""
         if self._prometheus is None or source is self._prometheus:
-            return []
-        present = {curve.metric for curve in curves}
-        missing = [metric for metric in metrics if metric not in present]
-        return self._prometheus.history(run, missing).curves
+            return
+        missing = [metric for metric in metrics if metric not in history.metrics]
+        found = self._prometheus.history(run, missing)
+        history.curves += found.curves
+        history.metrics = list(dict.fromkeys([*history.metrics, *found.metrics]))
+        history.evaluation = list(dict.fromkeys([*history.evaluation, *found.evaluation]))
 
 
 def _truncated(problems: list[str]) -> list[str]:

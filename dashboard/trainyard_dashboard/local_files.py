@@ -21,7 +21,7 @@ from trainyard_api.base import validation_message
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.agents import Agents
-from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.catalog import DataSourceError, Known, RunHistory, RunSummary, parse_study
 from trainyard_dashboard.metrics_log import MetricsLog
 from trainyard_dashboard.usage import RunUsage, fold
 
@@ -64,14 +64,14 @@ class LocalFiles:
             runs.append(_with_actual_phase(path.parent, run))
         return runs, problems
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
         try:
-            history = self._log(self._data(run) / "metrics.jsonl").read(run.id)
+            return self._log(self._data(run) / "metrics.jsonl").read(run.id, metrics, known)
         except (OSError, ValueError, AttributeError) as error:
             message = f"the history of {run.name} can't be read: {_cause(error)}"
             raise DataSourceError(message) from None
-        history.curves = [curve for curve in history.curves if curve.metric in metrics]
-        return history
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         directory = self._home / "runs" / run.name
