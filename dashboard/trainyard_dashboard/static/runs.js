@@ -1,19 +1,16 @@
-// The runs: their table, their selection (shared by all charts), and their histories.
+// The runs: their table, and their selection, which all charts share.
 
 import { at, cell, h, headRow, row, setText } from "./dom.js";
 import { duration, loss, number, throughput, UNKNOWN } from "./format.js";
 import { get } from "./http.js";
+import { paintSwatches, runSwatch } from "./swatches.js";
 
 const INITIALLY_SELECTED = 4;
 const INITIALLY_SHOWN = 60;
-const DASHES = ["solid", "dot", "dash", "dashdot"]; // of a run's ranks or GPUs
 const FINISHED = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
 
 export const runs = { all: [], problems: [] };
 const selection = new Set();
-const RATES = ["tokens_per_second", "samples_per_second"];
-const rates = new Map(); // mean over all steps, by run
-const slots = new Map(); // index of its colour, by run
 const listeners = new Set();
 const rows = new Map();
 let showAll = false;
@@ -22,11 +19,6 @@ let isDefault = true; // the user has not changed the selection
 export const onSelection = (listener) => listeners.add(listener);
 export const isFinished = (run) => FINISHED.has(run.phase);
 export const selected = () => runs.all.filter((run) => selection.has(run.id));
-
-export function slot(id) {
-  if (!slots.has(id)) slots.set(id, slots.size);
-  return slots.get(id);
-}
 
 // The name; with data source and namespace if two runs share it.
 export function title(run) {
@@ -66,9 +58,8 @@ export async function update() {
 }
 
 const COLUMNS = [
-  ["Run", null], ["Phase", "measured"], ["Step", "measured"], ["Loss", "measured"],
-  ["Throughput", "measured"], ["Time left", "projected"], ["Restarts", "measured"],
-  ["Processes", "measured"],
+  ["Run", null], ["Phase", null], ["Step", null], ["Loss", null], ["Throughput", null],
+  ["Time left", "projected"], ["Restarts", null], ["Processes", null],
 ];
 
 function show() {
@@ -94,6 +85,7 @@ function show() {
   const more = at("more-runs");
   more.hidden = shown.length === runs.all.length;
   setText(more, `Show all ${runs.all.length} runs`);
+  paintSwatches(selected().map((run) => run.id));
 }
 
 at("more-runs").addEventListener("click", () => {
@@ -110,15 +102,13 @@ function createRow(run) {
     processes: h("span"),
   };
   const box = checkbox(run);
-  const swatch = h("span", { class: "swatch", "aria-hidden": "true" });
-  swatch.style.background = `var(--line-${slot(run.id) % 8})`;
   const element = row(
     h("th", { scope: "row", role: "rowheader" },
-      h("label", {}, box, swatch, parts.name), parts.note),
-    cell("Phase (measured)", parts.phase), cell("Step (measured)", parts.step, parts.bar),
-    cell("Loss (measured)", parts.loss), cell("Throughput (measured)", parts.throughput),
-    cell("Time left (projected)", parts.left), cell("Restarts (measured)", parts.restarts),
-    cell("Processes (measured)", parts.processes),
+      h("label", {}, box, runSwatch(run.id), parts.name), parts.note),
+    cell("Phase", parts.phase), cell("Step", parts.step, parts.bar),
+    cell("Loss", parts.loss), cell("Throughput", parts.throughput),
+    cell("Time left (projected)", parts.left), cell("Restarts", parts.restarts),
+    cell("Processes", parts.processes),
   );
   const current = { element, parts, box };
   rows.set(run.id, current);
@@ -137,56 +127,10 @@ function fillRow({ parts, box }, run) {
   parts.bar.max = run.total_steps ?? 1;
   parts.bar.value = step ?? 0;
   setText(parts.loss, loss(run.loss));
-  const rate = throughput(isFinished(run) ? { ...run, ...rates.get(run.id) } : run);
+  const rate = throughput(run);
   setText(parts.throughput, isFinished(run) && rate === UNKNOWN ? "–" : rate);
   setText(parts.left, isFinished(run) ? "–" : duration(run.eta_seconds));
   setText(parts.restarts, run.restarts === null ? UNKNOWN : String(run.restarts));
   setText(parts.processes, run.processes === null ? UNKNOWN : String(run.processes));
   box.checked = selection.has(run.id);
 }
-
-// Curves of the selected runs, requested again only if they may have changed.
-let requestedFor = "";
-let received = { runs: {}, problems: [] };
-
-export async function histories(metrics) {
-  const chosen = selected();
-  if (!chosen.length) return { runs: {}, problems: [] };
-  const state = JSON.stringify([metrics, chosen.map((run) => [run.id, run.step, run.phase])]);
-  if (state !== requestedFor || chosen.some((run) => run.phase === null)) {
-    received = await get("api/history", [
-      ...chosen.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
-    ]);
-    requestedFor = received.problems.length ? "" : state; // failures are retried
-    storeRates();
-  }
-  return received;
-}
-
-// The status of a finished run has no throughput; its history does, once requested.
-function storeRates() {
-  for (const [id, { curves }] of Object.entries(received.runs)) {
-    for (const { metric, rate } of curves) {
-      if (RATES.includes(metric) && rate) rates.set(id, { ...rates.get(id), [metric]: rate });
-    }
-  }
-  show();
-}
-
-// The lines of one metric: one per run, or one per rank or GPU.
-export function lines(data, metric, style = {}) {
-  return selected().flatMap((run) =>
-    (data.runs[run.id]?.curves ?? []).filter((curve) => curve.metric === metric)
-      .map((curve, index) => ({
-        name: curve.part ? `${title(run)}: ${curve.part}` : title(run),
-        x: curve.x, y: curve.y, seconds: curve.x_is === "seconds",
-        // With several runs selected, all ranks of a run share its colour.
-        slot: slot(run.id) + (selection.size === 1 ? index : 0),
-        // With more runs than colours, the next eight are dotted, and so on.
-        dash: DASHES[(index + Math.floor(slot(run.id) / 8)) % DASHES.length],
-        ...style,
-      })));
-}
-
-export const xName = (drawn) => (drawn.some((line) => line.seconds)
-  ? "Seconds since the start" : "Step");
