@@ -1,6 +1,7 @@
 """The page of a run in a real browser: what it tells, links to it, a path prefix, hostile text."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,16 @@ def test_back_leads_to_the_table_as_it_was(dashboard: str, page: Page) -> None:
     expect(page.locator("#runs-selected")).to_have_text("1 selected for the charts")
     page.go_back()
     page.get_by_role("button", name="All runs").click()
+    expect(page.get_by_label("Search")).to_have_value("bard")
+
+
+def test_all_runs_leads_to_the_table_as_it_was(dashboard: str, page: Page) -> None:
+    page.goto(dashboard)
+    page.get_by_label("Search").fill("bard")
+    expect(page).to_have_url(re.compile("search=bard"))
+    page.get_by_role("link", name="bard").click()
+    page.get_by_role("button", name="All runs").click()
+    expect(page.get_by_role("link", name="bard")).to_be_focused()
     expect(page.get_by_label("Search")).to_have_value("bard")
 
 
