@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import Catalog, DataSource, RunHistory
+from trainyard_dashboard.catalog import Catalog, DataSource
 from trainyard_dashboard.costs import (
     EXAMPLE_PRICES,
     Costs,
@@ -21,6 +21,7 @@ from trainyard_dashboard.costs import (
     compare_costs,
 )
 from trainyard_dashboard.demo import Answer, Demo, DemoInfo, Prompt
+from trainyard_dashboard.history import Known, RunHistory
 from trainyard_dashboard.kubernetes_api import KubernetesAPI
 from trainyard_dashboard.local_files import LocalFiles
 from trainyard_dashboard.projection import (
@@ -40,6 +41,7 @@ from trainyard_serving.model_store.verified import ServedModel
 
 LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "["]  # Starlette reduces [::1]:PORT to "["
 MAX_SELECTED = 50  # runs in one request
+MAX_METRICS = 64  # in one request
 RATE_UNITS = {"tokens_per_second": "tokens", "samples_per_second": "samples"}
 
 STATIC = Path(__file__).with_name("static")
@@ -58,7 +60,14 @@ SECURITY_HEADERS = {
 }
 
 RunIds = Annotated[list[str], Query(min_length=1, max_length=MAX_SELECTED)]
-MetricNames = Annotated[list[str], Query(min_length=1, max_length=16)]
+MetricNames = Annotated[list[str], Query(min_length=1, max_length=MAX_METRICS)]
+KnownHistories = Annotated[
+    list[Annotated[str, Field(pattern=r"^([0-9a-f]+@[0-9.e+-]+)?$", max_length=60)]] | None,
+    Query(
+        max_length=MAX_SELECTED,
+        description="What the caller has, in the order of `run`: VERSION@STEP, or empty.",
+    ),
+]
 Processes = Annotated[int, Query(ge=1, le=MAX_PROCESSES)]
 Budget = Annotated[float, Query(gt=0, le=1e18, description="Tokens or samples to train on.")]
 Configuration = Annotated[int, Query(ge=0, le=1000)]
@@ -176,9 +185,19 @@ class DashboardAPI:
             has_demo=self._settings.demo_url is not None,
         )
 
-    def history(self, run: RunIds, metric: MetricNames) -> Histories:
-        """Curves of runs, downsampled to at most 500 points each, and text samples."""
-        runs, problems = self._catalog.history(run, metric)
+    def history(self, run: RunIds, metric: MetricNames, known: KnownHistories = None) -> Histories:
+        """Curves of runs, downsampled to at most 500 points each, and text samples.
+
+        With `known`, only what is new. The curves `axis:seconds`, `axis:samples` and `axis:tokens`
+        say where each step lies on those axes.
+        """
+        try:
+            held = {name: Known.parse(text) for name, text in zip(run, known or [], strict=False)}
+        except ValueError:
+            raise ApiError(422, "known: it must be VERSION@STEP", "invalid_request") from None
+        runs, problems = self._catalog.history(
+            run, metric, {name: one for name, one in held.items() if one}
+        )
         return Histories(runs=runs, problems=problems)
 
     def usage(self, run: RunIds) -> Usages:
@@ -241,11 +260,12 @@ class DashboardAPI:
         if run is None:
             raise ApiError(404, f"run {run_id} does not exist", "no_run")
         histories, problems = self._catalog.history([run_id], list(RATE_UNITS))
-        curves = histories[run_id].curves if run_id in histories else []
+        history = histories.get(run_id, RunHistory())
         for metric, unit in RATE_UNITS.items():
-            for curve in curves:
+            for curve in history.curves:
                 if curve.metric == metric and run.processes and curve.rate:
-                    return ScalingModel({run.processes: [curve.rate]}, unit)
+                    device = history.device or run.device
+                    return ScalingModel({run.processes: [curve.rate]}, unit, device)
         cause = f": {problems[0]}" if problems else ""
         message = f"the throughput of run {run.name} is unknown{cause}"
         raise ApiError(409, message, "no_throughput")
@@ -292,7 +312,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     app.add_api_route("/api/demo", api.demo)
     app.add_api_route("/api/demo", api.ask, methods=["POST"])
     app.add_api_route("/", index, include_in_schema=False)
-    app.add_api_route("/static/{name}", static_file, include_in_schema=False)
+    app.add_api_route("/static/{name:path}", static_file, include_in_schema=False)
     return app
 
 
@@ -315,7 +335,12 @@ def static_file(request: Request, name: str) -> Response:
 
 @cache
 def _static_names() -> frozenset[str]:
-    return frozenset(path.name for path in STATIC.iterdir())
+    """Paths below `static`, of the types that the page consists of."""
+    return frozenset(
+        path.relative_to(STATIC).as_posix()
+        for path in STATIC.rglob("*")
+        if path.suffix in MEDIA_TYPES and path.is_file()
+    )
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from trainyard_api.base import is_unknown, parse_known
 from trainyard_api.profile import known_trace
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
+from trainyard_dashboard.devices import Device, of_spec
+from trainyard_dashboard.history import Known, RunHistory
 from trainyard_dashboard.usage import RunUsage
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ MAX_PROBLEMS = 20  # messages shown for one data source
 MAX_LABELS = 16  # of one run
 MAX_TEXT = 500  # characters of a message or a label in the list of runs
 
-Origin = Literal["measured", "projected", "entered"]
 T = TypeVar("T")
 
 
@@ -69,6 +70,7 @@ class RunSummary(BaseModel):
     eta_seconds: int | None = None
     restarts: int | None = None
     processes: int | None = None
+    device: Device | None = Field(default=None, description="cpu or gpu, as its spec says.")
     checkpoint_step: int | None = None
     peak_memory_bytes: int | None = None
     usage: str = Field(default="", description="What its ranks use, as its status says.")
@@ -117,6 +119,7 @@ class RunSummary(BaseModel):
             eta_seconds=status.get("etaSeconds"),
             restarts=status.get("restarts"),
             processes=status.get("worldSize"),
+            device=of_spec(spec) if source == "cluster" else None,
             peak_memory_bytes=status.get("peakMemoryBytes"),
             usage=str(status.get("usage") or "")[:MAX_TEXT],
             profile=known_trace(status.get("profile")),
@@ -137,47 +140,6 @@ def _rates(status: dict[str, Any]) -> tuple[float | None, float | None]:
     return batch and batch / seconds, in_tokens and in_tokens / seconds
 
 
-class Curve(BaseModel):
-    """One metric of one run."""
-
-    run: str = Field(description="The run's id.")
-    metric: str
-    part: str = Field(default="", description="The rank or GPU, for a metric with several curves.")
-    x: list[float]
-    y: list[float]
-    x_is: Literal["step", "seconds"] = "step"
-    count: int = Field(description="Number of points before downsampling.")
-    rate: float | None = Field(default=None, description="Mean over the run, for a throughput.")
-    origin: Origin = "measured"
-
-
-class TextSample(BaseModel):
-    """Text that the model generated during training."""
-
-    step: int
-    text: str
-
-
-class Evaluation(BaseModel):
-    """All metrics of one evaluation."""
-
-    step: int | None = None
-    time: float | None = Field(default=None, description="Unix time.")
-    metrics: dict[str, float]
-
-
-class RunHistory(BaseModel):
-    """Everything a run has logged."""
-
-    curves: list[Curve] = Field(default_factory=list)
-    samples: list[TextSample] = Field(default_factory=list)
-    resumed_at: list[int] = Field(default_factory=list, description="Steps it resumed from.")
-    evaluations: list[Evaluation] = Field(default_factory=list, description="The newest, in order.")
-    warnings: list[str] = Field(
-        default_factory=list, description="What of its log can't be read, or drawn."
-    )
-
-
 class DataSource(Protocol):
     """A store of runs and studies."""
 
@@ -187,8 +149,13 @@ class DataSource(Protocol):
     def runs(self) -> tuple[list[RunSummary], list[str]]:
         """Return the runs, and a message for each unreadable one. Raises DataSourceError."""
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
-        """Return the available curves of these metrics. Raises DataSourceError."""
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
+        """Return the available curves of these metrics; of `known` ones the rest, if it can.
+
+        Raises DataSourceError.
+        """
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         """Return what its ranks use now; None if that is unknown here. Raises DataSourceError."""
@@ -279,11 +246,16 @@ class Catalog:
         return studies, problems
 
     def history(
-        self, ids: Sequence[str], metrics: Sequence[str]
+        self, ids: Sequence[str], metrics: Sequence[str], known: Mapping[str, Known] | None = None
     ) -> tuple[dict[str, RunHistory], list[str]]:
         """Return the histories by run id, and a message for everything unreadable.
 
         Prometheus is queried for the metrics that a run's own data source has no curve of.
+
+        Args:
+            ids: the runs.
+            metrics: the metrics whose curves to return.
+            known: what the caller has already, by run id.
         """
         runs = self._by_id()
         histories: dict[str, RunHistory] = {}
@@ -295,8 +267,9 @@ class Catalog:
             run, source = runs[run_id]
             history = RunHistory()
             try:
-                history = source.history(run, metrics)
-                history.curves += self._missing_curves(run, source, metrics, history.curves)
+                history = source.history(run, metrics, (known or {}).get(run_id))
+                problems += [f"{run.name}: {problem}" for problem in history.problems]
+                self._add_missing(run, source, metrics, history)
             except DataSourceError as error:
                 problems.append(str(error))
             histories[run_id] = history
@@ -364,14 +337,17 @@ class Catalog:
             for run in cache.get(source.runs)[0]
         }
 
-    def _missing_curves(
-        self, run: RunSummary, source: DataSource, metrics: Sequence[str], curves: list[Curve]
-    ) -> list[Curve]:
+    def _add_missing(
+        self, run: RunSummary, source: DataSource, metrics: Sequence[str], history: RunHistory
+    ) -> None:
+        """Add the curves that only Prometheus has."""
         if self._prometheus is None or source is self._prometheus:
-            return []
-        present = {curve.metric for curve in curves}
-        missing = [metric for metric in metrics if metric not in present]
-        return self._prometheus.history(run, missing).curves
+            return
+        missing = [metric for metric in metrics if metric not in history.metrics]
+        found = self._prometheus.history(run, missing)
+        history.curves += found.curves
+        history.metrics = list(dict.fromkeys([*history.metrics, *found.metrics]))
+        history.evaluation = list(dict.fromkeys([*history.evaluation, *found.evaluation]))
 
 
 def _truncated(problems: list[str]) -> list[str]:

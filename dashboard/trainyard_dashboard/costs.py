@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from trainyard_api.base import SpecModel
 from trainyard_api.study import Cost
 from trainyard_api.study_status import Interval
+from trainyard_dashboard.devices import Device
 from trainyard_dashboard.projection import PointOrigin, ScalingModel, scaled
 
 EXAMPLE_PRICES = Path(__file__).with_name("static") / "prices.yaml"
@@ -36,9 +37,11 @@ class Price(SpecModel):
         le=1024,
         description="Processes (GPUs) of one unit, the smallest quantity that can be rented.",
     )
-    speed: Positive = Field(
-        default=1,
-        description="Speed of one process relative to the measured one: your estimate.",
+    device: Device = Field(default="gpu", description="What a process trains on: cpu or gpu.")
+    speed: Positive | None = Field(
+        default=None,
+        description="Speed of one process relative to the measured one: your estimate. Without it"
+        " the same kind of device counts as equally fast, and another kind has no cost.",
     )
     per_hour: Amount | None = Field(
         default=None, description="cloud, spot: price of one unit for an hour."
@@ -116,14 +119,19 @@ class CostRow(BaseModel):
     name: str
     kind: Literal["cloud", "spot", "own"]
     note: str
-    speed: float
+    speed: float | None = Field(
+        description="Of one process relative to the measured one; null: nobody knows."
+    )
+    is_estimate: bool = Field(description="The speed was entered; otherwise the devices are alike.")
+    why_unknown: str = Field(description="Why there is no cost; one line.")
     lost_share: float
     units: int = Field(description="Whole units to pay for.")
     unit_processes: int
     unit_hour: float = Field(description="Price of one unit for an hour of use.")
-    hours: Interval
-    unit_hours: Interval = Field(description="Hours times units; times the price: the cost.")
-    cost: Interval
+    hours_at_speed_1: Interval
+    hours: Interval | None
+    unit_hours: Interval | None = Field(description="Hours times units; times the price: the cost.")
+    cost: Interval | None
 
 
 class Costs(BaseModel):
@@ -135,6 +143,7 @@ class Costs(BaseModel):
     unit: Literal["tokens", "samples"]
     processes: int
     origin: PointOrigin | None = Field(description="Of the throughput; null if it is unknown.")
+    device: Device | None = Field(description="That it was measured on; null if it is unknown.")
     too_wide: bool = Field(
         description="The intervals are too wide for their middles to mean anything."
     )
@@ -166,30 +175,51 @@ def compare_costs(
         unit=model.unit,
         processes=processes,
         origin=training.origin if training else None,
+        device=model.device,
         too_wide=training is not None and training.too_wide,
         why_unknown=why,
-        rows=[_row(price, processes, training.hours) for price in prices.prices]
+        rows=[_row(price, processes, training.hours, model.device) for price in prices.prices]
         if training
         else [],
     )
 
 
-def _row(price: Price, processes: int, measured_hours: Interval) -> CostRow:
+def _row(
+    price: Price, processes: int, measured_hours: Interval, measured_on: Device | None
+) -> CostRow:
     units = math.ceil(processes / price.processes)
-    hours = scaled(measured_hours, 1 / price.speed / (1 - price.lost_share))
-    unit_hours = scaled(hours, units)
+    base = scaled(measured_hours, 1 / (1 - price.lost_share))
+    speed = price.speed or (1.0 if price.device == measured_on else None)
+    hours = scaled(base, 1 / speed) if speed else None
+    unit_hours = scaled(hours, units) if hours else None
     return CostRow(
         name=price.name,
         kind=price.kind,
         note=price.note,
-        speed=price.speed,
+        speed=speed,
+        is_estimate=price.speed is not None,
+        why_unknown="" if speed else _why_unknown(price.device, measured_on),
         lost_share=price.lost_share,
         units=units,
         unit_processes=price.processes,
         unit_hour=price.unit_hour,
+        hours_at_speed_1=base,
         hours=hours,
         unit_hours=unit_hours,
-        cost=scaled(unit_hours, price.unit_hour),
+        cost=scaled(unit_hours, price.unit_hour) if unit_hours else None,
+    )
+
+
+def _why_unknown(device: Device, measured_on: Device | None) -> str:
+    names = {"cpu": "a CPU", "gpu": "a GPU"}
+    if measured_on is None:
+        return (
+            "nobody knows what the throughput was measured on; enter the speed of this hardware,"
+            " relative to the measured one"
+        )
+    return (
+        f"the throughput was measured on {names[measured_on]}, which says nothing about"
+        f" {names[device]}; enter its speed, relative to the measured one"
     )
 
 

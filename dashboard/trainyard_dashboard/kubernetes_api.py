@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from trainyard_api.base import validation_message
 from trainyard_api.run import GROUP, PLURAL, VERSION
 from trainyard_api.study import STUDY_PLURAL, ScalingStudy
-from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.catalog import DataSourceError, RunSummary, parse_study
+from trainyard_dashboard.history import Known, RunHistory
 from trainyard_dashboard.kubernetes_run import log_names, read_events, read_log, serve_command
 from trainyard_dashboard.run_details import LogTail, RunDetails, add_from_status
 from trainyard_dashboard.usage import RunUsage
@@ -50,7 +51,9 @@ class KubernetesAPI:
                 problems.append(f"a TrainingRun of {self.label} can't be read: {str(error)[:200]}")
         return runs, problems
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
         return RunHistory()  # a status has the latest values only; the curves are in Prometheus
 
     def usage(self, run: RunSummary) -> RunUsage | None:

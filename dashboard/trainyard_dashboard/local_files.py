@@ -24,7 +24,8 @@ from trainyard_api.checkpoint import CHECKPOINTS, MODELS
 from trainyard_api.status import FINISHED
 from trainyard_api.study import ScalingStudy
 from trainyard_dashboard.agents import Agents
-from trainyard_dashboard.catalog import DataSourceError, RunHistory, RunSummary, parse_study
+from trainyard_dashboard.catalog import DataSourceError, RunSummary, parse_study
+from trainyard_dashboard.history import Known, RunHistory
 from trainyard_dashboard.local_run import (
     find_traces,
     log_names,
@@ -77,14 +78,14 @@ class LocalFiles:
             runs.append(_with_actual_phase(path.parent, run))
         return runs, problems
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
         try:
-            history = self._log(self._data(run) / "metrics.jsonl").read(run.id)
+            return self._log(self._data(run) / "metrics.jsonl").read(run.id, metrics, known)
         except (OSError, ValueError, AttributeError) as error:
             message = f"the history of {run.name} can't be read: {_cause(error)}"
             raise DataSourceError(message) from None
-        history.curves = [curve for curve in history.curves if curve.metric in metrics]
-        return history
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         directory = self._home / "runs" / run.name
@@ -127,7 +128,7 @@ class LocalFiles:
         details.traces = _read_part(lambda: find_traces(data))
         details.evaluations.items = history.evaluations[::-1]
         details.samples.items = history.samples[::-1]
-        details.warnings += history.warnings
+        details.warnings += history.problems
         add_from_status(details)
         if any(not model.problem for model in details.models.items):
             details.serve = f"trainyard serve {shlex.quote(run.name)}"

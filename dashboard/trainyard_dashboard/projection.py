@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from trainyard_api.study import ScalingStudy
 from trainyard_api.study_status import Interval, LawKind, ScalingCurve, ScalingStudyStatus
+from trainyard_dashboard.devices import Device, of_study
 from trainyard_study.fit import PRIOR_NOISE, FittedScalingLaw, ScalingError, fit
 from trainyard_study.laws import MIN_SIZES_FOR_PAIRS
 
@@ -75,13 +76,20 @@ class Projection(BaseModel):
 class ScalingModel:
     """The measurements of one configuration of a study, and the law fitted to them."""
 
-    def __init__(self, measured: Mapping[int, Sequence[float]], unit: str) -> None:
+    def __init__(
+        self,
+        measured: Mapping[int, Sequence[float]],
+        unit: str,
+        device: Device | None = None,
+    ) -> None:
         """Create a model; the law is fitted on first use.
 
         Args:
             measured: throughputs per second, one per repeat, by number of processes.
             unit: `tokens` or `samples`.
+            device: what it was measured on, if that is known.
         """
+        self.device = device
         self.unit: Literal["tokens", "samples"] = "tokens" if unit == "tokens" else "samples"
         self.measured = {n: sorted(values) for n, values in sorted(measured.items()) if values}
 
@@ -199,10 +207,11 @@ class ScalingModel:
 def scaling_models(study: ScalingStudy) -> list[tuple[str, ScalingModel]]:
     """The models of a study's configurations that have measurements, each with its label."""
     models = []
+    device = of_study(study)
     for curve in study.status.curves:
         measured = _measurements(study.status, curve)
         if measured:
-            models.append((curve.label or study.name, ScalingModel(measured, curve.unit)))
+            models.append((curve.label or study.name, ScalingModel(measured, curve.unit, device)))
     return models
 
 

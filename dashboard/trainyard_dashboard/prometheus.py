@@ -5,9 +5,10 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from pydantic import SecretStr
@@ -15,12 +16,16 @@ from pydantic import SecretStr
 from trainyard_api import metrics as names
 from trainyard_api.metrics import Metric
 from trainyard_api.study import ScalingStudy
-from trainyard_dashboard.catalog import (
+from trainyard_dashboard.catalog import DataSourceError, RunSummary
+from trainyard_dashboard.history import (
+    RANK_SECONDS,
+    SAMPLES_AXIS,
+    SECONDS_AXIS,
+    TOKENS_AXIS,
     Curve,
-    DataSourceError,
     Evaluation,
+    Known,
     RunHistory,
-    RunSummary,
 )
 from trainyard_dashboard.run_details import LogTail, RunDetails, only_metrics
 from trainyard_dashboard.usage import GAUGES, PodTraffic, RankUsage, RunUsage, fold
@@ -43,8 +48,13 @@ CURVES: dict[str, Metric] = {
     "grad_norm": names.GRAD_NORM,
     "tokens_per_second": names.TOKENS_PER_SECOND,
     "samples_per_second": names.SAMPLES_PER_SECOND,
-    "rank_step_seconds": names.RANK_STEP_SECONDS,
+    "gpu_memory_bytes": names.GPU_MEMORY_BYTES,
 }
+RANK_CURVES: dict[str, Metric] = {  # asked for only if wanted: there may be 64 of each
+    RANK_SECONDS: names.RANK_STEP_SECONDS,
+    "rank_memory_bytes": names.AGENT_MEMORY_BYTES,
+}
+AXES: dict[str, Metric] = {TOKENS_AXIS: names.TOKENS, SAMPLES_AXIS: names.SAMPLES}
 # The names of NVIDIA's DCGM exporter.
 GPU_METRICS = {
     "gpu_utilization": "DCGM_FI_DEV_GPU_UTIL",
@@ -106,7 +116,9 @@ class Prometheus:
             for (namespace, run), values in sorted(runs.items())
         ]
 
-    def history(self, run: RunSummary, metrics: Sequence[str]) -> RunHistory:
+    def history(
+        self, run: RunSummary, metrics: Sequence[str], known: Known | None = None
+    ) -> RunHistory:
         with self._valid_response():
             return self._history(run, metrics)
 
@@ -115,28 +127,49 @@ class Prometheus:
         start = run.start_time.timestamp() if run.start_time else self._first_sample(run, end)
         resolution = max(1, math.ceil((end - start) / MAX_POINTS))
         window = {"start": start, "end": end, "step": resolution}
-        selector = _selector(run)
-        pods = f'{run.name}-[0-9]+-[0-9]+"'
-        steps: dict[float, float] = {}  # by time
-        if any(metric in CURVES for metric in metrics):
-            for series in self._query_range(f"max({names.STEP.name}{selector})", window):
-                steps = dict(_points(series))
         history = RunHistory()
+        if any(metric not in GPU_METRICS for metric in metrics):
+            self._add_own_curves(history, run, metrics, window)
         for metric in metrics:
-            if metric in CURVES:
-                by = " by (rank)" if metric == "rank_step_seconds" else ""
-                query = f"max{by} ({CURVES[metric].name}{selector})"
-            elif metric in GPU_METRICS:
-                # Unless the scrape has honor_labels, the exporter's labels are renamed.
-                name, namespace = GPU_METRICS[metric], _namespace_matcher(run)
-                exported = namespace.replace("namespace", "exported_namespace")
-                query = f'max by (Hostname, gpu) ({name}{{pod=~"{pods}{namespace}}} or '
-                query += f'{name}{{exported_pod=~"{pods}{exported}}})'
-            else:
-                continue
-            for series in self._query_range(query, window)[:MAX_PARTS]:
-                history.curves.append(_to_curve(run, metric, series, steps, start))
+            if metric in GPU_METRICS:
+                series = self._query_range(_gpu_query(run, metric), window)[:MAX_PARTS]
+                history.curves += [_over_seconds(run, metric, one, start) for one in series]
+                history.metrics += [metric] if series else []
         return history
+
+    def _add_own_curves(
+        self, history: RunHistory, run: RunSummary, metrics: Sequence[str], window: dict[str, float]
+    ) -> None:
+        """Curves of the metrics that the run itself exports, by one query."""
+        own = CURVES | {name: one for name, one in RANK_CURVES.items() if name in metrics}
+        own |= {name: one for name, one in AXES.items() if name in metrics}
+        by_name = {metric.name: name for name, metric in own.items()}
+        exported = "|".join([*by_name, names.STEP.name, names.EVALUATION.name])
+        selector = f'{{__name__=~"{exported}",{_selector(run)[1:]}'
+        found = self._query_range(f"max by (__name__, rank, metric) ({selector})", window)
+        steps: dict[float, float] = {}  # by time
+        for series in found:
+            if series["metric"]["__name__"] == names.STEP.name:
+                steps = dict(_points(series))
+        start = window["start"]
+        if SECONDS_AXIS in metrics:
+            points = [(step, when - start) for when, step in steps.items()]
+            history.curves.append(_curve(run, SECONDS_AXIS, "", _increasing(points)))
+        parts = 0
+        for series in found:
+            labels = series["metric"]
+            is_evaluation = labels["__name__"] == names.EVALUATION.name
+            name = labels["metric"] if is_evaluation else by_name.get(labels["__name__"])
+            if name is None or (is_evaluation and name == "eval_loss"):
+                continue
+            parts += name in RANK_CURVES
+            if name in RANK_CURVES and parts > MAX_PARTS:
+                continue
+            if name not in history.metrics and name not in AXES:
+                history.metrics.append(name)
+                history.evaluation += [name] if is_evaluation or name == "eval_loss" else []
+            if name in metrics:
+                history.curves.append(_over_steps(run, name, series, steps, start))
 
     def usage(self, run: RunSummary) -> RunUsage | None:
         if run.completion_time:
@@ -272,28 +305,84 @@ def _points(series: dict[str, Any]) -> list[tuple[float, float]]:
     return [(when, value) for when, value in points if math.isfinite(value)]
 
 
-def _to_curve(
-    run: RunSummary, metric: str, series: dict[str, Any], steps: dict[float, float], start: float
-) -> Curve:
-    """A curve over steps where those are known, otherwise over seconds since the start."""
-    labels, points = series["metric"], _points(series)
-    part = " ".join(
+def _gpu_query(run: RunSummary, metric: str) -> str:
+    # Unless the scrape has honor_labels, the exporter's labels are renamed.
+    name, namespace = GPU_METRICS[metric], _namespace_matcher(run)
+    exported = namespace.replace("namespace", "exported_namespace")
+    pods = f'{run.name}-[0-9]+-[0-9]+"'
+    return (
+        f'max by (Hostname, gpu) ({name}{{pod=~"{pods}{namespace}}} or '
+        f'{name}{{exported_pod=~"{pods}{exported}}})'
+    )
+
+
+def _over_seconds(run: RunSummary, metric: str, series: dict[str, Any], start: float) -> Curve:
+    labels = series["metric"]
+    parts = [
         f"{word} {labels[label]}"
         for label, word in (("rank", "rank"), ("Hostname", "host"), ("gpu", "GPU"))
         if label in labels
-    )
-    by_step = metric in CURVES and any(when in steps for when, _ in points)
-    if by_step:
-        points = [(steps[when], value) for when, value in points if when in steps]
-    else:
-        points = [(when - start, value) for when, value in points]
+    ]
+    points = [(when - start, value) for when, value in _points(series)]
+    return _curve(run, metric, " ".join(parts), points, "seconds")
+
+
+def _over_steps(
+    run: RunSummary, metric: str, series: dict[str, Any], steps: dict[float, float], start: float
+) -> Curve:
+    """A curve over steps where those are known, otherwise over seconds since the start."""
+    points = [(steps[when], value) for when, value in _points(series) if when in steps]
+    if not points:
+        return _over_seconds(run, metric, series, start)
+    if metric in AXES:
+        return _curve(run, metric, "", _counted(points))
+    rank = series["metric"].get("rank")
+    points = _increasing(points)
+    if series["metric"]["__name__"] in (names.EVALUATION.name, names.EVAL_LOSS.name):
+        # A gauge keeps its value until the next evaluation.
+        points = [
+            point
+            for before, point in zip([None, *points], points, strict=False)
+            if before is None or before[1] != point[1]
+        ]
+    return _curve(run, metric, "" if rank is None else f"rank {rank}", points)
+
+
+def _increasing(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points in the order of time, without those whose steps were done again after a restart."""
+    kept: list[tuple[float, float]] = []
+    for point in points:
+        while kept and kept[-1][0] >= point[0]:
+            kept.pop()
+        kept.append(point)
+    return kept
+
+
+def _counted(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The total by step from a counter that starts at 0 in every attempt."""
+    total, counted = 0.0, [(0.0, 0.0)]
+    for (step, value), (next_step, next_value) in pairwise([(0.0, 0.0), *points]):
+        if next_step > step and next_value > value and next_step > counted[-1][0]:
+            each = (next_value - value) / (next_step - step)
+            total += each * (next_step - counted[-1][0])
+            counted.append((next_step, total))
+    return counted
+
+
+def _curve(
+    run: RunSummary,
+    metric: str,
+    part: str,
+    points: list[tuple[float, float]],
+    x_is: Literal["step", "seconds"] = "step",
+) -> Curve:
     return Curve(
         run=run.id,
         metric=metric,
         part=part,
         x=[x for x, _ in points],
         y=[y for _, y in points],
-        x_is="step" if by_step else "seconds",
+        x_is=x_is,
         count=len(points),
         rate=fmean(value for _, value in points) if points else None,
     )

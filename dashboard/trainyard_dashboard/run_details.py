@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from trainyard_api.base import parse_known
 from trainyard_api.status import TrainingRunStatus
-from trainyard_dashboard.catalog import Evaluation, RunSummary, TextSample
+from trainyard_dashboard.catalog import RunSummary
+from trainyard_dashboard.history import Evaluation, TextSample
 
 MAX_TEXT = 4000  # characters of one text in a status or an event
 MAX_SPEC_TEXT = 20_000  # characters of one text in a spec, which may hold a script

@@ -23,8 +23,8 @@ from tests.support.serving.browser import FLAGS, NAMES
 SECONDS = 120
 MARKS = {
     "table": "#runs tbody tr",
-    "first curve": "#plot-loss path.line",
-    "every chart": "#plot-ranks path.line",
+    "first curve": "#plot-performance-charts-loss canvas",
+    "every chart": "#plot-performance-charts-rank_step_seconds canvas",
 }
 # Checks on every frame, and records when each element appears.
 WATCH = """(marks) => {
@@ -65,8 +65,10 @@ def load(browser: Browser, home: Path, select_all: bool) -> dict[str, float]:
                 }"""
             )
             count = len(list((home / "runs").iterdir()))
-            traces = "document.querySelectorAll('#plot-loss path.line').length"
-            page.wait_for_function(f"{traces} === {count}")
+            series = (
+                "document.getElementById('plot-performance-charts-rank_step_seconds').uplot.series"
+            )
+            page.wait_for_function(f"{series}.length === 1 + 2 * {count}")  # x, and two ranks each
             seen = {"all drawn": (page.evaluate("performance.now()") - began) / 1000}
         context.close()
     return seen

@@ -5,10 +5,12 @@ import { at, cell, debounced, h, headRow, options, row, setText } from "./dom.js
 import { count, duration, interval, money } from "./format.js";
 import { get } from "./http.js";
 import { runs, title } from "./runs.js";
+import { style } from "./styles.js";
 
 const form = at("cost-form");
 const field = form.elements;
 const edited = new Map(); // prices changed on the page, by hardware
+const speeds = new Map(); // as are these
 let costs = null; // the last response
 let shownState = "";
 let sizedFor = ""; // the basis whose size was entered
@@ -74,63 +76,96 @@ function showProblem(problem) {
 }
 
 const price = (one) => edited.get(one.name) ?? one.unit_hour;
-const cost = (one) => price(one) * one.unit_hours.value;
+const speed = (one) => speeds.get(one.name) ?? one.speed;
+const ENDS = ["value", "low", "high"];
+
+// An interval of the hours, or of the cost; null if it is unknown how fast the hardware is.
+function scaled(one, factor) {
+  if (!speed(one)) return null;
+  return Object.fromEntries(ENDS.map((end) =>
+    [end, (one.hours_at_speed_1[end] / speed(one)) * factor]));
+}
+const hours = (one) => scaled(one, 1);
+const cost = (one) => scaled(one, one.units * price(one));
 
 function costInterval(one) {
-  const [value, low, high] = ["value", "low", "high"].map((end) => price(one) * one.unit_hours[end]);
-  return interval({ value, low, high }, (sum) => money(sum, costs.currency));
+  return interval(cost(one), (sum) => money(sum, costs.currency));
 }
 
+function entered(one, map, value, name, changed) {
+  const input = h("input", { type: "number", min: "0", max: "1000000000", step: "any",
+    value: value === null ? "" : Number(value.toPrecision(6)), "aria-label": `${name}: ${one.name}` });
+  input.addEventListener("input", () => {
+    if (!input.checkValidity()) return;
+    if (input.value === "") map.delete(one.name);
+    else map.set(one.name, Number(input.value));
+    changed();
+  });
+  return input;
+}
+
+const NAMES = ["Hardware", "Units", "Price per unit-hour", "Speed", "Time", "Cost"];
+
 function showTable() {
-  const names = ["Hardware", "Units", "Price per unit-hour", "Time", "Cost"];
-  headRow(at("costs"), [[names[0], "entered"], [names[1], null], [names[2], "entered"],
-    [names[3], "projected"], [names[4], "projected"]]);
-  at("costs").tBodies[0].replaceChildren(...costs.rows.map((one) => {
-    const input = h("input", { type: "number", min: "0", max: "1000000000", step: "any",
-      value: Number(price(one).toFixed(4)), "aria-label": `Price per unit-hour: ${one.name}` });
-    const total = h("strong");
-    const range = h("small");
-    const lowest = h("span", { class: "lowest" });
-    const fill = () => {
-      total.textContent = costs.too_wide ? "" : money(cost(one), costs.currency);
-      range.textContent = ` ${costInterval(one)} `;
-    };
-    one.mark = () => {
-      const least = Math.min(...costs.rows.map(cost));
-      lowest.textContent = cost(one) === least ? "lowest" : "";
-    };
-    input.addEventListener("input", () => {
-      if (!input.checkValidity() || input.value === "") return;
-      edited.set(one.name, Number(input.value));
-      fill();
-      for (const other of costs.rows) other.mark();
-      drawChart();
-    });
-    fill();
-    const kind = { cloud: "cloud", spot: "spot", own: "own hardware" }[one.kind];
-    const speed = one.speed === 1 ? "" : ` · ${one.speed}× the measured speed (entered)`;
-    const lost = one.lost_share ? ` · ${Math.round(one.lost_share * 100)}% lost (entered)` : "";
-    return row(
-      h("th", { scope: "row", role: "rowheader" }, one.name,
-        h("span", { class: "note" }, `${kind}${speed}${lost} · ${one.note}`)),
-      cell(names[1], `${one.units} × ${count(one.unit_processes, "process", "processes")}`),
-      cell("Price per unit-hour (entered)", input, ` ${costs.currency}`),
-      cell("Time (projected)", costs.too_wide
-        ? interval(one.hours, (hours) => duration(hours * 3600)) : duration(one.hours.value * 3600)),
-      cell("Cost (projected)", total, range, lowest),
-    );
+  const projected = ["Time", "Cost"];
+  headRow(at("costs"), NAMES.map((name) => [name, name === "Units" ? null
+    : projected.includes(name) ? "projected" : "entered"]));
+  const rows = costs.rows.map((one) => hardwareRow(one, () => {
+    for (const { fill } of rows) fill();
+    drawChart();
+    showUnfounded();
   }));
-  for (const one of costs.rows) one.mark();
+  showUnfounded();
+  at("costs").tBodies[0].replaceChildren(...rows.map(({ element }) => element));
+}
+
+// Why some hardware has no cost.
+function showUnfounded() {
+  const reasons = new Set(costs.rows.filter((one) => !cost(one)).map((one) => one.why_unknown));
+  at("cost-unfounded").hidden = reasons.size === 0;
+  setText(at("cost-unfounded"), [...reasons].map((why) => `Some costs are unknown: ${why}.`).join(" "));
+}
+
+function hardwareRow(one, changed) {
+  const [total, range, time] = [h("strong"), h("small"), h("span")];
+  const lowest = h("span", { class: "lowest" });
+  const fill = () => {
+    const sum = cost(one);
+    setText(total, sum && !costs.too_wide ? money(sum.value, costs.currency) : "");
+    setText(range, sum ? ` ${costInterval(one)} ` : "unknown");
+    const least = Math.min(...costs.rows.map((other) => cost(other)?.value ?? Infinity));
+    setText(lowest, sum?.value === least ? "lowest" : "");
+    const text = (value) => duration(value * 3600);
+    setText(time, !sum ? "unknown" : costs.too_wide ? interval(hours(one), text) : text(hours(one).value));
+  };
+  fill();
+  const kind = { cloud: "cloud", spot: "spot", own: "own hardware" }[one.kind];
+  const lost = one.lost_share ? ` · ${Math.round(one.lost_share * 100)}% lost (entered)` : "";
+  const idle = one.units * one.unit_processes - costs.processes;
+  const element = row(
+    h("th", { scope: "row", role: "rowheader" }, one.name,
+      h("span", { class: "note" }, `${kind}${lost} · ${one.note}`)),
+    cell(NAMES[1], `${one.units} × ${count(one.unit_processes, "process", "processes")}`,
+      idle ? h("span", { class: "note" }, `${idle} of them idle`) : null),
+    cell("Price per unit-hour (entered)",
+      entered(one, edited, price(one), "Price per unit-hour", changed), ` ${costs.currency}`),
+    cell("Speed (entered)", entered(one, speeds, speed(one), "Speed", changed), " × measured"),
+    cell("Time (projected)", time),
+    cell("Cost (projected)", total, range, lowest),
+  );
+  return { element, fill };
 }
 
 function drawChart() {
-  const { rows, currency, too_wide: wide } = costs;
+  const { currency, too_wide: wide } = costs;
+  const rows = costs.rows.filter(cost);
   draw("cost-charts", {
     id: "costs", title: "Cost", origin: "projected", bars: true, x: currency,
-    lines: [{ name: "cost", x: rows.map(cost), y: rows.map((one) => one.name),
-      text: rows.map((one) => (wide ? costInterval(one) : money(cost(one), currency))),
-      rangeOnly: wide,
-      range: rows.map((one) => [one.unit_hours.low, one.unit_hours.high].map((n) => n * price(one))),
+    empty: "Unknown: it takes the speed of some hardware, relative to what was measured.",
+    lines: [{ name: "cost", x: rows.map((one) => cost(one).value), y: rows.map((one) => one.name),
+      text: rows.map((one) => (wide ? costInterval(one) : money(cost(one).value, currency))),
+      rangeOnly: wide, style: style(0),
+      range: rows.map((one) => [cost(one).low, cost(one).high]),
     }],
   });
 }

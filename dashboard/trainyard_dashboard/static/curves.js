@@ -1,83 +1,48 @@
 // Tabs 1 and 3, Performance and Training: curves and text samples of the selected runs.
 
-import { draw } from "./chart.js";
+import { createBoard } from "./board.js";
 import { at, h, setText } from "./dom.js";
 import { number } from "./format.js";
-import { checkbox, histories, lines, runs, selected, slot, title, xName } from "./runs.js";
+import { has, samplesOf } from "./history.js";
+import { GPU } from "./metrics.js";
+import { checkbox, runs, selected, title } from "./runs.js";
+import { paintSwatches, runSwatch } from "./swatches.js";
 import { showTraces } from "./traces.js";
 import { showUsage } from "./usage.js";
 
-const PERFORMANCE = ["loss", "tokens_per_second", "samples_per_second", "rank_step_seconds"];
-const TRAINING = ["loss", "eval_loss", "learning_rate", "grad_norm", "gpu_utilization",
-  "gpu_memory_mib", "gpu_power_watts", "gpu_temperature"];
-const GPU_CHARTS = [
-  ["gpu_utilization", "GPU utilization", "Percent"],
-  ["gpu_memory_mib", "GPU memory", "MiB"],
-  ["gpu_power_watts", "GPU power", "Watts"],
-  ["gpu_temperature", "GPU temperature", "°C"],
-];
-const NONE = "Unknown for the selected runs";
+const RATES = ["tokens_per_second", "samples_per_second"];
+const PERFORMANCE = ["loss", ...RATES, "rank_step_seconds"];
 let listed = "";
 
 export const performance = { refresh: refreshPerformance };
 export const training = { refresh: refreshTraining };
 
+// Samples are shown where a run has no tokens, so that no run is missing.
+const hasOnlySamples = () => selected().some((run) =>
+  has(run, "samples_per_second") && !has(run, "tokens_per_second"));
+
+const performanceBoard = createBoard("performance-charts", {
+  asked: PERFORMANCE,
+  isDefault: (metric, evaluation) => evaluation.has(metric)
+    || (PERFORMANCE.includes(metric) && (metric !== "samples_per_second" || hasOnlySamples())),
+});
+const trainingBoard = createBoard("training-charts", {
+  asked: ["loss", ...GPU],
+  isDefault: (metric) => !RATES.includes(metric) && metric !== "rank_step_seconds"
+    && metric !== "rank_memory_bytes",
+});
+
 async function refreshPerformance() {
-  const data = await histories(PERFORMANCE);
-  const loss = lines(data, "loss");
-  const tokens = lines(data, "tokens_per_second");
-  const rates = tokens.length ? tokens : lines(data, "samples_per_second");
-  const ranks = lines(data, "rank_step_seconds");
-  draw("performance-charts", {
-    id: "loss", title: "Training loss", origin: "measured", x: xName(loss), y: "Loss (nats)",
-    lines: loss, empty: `${NONE}.`,
-  });
-  draw("performance-charts", {
-    id: "rate", title: "Throughput", origin: "measured", x: xName(rates), fromZero: true,
-    y: tokens.length ? "Tokens per second" : "Samples per second", lines: rates,
-    empty: `${NONE}.`,
-  });
-  draw("performance-charts", {
-    id: "ranks", title: "Each rank's own time per step", origin: "measured", x: xName(ranks),
-    y: "Seconds", fromZero: true, lines: ranks,
-    empty: `${NONE}: a run logs it if it trains a recipe and at most 64 ranks; otherwise it`
-      + " comes from Prometheus.",
-  });
-  at("performance-charts").dataset.ready = "true";
+  const problems = await performanceBoard.refresh();
   showTraces();
-  return [...new Set([...data.problems, ...await showUsage()])];
+  return [...new Set([...problems, ...await showUsage()])];
 }
 
 async function refreshTraining() {
   listRuns();
-  const data = await histories(TRAINING);
-  const loss = lines(data, "loss");
-  const evaluation = lines(data, "eval_loss", { dash: "dot", mode: "lines+markers" })
-    .map((line) => ({ ...line, name: `${line.name}, evaluation` }));
-  draw("training-charts", {
-    id: "losses", title: "Training and evaluation loss", origin: "measured", x: xName(loss),
-    y: "Loss (nats)", lines: [...loss, ...evaluation], empty: `${NONE}.`,
-  });
-  for (const [metric, name] of [["learning_rate", "Learning rate"],
-    ["grad_norm", "Gradient norm before clipping"]]) {
-    const drawn = lines(data, metric);
-    draw("training-charts", {
-      id: metric, title: name, origin: "measured", x: xName(drawn),
-      y: metric === "grad_norm" ? "Gradient norm" : "Learning rate", lines: drawn,
-      empty: `${NONE}.`,
-    });
-  }
-  for (const [metric, name, unit] of GPU_CHARTS) {
-    const drawn = lines(data, metric);
-    if (!drawn.length && metric !== "gpu_utilization") continue;
-    draw("training-charts", {
-      id: metric, title: drawn.length ? name : "GPUs", origin: "measured", x: xName(drawn), y: unit,
-      lines: drawn, fromZero: true,
-      empty: `${NONE}: GPU metrics come from a Prometheus that scrapes NVIDIA's DCGM exporter.`,
-    });
-  }
-  showSamples(data);
-  return data.problems;
+  const problems = await trainingBoard.refresh();
+  showSamples();
+  return [...new Set(problems)];
 }
 
 function listRuns() {
@@ -87,15 +52,14 @@ function listRuns() {
   const field = at("compare");
   for (const old of field.querySelectorAll("label")) old.remove();
   for (const run of runs.all.slice(0, 60)) {
-    const swatch = h("span", { class: "swatch", "aria-hidden": "true" });
-    swatch.style.background = `var(--line-${slot(run.id) % 8})`;
-    field.append(h("label", {}, checkbox(run), swatch, title(run)));
+    field.append(h("label", {}, checkbox(run), runSwatch(run.id), title(run)));
   }
+  paintSwatches(selected().map((run) => run.id));
 }
 
-function showSamples(data) {
+function showSamples() {
   const articles = selected().flatMap((run) => {
-    const texts = data.runs[run.id]?.samples ?? [];
+    const texts = samplesOf(run);
     if (!texts.length) return [];
     const [newest, ...older] = [...texts].reverse();
     const block = (sample) => [h("h4", {}, `step ${number(sample.step, 6)}`),

@@ -13,8 +13,9 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// A label for the origin of a number: measured, projected or entered.
-export const badge = (origin) => h("span", { class: `badge ${origin}` }, origin);
+// A label for the origin of a number that was not measured: projected or entered.
+export const badge = (origin) => (origin === "measured" ? null
+  : h("span", { class: `badge ${origin}` }, origin));
 
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

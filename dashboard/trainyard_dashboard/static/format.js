@@ -9,7 +9,7 @@ export function number(value, digits = 3) {
   for (const [limit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
     if (size >= limit) return `${trim(value / (limit === 1e4 ? 1e3 : limit), digits)}${letter}`;
   }
-  if (size > 0 && size < 1e-3) return value.toExponential(digits - 1);
+  if (size > 0 && size < 1e-3) return Number(value.toPrecision(digits)).toExponential();
   return trim(value, Math.max(digits, String(Math.trunc(size)).length));
 }
 

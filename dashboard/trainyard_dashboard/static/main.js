@@ -3,14 +3,15 @@
 import * as cost from "./cost.js";
 import { performance, training } from "./curves.js";
 import * as demo from "./demo.js";
-import { at, h, setText } from "./dom.js";
+import { at, debounced, h, setText } from "./dom.js";
 import { count } from "./format.js";
 import { get, key, KeyRequired } from "./http.js";
 import * as runPage from "./run_page.js";
 import { focusRun } from "./run_table.js";
 import { onSelection, runs, update } from "./runs.js";
 import * as scaling from "./scaling.js";
-import { current, go, onNavigation } from "./state.js";
+import { change, current, go, onNavigation } from "./state.js";
+import { onView, restoreView, view as curves, viewParameters } from "./view.js";
 
 const VIEWS = { performance, scaling, training, cost, demo, run: runPage };
 let view = "performance";
@@ -42,7 +43,7 @@ async function refresh() {
     const live = runs.all.filter((run) => run.phase === "Running").length;
     setText(at("state"), `${count(runs.all.length, "run")}, ${live} running`);
     const problems = await VIEWS[view].refresh();
-    showProblems([...new Set([...runs.problems, ...runs.warnings, ...problems])]);
+    showProblems([...new Set([...runs.problems, ...problems])]);
   } catch (error) {
     if (error instanceof KeyRequired) askForKey(error);
     else showProblems([error.message]);
@@ -115,6 +116,26 @@ function showView({ view: named, parameters }) {
   refresh();
 }
 
+// How curves are shown, as far as it differs from the defaults, is in the address. A change is there
+// only a moment later: a slider makes hundreds of them, more than browsers write into an address.
+const CURVES = Object.keys(curves);
+const inAddress = () => JSON.stringify(CURVES.map((name) => current().parameters.get(name)));
+let agreed = JSON.stringify(CURVES.map(() => null)); // what the address said, or was told, last
+
+const tellAddress = debounced(() => {
+  if (current().view === "run") return; // its link has no wishes about curves
+  change({ ...Object.fromEntries(CURVES.map((name) => [name, ""])),
+    ...Object.fromEntries(viewParameters()) });
+  agreed = inAddress();
+}, 200);
+
+function followAddress({ view: named, parameters }) {
+  if (named === "run") return;
+  if (inAddress() === agreed) return tellAddress();
+  agreed = inAddress();
+  restoreView(parameters);
+}
+
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   key.set(at("key").value);
@@ -124,5 +145,7 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) refresh();
 });
 onSelection(refresh);
+onView(tellAddress);
 startTabs();
+onNavigation(followAddress);
 onNavigation(showView);

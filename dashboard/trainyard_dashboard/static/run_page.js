@@ -7,18 +7,15 @@ import { get, KeyRequired } from "./http.js";
 import { refreshLog, showLogs } from "./run_log.js";
 import { attempts, conditions, evaluations, events, stored } from "./run_parts.js";
 import { isFinished, selectOnly, selected } from "./runs.js";
-import { current, go } from "./state.js";
+import { go, lastOf } from "./state.js";
 import { traceLink } from "./traces.js";
 
 let shown = null; // id of the run
 let last = null; // of the run whose page was shown last
-let table = new URLSearchParams(); // what the table showed before
 
 // Another run's page, or with null none.
 export function showRun(id) {
   if (id === null) {
-    const { view, parameters } = current();
-    if (view === "performance") table = parameters;
     document.title = "Trainyard: dashboard";
   } else if (id !== shown) {
     clear();
@@ -31,7 +28,7 @@ export function showRun(id) {
 }
 
 export const lastShown = () => last;
-export const tableParameters = () => table;
+export const tableParameters = () => lastOf("performance"); // what the table showed before
 
 function clear() {
   for (const id of ["run-note", "run-facts", "run-parts"]) at(id).replaceChildren();
@@ -59,10 +56,10 @@ export async function refresh() {
   return details.warnings;
 }
 
-at("all-runs").addEventListener("click", () => go("performance", table));
+at("all-runs").addEventListener("click", () => go("performance", tableParameters()));
 at("run-charts").addEventListener("click", () => {
   selectOnly(shown);
-  const parameters = new URLSearchParams(table);
+  const parameters = new URLSearchParams(tableParameters());
   parameters.delete("select");
   for (const { id } of selected()) parameters.append("select", id);
   go("performance", parameters);

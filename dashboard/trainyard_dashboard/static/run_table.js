@@ -5,9 +5,10 @@ import { at, cell, debounced, h, options, row, setText } from "./dom.js";
 import { count, duration, loss, number, throughput, UNKNOWN } from "./format.js";
 import { DEFAULT_SORT, FILTERS, matching, nextSort, parseSort, sorted, valuesOf }
   from "./run_filter.js";
-import { checkbox, clearSelection, isFinished, isSelected, MOST_SELECTED, onRuns, onSelection, runs, selected, slot,
-  title } from "./runs.js";
+import { checkbox, clearSelection, isFinished, isSelected, MOST_SELECTED, onRuns, onSelection, runs, selected, title }
+  from "./runs.js";
 import { change, fragment, onNavigation } from "./state.js";
+import { paintSwatches, runSwatch } from "./swatches.js";
 
 const ROWS = 10; // of a page
 const COLUMNS = [
@@ -82,10 +83,7 @@ for (const [id, step] of [["previous-runs", -1], ["next-runs", 1]]) {
 // ------------------------------------------------------------------ what is shown
 
 onRuns(show);
-onSelection(() => {
-  for (const [id, one] of rows) showSelection(one, id);
-  showCount();
-});
+onSelection(showSelection);
 
 function show() {
   offerValues();
@@ -99,7 +97,7 @@ function show() {
   at("previous-runs").disabled = page === 1;
   at("next-runs").disabled = page === pages;
   if (runs.all.length) wanted.page = page; // until then, the page of a shared link is not known
-  showCount();
+  showSelection();
 }
 
 function filters() {
@@ -180,7 +178,7 @@ function createRow(run) {
     started: text(), step: text(), loss: text(), evalLoss: text(), throughput: text(), left: text(),
     restarts: text(), processes: text(),
     bar: h("progress", { "aria-label": `Progress of ${run.name}` }),
-    box: checkbox(run), swatch: h("span", { class: "swatch", "aria-hidden": "true" }),
+    box: checkbox(run), swatch: runSwatch(run.id),
   };
   const element = row(
     h("th", { scope: "row", role: "rowheader" },
@@ -193,7 +191,7 @@ function createRow(run) {
   return { element, parts };
 }
 
-function fillRow({ element, parts }, run) {
+function fillRow({ parts }, run) {
   setText(parts.name, title(run));
   setText(parts.note, [run.recipe, run.message].filter(Boolean).join(" · "));
   setText(parts.phase, run.phase ?? UNKNOWN);
@@ -213,14 +211,13 @@ function fillRow({ element, parts }, run) {
   setText(parts.left, isFinished(run) ? "–" : duration(run.eta_seconds));
   setText(parts.restarts, run.restarts === null ? UNKNOWN : String(run.restarts));
   setText(parts.processes, run.processes === null ? UNKNOWN : String(run.processes));
-  showSelection({ element, parts }, run.id);
 }
 
-// The swatch has the colour of the run's lines in the charts.
-function showSelection({ parts }, id) {
-  const chosen = isSelected(id);
-  parts.box.checked = chosen;
-  parts.swatch.style.background = chosen ? `var(--line-${slot(id) % 8})` : "none";
+// Each selected run's box, and a piece of its line in the charts.
+function showSelection() {
+  for (const [id, { parts }] of rows) parts.box.checked = isSelected(id);
+  paintSwatches(selected().map((run) => run.id));
+  showCount();
 }
 
 // Where the reader was before a run's page: its link in the table.

@@ -1,4 +1,4 @@
-// The runs, their selection (shared by all charts), and their histories.
+// The runs, and their selection, which the table and all charts share.
 
 import { h } from "./dom.js";
 import { get } from "./http.js";
@@ -7,7 +7,6 @@ import { change, onNavigation } from "./state.js";
 
 const INITIALLY_SELECTED = 4;
 export const MOST_SELECTED = 50; // as many as one request for curves may name
-const DASHES = ["solid", "dot", "dash", "dashdot"]; // of a run's ranks or GPUs
 const FINISHED = new Set(["Succeeded", "Failed", "Stopped", "Suspended"]);
 // The server leaves out what is unknown.
 const UNKNOWN_RUN = {
@@ -17,13 +16,11 @@ const UNKNOWN_RUN = {
   profile: null, start_time: null, completion_time: null,
 };
 
-// `warnings`: what of the selected runs' logs can't be read, or drawn.
-export const runs = { all: [], problems: [], warnings: [] };
+export const runs = { all: [], problems: [] };
 const byId = new Map();
 let version = ""; // of the list that the server has sent
 let names = new Map(); // how many runs have a name
 const selection = new Set();
-const slots = new Map(); // index of its colour, by run
 const listeners = { runs: new Set(), selection: new Set() };
 let isDefault = true; // the reader has not changed the selection
 
@@ -32,11 +29,6 @@ export const onSelection = (listener) => listeners.selection.add(listener);
 export const isFinished = (run) => FINISHED.has(run.phase);
 export const isSelected = (id) => selection.has(id);
 export const selected = () => runs.all.filter((run) => selection.has(run.id));
-
-export function slot(id) {
-  if (!slots.has(id)) slots.set(id, slots.size);
-  return slots.get(id);
-}
 
 // The name; with data source and namespace if two runs share it.
 export const title = (run) => (names.get(run.name) > 1
@@ -110,40 +102,3 @@ function selectFirst() {
   const first = [...runs.all].sort((a, b) => isFinished(a) - isFinished(b));
   for (const run of first.slice(0, INITIALLY_SELECTED)) selection.add(run.id);
 }
-
-// Curves of the selected runs, requested again only if they may have changed.
-let requestedFor = "";
-let received = { runs: {}, problems: [] };
-
-export async function histories(metrics) {
-  const chosen = selected();
-  runs.warnings = [];
-  if (!chosen.length) return { runs: {}, problems: [] };
-  const state = JSON.stringify([metrics, chosen.map((run) => [run.id, run.step, run.phase])]);
-  if (state !== requestedFor || chosen.some((run) => run.phase === null)) {
-    received = await get("api/history", [
-      ...chosen.map((run) => ["run", run.id]), ...metrics.map((metric) => ["metric", metric]),
-    ]);
-    requestedFor = received.problems.length ? "" : state; // failures are retried
-  }
-  runs.warnings = [...new Set(chosen.flatMap((run) => received.runs[run.id]?.warnings ?? []))];
-  return received;
-}
-
-// The lines of one metric: one per run, or one per rank or GPU.
-export function lines(data, metric, style = {}) {
-  return selected().flatMap((run) =>
-    (data.runs[run.id]?.curves ?? []).filter((curve) => curve.metric === metric)
-      .map((curve, index) => ({
-        name: curve.part ? `${title(run)}: ${curve.part}` : title(run),
-        x: curve.x, y: curve.y, seconds: curve.x_is === "seconds",
-        // With several runs selected, all ranks of a run share its colour.
-        slot: slot(run.id) + (selection.size === 1 ? index : 0),
-        // With more runs than colours, the next eight are dotted, and so on.
-        dash: DASHES[(index + Math.floor(slot(run.id) / 8)) % DASHES.length],
-        ...style,
-      })));
-}
-
-export const xName = (drawn) => (drawn.some((line) => line.seconds)
-  ? "Seconds since the start" : "Step");

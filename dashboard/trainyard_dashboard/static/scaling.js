@@ -4,6 +4,7 @@ import { draw } from "./chart.js";
 import { at, badge, cell, debounced, h, headRow, options, row } from "./dom.js";
 import { count, duration, interval, money, number, percent, times } from "./format.js";
 import { get } from "./http.js";
+import { style } from "./styles.js";
 
 const form = at("scaling-form");
 const field = form.elements;
@@ -152,13 +153,15 @@ function drawChart(projection) {
   const x = (points) => points.map((point) => point.processes);
   const y = (points, part = "value") => points.map((point) => point.speedup[part]);
   const lines = [
-    { name: "ideal", x: ends, y: ends.map((n) => n / base), dash: "dot", quiet: true },
-    { name: "measured", x: x(measured), y: y(measured), mode: "markers", slot: 0,
+    { name: "ideal", x: ends, y: ends.map((n) => n / base), quiet: true,
+      style: { colour: 0, dash: [2, 4] } },
+    { name: "measured", x: x(measured), y: y(measured), markers: true,
+      style: style(0),
       range: measured.map((p) => [p.speedup.low, p.speedup.high]) },
   ];
   if (projected.length) {
     const middle = projected.map((p) => (p.too_wide ? null : p.speedup.value));
-    lines.push({ name: "projected", x: x(projected), y: middle, dash: "dash", slot: 1,
+    lines.push({ name: "projected", x: x(projected), y: middle, style: { ...style(1), dash: [7, 5] },
       band: { low: y(projected, "low"), high: y(projected, "high"), name: "90% interval" } });
   }
   const wide = last / base > 64;

@@ -3,11 +3,20 @@
 
 const FIRST_VIEW = "performance";
 const listeners = new Set();
+const last = new Map(); // the parameters that a view had last
 
 // The view and its parameters, as the address bar has them.
 export function current() {
   const [view, query = ""] = location.hash.slice(1).split(/\?(.*)/s);
   return { view: view || FIRST_VIEW, parameters: new URLSearchParams(query) };
+}
+
+// The parameters that this view has, or had when it was left.
+export const lastOf = (view) => last.get(view) ?? new URLSearchParams();
+
+function remember() {
+  const { view, parameters } = current();
+  last.set(view, parameters);
 }
 
 // The fragment of a view. Slashes and colons need no escape there, and are easier to read.
@@ -48,11 +57,14 @@ function store(hash, push) {
   if (hash === location.hash) return;
   if (push) history.pushState(null, "", hash);
   else history.replaceState(null, "", hash);
+  remember();
 }
 
 function navigated() {
+  remember();
   for (const listener of listeners) listener(current());
 }
 
 // Also sent when a link to a fragment is followed.
 addEventListener("popstate", navigated);
+remember();

@@ -1,10 +1,9 @@
 // Draws line and bar charts as SVG. Colours come from the style sheet, which handles dark mode.
 
+import { extent } from "./curve_math.js";
 import { number } from "./format.js";
 
-const COLOURS = 8;
 const BAR_ROW = 44;
-const DASHES = { dot: "2 4", dash: "7 5", dashdot: "7 4 2 4" };
 
 function s(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -15,7 +14,8 @@ function s(tag, attributes, ...children) {
   return element;
 }
 
-const ink = (line, index) => (line.quiet ? "quiet" : `ink-${(line.slot ?? index) % COLOURS}`);
+const ink = (line) => (line.quiet ? "quiet" : `ink-${line.style.colour}`);
+const dashes = (line) => line.style.dash.join(" ") || undefined;
 const round = (value) => value.toFixed(1);
 
 // SVG path data; a null y leaves a gap.
@@ -28,20 +28,19 @@ function path(x, y) {
   return text;
 }
 
-// A short piece of a line, for legend and tooltip.
-export function sample(line, index) {
-  const mark = line.mode !== "markers"
-    ? s("path", { d: "M0 6H24", class: `line ${ink(line, index)}`, "stroke-dasharray": DASHES[line.dash] })
-    : s("circle", { cx: 12, cy: 6, r: 4, class: `point ${ink(line, index)}` });
-  return s("svg", { width: 24, height: 12, "aria-hidden": "true" }, mark);
+// A short piece of a line, for legends and tables.
+export function sample(line) {
+  const mark = line.markers ? s("circle", { cx: 14, cy: 6, r: 4, class: `point ${ink(line)}` })
+    : s("path", { d: "M0 6H28", class: `line ${ink(line)}`, "stroke-dasharray": dashes(line) });
+  return s("svg", { width: 28, height: 12, "aria-hidden": "true" }, mark);
 }
 
 function ranges(spec) {
   const { lines } = spec;
-  const x = extent(lines.flatMap((line) => line.x));
+  const x = extent(lines.flatMap((line) => line.x)) ?? [0, 1];
   const y = extent(lines.flatMap((line) =>
     [...line.y, ...(line.band ? [...line.band.low, ...line.band.high] : []),
-      ...(line.range ? line.range.flat() : [])]));
+      ...(line.range ? line.range.flat() : [])])) ?? [0, 1];
   if (spec.fromZero) y[0] = Math.min(0, y[0]);
   for (const range of [x, y]) {
     if (range[0] === range[1]) {
@@ -52,13 +51,12 @@ function ranges(spec) {
   }
   if (spec.log) return { x: [x[0] / 1.1, x[1] * 1.1], y: [y[0] / 1.3, y[1] * 1.3] };
   const room = (y[1] - y[0]) * 0.05;
-  if (lines.some((line) => line.mode === "markers")) { // do not clip the ones at the edges
+  if (lines.some((line) => line.markers)) { // do not clip the ones at the edges
     x[0] -= (x[1] - x[0]) * 0.02;
   }
   return { x, y: [spec.fromZero && y[0] === 0 ? 0 : y[0] - room, y[1] + room] };
 }
 
-// Returns the SVG, the x pixels of each line, and the plot area, for the tooltip.
 export function drawLines(spec, width, height) {
   const range = ranges(spec);
   const marks = {
@@ -87,34 +85,33 @@ export function drawLines(spec, width, height) {
     s("text", { x: 12, y: middle, class: "middle", transform: `rotate(-90 12 ${middle})` }, spec.y),
   );
 
-  const drawn = spec.lines.map((line, index) => {
+  for (const line of spec.lines) {
     const [px, py] = [line.x.map(x), line.y.map((value) => (value === null ? null : y(value)))];
     if (line.band) {
       const edges = [...line.x.keys()];
       const back = edges.toReversed();
       const d = path([...px, ...back.map((i) => px[i])],
         [...line.band.high.map(y), ...back.map((i) => y(line.band.low[i]))]);
-      svg.append(s("path", { class: `band ${ink(line, index)}`, d: `${d}Z` }));
+      svg.append(s("path", { class: `band ${ink(line)}`, d: `${d}Z` }));
     }
-    if (line.mode !== "markers") {
-      svg.append(s("path", { class: `line ${ink(line, index)}`, d: path(px, py),
-        "stroke-dasharray": DASHES[line.dash] }));
-    }
-    if (line.mode) {
-      for (const [i, cx] of px.entries()) {
-        const [low, high] = line.range?.[i] ?? [0, 0];
-        if (low !== high) {
-          const [top, bottom] = [round(y(high)), round(y(low))];
-          svg.append(s("path", { class: `line ${ink(line, index)}`,
-            d: `M${cx - 5} ${top}h10M${cx - 5} ${bottom}h10M${cx} ${top}V${bottom}` }));
-        }
-        svg.append(s("circle", { class: `point ${ink(line, index)}`, cx: round(cx), cy: round(py[i]),
-          r: line.mode === "markers" ? 5 : 3 }));
-      }
-    }
-    return px;
+    if (line.markers) svg.append(...markers(line, px, py, y));
+    else svg.append(s("path", { class: `line ${ink(line)}`, d: path(px, py),
+      "stroke-dasharray": dashes(line) }));
+  }
+  return svg;
+}
+
+// A circle for each point, with the range that was measured.
+function markers(line, px, py, y) {
+  return px.flatMap((cx, i) => {
+    const [low, high] = line.range[i];
+    const [top, bottom] = [round(y(high)), round(y(low))];
+    return [
+      ...(low === high ? [] : [s("path", { class: `line ${ink(line)}`,
+        d: `M${cx - 5} ${top}h10M${cx - 5} ${bottom}h10M${cx} ${top}V${bottom}` })]),
+      s("circle", { class: `point ${ink(line)}`, cx: round(cx), cy: round(py[i]), r: 5 }),
+    ];
   });
-  return { svg, drawn, area };
 }
 
 // Horizontal bars, each below its name: names are long, and phones are narrow.
@@ -143,18 +140,6 @@ export function drawBars({ lines: [line] }, width) {
     }
   }
   return svg;
-}
-
-// The smallest and the largest finite value.
-function extent(values) {
-  let low = Infinity;
-  let high = -Infinity;
-  for (const value of values) {
-    if (!Number.isFinite(value)) continue;
-    if (value < low) low = value;
-    if (value > high) high = value;
-  }
-  return low <= high ? [low, high] : [0, 1];
 }
 
 function linear([low, high], [from, to]) {

@@ -21,6 +21,13 @@ from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
 
 TABS = ("Performance", "Scaling", "Training", "Cost", "Demo")
+CHARTS = (  # the last of each tab
+    "performance-charts-rank_step_seconds",
+    "speedup",
+    "training-charts-grad_norm",
+    "costs",
+    None,
+)
 SMALL_PHONE = {"width": 360, "height": 740}
 ATTEMPT = {"attempt": 1, "nodes": 1, "peakMemoryBytes": 3 << 30}
 ODD_NAME = "<img src=x onerror=alert(1)>"
@@ -71,7 +78,7 @@ def requests(page: Page) -> list[str]:
 
 
 def drawn(page: Page, chart: str) -> None:
-    expect(page.locator(f"#plot-{chart} svg").first).to_be_visible()
+    expect(page.locator(f"#plot-{chart}").locator("canvas, svg").first).to_be_visible()
 
 
 def test_runs_and_charts_are_updated_while_a_run_progresses(
@@ -83,9 +90,9 @@ def test_runs_and_charts_are_updated_while_a_run_progresses(
         expect(going).to_contain_text(text)
     expect(page.get_by_role("columnheader", name="Time left")).to_contain_text("projected")
     expect(page.locator("#runs").get_by_role("row", name=ODD_NAME)).to_be_visible()
-    for chart in ("loss", "rate", "ranks"):
-        drawn(page, chart)
-    label = page.locator("#plot-loss").get_attribute("aria-label") or ""
+    for metric in ("loss", "eval_loss", "tokens_per_second", "rank_step_seconds"):
+        drawn(page, f"performance-charts-{metric}")
+    label = page.locator("#plot-performance-charts-loss").get_attribute("aria-label") or ""
     assert "going: " in label
     page.get_by_text("Show as table").first.click()
     expect(page.get_by_role("table", name="Training loss")).to_be_visible()
@@ -132,7 +139,7 @@ def test_tabs_work_by_keyboard_and_fit_a_phone(dashboard: str, page: Page) -> No
     page.set_viewport_size(SMALL_PHONE)  # type: ignore[arg-type]
     page.emulate_media(color_scheme="dark")
     page.goto(dashboard)
-    drawn(page, "loss")
+    drawn(page, "performance-charts-loss")
     expect(page.get_by_role("table", name="going: ranks")).to_be_visible()
     assert fits(page)
     page.get_by_role("tab", name="Performance").focus()
@@ -160,7 +167,7 @@ def test_the_calculator_updates_as_values_are_entered(dashboard: str, page: Page
     processes.fill("4")
     page.locator("#scaling-form").get_by_label("Budget").fill("34")  # 34e6 / 3400 per s = 10,000 s
     expect(tiles).to_contain_text("2 h 47 min")
-    expect(tiles).to_contain_text("Throughput measured3400 tokens/s")
+    expect(tiles).to_contain_text("Throughput 3400 tokens/s")
     expect(tiles).to_contain_text("22.22 EUR")  # 10,000 s of 4 processes at the study's 2.0
     processes.fill("100")
     expect(page.locator("#scaling-warnings")).to_contain_text("25 times the largest measured size")
@@ -169,21 +176,25 @@ def test_the_calculator_updates_as_values_are_entered(dashboard: str, page: Page
 
 def test_training_cost_and_demo_tabs_work(dashboard: str, page: Page) -> None:
     page.goto(f"{dashboard}/#training")
-    for chart in ("losses", "learning_rate", "grad_norm"):
-        drawn(page, chart)
-    expect(page.get_by_text("GPU metrics come from a Prometheus")).to_be_visible()
+    for metric in ("loss", "eval_loss", "learning_rate", "grad_norm"):
+        drawn(page, f"training-charts-{metric}")
     expect(page.locator("#samples pre").first).to_have_text("to be <b>or</b> not")
-    lines = page.locator("#plot-grad_norm path.line")
-    expect(lines).to_have_count(3)
+    lines = page.locator("figure", has=page.locator("#plot-training-charts-grad_norm"))
+    expect(lines.locator(".legend li")).to_have_count(3)
     page.get_by_role("checkbox", name="Show done in the charts").uncheck()
-    expect(lines).to_have_count(2)
+    expect(lines.locator(".legend li")).to_have_count(2)
 
     page.get_by_role("tab", name="Cost").click()
     drawn(page, "costs")
     expect(page.locator("#price-file")).to_contain_text("example prices")
+    row = page.get_by_role("row", name="Cloud, 8 large GPUs")
+    unfounded = page.locator("#cost-unfounded")
+    expect(unfounded).to_contain_text("measured on a CPU, which says nothing about a GPU")
+    expect(row).to_contain_text("unknown")
     price = page.get_by_role("spinbutton", name="Price per unit-hour: Cloud, 8 large GPUs")
     price.fill("0")
-    row = page.get_by_role("row", name="Cloud, 8 large GPUs")
+    expect(row).not_to_contain_text("0.00 USD")
+    page.get_by_role("spinbutton", name="Speed: Cloud, 8 large GPUs").fill("40")
     expect(row).to_contain_text("0.00 USD")
     expect(row).to_contain_text("lowest")
 
@@ -201,7 +212,7 @@ def test_axe_finds_no_serious_problem(dashboard: str, page: Page, scheme: Any) -
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.emulate_media(color_scheme=scheme)
     page.goto(dashboard)
-    for name, chart in zip(TABS, ("ranks", "speedup", "grad_norm", "costs", None), strict=True):
+    for name, chart in zip(TABS, CHARTS, strict=True):
         page.get_by_role("tab", name=name).click()
         if chart:
             drawn(page, chart)

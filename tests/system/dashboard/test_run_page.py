@@ -1,6 +1,7 @@
 """The page of a run in a real browser: what it tells, links to it, a path prefix, hostile text."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_a_runs_page_tells_what_is_known_of_it(dashboard: str, home: Path, page:
     expect(page.locator("#run-models")).to_contain_text("eval_loss 1.5")
     expect(page.locator("#run-facts")).to_contain_text("trainyard serve bard")
     expect(page.locator("#run-settings pre")).to_have_text("recipe: char-gpt\n")
-    expect(page.locator("#problems")).to_contain_text("metrics.jsonl: 1 line is broken")
+    expect(page.locator("#problems")).to_contain_text("of metrics.jsonl is left out")
     page.locator("#run-events summary").click()
     expect(page.get_by_role("table", name="Events")).to_contain_text(HOSTILE)
     assert page.locator("#run img").count() == 0
@@ -120,6 +121,16 @@ def test_back_leads_to_the_table_as_it_was(dashboard: str, page: Page) -> None:
     expect(page.get_by_label("Search")).to_have_value("bard")
 
 
+def test_all_runs_leads_to_the_table_as_it_was(dashboard: str, page: Page) -> None:
+    page.goto(dashboard)
+    page.get_by_label("Search").fill("bard")
+    expect(page).to_have_url(re.compile("search=bard"))
+    page.get_by_role("link", name="bard").click()
+    page.get_by_role("button", name="All runs").click()
+    expect(page.get_by_role("link", name="bard")).to_be_focused()
+    expect(page.get_by_label("Search")).to_have_value("bard")
+
+
 def test_a_link_to_a_run_that_is_gone_says_so(dashboard: str, page: Page) -> None:
     page.goto(f"{dashboard}/#run?id=local/default/nobody")
     said = "run local/default/nobody does not exist (any more)"
@@ -144,7 +155,7 @@ def test_the_page_works_behind_a_path_prefix(app: FastAPI, page: Page) -> None:
         page.goto(f"{client.base_url}{PREFIX}/#run?id=local/default/bard")
         expect(page.locator("#run-log-text")).to_contain_text("output of 2-0")
         page.get_by_role("button", name="All runs").click()
-        expect(page.locator("#plot-loss svg").first).to_be_visible()
+        expect(page.locator("#plot-performance-charts-loss canvas")).to_be_visible()
     assert outside == []
 
 

@@ -45,6 +45,19 @@ def test_a_curve_of_2000_points_is_downsampled_to_500(dashboard: httpx.Client) -
     assert len(answer.content) < 60_000
 
 
+def test_a_poll_receives_only_what_is_new(dashboard: httpx.Client) -> None:
+    asked: dict[str, Any] = {"run": RUN, "metric": ["loss", "axis:seconds"]}
+    version = dashboard.get("/api/history", params=asked).json()["runs"][RUN]["version"]
+    answer = dashboard.get("/api/history", params={**asked, "known": f"{version}@20000"})
+    curves = answer.json()["runs"][RUN]["curves"]
+    assert [(curve["metric"], curve["since"]) for curve in curves] == [
+        ("axis:seconds", 20_000),
+        ("loss", 20_000),
+    ]
+    assert all(set(curve["x"]) == {20_000} for curve in curves)
+    assert len(answer.content) < 2_000
+
+
 def test_projections_and_costs_are_computed(dashboard: httpx.Client) -> None:
     found = dashboard.get("/api/projection", params={**CALCULATE, "price": 2}).json()
     assert found["chosen"]["origin"] == "projected"
@@ -54,7 +67,8 @@ def test_projections_and_costs_are_computed(dashboard: httpx.Client) -> None:
     assert by_study["is_example"]
     by_run = dashboard.get("/api/costs", params={"run": RUN, "processes": 2, "budget": 1e9}).json()
     assert by_run["origin"] == "measured"
-    assert by_run["rows"][0]["hours"]["value"] == pytest.approx(1e9 / 2003 / 3600, rel=1e-5)
+    row = by_run["rows"][0]
+    assert row["hours_at_speed_1"]["value"] == pytest.approx(1e9 / 2003 / 3600, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +81,10 @@ def test_projections_and_costs_are_computed(dashboard: httpx.Client) -> None:
         ("/api/costs", {"processes": 1, "budget": 1}, 422, "give exactly one of study and run"),
         ("/api/costs", {"run": "x", "processes": 1, "budget": 1}, 404, "run x does not exist"),
         ("/api/history", {"run": RUN}, 422, ""),
+        ("/api/history", {"run": RUN, "metric": "loss", "known": "x"}, 422, "known.0: String"),
+        ("/api/history", {"run": RUN, "metric": "loss", "known": "a@-"}, 422, "VERSION@STEP"),
+        ("/static/vendor/manifest.json", {}, 404, "there is no file vendor/manifest.json"),
+        ("/static/vendor", {}, 404, "there is no file vendor"),
         ("/static/..%2fapp.py", {}, 404, ""),
         ("/static/app.py", {}, 404, "there is no file app.py"),
     ],

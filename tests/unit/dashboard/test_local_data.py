@@ -4,13 +4,16 @@ import json
 import random
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.dashboard.home import driven, record, write_run, write_study
 from trainyard_dashboard.catalog import Catalog, DataSourceError
+from trainyard_dashboard.downsampling import MAX_POINTS, DownsampledCurve
+from trainyard_dashboard.history import Known
 from trainyard_dashboard.local_files import LocalFiles
-from trainyard_dashboard.metrics_log import MAX_POINTS, DownsampledCurve, MetricsLog
+from trainyard_dashboard.metrics_log import MAX_CURVES, MetricsLog
 
 
 def test_a_short_curve_keeps_every_point() -> None:
@@ -71,13 +74,122 @@ def test_a_replaced_log_is_read_from_its_start(tmp_path: Path) -> None:
     assert log.read("a").curves == []
 
 
-def test_invalid_lines_are_skipped(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    invalid = [b"{", b"[1]", b'{"step": "1", "loss": 1}', b'{"loss": 1}', b"\xff\xfe", b""]
-    invalid += [b"[" * 50_000, b'{"step": 1, "loss": NaN}', b'{"step": 1, "loss": 1e999}']
-    invalid += [b'{"step": 1, "loss": ' + b"9" * 400 + b"}", b'{"step": 1, "loss": true}']
-    path.write_bytes(b"\n".join([*invalid, b'{"step": 7, "loss": 2}', b""]))
-    assert curve_of(MetricsLog(path), "loss") == ([7], [2])
+    invalid = [b"{", b"[1]", b'{"step": "1", "loss": 1}', b'{"loss": 1}', b"\xff\xfe"]
+    invalid += [b"[" * 50_000]
+    odd = [b"", b'{"step": 1, "loss": true}', b'{"step": 1, "note": "text"}']
+    path.write_bytes(b"\n".join([b"", *invalid, *odd, b'{"step": 7, "loss": 2}', b""]))
+    log = MetricsLog(path)
+    assert curve_of(log, "loss") == ([7], [2])
+    assert log.read("a").problems == [
+        "6 lines of metrics.jsonl are left out: they are not records with a step (the first is"
+        " line 2)"
+    ]
+    path.write_bytes(b'{"step": 7, "loss": 2}\n{\n')
+    assert log.read("a").problems == [
+        "line 2 of metrics.jsonl is left out: it is not a record with a step"
+    ]
+
+
+def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    values = ["NaN", "1e999", "9" * 400, "2"]
+    lines = [f'{{"step": {i}, "loss": {value}}}\n' for i, value in enumerate(values, start=4)]
+    path.write_text("".join(lines))
+    log = MetricsLog(path)
+    assert curve_of(log, "loss") == ([7], [2])
+    assert log.read("a").problems == [
+        "loss is not a finite number in 3 of its records (first at step 4): no point is drawn there"
+    ]
+
+
+def test_names_in_the_problems_of_a_log_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    many = {f"{i:03}" + "x" * 1000: float("nan") for i in range(100)}
+    more = {f"{i:03}" + "y" * 1000: 1.0 for i in range(MAX_CURVES + 100)}
+    path.write_text(json.dumps({"step": 1, **many}) + "\n" + json.dumps({"step": 2, **more}) + "\n")
+    found = MetricsLog(path).read("a")
+    assert len(found.problems) == 33  # 32 of metrics that are not finite, and one of curves
+    assert max(map(len, found.problems)) < 1000
+    assert found.problems[-1].startswith("only the first 160 curves are kept: 160yyy")
+    assert len(found.evaluation) == MAX_CURVES
+    assert max(map(len, found.metrics)) == 200
+
+
+def test_the_problems_of_a_log_name_its_run(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", points=3).write_text("{\n")
+    _, problems = Catalog([LocalFiles(tmp_path)], None).history(["local/default/a"], ["loss"])
+    assert problems == ["a: line 1 of metrics.jsonl is left out: it is not a record with a step"]
+
+
+def test_every_metric_is_named_and_those_of_evaluations_apart(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "a", points=3)
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 30, "eval_loss": 1.5, "accuracy": 0.5, "time": 2}) + "\n")
+        file.write(json.dumps({"step": 30, "event": "ended", "train_runtime": 9.0}) + "\n")
+    found = MetricsLog(path).read("a", ["accuracy"])
+    assert [(curve.metric, curve.y) for curve in found.curves] == [("accuracy", [0.5])]
+    assert found.evaluation == ["eval_loss", "accuracy"]
+    assert {"loss", "grad_norm", "accuracy"} <= set(found.metrics)
+    assert not {"train_runtime", "attempt", "time", "seed"} & set(found.metrics)
+
+
+def test_steps_have_a_place_on_the_axes_of_time_samples_and_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rates = {"samples_per_second": 64.0, "tokens_per_second": 640.0}
+    records: list[dict[str, Any]] = [
+        {"step": 0, "event": "started", "time": 100.0, "config": {"batch_size": 32}},
+        {"step": 10, "time": 105.0, "loss": 2.0, **rates},
+        {"step": 10, "event": "resumed", "time": 200.0, "config": {"batch_size": 16}},
+        {"step": 20, "time": 205.0, "loss": 1.0, **rates},
+        {"step": 20, "time": 206.0, "eval_loss": 1.0},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    log = MetricsLog(path)
+    assert curve_of(log, "axis:seconds") == ([0, 10, 10, 20, 20], [0, 5, 100, 105, 106])
+    assert curve_of(log, "axis:samples") == ([0, 10, 20], [0, 320, 480])
+    assert curve_of(log, "axis:tokens") == ([0, 10, 20], [0, 3200, 4800])
+    assert curve_of(log, "step_seconds") == ([10, 20], [0.5, 0.25])
+
+
+def test_only_what_is_new_is_returned_to_a_caller_that_has_the_rest(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "a", points=3)
+    log = MetricsLog(path)
+    known = Known(log.read("a").version, 30)
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 30, "eval_loss": 1.0}) + "\n")
+        file.write(json.dumps(record(4)) + "\n")
+    found = log.read("a", ["loss", "eval_loss"], known)
+    new = {curve.metric: (curve.x, curve.since) for curve in found.curves}
+    assert new == {"loss": ([30, 40], 30), "eval_loss": ([30, 30], 30)}
+    assert found.version == known.version
+    path.with_suffix(".tmp").write_text(json.dumps(record(1)) + "\n")
+    path.with_suffix(".tmp").replace(path)
+    replaced = log.read("a", ["loss"], known)
+    assert [(curve.x, curve.since) for curve in replaced.curves] == [([10], None)]
+    assert replaced.version != known.version
+
+
+def test_a_finished_run_has_the_mean_throughput_of_its_last_attempt(tmp_path: Path) -> None:
+    figures: dict[str, Any] = {
+        "batchSize": 32,
+        "tokensPerBatch": 2048,
+        "stepSeconds": {"mean": 0.5},
+    }
+    write_run(tmp_path, "done", **figures)
+    write_run(tmp_path, "suspended", phase="Suspended", **figures)
+    write_run(tmp_path, "waiting", phase="Pending", **figures)
+    write_run(tmp_path, "hostile", **figures | {"stepSeconds": {"mean": 0}})
+    with driven(tmp_path, "waiting"):
+        runs, _ = LocalFiles(tmp_path).runs()
+    rates = {run.name: (run.samples_per_second, run.tokens_per_second) for run in runs}
+    assert rates == {
+        "done": (64.0, 4096.0),
+        "suspended": (64.0, 4096.0),
+        "waiting": (None, None),
+        "hostile": (None, None),
+    }
 
 
 def test_a_large_log_is_read_in_bounded_memory(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from trainyard_dashboard.costs import (
     compare_costs,
     parse_prices,
 )
+from trainyard_dashboard.devices import of_study
 from trainyard_dashboard.projection import ScalingModel, scaling_models
 from trainyard_study.fit import fit
 
 LAW = fit(MEASURED)
-MODEL = ScalingModel(MEASURED, "tokens")
+MODEL = ScalingModel(MEASURED, "tokens", "gpu")
 BUDGET = 3.6e6  # 1000 s at 3600 tokens/s
 
 
@@ -153,12 +154,52 @@ prices:
     training = MODEL.training(4, BUDGET, None)
     assert training is not None
     one, eight, own = compare_costs(MODEL, 4, BUDGET, file, Path("prices.yaml")).rows
+    assert one.cost
+    assert eight.cost
+    assert eight.hours
     assert (one.units, eight.units, own.units) == (4, 1, 1)
     assert one.cost.value == pytest.approx(training.hours.value * 4 * 3)
     assert eight.hours.value == pytest.approx(training.hours.value)  # twice as fast, half is lost
     assert eight.cost.value == pytest.approx(training.hours.value * 8)
     assert own.unit_hour == pytest.approx(2 + 0.5)
     assert one.cost.low < one.cost.value < one.cost.high
+
+
+def test_a_throughput_measured_on_a_cpu_says_nothing_about_gpus() -> None:
+    text = """
+prices:
+  - {name: cores, kind: cloud, device: cpu, perHour: 3.0}
+  - {name: gpus, kind: cloud, processes: 8, perHour: 8.0}
+  - {name: faster, kind: cloud, perHour: 8.0, speed: 50}
+"""
+    file = parse_prices(Path("prices.yaml"), text.encode())
+    measured = ScalingModel(MEASURED, "tokens", "cpu")
+    cores, gpus, faster = compare_costs(measured, 1, BUDGET, file, Path("prices.yaml")).rows
+    assert cores.cost is not None
+    assert cores.cost.value == pytest.approx(BUDGET / 1000 / 3600 * 3)
+    assert (gpus.speed, gpus.hours, gpus.unit_hours, gpus.cost) == (None, None, None, None)
+    assert gpus.why_unknown == (
+        "the throughput was measured on a CPU, which says nothing about a GPU; enter its speed,"
+        " relative to the measured one"
+    )
+    assert faster.hours is not None
+    assert faster.hours.value == pytest.approx(BUDGET / 1000 / 3600 / 50)
+    assert faster.is_estimate
+    unknown = ScalingModel(MEASURED, "tokens")
+    why = compare_costs(unknown, 1, BUDGET, file, Path("prices.yaml")).rows[0].why_unknown
+    assert why.startswith("nobody knows what the throughput was measured on")
+
+
+def test_what_a_study_was_measured_on_follows_from_its_machine_or_its_limits() -> None:
+    wire = study()
+    assert of_study(ScalingStudy.model_validate(wire)) == "cpu"
+    wire["spec"]["template"]["spec"]["resourcesPerNode"] = {"limits": {"nvidia.com/gpu": 1}}
+    assert of_study(ScalingStudy.model_validate(wire)) == "gpu"
+    machine = {"cpu": "x", "cores": 2, "system": "Linux", "python": "3.11", "trainyard": "1"}
+    wire["status"]["machine"] = machine
+    assert of_study(ScalingStudy.model_validate(wire)) == "cpu"
+    wire["status"]["machine"] = {**machine, "gpus": ["H200"]}
+    assert of_study(ScalingStudy.model_validate(wire)) == "gpu"
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ def result(*series: dict[str, Any]) -> tuple[int, Any]:
     return 200, {"status": "success", "data": {"resultType": "matrix", "result": list(series)}}
 
 
-def over_time(labels: dict[str, str], *values: str) -> dict[str, Any]:
-    return {"metric": labels, "values": [[1000.0 + i, value] for i, value in enumerate(values)]}
+def over_time(name: str, labels: dict[str, str], *values: str) -> dict[str, Any]:
+    points = [[1000.0 + i, value] for i, value in enumerate(values)]
+    return {"metric": {"__name__": name, **labels}, "values": points}
 
 
 def test_metrics_are_curves_over_steps_and_gpu_metrics_over_seconds() -> None:
@@ -34,13 +35,15 @@ def test_metrics_are_curves_over_steps_and_gpu_metrics_over_seconds() -> None:
 
     def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
         asked.append(query["query"])
-        if "trainyard_step{" in query["query"]:
-            return result(over_time({}, "10", "20", "30"))
-        if "rank_step_seconds" in query["query"]:
-            return result(over_time({"rank": "0"}, "1", "2"), over_time({"rank": "1"}, "3", "NaN"))
         if "DCGM" in query["query"]:
-            return result(over_time({"gpu": "0", "Hostname": "n1"}, "90"))
-        return result(over_time({}, "3", "+Inf", "1"))
+            return result(over_time("", {"gpu": "0", "Hostname": "n1"}, "90"))
+        return result(
+            over_time("trainyard_loss", {}, "3", "+Inf", "1"),
+            over_time("trainyard_rank_step_seconds", {"rank": "0"}, "1", "2"),
+            over_time("trainyard_rank_step_seconds", {"rank": "1"}, "3", "NaN"),
+            over_time("trainyard_step", {}, "10", "20", "30"),
+            over_time("trainyard_grad_norm", {}, "1", "1", "1"),
+        )
 
     with answering(answer) as url:
         found = Prometheus(url).history(RUN, ["loss", "rank_step_seconds", "gpu_utilization"])
@@ -51,8 +54,31 @@ def test_metrics_are_curves_over_steps_and_gpu_metrics_over_seconds() -> None:
         ("rank 1", [10], [3]),
     ]
     assert (gpu.part, gpu.y, gpu.x_is) == ("host n1 GPU 0", [90], "seconds")
-    assert 'max (trainyard_loss{run="a",namespace="ml"})' in asked
-    assert any('pod=~"a-[0-9]+-[0-9]+",namespace="ml"' in query for query in asked)
+    assert found.metrics == ["loss", "rank_step_seconds", "grad_norm", "gpu_utilization"]
+    assert len(asked) == 2  # one for everything that the run exports, one for its GPUs
+    assert 'run="a",namespace="ml"' in asked[0]
+    assert 'pod=~"a-[0-9]+-[0-9]+",namespace="ml"' in asked[1]
+
+
+def test_evaluations_are_points_and_counters_go_on_after_a_restart() -> None:
+    def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        accuracy = {"metric": "accuracy"}
+        return result(
+            over_time("trainyard_step", {}, "10", "20", "30", "20", "30", "40"),
+            over_time("trainyard_loss", {}, "5", "4", "3", "4", "3", "2"),
+            over_time("trainyard_evaluation", accuracy, ".1", ".1", ".2", ".2", ".2", ".3"),
+            over_time("trainyard_evaluation", {"metric": "eval_loss"}, "1"),
+            over_time("trainyard_tokens_total", {}, "100", "200", "300", "0", "100", "200"),
+        )
+
+    with answering(answer) as url:
+        found = Prometheus(url).history(RUN, ["loss", "accuracy", "axis:tokens", "axis:seconds"])
+    curves = {curve.metric: (curve.x, curve.y) for curve in found.curves}
+    assert curves["loss"] == ([10, 20, 30, 40], [5, 4, 3, 2])
+    assert curves["accuracy"] == ([10, 20, 40], [0.1, 0.2, 0.3])
+    assert curves["axis:tokens"] == ([0, 10, 20, 30, 40], [0, 100, 200, 300, 400])
+    assert curves["axis:seconds"] == ([10, 20, 30, 40], [0, 3, 4, 5])
+    assert found.evaluation == ["accuracy"]
 
 
 def test_without_another_data_source_it_lists_runs_of_unknown_phase() -> None:

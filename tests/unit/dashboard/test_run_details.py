@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.dashboard.home import record, write_model, write_run
+from tests.support.dashboard.home import write_model, write_run
 from tests.support.serving.servers import running
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.catalog import Catalog
@@ -177,20 +177,14 @@ def test_without_manifests_the_status_says_what_is_stored(tmp_path: Path) -> Non
     assert [(one.step, one.metrics) for one in found.models.items] == [(9, {"eval_loss": 2.0})]
 
 
-def test_broken_lines_and_values_of_a_log_are_counted(tmp_path: Path) -> None:
+def test_a_page_says_what_of_the_log_is_left_out(tmp_path: Path) -> None:
     path = write_run(tmp_path, "bard", points=3)
-    log = MetricsLog(path)
-    assert log.read(RUN).warnings == []
+    assert details(tmp_path).warnings == []
     with path.open("a") as file:
-        file.write('{"step": 40, "lo\n[1]\n{"loss": 1}\n')
-        file.write('{"step": 50, "loss": NaN}\n{"step": 60, "loss": Infinity, "note": "text"}\n')
-    assert log.read(RUN).warnings == [
-        f"{path}: 3 lines are broken and left out",
-        f"{path}: 2 values of loss not drawn: NaN or infinite since step 50",
-    ]
-    assert details(tmp_path).warnings == log.read(RUN).warnings
-    path.write_text(json.dumps(record(1)) + "\n")  # a new file, with one good line
-    assert MetricsLog(path).read(RUN).warnings == []
+        file.write('{"step": 40, "lo\n[1]\n{"loss": 1}\n{"step": 50, "loss": NaN}\n')
+    broken, not_finite = details(tmp_path).warnings
+    assert broken.startswith("3 lines of metrics.jsonl are left out")
+    assert not_finite.startswith("loss is not a finite number in 1 of its records")
 
 
 def test_the_newest_20_evaluations_are_kept(tmp_path: Path) -> None:
@@ -200,17 +194,6 @@ def test_the_newest_20_evaluations_are_kept(tmp_path: Path) -> None:
     found = MetricsLog(path).read(RUN).evaluations
     assert [one.step for one in found] == list(range(5, 25))
     assert found[0].metrics == {"eval_loss": 1.0}
-
-
-def test_a_finished_runs_throughput_is_that_of_its_mean_step(tmp_path: Path) -> None:
-    mean: dict[str, Any] = {"batchSize": 32, "tokensPerBatch": 4096, "stepSeconds": {"mean": 0.5}}
-    write_run(tmp_path, "done", **mean)
-    write_run(tmp_path, "unknown")
-    write_run(tmp_path, "hostile", batchSize=1, stepSeconds={"mean": 0})
-    runs = {run.name: run for run in LocalFiles(tmp_path).runs()[0]}
-    assert (runs["done"].samples_per_second, runs["done"].tokens_per_second) == (64, 8192)
-    assert runs["unknown"].tokens_per_second is None
-    assert runs["hostile"].samples_per_second is None
 
 
 def test_the_endpoints_answer_and_refuse_in_one_line(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ class RunReporter:
             tokens_per_second=now.tokens_per_second,
             samples_per_second=now.samples_per_second,
             time=time.time(),
+            peak_memory_bytes=now.peak_memory_bytes,
+            **({"gpu_memory_bytes": now.gpu_memory_bytes} if now.gpu_memory_bytes else {}),
             **({"rank_step_seconds": now.rank_seconds} if few_ranks else {}),
             **({"slowed_steps": now.slowed_steps} if now.slowed_steps else {}),
         )

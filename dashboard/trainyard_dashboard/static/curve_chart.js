@@ -1,0 +1,255 @@
+// Charts of curves: drawn by uPlot, with values at the pointer, zoom, and axes as in view.js.
+
+import { firstAtLeast, extent, nearest, padded, shownRange, smooth } from "./curve_math.js";
+import { h, setText } from "./dom.js";
+import { createFigure, updateFigure } from "./figure.js";
+import { count, number } from "./format.js";
+import { change, setExtent, view, zoom } from "./view.js";
+import { sample } from "./svg.js";
+
+const MAX_IN_TIP = 16; // lines; those closest to the pointer
+const NARROW = 480; // pixels; a smaller chart is lower, and has half as many lines in its tip
+const FEW = 40; // points of a line that are also drawn as dots
+const NEAR = 30; // pixels between the pointer and a line's first or last point
+const LINEAR = 1; // uPlot's numbers for distributions
+const LOGARITHMIC = 3;
+const TIMES = [1e-3, 0.01, 0.1, 0.5, 1, 2, 5, 10, 15, 30, // seconds between marks
+  ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * 60),
+  ...[1, 2, 3, 6, 12, 24, 48, 168, 720].map((hours) => hours * 3600)];
+const SIZES = [...Array(50).keys()].map((power) => 2 ** power); // bytes between marks
+const FONT = "12px system-ui, sans-serif";
+const charts = new Map();
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+// Draws a chart of curves, or updates it.
+// spec: {id, title, x, y, showX, showY, fromZero, empty, notes, lines}.
+// A line: {name, x, y, style: {colour, dash}}; x increases. Returns the chart's element.
+export function drawCurves(parent, spec) {
+  const chart = charts.get(spec.id) ?? create(parent, spec);
+  chart.element.hidden = false;
+  const state = signature(spec);
+  if (chart.state === state) return chart.element;
+  chart.state = state;
+  const drawable = spec.lines.map((line) => visible(line)).filter((line) => line.x.length);
+  const outside = spec.lines.reduce((total, line) => total + line.x.length, 0)
+    - drawable.reduce((total, line) => total + line.x.length, 0);
+  const range = yRange(drawable);
+  const notes = [...(spec.notes ?? []), ...notDrawn(outside, range)];
+  setExtent(spec.id, extent(drawable.flatMap((line) => [line.x[0], line.x.at(-1)])));
+  const some = updateFigure(chart, { ...spec, lines: drawable, notes });
+  chart.lines = drawable;
+  chart.range = range;
+  if (some) render(chart);
+  return chart.element;
+}
+
+// What a drawing depends on, without every point, so that unchanged data is not drawn again.
+function signature({ title, notes, lines }) {
+  return JSON.stringify([view, title, notes, lines.map(({ name, style, x, y }) => [name, style,
+    x.length, x[0], x.at(-1), y.at(-1), y.reduce((total, value) => total + value, 0)])]);
+}
+
+export function hideCurves(id) {
+  const chart = charts.get(id);
+  if (!chart) return;
+  chart.element.hidden = true;
+  setExtent(id, null);
+}
+
+function create(parent, spec) {
+  const chart = createFigure(parent, spec);
+  chart.tip = h("div", { class: "tip", hidden: true });
+  chart.said = h("p", { class: "hidden", "aria-live": "polite" });
+  chart.plot.after(chart.said);
+  chart.plot.tabIndex = 0;
+  chart.plot.addEventListener("keydown", (event) => onKey(chart, event));
+  // Also when its tab is shown: a hidden chart has no width and is not drawn.
+  new ResizeObserver(() => {
+    if (chart.plot.clientWidth !== chart.width) render(chart);
+  }).observe(chart.plot);
+  charts.set(spec.id, chart);
+  return chart;
+}
+
+// Without the points that a logarithmic axis has no place for.
+function visible(line) {
+  if (!view.logX && !view.logY) return line;
+  const kept = [...line.x.keys()].filter((i) => (!view.logX || line.x[i] > 0)
+    && (!view.logY || line.y[i] > 0));
+  return { ...line, x: kept.map((i) => line.x[i]), y: kept.map((i) => line.y[i]) };
+}
+
+function yRange(lines) {
+  const [from, to] = view.range ?? [-Infinity, Infinity];
+  return shownRange(lines.flatMap(({ x, y }) => {
+    // The points next to the range, too: the lines to them are seen.
+    const [first, end] = [firstAtLeast(x, from), firstAtLeast(x, to)];
+    return y.slice(Math.max(0, first - 1), end + 1);
+  }), view.outliers);
+}
+
+function notDrawn(outside, range) {
+  const notes = [];
+  if (outside) notes.push(`${count(outside, "point")} at or below 0 have no place on a logarithmic axis.`);
+  if (range?.outside) {
+    notes.push(`${count(range.outside, "outlier")} beyond the axis, which ends at`
+      + ` ${number(range.low, 4)} and ${number(range.high, 4)}.`);
+  }
+  return notes;
+}
+
+function render(chart) {
+  const { plot, lines, spec } = chart;
+  chart.width = plot.clientWidth;
+  if (!chart.width || !lines?.length) return;
+  const size = { width: chart.width, height: chart.width < NARROW ? 240 : 290 };
+  const data = aligned(lines, chart.range);
+  const structure = JSON.stringify([lines.map((line) => [line.style, line.x.length > FEW]), dark.matches,
+    view, spec.x, spec.y]);
+  if (chart.structure === structure) {
+    chart.uplot.setSize(size);
+    chart.uplot.setData(data); // keeps the pointer where it is
+    return;
+  }
+  chart.uplot?.destroy();
+  chart.structure = structure;
+  chart.uplot = new uPlot({ ...size, ...options(chart) }, data, plot);
+  chart.uplot.over.append(chart.tip);
+  plot.uplot = chart.uplot;
+}
+
+// One column of x for all lines. Each line has its points, and if they are smoothed, the result.
+function aligned(lines, range) {
+  const limits = range?.outside ? [range.low, range.high] : undefined;
+  return uPlot.join(lines.map(({ x, y }) =>
+    (view.smoothing ? [x, y, smooth(y, view.smoothing, limits)] : [x, y])));
+}
+
+const columns = () => (view.smoothing ? 2 : 1); // of each line
+
+function options(chart) {
+  const css = getComputedStyle(document.documentElement);
+  const colour = (name) => css.getPropertyValue(name).trim();
+  const series = chart.lines.flatMap((line) => {
+    const stroke = colour(`--line-${line.style.colour}`);
+    const one = { label: line.name, stroke, width: 1.8, dash: line.style.dash,
+      points: { show: line.x.length <= FEW, size: line.x.length === 1 ? 9 : 5, fill: stroke } };
+    return view.smoothing ? [{ ...one, label: `${line.name}, raw`, alpha: 0.3, width: 1, dash: [] },
+      { ...one, points: { ...one.points, show: line.x.length === 1 } }] : [one];
+  });
+  const axis = { stroke: colour("--quiet"), font: FONT, labelFont: FONT, labelSize: 20,
+    grid: { stroke: colour("--grid"), width: 1 }, ticks: { stroke: colour("--grid"), width: 1, size: 5 } };
+  const shown = (show) => (_, values) => values.map((value) => (value === null ? "" : show(value)));
+  const { spec } = chart;
+  return {
+    legend: { show: false },
+    series: [{}, ...series],
+    scales: {
+      x: { time: false, distr: view.logX ? LOGARITHMIC : LINEAR,
+        range: (_, low, high) => view.range ?? (low === high ? padded([low, high], 0, false)
+          : [low, high]) },
+      y: { distr: view.logY ? LOGARITHMIC : LINEAR, range: () => yLimits(chart) },
+    },
+    axes: [
+      { ...axis, label: spec.x, size: 34, space: 80, values: shown(spec.showX),
+        ...(view.x === "seconds" && !view.logX ? { incrs: TIMES } : {}) },
+      { ...axis, label: spec.y, space: 34, ...(spec.y === "Bytes" ? { incrs: SIZES } : {}), values: shown(spec.showY),
+        size: (_, values) => 18 + 7 * Math.max(3, ...(values ?? []).map((text) => text.length)) },
+    ],
+    cursor: {
+      y: false,
+      sync: { key: "curves", scales: ["x", null], setSeries: false },
+      drag: { x: true, y: false, setScale: false },
+      focus: { prox: 24 },
+      points: { size: 7 },
+      dataIdx: (u, index, hovered, at) => (index === 0 ? hovered
+        : index % columns() ? null // a raw one, beside what it was smoothed to
+        : closest(u, chart.lines[Math.floor((index - 1) / columns())], at)),
+      bind: { dblclick: () => () => zoom("reset") },
+    },
+    focus: { alpha: 0.35 },
+    hooks: {
+      setCursor: [() => showTip(chart)],
+      setSeries: [(_, index) => { chart.focused = index; showTip(chart); }],
+      setSelect: [(u) => zoomTo(u)],
+    },
+  };
+}
+
+function yLimits({ range, spec }) {
+  if (!range) return [view.logY ? 1 : 0, view.logY ? 10 : 1];
+  const low = spec.fromZero && !view.logY ? Math.min(0, range.low) : range.low;
+  const limits = padded([low, range.high], 0.05, view.logY);
+  return [spec.fromZero && low === 0 ? 0 : limits[0], limits[1]];
+}
+
+// The index, among all values of x, of the line's point closest to `at`; null if it is not near.
+function closest(u, { x }, at) {
+  const point = x[nearest(x, at)];
+  if ((at < x[0] || at > x.at(-1))
+    && Math.abs(u.valToPos(point, "x") - u.valToPos(at, "x")) > NEAR) return null;
+  return firstAtLeast(u.data[0], point);
+}
+
+function zoomTo(u) {
+  const { left, width } = u.select;
+  if (width < 5) return;
+  u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  change({ range: [u.posToVal(left, "x"), u.posToVal(left + width, "x")] });
+}
+
+// Arrow keys move from point to point; + and - zoom, 0 and Escape show everything again.
+function onKey(chart, event) {
+  const u = chart.uplot;
+  const zooms = { "+": "in", "-": "out", 0: "reset", Escape: "reset" };
+  const steps = { ArrowLeft: -1, ArrowRight: 1 };
+  if (!u || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key in zooms) {
+    zoom(zooms[event.key]);
+  } else if (event.key in steps) {
+    const { min, max } = u.scales.x;
+    const [first, last] = [firstAtLeast(u.data[0], min), firstAtLeast(u.data[0], max)];
+    const present = u.cursor.idx ?? (event.key === "ArrowLeft" ? last : first - 1);
+    const index = Math.min(last, u.data[0].length - 1, Math.max(first, present + steps[event.key]));
+    u.setCursor({ left: u.valToPos(u.data[0][index], "x"), top: u.over.clientHeight / 2 });
+    setText(chart.said, chart.tip.hidden ? "" : [...chart.tip.children]
+      .map((row) => row.textContent).join("; "));
+  } else return;
+  event.preventDefault();
+}
+
+// Shows the values of all lines at the pointer, in every chart at once.
+function showTip(chart) {
+  const { uplot: u, tip, lines, spec } = chart;
+  if (!u || tip.parentNode !== u.over) return;
+  const { left, top, idxs, idx } = u.cursor;
+  const isNarrow = chart.width < NARROW;
+  const found = left < 0 || idx === null ? [] : lines.flatMap((line, i) => {
+    const column = i * columns() + columns();
+    const at = idxs[column];
+    if (at === null || at === undefined) return [];
+    const value = u.data[column][at];
+    if (value === undefined) return [];
+    const raw = view.smoothing && !isNarrow ? ` (raw ${spec.showY(u.data[column - 1][at])})` : "";
+    return [{ line, value, text: spec.showY(value) + raw, focused: column === chart.focused,
+      distance: Math.abs(u.valToPos(value, "y") - (top ?? 0)) }];
+  });
+  tip.hidden = found.length === 0;
+  if (tip.hidden) return;
+  const near = [...found].sort((a, b) => a.distance - b.distance).slice(0, MAX_IN_TIP / (isNarrow ? 2 : 1))
+    .sort((a, b) => b.value - a.value);
+  const more = found.length - near.length;
+  tip.replaceChildren(
+    h("b", {}, `${spec.x}: ${spec.showX(u.data[0][idx])}`),
+    ...near.map(({ line, text, focused }) => h("div", { class: focused ? "focused" : null },
+      sample(line), `${line.name}: ${text}`)),
+    more > 0 ? h("div", {}, `and ${more} farther away`) : "",
+  );
+  const middle = u.over.clientWidth / 2;
+  Object.assign(tip.style, left < middle ? { left: `${left + 14}px`, right: "auto" }
+    : { left: "auto", right: `${u.over.clientWidth - left + 14}px` });
+}
+
+dark.addEventListener("change", () => {
+  for (const chart of charts.values()) render(chart);
+});

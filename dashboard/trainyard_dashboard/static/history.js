@@ -1,0 +1,163 @@
+// What the selected runs have logged: requested only as far as it is new, and kept.
+
+import { firstAtLeast, interpolate } from "./curve_math.js";
+import { duration, number } from "./format.js";
+import { get } from "./http.js";
+import { selected, title } from "./runs.js";
+import { assign, style, styleOf } from "./styles.js";
+import { AXES, view } from "./view.js";
+
+const MAX_POINTS = 1500; // of a curve that has grown by additions; then it is requested anew
+const MAX_SAMPLES = 20; // of text, of each run
+const kept = new Map(); // by run
+
+// Requests the curves of these metrics. Returns the problems.
+export async function load(wanted) {
+  const chosen = selected();
+  assign(chosen.map((run) => run.id));
+  for (const id of kept.keys()) if (!chosen.some((run) => run.id === id)) kept.delete(id);
+  const metrics = [...wanted, "axis:seconds"];
+  if (view.x === "tokens" || view.x === "samples") metrics.push(`axis:${view.x}`);
+  const stale = chosen.filter((run) => !isFresh(run, metrics));
+  const others = chosen.filter((run) => !stale.includes(run))
+    .flatMap((run) => kept.get(run.id).problems);
+  if (!stale.length) return others;
+  const answer = await get("api/history", [
+    ...stale.map((run) => ["run", run.id]),
+    ...stale.map((run) => ["known", known(run, metrics)]),
+    ...metrics.map((metric) => ["metric", metric]),
+  ]);
+  for (const run of stale) keep(run, metrics, answer);
+  return [...answer.problems, ...others];
+}
+
+const state = (run) => JSON.stringify([run.step, run.phase]);
+
+function isFresh(run, metrics) {
+  const entry = kept.get(run.id);
+  return entry !== undefined && run.phase !== null && entry.state === state(run)
+    && metrics.every((metric) => entry.requested.has(metric));
+}
+
+function known(run, metrics) {
+  const entry = kept.get(run.id);
+  if (!entry?.version || !metrics.every((metric) => entry.requested.has(metric))) return "";
+  if ([...entry.curves.values()].some((curve) => curve.x.length > MAX_POINTS)) return "";
+  return entry.reach > 0 ? `${entry.version}@${entry.reach}` : "";
+}
+
+function keep(run, metrics, answer) {
+  const found = answer.runs[run.id];
+  if (!found) return;
+  const before = kept.get(run.id);
+  const isSame = Boolean(before?.version) && before.version === found.version;
+  // Curves that were not requested again are complete only if nothing is new.
+  const isAddition = isSame && before.state === state(run);
+  const curves = new Map(isAddition ? before.curves : []);
+  for (const curve of found.curves) {
+    const key = JSON.stringify([curve.metric, curve.part]);
+    const old = curve.since === null ? undefined : before.curves.get(key);
+    curves.set(key, old ? joined(old, curve) : curve);
+  }
+  const first = found.samples[0]?.step ?? Infinity;
+  const problems = answer.problems.filter((line) => line.startsWith(`${run.name}: `));
+  const reach = Math.max(0, ...found.curves.filter((curve) => curve.x_is === "step")
+    .map((curve) => curve.x.at(-1) ?? 0));
+  kept.set(run.id, {
+    curves, problems, version: found.version, metrics: found.metrics, evaluation: found.evaluation,
+    // Failures are retried.
+    state: answer.problems.length > problems.length ? "" : state(run),
+    requested: new Set([...(isAddition ? before.requested : []), ...metrics]),
+    reach: isAddition ? Math.min(before.reach, reach) : reach, // the last step of every curve
+    samples: [...(isSame ? before.samples.filter((one) => one.step < first) : []),
+      ...found.samples].slice(-MAX_SAMPLES),
+  });
+}
+
+// A curve and its continuation, which begins with points that may be known already.
+function joined(old, curve) {
+  const end = firstAtLeast(old.x, curve.since);
+  return { ...curve, x: [...old.x.slice(0, end), ...curve.x],
+    y: [...old.y.slice(0, end), ...curve.y] };
+}
+
+// The names of all metrics that the selected runs have, and of those from evaluations.
+export function available() {
+  const entries = [...kept.values()];
+  return {
+    metrics: new Set(entries.flatMap((entry) => entry.metrics)
+      .filter((metric) => !metric.startsWith("axis:"))),
+    evaluation: new Set(entries.flatMap((entry) => entry.evaluation)),
+  };
+}
+
+export const samplesOf = (run) => kept.get(run.id)?.samples ?? [];
+export const has = (run, metric) => kept.get(run.id)?.metrics.includes(metric) ?? false;
+
+// {lines, notes} of one metric: a line per run, or per rank or GPU.
+export function linesOf(metric) {
+  const chosen = selected();
+  const lines = [];
+  const missing = [];
+  const [drawn, all] = [[], []];
+  for (const run of chosen) {
+    const entry = kept.get(run.id);
+    const curves = [...entry?.curves.values() ?? []].filter((curve) => curve.metric === metric);
+    for (const [index, curve] of curves.entries()) {
+      const points = onAxis(entry, curve);
+      if (!points) {
+        missing.push(title(run));
+        continue;
+      }
+      drawn.push(curve.x.length);
+      all.push(curve.count);
+      lines.push({
+        name: curve.part ? `${title(run)}: ${curve.part}` : title(run), ...points,
+        // With several runs selected, all ranks of a run share its style.
+        style: style(styleOf(run.id) + (chosen.length === 1 ? index : 0)),
+      });
+    }
+  }
+  return { lines, notes: [...downsampled(drawn, all), ...notOnAxis([...new Set(missing)])] };
+}
+
+function downsampled(drawn, all) {
+  const most = Math.max(0, ...all);
+  return all.every((count, i) => count <= drawn[i]) ? []
+    : [`Up to ${number(most, 6)} points per line are drawn as about 500: the lowest and the highest of each`
+      + " interval."];
+}
+
+function notOnAxis(names) {
+  if (!names.length) return [];
+  const shown = names.length > 3 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`
+    : names.join(", ");
+  return [`Not drawn, because ${AXES[view.x].toLowerCase()} of each step are unknown: ${shown}.`];
+}
+
+// The points of a curve on the chosen axis; null if it is unknown where they lie.
+function onAxis(entry, curve) {
+  const axis = (name) => entry.curves.get(JSON.stringify([`axis:${name}`, ""]));
+  let { x, y } = curve;
+  if (curve.x_is === "seconds" && view.x !== "seconds") {
+    const clock = axis("seconds");
+    if (!clock) return null;
+    [x, y] = mapped(x, y, clock.y, clock.x);
+  }
+  if (view.x === "step" || (curve.x_is === "seconds" && view.x === "seconds")) return { x, y };
+  const other = axis(view.x);
+  if (!other) return null;
+  [x, y] = mapped(x, y, other.x, other.y);
+  return { x, y };
+}
+
+// Points moved along x; those outside of the known range have no place.
+function mapped(x, y, from, to) {
+  const moved = x.map((value) => interpolate(from, to, value));
+  const found = [...moved.keys()].filter((i) => moved[i] !== null);
+  return [found.map((i) => moved[i]), found.map((i) => y[i])];
+}
+
+export const xName = () => AXES[view.x];
+export const showX = (value) => (view.x === "seconds" ? (value ? duration(value) : "0")
+  : number(value, 6));
