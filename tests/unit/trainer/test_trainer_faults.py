@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import patience
+from tests.support.trainer.ranks import RankServer
 from trainyard_api import metrics as names
 from trainyard_api.checkpoint import CHECKPOINTS
 from trainyard_api.job import EXIT_CONFIG, TrainerJob
@@ -341,3 +342,15 @@ def test_report_and_metrics_while_training(make_job: MakeJob, launch: Any) -> No
     assert float(values['trainyard_world_size{run="tiny"}']) == 2
     assert float(values['trainyard_tokens_total{run="tiny"}']) >= 8 * 8 * 16
     assert float(values['trainyard_step_seconds_count{run="tiny"}']) >= 8
+
+
+def test_a_rank_that_dies_at_the_last_save_ends_the_others(
+    make_job: MakeJob, launch: Any, rank_server: RankServer
+) -> None:
+    """Some ranks see the connection to it end; the others wait for those."""
+    rank_server.preload("tests.support.trainer.observer")
+    run = launch(make_job({"strategy": "fsdp"}, batch_size=12), ranks=3, env={"KILL": "2:save:2"})
+    assert run.wait(terminate=False) == [1, 1, -signal.SIGKILL]
+    assert (run.run_dir / CHECKPOINTS / "step-00000008").exists()
+    lines = [line.removeprefix("rank 1: ") for line in run.err.splitlines()]
+    assert all(line.startswith("RankLostError: lost another rank in step ") for line in lines)

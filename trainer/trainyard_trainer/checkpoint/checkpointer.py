@@ -25,6 +25,7 @@ from trainyard_trainer.errors import (
     NonFiniteLossError,
     SupersededError,
     UserError,
+    as_rank_lost,
 )
 
 
@@ -132,7 +133,10 @@ class Checkpointer:
         return self.wait()
 
     def wait(self) -> Saved | None:
-        """Wait for the running save, if any. Raises SupersededError on rank 0."""
+        """Wait for the running save, if any.
+
+        Raises SupersededError on rank 0, and torch's error if another rank was lost meanwhile.
+        """
         if self._pending is None:
             return None
         pending, self._pending = self._pending, None
@@ -157,6 +161,9 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is not an Exception
+            if as_rank_lost(error, "") is not error:
+                # Not all ranks notice: one that went on would leave the others waiting for it.
+                raise
             message = f"{final}: {reason(error, self.parent)}{free_space(self.parent)}"
             failure = kind(error, self.parent)
             if isinstance(error, NonFiniteLossError):
