@@ -1,8 +1,4 @@
-"""The `trainyard` command: train, watch and serve runs on this machine, without Kubernetes.
-
-Each command imports what it needs in its own function, so that `trainyard get` answers immediately
-and commands work as long as the extras that they need are installed.
-"""
+"""The `trainyard` command: train, watch and serve runs on this machine, without Kubernetes."""
 
 import argparse
 import os
@@ -11,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainyard_api import __version__
-from trainyard_local.store import UserError, find_run, list_runs
+from trainyard_cli import commands
+from trainyard_cli.commands import EXIT_REFUSED as EXIT_REFUSED
+from trainyard_local.store import UserError
 
-EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -39,161 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _run(args: argparse.Namespace) -> int:
-    from trainyard_cli.run import run_manifest
-
-    return run_manifest(args.file)
-
-
-def _validate(args: argparse.Namespace) -> int:
-    from trainyard_local.manifest import validate
-
-    print(validate(args.file))
-    return 0
-
-
-def _estimate(args: argparse.Namespace) -> int:
-    from trainyard_cli.estimate import estimate
-
-    return estimate(args.file, args.gpu, args.memory)
-
-
-def _study(args: argparse.Namespace) -> int:
-    from trainyard_cli.study import study
-
-    options = {"repeats": args.repeats, "steps": args.steps, "again": args.again}
-    return study(args.file, out=args.out, **options)
-
-
-def _init(args: argparse.Namespace) -> int:
-    from trainyard_cli.init import list_examples, write_example
-
-    if args.list:
-        print(list_examples())
-    elif args.example is None:
-        raise UserError("name an example; `trainyard init --list` lists them")
-    else:
-        print(write_example(args.example))
-    return 0
-
-
-def _new_recipe(args: argparse.Namespace) -> int:
-    from trainyard_cli.new import write_recipe
-
-    print(write_recipe(args.name, args.directory))
-    return 0
-
-
-def _recipes(args: argparse.Namespace) -> int:
-    from trainyard_cli.recipes import list_recipes
-
-    print(list_recipes())
-    return 0
-
-
-def _show_recipe(args: argparse.Namespace) -> int:
-    from trainyard_cli.recipes import show_recipe
-
-    print(show_recipe(args.name, args.form))
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from trainyard_cli.doctor import doctor
-
-    return doctor(args.output)
-
-
-def _get(args: argparse.Namespace) -> int:
-    from trainyard_cli.inspect import print_runs, remove_expired_runs
-
-    remove_expired_runs()
-    runs = [find_run(args.name)] if args.name else list_runs()
-    if not runs and args.output in (None, "wide"):
-        print("no runs on this machine; start one with `trainyard run FILE`")
-        return 0
-    print_runs(runs, args.output)
-    return 0
-
-
-def _describe(args: argparse.Namespace) -> int:
-    from trainyard_cli.inspect import describe
-
-    print(describe(find_run(args.name)))
-    return 0
-
-
-def _logs(args: argparse.Namespace) -> int:
-    from trainyard_cli.inspect import print_log
-
-    print_log(find_run(args.name), attempt=args.attempt, node=args.node, follow=args.follow)
-    return 0
-
-
-def _suspend(args: argparse.Namespace) -> int:
-    from trainyard_cli.run import suspend
-
-    print(suspend(find_run(args.name)))
-    return 0
-
-
-def _profile(args: argparse.Namespace) -> int:
-    from trainyard_cli.profile import ClusterRun, LocalRun, profile
-
-    if args.cluster or args.context or args.namespace:
-        profile(ClusterRun(args.name, args.context, args.namespace), args.steps)
-    else:
-        profile(LocalRun(find_run(args.name)), args.steps)
-    return 0
-
-
-def _delete(args: argparse.Namespace) -> int:
-    existing = {run_dir.name for run_dir in list_runs()}
-    names = [name for name in args.name if name in existing or not args.ignore_not_found]
-    run_dirs = [find_run(name) for name in names]
-    if run_dirs:
-        from trainyard_cli.run import confirms, delete, describe_loss
-
-        for run_dir in run_dirs:
-            loss = describe_loss(run_dir, keep_data=args.keep_data)
-            if loss and not args.yes and not confirms(run_dir.name, loss):
-                return EXIT_REFUSED
-            print(delete(run_dir, keep_data=args.keep_data), flush=True)
-    return 0
-
-
-def _retry(args: argparse.Namespace) -> int:
-    from trainyard_cli.run import retry
-
-    return retry(find_run(args.name))
-
-
-def _serve(args: argparse.Namespace) -> int:
-    from trainyard_cli.serve import complete, serve
-
-    run_dir = find_run(args.name)
-    if args.prompt is not None:
-        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine, args.model))
-        return 0
-    return serve(run_dir, args.port, args.engine, args.model)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from trainyard_cli.evaluate import evaluate
-
-    return evaluate(find_run(args.name), args.task, args.model, args.limit, args.batch_size)
-
-
-def _dashboard(args: argparse.Namespace) -> int:
-    from trainyard_cli.serve import dashboard
-
-    options = {"--prices": args.prices, "--prometheus-url": args.prometheus_url}
-    options |= {"--demo-url": args.demo_url, "--context": args.context}
-    options |= {"--cluster": "true" if args.cluster or args.context else None}
-    flags = [word for flag, value in options.items() if value for word in (flag, str(value))]
-    return dashboard(args.port, flags, open_browser=not args.no_browser)
-
-
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -207,14 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, watch and serve runs on this machine, without Kubernetes.",
     )
     parser.add_argument("--version", action="version", version=f"trainyard {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    init = commands.add_parser("init", help="write an example manifest to the current directory")
+    init = subparsers.add_parser("init", help="write an example manifest to the current directory")
     init.add_argument("example", metavar="EXAMPLE", nargs="?", help="name of an example")
     init.add_argument("--list", action="store_true", help="list the examples")
-    init.set_defaults(handler=_init)
+    init.set_defaults(handler=commands.init)
 
-    new = commands.add_parser("new", help="write a package to begin with")
+    new = subparsers.add_parser("new", help="write a package to begin with")
     recipe = new.add_subparsers(metavar="KIND", required=True).add_parser(
         "recipe", help="write a package with a recipe of your own, which trains as it is"
     )
@@ -222,18 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument(
         "--directory", metavar="DIR", type=Path, help="where to write it; default: ./NAME"
     )
-    recipe.set_defaults(handler=_new_recipe)
+    recipe.set_defaults(handler=commands.new_recipe)
 
-    doctor = commands.add_parser("doctor", help="check this machine and the cluster")
+    doctor = subparsers.add_parser("doctor", help="check this machine and the cluster")
     doctor.add_argument("-o", "--output", choices=["json"], help="output format")
-    doctor.set_defaults(handler=_doctor)
+    doctor.set_defaults(handler=commands.doctor)
 
-    recipes = commands.add_parser(
+    recipes = subparsers.add_parser(
         "recipes",
         usage="trainyard recipes [-h] [show NAME]",
         help="list the recipes of the installed packages",
     )
-    recipes.set_defaults(handler=_recipes)
+    recipes.set_defaults(handler=commands.recipes)
     show = recipes.add_subparsers(prog="trainyard recipes", metavar="COMMAND").add_parser(
         "show", help="print a recipe's settings as Markdown"
     )
@@ -254,24 +96,24 @@ def _parser() -> argparse.ArgumentParser:
         const="values",
         help="print values of the operator chart instead, by which the API server checks the keys",
     )
-    show.set_defaults(handler=_show_recipe)
+    show.set_defaults(handler=commands.show_recipe)
 
-    run = commands.add_parser("run", help="start the run in FILE, or resume it")
+    run = subparsers.add_parser("run", help="start the run in FILE, or resume it")
     run.add_argument(
         "file",
         metavar="FILE",
         type=Path,
         help="a TrainingRun manifest, the same that kubectl applies",
     )
-    run.set_defaults(handler=_run)
+    run.set_defaults(handler=commands.run)
 
-    validate = commands.add_parser("validate", help="check a manifest without running it")
+    validate = subparsers.add_parser("validate", help="check a manifest without running it")
     validate.add_argument(
         "file", metavar="FILE", type=Path, help="a TrainingRun or ScalingStudy manifest"
     )
-    validate.set_defaults(handler=_validate)
+    validate.set_defaults(handler=commands.validate)
 
-    estimate = commands.add_parser(
+    estimate = subparsers.add_parser(
         "estimate", help="print the memory that each rank of a run takes, and whether it fits a GPU"
     )
     estimate.add_argument(
@@ -282,9 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "--gpu", metavar="NAME", help="GPU to fit, for example H100-80GB; default: this machine's"
     )
     size.add_argument("--memory", metavar="SIZE", help="its memory instead, for example 80GiB")
-    estimate.set_defaults(handler=_estimate)
+    estimate.set_defaults(handler=commands.estimate)
 
-    study = commands.add_parser("study", help="run the scaling study in FILE, or resume it")
+    study = subparsers.add_parser("study", help="run the scaling study in FILE, or resume it")
     study.add_argument("file", metavar="FILE", type=Path, help="a ScalingStudy manifest")
     study.add_argument(
         "--repeats", type=int, metavar="N", help="runs of every cell; default: the manifest's"
@@ -304,27 +146,29 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--again", action="store_true", help="re-measure; previous results are moved aside"
     )
-    study.set_defaults(handler=_study)
+    study.set_defaults(handler=commands.study)
 
-    get = commands.add_parser("get", help="list runs")
+    get = subparsers.add_parser("get", help="list runs")
     get.add_argument("name", metavar="NAME", nargs="?", help="name of a run; default: all runs")
     get.add_argument("-o", "--output", choices=["wide", "json", "yaml"], help="output format")
-    get.set_defaults(handler=_get)
+    get.set_defaults(handler=commands.get)
 
-    describe = commands.add_parser("describe", help="show conditions, attempts and events of a run")
+    describe = subparsers.add_parser(
+        "describe", help="show conditions, attempts and events of a run"
+    )
     describe.add_argument("name", metavar="NAME", help="name of the run")
-    describe.set_defaults(handler=_describe)
+    describe.set_defaults(handler=commands.describe)
 
-    logs = commands.add_parser("logs", help="print a worker's log")
+    logs = subparsers.add_parser("logs", help="print a worker's log")
     logs.add_argument("name", metavar="NAME", help="name of the run")
     logs.add_argument(
         "-f", "--follow", action="store_true", help="keep printing until the run ends"
     )
     logs.add_argument("--attempt", type=int, help="number of the attempt; default: the newest")
     logs.add_argument("--node", type=int, default=0, help="number of the node; default: 0")
-    logs.set_defaults(handler=_logs)
+    logs.set_defaults(handler=commands.logs)
 
-    profile = commands.add_parser(
+    profile = subparsers.add_parser(
         "profile", help="record the next steps of a running recipe, as a trace for Perfetto"
     )
     profile.add_argument("name", metavar="NAME", help="name of the run")
@@ -338,19 +182,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     profile.add_argument("--context", help="context of the kubeconfig; implies --cluster")
     profile.add_argument("-n", "--namespace", help="namespace of the run; implies --cluster")
-    profile.set_defaults(handler=_profile)
+    profile.set_defaults(handler=commands.profile)
 
-    suspend = commands.add_parser("suspend", help="stop a run; `trainyard run` resumes it")
+    suspend = subparsers.add_parser("suspend", help="stop a run; `trainyard run` resumes it")
     suspend.add_argument("name", metavar="NAME", help="name of the run")
-    suspend.set_defaults(handler=_suspend)
+    suspend.set_defaults(handler=commands.suspend)
 
-    retry = commands.add_parser(
+    retry = subparsers.add_parser(
         "retry", help="start the next attempt of a failed run, from its newest checkpoint"
     )
     retry.add_argument("name", metavar="NAME", help="name of the run")
-    retry.set_defaults(handler=_retry)
+    retry.set_defaults(handler=commands.retry)
 
-    delete = commands.add_parser("delete", help="stop runs and delete their files")
+    delete = subparsers.add_parser("delete", help="stop runs and delete their files")
     delete.add_argument("name", metavar="NAME", nargs="+", help="names of the runs")
     delete.add_argument(
         "--ignore-not-found", action="store_true", help="don't fail for runs that don't exist"
@@ -359,9 +203,9 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument(
         "--keep-data", action="store_true", help="keep checkpoints, models and metrics"
     )
-    delete.set_defaults(handler=_delete)
+    delete.set_defaults(handler=commands.delete)
 
-    serve = commands.add_parser("serve", help="serve a run's model over HTTP")
+    serve = subparsers.add_parser("serve", help="serve a run's model over HTTP")
     serve.add_argument("name", metavar="NAME", help="name of the run")
     serve.add_argument(
         "--port", type=int, help="port to listen on; default: the app's, with --prompt a free one"
@@ -380,9 +224,9 @@ def _parser() -> argparse.ArgumentParser:
         default=200,
         help="longest answer to --prompt, in tokens; default: 200",
     )
-    serve.set_defaults(handler=_serve)
+    serve.set_defaults(handler=commands.serve)
 
-    evaluate = commands.add_parser(
+    evaluate = subparsers.add_parser(
         "evaluate", help="score a run's model with lm-evaluation-harness, and keep the scores"
     )
     evaluate.add_argument("name", metavar="NAME", help="name of the run")
@@ -405,9 +249,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--batch-size", type=_positive, metavar="N", default=8, help="texts at a time; default: 8"
     )
-    evaluate.set_defaults(handler=_evaluate)
+    evaluate.set_defaults(handler=commands.evaluate)
 
-    dashboard = commands.add_parser("dashboard", help="show runs, scaling and cost in the browser")
+    dashboard = subparsers.add_parser(
+        "dashboard", help="show runs, scaling and cost in the browser"
+    )
     dashboard.add_argument(
         "--port", type=int, help="port to listen on; default: 8050; 0: a free one"
     )
@@ -427,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster", action="store_true", help="show the runs of the kubeconfig's cluster"
     )
     dashboard.add_argument("--context", help="context of the kubeconfig; implies --cluster")
-    dashboard.set_defaults(handler=_dashboard)
+    dashboard.set_defaults(handler=commands.dashboard)
     return parser
 
 
