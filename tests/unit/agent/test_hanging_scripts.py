@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import trainyard_agent
-from tests.patience import until
+from tests.patience import SECONDS, until
 from tests.ports import free_port
 from trainyard_agent import stacks
 from trainyard_agent.hangs import from_wire
@@ -161,7 +161,7 @@ def test_a_stopped_rank_ends_the_attempt_where_that_is_asked_for(
     try:
         until(script.sleeps, "rank 1 sleeps")
         os.kill(script.pid(1), signal.SIGSTOP)
-        script.agent.wait(60)
+        script.agent.wait(SECONDS)
     finally:
         script.close()
     error = json.loads((script.directory / "error.json").read_text())["message"]
@@ -177,7 +177,7 @@ def test_a_recipe_s_rank_that_holds_the_gil_is_named_from_outside(
     """Its own watcher, a thread, is silent then."""
     script = Script(tmp_path, packages, HOLDS_THE_GIL, recipe=True)
     try:
-        script.agent.wait(60)
+        script.agent.wait(SECONDS)
     finally:
         script.close()
     error = json.loads((script.directory / "error.json").read_text())["message"]
@@ -196,7 +196,7 @@ def test_as_long_as_a_recipe_s_watchers_live_only_they_judge(
     )
     script = Script(tmp_path, packages, waits, recipe=True)
     try:
-        script.agent.wait(60)
+        script.agent.wait(SECONDS)
     finally:
         script.close()
     assert not (script.directory / "error.json").exists()
