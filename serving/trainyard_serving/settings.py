@@ -360,7 +360,8 @@ def read_settings(kind: type[S], args: argparse.Namespace) -> S:
     values = {name: getattr(args, name) for name in kind.model_fields}
     given = {name: value for name, value in values.items() if value is not None}
     if given.keys() & {"run_dir", "model"}:  # a flag's model replaces a variable's run
-        defaults = {name: field.default for name, field in ModelSource.model_fields.items()}
+        which = ("run_dir", "model", "step", "digest")
+        defaults = {name: ModelSource.model_fields[name].default for name in which}
         given = defaults | given
     try:
         return kind(**given)

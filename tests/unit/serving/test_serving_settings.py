@@ -28,8 +28,12 @@ def test_a_flag_for_the_model_replaces_variables_for_the_run(
 ) -> None:
     monkeypatch.setenv("TRAINYARD_SERVING_RUN_DIR", "r")
     monkeypatch.setenv("TRAINYARD_SERVING_STEP", "3")
+    monkeypatch.setenv("TRAINYARD_SERVING_REQUIRE", "eval_loss<=2")
+    monkeypatch.setenv("TRAINYARD_SERVING_CACHE_DIR", "/cache")
     settings = read("--model", "m")
     assert (settings.run_dir, settings.step) == (None, "last")
+    # What holds for a model from anywhere stays.
+    assert (settings.require, settings.cache_dir) == ("eval_loss<=2", "/cache")
 
 
 def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
