@@ -220,7 +220,11 @@ def _failed_ranks(worker: Worker, log: str) -> list[RankExit]:
     if not table and all(rank.exit_code == -signal.SIGTERM for rank in seen):
         return []  # the worker was stopped as a whole
     known = {rank.rank for rank in worker.ranks}
-    return [*seen, *(rank for rank in table if rank.rank not in known)]
+    unseen = [rank for rank in table if rank.rank not in known]
+    if not unseen:
+        return seen
+    # Those ended before the agent found them. A SIGTERM is what torchrun then sends the others.
+    return sorted([*seen, *unseen], key=lambda rank: rank.exit_code == -signal.SIGTERM)
 
 
 def _signal_failure(rank: RankExit, worker: Worker, lines: list[str]) -> Failure:

@@ -1,6 +1,7 @@
 """Root causes, from logs that torchrun 2.15 wrote and from what Kubernetes reports."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from tests.support.lifecycle.builders import make_worker
 from trainyard_lifecycle.diagnosis import Failure, diagnose_failure, find_root_cause
-from trainyard_lifecycle.plan import Worker
+from trainyard_lifecycle.plan import RankExit, Worker
 from trainyard_lifecycle.policy import DEFAULT_ACTIONS
 
 LOGS = Path(__file__).parent / "torchrun_logs"
@@ -39,6 +40,15 @@ def test_torchrun_logs_name_the_rank_that_died_first(
     assert failure is not None
     assert (failure.reason, tried_again(failure)) == (reason, retryable)
     assert failure.message == f"r-1-0: {message}"
+
+
+def test_a_rank_that_ended_before_it_was_seen_is_the_first() -> None:
+    """A script with a syntax error ends within milliseconds; the agent saw the other rank only."""
+    log = (LOGS / "exit.log").read_text()
+    failure = diagnose_failure(failed(log_tail=log, ranks=(RankExit(0, 0, -signal.SIGTERM),)))
+    assert failure is not None
+    assert failure.reason == "ExitCode"
+    assert failure.message == "r-1-0: rank 1: exit code 3: cannot open license file"
 
 
 def elastic(message: str) -> str:
