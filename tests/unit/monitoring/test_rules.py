@@ -1,4 +1,4 @@
-"""The rules, run by promtool on the series of rule_cases.py."""
+"""The rules, run by promtool on the series of rule_cases.py and alert_cases.py."""
 
 import itertools
 import json
@@ -11,7 +11,8 @@ import pytest
 
 from monitoring.alerts import ALERTS
 from monitoring.rules import RECORDS, Alert, Record, rules_file
-from tests.unit.monitoring.rule_cases import ALERT_CASES, RECORD_CASES, Case, selector
+from tests.unit.monitoring.alert_cases import ALERT_CASES
+from tests.unit.monitoring.rule_cases import RECORD_CASES, Case, selector
 
 ROOT = Path(__file__).parents[3]
 SEVERITY = {alert.name: alert.severity for alert in ALERTS}
