@@ -155,14 +155,18 @@ def as_rank_lost(error: BaseException, where: str, stopping: bool = False) -> Ba
     `where`: `in step 137` or `while loading`. `stopping`: after SIGTERM a lost peer is
     expected, since torchrun stops all ranks: StoppedError.
     """
-    if not isinstance(error, RuntimeError):
-        return error
-    text = _words(error)
-    if type(error).__name__ not in _PEER_LOST_CLASSES and not _PEER_LOST.search(text):
+    if not is_rank_lost(error):
         return error
     if stopping:
         return StoppedError(f"SIGTERM: stopped {where} without saving: another rank has exited")
-    return RankLostError(f"lost another rank {where}: {text[:300]}")
+    return RankLostError(f"lost another rank {where}: {_words(error)[:300]}")
+
+
+def is_rank_lost(error: BaseException) -> bool:
+    """Whether it is one of torch's errors for a lost peer."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ in _PEER_LOST_CLASSES or bool(_PEER_LOST.search(_words(error)))
 
 
 def as_out_of_memory(error: Exception, step: int) -> Exception:

@@ -25,7 +25,7 @@ from trainyard_trainer.errors import (
     NonFiniteLossError,
     SupersededError,
     UserError,
-    as_rank_lost,
+    is_rank_lost,
 )
 
 
@@ -161,7 +161,7 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         except BaseException as error:  # torch's CheckpointException is not an Exception
-            if as_rank_lost(error, "") is not error:
+            if is_rank_lost(error):
                 # Not all ranks notice: one that went on would leave the others waiting for it.
                 raise
             message = f"{final}: {reason(error, self.parent)}{free_space(self.parent)}"
