@@ -44,13 +44,16 @@ def evaluate(
     found = _results(_score(directory, chosen, limit, batch_size), complete=limit is None)
     harness = f"{HARNESS} {version(HARNESS)}"
     target = scores_file(directory)
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(exist_ok=True)  # for the lock
     with FileLock(target.with_name(f".{target.name}.lock")):
         path = add_scores(directory, manifest.step, identity, harness, found)
     _print(found)
     print(f"kept in {path}")
     if limit is not None:
-        print(f"only {limit} samples of each task: no requirement of a server is met by them")
+        print(
+            f"only {limit} samples of each task: scores of all samples stay, and no requirement of"
+            " a server is met by these"
+        )
     return 0
 
 

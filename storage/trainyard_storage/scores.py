@@ -11,6 +11,7 @@ from trainyard_storage.files import write_text_atomic
 
 def scores_file(model: Path) -> Path:
     """The file with the scores of RUN/models/step-00000500."""
+    model = model.absolute()  # it may be the current directory
     return model.parent.parent / SCORES / f"{model.name}.json"
 
 
@@ -36,10 +37,14 @@ def add_scores(
 ) -> Path:
     """Add tasks to a model's scores, or replace those of the same name; returns the file.
 
-    The caller holds a lock. Raises OSError.
+    Scores of a part of the samples do not replace those of all: a server may require them. The
+    caller holds a lock. Raises OSError.
     """
     known = read_scores(model, digest)
-    merged = {**(known.tasks if known else {}), **tasks}
+    merged = dict(known.tasks) if known else {}
+    for name, found in tasks.items():
+        if found.complete or name not in merged or not merged[name].complete:
+            merged[name] = found
     scores = Scores(step=step, digest=digest, harness=harness, tasks=merged)
     path = scores_file(model)
     path.parent.mkdir(exist_ok=True)

@@ -67,6 +67,8 @@ def test_a_bound_on_a_score_needs_all_samples_of_these_very_files(tmp_path: Path
     assert served(tmp_path, "easy/acc>=0.5")[0] is None
     score(model, 0.75)
     assert served(tmp_path, "easy/acc>=0.5, eval_loss<=2") == (1, [])
+    score(model, 0.25, complete=False)  # a trial of the command costs no complete scores
+    assert served(tmp_path, "easy/acc>=0.5") == (1, [])
     assert served(tmp_path, "easy/acc>=0.8")[0] is None
     (after,) = location_of(ModelSource(run_dir=str(tmp_path))).candidates()
     assert after.stamp != before.stamp  # a server looks at the model again
