@@ -228,7 +228,8 @@ class GenerateSettings(ModelSource, ComputeSettings, SGLangSettings):
     )
 
     def _may_be_absent(self) -> bool:
-        return self.engine == "sglang" and self.step == "last" and self.digest is None
+        chosen = self.step != "last" or self.digest or self.require
+        return self.engine == "sglang" and not chosen
 
 
 class ClassifySettings(ModelSource, ComputeSettings):

@@ -139,6 +139,8 @@ class S3Location:
 
     def _list_scores(self, path: str) -> dict[str, str]:
         """The ETag of each file of scores beside the model at `path`."""
+        if path.count("/") < 3:  # not BUCKET/RUN/models/NAME: its parents are not a run's
+            return {}
         parent = _scores_of(path).rpartition("/")[0]
         with _explained(f"s3://{parent}"):
             listed: dict[str, Any] = self._filesystem().find(parent, detail=True)

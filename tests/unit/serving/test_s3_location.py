@@ -128,6 +128,10 @@ def test_a_models_scores_are_read_where_they_are_required(bucket: Bucket, tmp_pa
     assert found(tmp_path, **source)[0].step == 100
     alone = {"model": f"s3://models/run/{MODELS}/{step_name(100)}", "require": "easy/acc>=0.5"}
     assert found(tmp_path, **alone)[0].scores == {"easy/acc": 0.5}
+    # A model at the top of a bucket has none; their place would be in another bucket.
+    bucket.upload(made, "top")
+    top = {"model": "s3://models/top", "require": "easy/acc>=0.5"}
+    assert "this model has no easy/acc yet" in reason(tmp_path, **top)
 
 
 def test_a_model_that_differs_from_its_manifest_is_refused_by_its_url(

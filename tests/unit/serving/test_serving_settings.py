@@ -36,6 +36,13 @@ def test_a_flag_for_the_model_replaces_variables_for_the_run(
     assert (settings.require, settings.cache_dir) == ("eval_loss<=2", "/cache")
 
 
+def test_a_requirement_needs_a_model_that_this_server_knows() -> None:
+    """SGLang may serve any model; then there is nothing to compare with the requirement."""
+    assert read("--engine", "sglang").require == ""
+    with pytest.raises(SettingsError, match="give exactly one of --run-dir and --model"):
+        read("--engine", "sglang", "--require", "eval_loss<=2")
+
+
 def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINYARD_SERVING_PORT", "many")
     with pytest.raises(SettingsError, match=r"--port: .* \(got 'many'\)"):
