@@ -122,8 +122,8 @@ class Activity:
         with contextlib.suppress(OSError, ValueError):
             beat = os.stat(self._beat_file).st_mtime_ns
             if beat != self._beat:
+                self._limit = float(self._beat_file.read_text())  # of an empty file: not yet
                 self._beat, self._beat_at = beat, now
-                self._limit = float(self._beat_file.read_text())
 
     def _moved(self, stack: Stack) -> bool:
         """Whether the stack is one of a process that works."""
