@@ -68,6 +68,7 @@ def test_line_ends_are_the_same_on_all_machines(tmp_path: Path) -> None:
         ("missing.txt", None, "does not exist here; give a text file, a directory or glob"),
         ("empty.txt", b"", "is empty"),
         ("binary.txt", b"abc\xff\xfe", r"is not UTF-8 text \(byte 3\)"),
+        ("late.txt", "\ufeff".encode() + b"ab\r\n" * 2**19 + b"\xff", r"\(byte 2097155\)"),
         ("*.nothing", None, "does not exist here"),
     ],
 )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support.trainer.bpe import EOS, bpe_folder
 from tests.support.trainer.bucket import NAME, bucket
 from trainyard_api.job import EXIT_CONFIG, RUN_DIR_ENV, TrainerJob
 from trainyard_storage.checkpoints import file_sha256
@@ -22,27 +22,11 @@ from trainyard_trainer.recipes.gpt import BPEGPT, BPEGPTConfig
 
 MakeJob = Callable[..., TrainerJob]
 GPT2 = Path(__file__).parents[4] / "shared/data/tokenizers/gpt2"
-EOS = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE tokenizer of 400 tokens, in Hugging Face form."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator([corpus.read_text()], trainer)
-    directory = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(directory / "tokenizer.json"))
-    config = {"eos_token": EOS, "model_max_length": 1024}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
+    return bpe_folder(corpus.read_text(), tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
@@ -194,7 +178,7 @@ def test_rows_are_documents(
     bpe = BPETokenizer(str(tokenizer))
     expected = [i for text in texts for i in (*bpe.encode(text), bpe.eos_id)]
     assert made.num_tokens == len(expected)
-    assert made.train.tokens.tolist() + made.held_out.tokens.tolist() == expected
+    assert made.train.tokens.read(0, len(expected)).tolist() == expected
     with pytest.raises(ConfigError, match=r"config.text_column: id of .* holds int64, not text"):
         recipe(corpus=str(tmp_path / "rows.jsonl"), text_column="id")
     with bucket() as server:
@@ -210,19 +194,25 @@ def test_rows_are_documents(
 
 def test_each_token_is_a_target_once_an_epoch(recipe: Callable[..., BPEGPT]) -> None:
     made = recipe()
+    border = made.num_tokens - int(made.num_tokens * made.config.eval_fraction)
     for samples in (made.train, made.held_out):
         ids = global_batch(1, 0, len(samples), len(samples))
         targets = samples.fetch(np.sort(ids), ids.astype(np.uint64))["targets"].flatten()
-        assert targets.tolist() == samples.tokens[1 : 1 + len(targets)].tolist()
-        assert len(samples.tokens) - 1 - len(targets) < 16
+        start, end = (0, border) if samples is made.train else (border, made.num_tokens)
+        expected = samples.tokens.read(start + 1, start + 1 + len(targets))
+        assert targets.tolist() == expected.tolist()
+        assert end - start - 1 - len(targets) < 16
 
 
 def test_split_text_has_the_tokens_of_the_whole(tokenizer: Path, corpus: Path) -> None:
     bpe = BPETokenizer(str(tokenizer))
     text = corpus.read_text() + "a\n\n\nb \n c\n\td.\nE\r\nf\n" + "no end" * 20
-    cut = list(split_text(text, 40))
+    cut = list(split_text([text], 40))
     assert "".join(cut) == text
     assert len(cut) > 10
+    for size in (1, 7, 39, 41):  # the same pieces, wherever a chunk ends
+        chunks = [text[start : start + size] for start in range(0, len(text), size)]
+        assert list(split_text(chunks, 40)) == cut
     assert bpe.encode_all(cut, None).tolist() == bpe.encode(text)
 
 

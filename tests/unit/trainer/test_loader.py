@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from trainyard_trainer.config import TrainConfig
-from trainyard_trainer.data.corpus import Windows
 from trainyard_trainer.data.loader import Loader, MicroBatches
 from trainyard_trainer.data.sampling import Batch, Ids, Noise, Weights, epoch_ended
+from trainyard_trainer.data.tokens import Tokens, Windows
 from trainyard_trainer.distributed.process_group import Group
 from trainyard_trainer.errors import ConfigError
 
@@ -176,8 +176,9 @@ def test_a_cpu_has_the_batches_that_were_fetched() -> None:
 
 
 def test_windows_are_contiguous() -> None:
-    for tokens in (np.arange(100, dtype=np.uint16), np.arange(100)):
-        batch = Windows(tokens, 8, 8).fetch(np.array([3, 0]), np.zeros(2, np.uint64))
+    ids = np.arange(100, dtype=np.uint16)
+    for parts in ([ids], [ids[:26], ids[26:26], ids[26:28], ids[28:]]):
+        batch = Windows(Tokens(parts), 8, 8, 0, 100).fetch(np.array([3, 0]), np.zeros(2, np.uint64))
         assert batch["ids"].tolist() == [[*range(24, 32)], [*range(8)]]
         assert batch["targets"].tolist() == [[*range(25, 33)], [*range(1, 9)]]
         assert all(tensor.is_contiguous() for tensor in batch.values())

@@ -178,18 +178,24 @@ def token_dtype(vocab_size: int) -> type[np.integer]:
     return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def split_text(text: str, size: int = 1 << 16) -> Iterator[str]:
-    """`text` in pieces of about `size` characters, tokenised like the whole text.
+def split_text(chunks: Iterable[str], size: int = 1 << 16) -> Iterator[str]:
+    """A text in pieces of about `size` characters, tokenised like the whole text.
 
     Pieces end after a line break with no other white space beside it: byte-level BPE never merges
     across one.
     """
-    start = 0
-    while start < len(text):
-        match = _LINE_END.search(text, start + size)
-        end = match.end() if match else len(text)
-        yield text[start:end]
-        start = end
+    text, start = "", size  # of the search for the piece's end
+    for chunk in chunks:
+        text += chunk
+        done = 0
+        while match := _LINE_END.search(text, start):
+            yield text[done : match.end()]
+            done = match.end()
+            start = done + size
+        text = text[done:]
+        start = max(size, len(text) - 1)  # the next character may make its last one a line's end
+    if text:
+        yield text
 
 
 def _definition(directory: Path, source: str) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from trainyard_trainer.data.corpus import read_text, split
+from trainyard_trainer.data.corpus import read_text
 from trainyard_trainer.data.tokenizers import CharTokenizer
+from trainyard_trainer.data.tokens import Tokens, split
 from trainyard_trainer.models.gpt import write_gpt2
 from trainyard_trainer.recipes import BRANCH, ConfigError
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
@@ -28,7 +29,7 @@ class CharGPT(GPTRecipe):
         where = f"config.corpus: {config.corpus}"
         # Every position starts a sample: even a small corpus has enough of them.
         self.train, self.held_out = split(
-            tokens, config.block_size, config.eval_fraction, 1, where, "characters"
+            Tokens([tokens]), config.block_size, config.eval_fraction, 1, where, "characters"
         )
         self.tokens_per_sample = config.block_size
         self.shape = config.shape(self.tokenizer.vocab_size)

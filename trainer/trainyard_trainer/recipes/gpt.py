@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainyard_trainer.data.corpus import Windows, check_tokens, load_tokens, split
 from trainyard_trainer.data.tokenizers import BPETokenizer
+from trainyard_trainer.data.tokens import Tokens, Windows, check_tokens, load_tokens, split
 from trainyard_trainer.models.gpt import write_gpt2
 from trainyard_trainer.recipes import BRANCH, Architecture, Batch, Changeable, ConfigError
 from trainyard_trainer.recipes.gpt_base import GPTConfig, GPTRecipe
@@ -95,7 +95,8 @@ class BPEGPT(GPTRecipe):
         recipe = cls.__new__(cls)
         recipe.config = config
         recipe.tokenizer = BPETokenizer(config.tokenizer)
-        recipe.train = Windows(np.zeros(config.block_size + 1, np.int64), config.block_size, 1)
+        size = config.block_size + 1
+        recipe.train = Windows(Tokens([np.zeros(size, np.int64)]), config.block_size, 1, 0, size)
         recipe.shape = config.shape(recipe._padded_vocab_size())
         return recipe
 

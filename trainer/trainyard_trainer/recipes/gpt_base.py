@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from trainyard_trainer.data.corpus import Windows
+from trainyard_trainer.data.tokens import Windows
 from trainyard_trainer.models.gpt import GPT, GPTShape, read_gpt2
 from trainyard_trainer.recipes import (
     COMPARED_TOKENS,
@@ -119,7 +119,7 @@ class GPTRecipe(Recipe):
     def write_golden(self, directory: Path) -> None:
         """Write the exported model's continuation of the held-out text's start to golden.json."""
         model = self.load_exported(directory)
-        prompt_ids = self.held_out.tokens[: prompt_tokens(self.config.block_size)]
+        prompt_ids = self.held_out[0][: prompt_tokens(self.config.block_size)]
         prompt = self.decode(prompt_ids.tolist())
         # A text that is cut may have other tokens than as part of the longer one.
         ids = self.encode(prompt)
