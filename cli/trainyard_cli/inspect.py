@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -216,7 +217,7 @@ def _evaluation(history: Path) -> str:
     """Every metric of the newest evaluation of a recipe's log; empty if there is none."""
     try:
         with history.open("rb") as file:
-            file.seek(max(0, history.stat().st_size - HISTORY_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - HISTORY_BYTES))
             lines = file.read(HISTORY_BYTES).splitlines()
     except OSError:
         return ""

@@ -1,6 +1,7 @@
 """Reads a run's metrics.jsonl incrementally, into curves of bounded size."""
 
 import json
+import os
 import threading
 import uuid
 from bisect import bisect_left
@@ -126,7 +127,7 @@ class MetricsLog:
 
     def _read_appended(self) -> None:
         with self._path.open("rb") as file:
-            status = self._path.stat()
+            status = os.fstat(file.fileno())  # not of the path: it may be replaced meanwhile
             file_id = (status.st_dev, status.st_ino)
             # A resumed attempt replaces the file by a shorter one.
             if file_id != self._file_id or status.st_size < self._offset:

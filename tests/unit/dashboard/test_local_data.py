@@ -74,6 +74,27 @@ def test_a_replaced_log_is_read_from_its_start(tmp_path: Path) -> None:
     assert log.read("a").curves == []
 
 
+def test_a_log_that_is_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path, "a", points=5)
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(json.dumps(record(i)) + "\n" for i in range(101, 140)))
+    open_path = Path.open
+
+    def opened_just_before(self: Path, *arguments: Any, **options: Any) -> Any:
+        file = open_path(self, *arguments, **options)
+        if self == path and new.exists():
+            new.replace(path)
+        return file
+
+    monkeypatch.setattr(Path, "open", opened_just_before)
+    log = MetricsLog(path)
+    assert curve_of(log, "loss")[0] == [10, 20, 30, 40, 50]
+    assert curve_of(log, "loss")[0] == [10 * i for i in range(101, 140)]
+    assert log.read("a").problems == []
+
+
 def test_invalid_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     invalid = [b"{", b"[1]", b'{"step": "1", "loss": 1}', b'{"loss": 1}', b"\xff\xfe"]
