@@ -117,7 +117,7 @@ class LocalFiles:
         try:
             details = RunDetails.of(run, self._load_run(directory / "run.json"))
             data = self._data(run)
-            history = self._log(data / "metrics.jsonl").read(run.id)
+            history = self._log(data / "metrics.jsonl").read(run.id, ())
         except (OSError, ValueError, AttributeError, TypeError) as error:
             message = f"the run {run.name} can't be read: {_cause(error)}"
             raise DataSourceError(message) from None

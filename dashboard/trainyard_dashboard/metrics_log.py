@@ -49,14 +49,12 @@ class MetricsLog:
         self._reset()
         self._file_id: tuple[int, int] | None = None  # device and inode
 
-    def read(
-        self, run: str, metrics: Collection[str] | None = None, known: Known | None = None
-    ) -> RunHistory:
+    def read(self, run: str, metrics: Collection[str], known: Known | None = None) -> RunHistory:
         """Return what was logged so far; a file that doesn't exist yet has no curves.
 
         Args:
             run: the run's id, for the curves.
-            metrics: those whose curves to return; None for all.
+            metrics: those whose curves to return.
             known: what the caller has already: only points from that step on are returned, unless
                 the file was replaced since.
 
@@ -73,7 +71,7 @@ class MetricsLog:
                 curves=[
                     _to_curve(run, metric, part, curve, since)
                     for (metric, part), curve in self._curves.items()
-                    if metrics is None or metric in metrics
+                    if metric in metrics
                 ],
                 samples=[one for one in self._samples if since is None or one.step >= since],
                 resumed_at=list(self._resumed_at),

@@ -54,10 +54,12 @@ def test_appended_lines_are_read_once_they_are_complete(tmp_path: Path) -> None:
         assert curve_of(log, "loss")[0] == [10, 20, 30]
         file.write(line[20:])
     assert curve_of(log, "loss")[0] == [10, 20, 30, 40]
-    found = log.read("a")
+    found = log.read("a", ["rank_step_seconds"])
     assert [sample.text for sample in found.samples] == ["to be <b>or</b> not"]
-    ranks = [curve for curve in found.curves if curve.metric == "rank_step_seconds"]
-    assert [(curve.part, curve.y[0]) for curve in ranks] == [("rank 0", 0.01), ("rank 1", 0.011)]
+    assert [(curve.part, curve.y[0]) for curve in found.curves] == [
+        ("rank 0", 0.01),
+        ("rank 1", 0.011),
+    ]
 
 
 def test_a_replaced_log_is_read_from_its_start(tmp_path: Path) -> None:
@@ -69,9 +71,9 @@ def test_a_replaced_log_is_read_from_its_start(tmp_path: Path) -> None:
     shorter.write_text("".join(json.dumps(line) + "\n" for line in kept))
     shorter.replace(path)
     assert curve_of(log, "loss")[0] == [10, 20]
-    assert log.read("a").resumed_at == [10]
+    assert log.read("a", ()).resumed_at == [10]
     path.unlink()
-    assert log.read("a").curves == []
+    assert log.read("a", ["loss"]).curves == []
 
 
 def test_a_log_that_is_replaced_while_it_is_opened_is_not_mixed_with_the_new_one(
@@ -92,7 +94,7 @@ def test_a_log_that_is_replaced_while_it_is_opened_is_not_mixed_with_the_new_one
     log = MetricsLog(path)
     assert curve_of(log, "loss")[0] == [10, 20, 30, 40, 50]
     assert curve_of(log, "loss")[0] == [10 * i for i in range(101, 140)]
-    assert log.read("a").problems == []
+    assert log.read("a", ()).problems == []
 
 
 def test_invalid_lines_are_counted(tmp_path: Path) -> None:
@@ -103,12 +105,12 @@ def test_invalid_lines_are_counted(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([b"", *invalid, *odd, b'{"step": 7, "loss": 2}', b""]))
     log = MetricsLog(path)
     assert curve_of(log, "loss") == ([7], [2])
-    assert log.read("a").problems == [
+    assert log.read("a", ()).problems == [
         "6 lines of metrics.jsonl are left out: they are not records with a step (the first is"
         " line 2)"
     ]
     path.write_bytes(b'{"step": 7, "loss": 2}\n{\n')
-    assert log.read("a").problems == [
+    assert log.read("a", ()).problems == [
         "line 2 of metrics.jsonl is left out: it is not a record with a step"
     ]
 
@@ -120,7 +122,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     path.write_text("".join(lines))
     log = MetricsLog(path)
     assert curve_of(log, "loss") == ([7], [2])
-    assert log.read("a").problems == [
+    assert log.read("a", ()).problems == [
         "loss is not a finite number in 3 of its records (first at step 4): no point is drawn there"
     ]
 
@@ -130,7 +132,7 @@ def test_names_in_the_problems_of_a_log_are_bounded(tmp_path: Path) -> None:
     many = {f"{i:03}" + "x" * 1000: float("nan") for i in range(100)}
     more = {f"{i:03}" + "y" * 1000: 1.0 for i in range(MAX_CURVES + 100)}
     path.write_text(json.dumps({"step": 1, **many}) + "\n" + json.dumps({"step": 2, **more}) + "\n")
-    found = MetricsLog(path).read("a")
+    found = MetricsLog(path).read("a", ())
     assert len(found.problems) == 33  # 32 of metrics that are not finite, and one of curves
     assert max(map(len, found.problems)) < 1000
     assert found.problems[-1].startswith("only the first 160 curves are kept: 160yyy")
@@ -177,7 +179,7 @@ def test_steps_have_a_place_on_the_axes_of_time_samples_and_tokens(tmp_path: Pat
 def test_only_what_is_new_is_returned_to_a_caller_that_has_the_rest(tmp_path: Path) -> None:
     path = write_run(tmp_path, "a", points=3)
     log = MetricsLog(path)
-    known = Known(log.read("a").version, 30)
+    known = Known(log.read("a", ()).version, 30)
     with path.open("a") as file:
         file.write(json.dumps({"step": 30, "eval_loss": 1.0}) + "\n")
         file.write(json.dumps(record(4)) + "\n")
@@ -300,5 +302,5 @@ def test_an_unknown_run_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def curve_of(log: MetricsLog, metric: str) -> tuple[list[float], list[float]]:
-    (curve,) = [curve for curve in log.read("run").curves if curve.metric == metric]
+    (curve,) = log.read("run", [metric]).curves
     return curve.x, curve.y

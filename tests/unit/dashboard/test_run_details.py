@@ -11,6 +11,7 @@ from tests.support.dashboard.home import write_model, write_run
 from tests.support.serving.servers import running
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.catalog import Catalog
+from trainyard_dashboard.downsampling import DownsampledCurve
 from trainyard_dashboard.local_files import LocalFiles
 from trainyard_dashboard.local_run import (
     MAX_LOG_BYTES,
@@ -187,11 +188,21 @@ def test_a_page_says_what_of_the_log_is_left_out(tmp_path: Path) -> None:
     assert not_finite.startswith("loss is not a finite number in 1 of its records")
 
 
+def test_a_page_makes_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, "bard", points=3)
+
+    def points(curve: DownsampledCurve) -> None:
+        pytest.fail("a run's page shows no curve")
+
+    monkeypatch.setattr(DownsampledCurve, "points", points)
+    assert [one.step for one in details(tmp_path).evaluations.items] == [30]
+
+
 def test_the_newest_20_evaluations_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "eval_loss": 1.0, "loss": "text"} for step in range(25)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = MetricsLog(path).read(RUN).evaluations
+    found = MetricsLog(path).read(RUN, ()).evaluations
     assert [one.step for one in found] == list(range(5, 25))
     assert found[0].metrics == {"eval_loss": 1.0}
 
