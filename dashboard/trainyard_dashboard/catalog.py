@@ -316,8 +316,9 @@ class Catalog:
         details = source.details(run)
         if self._prometheus and not details.evaluations.items:
             try:
-                newest = self._prometheus.evaluation(run)
-                details.evaluations.items = [newest] if newest else []
+                if newest := self._prometheus.evaluation(run):
+                    part = details.evaluations
+                    part.items, part.note = [newest], f"The newest, from {self._prometheus.label}."
             except DataSourceError as error:
                 details.warnings.append(str(error))
         return details

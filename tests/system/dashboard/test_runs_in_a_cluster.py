@@ -140,6 +140,8 @@ def test_prometheus_gives_the_newest_evaluation(
     assert without is not None
     assert listed is None
     assert [one.metrics for one in found.evaluations.items] == [{"accuracy": 0.9}]
+    assert found.evaluations.note == f"The newest, from Prometheus at {prometheus}."
+    assert without.evaluations.note.startswith("Unknown: ")
     assert found.events.note == "The cluster has none any more."
     assert any("can't be reached" in line for line in without.warnings)
     assert json.loads(found.model_dump_json())["run"]["name"] == "bard"
