@@ -316,7 +316,7 @@ class Catalog:
         details = source.details(run)
         if self._prometheus and not details.evaluations.items:
             try:
-                if newest := self._prometheus.evaluation(run):
+                if newest := self._prometheus.evaluation(run, _ended(details)):
                     part = details.evaluations
                     part.items, part.note = [newest], f"The newest, from {self._prometheus.label}."
             except DataSourceError as error:
@@ -349,6 +349,13 @@ class Catalog:
         history.curves += found.curves
         history.metrics = list(dict.fromkeys([*history.metrics, *found.metrics]))
         history.evaluation = list(dict.fromkeys([*history.evaluation, *found.evaluation]))
+
+
+def _ended(details: "RunDetails") -> datetime | None:
+    """When its newest attempt ended; None while that is active, or unknown."""
+    attempts = details.status.get("attempts") or [{}]
+    ended = attempts[-1].get("endTime")
+    return datetime.fromisoformat(ended) if ended else details.run.completion_time
 
 
 def _truncated(problems: list[str]) -> list[str]:

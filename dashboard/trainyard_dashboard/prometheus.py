@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -39,6 +40,8 @@ RECENT = "1h"  # runs whose last sample is older are not listed
 START_RANGE = "6h"  # how far back the start of a run is searched for, if its status is unknown
 MIN_SECONDS = 120  # drawn of such a run, at least
 RATE_RANGE = "5m"  # holds two samples, however seldom runs are scraped
+EVALUATION_SECONDS = 3600  # in which the newest evaluation is looked for, before a run's end
+EVALUATION_STEP = 60  # seconds
 MAX_PARTS = 64  # ranks or GPUs of one run
 
 CURVES: dict[str, Metric] = {
@@ -218,15 +221,21 @@ class Prometheus:
     def details(self, run: RunSummary) -> RunDetails:
         return only_metrics(run, "Prometheus")
 
-    def evaluation(self, run: RunSummary) -> Evaluation | None:
-        """Every metric of its newest evaluation; None without one in the last hour."""
-        query = (
-            f"max by (metric) (last_over_time({names.EVALUATION.name}{_selector(run)}[{RECENT}]))"
-        )
+    def evaluation(self, run: RunSummary, ended: datetime | None) -> Evaluation | None:
+        """Every metric of its newest evaluation; None without one in the hour up to `ended`.
+
+        ended: when the run's newest attempt ended; None: now.
+        """
+        end = ended.timestamp() if ended else time.time()
+        window = {"start": end - EVALUATION_SECONDS, "end": end, "step": EVALUATION_STEP}
+        # By the minute, and the last one counts: an earlier attempt has series of its own, of which
+        # one query over the whole hour would mix the values with those of the newest.
+        samples = f"{names.EVALUATION.name}{_selector(run)}[{EVALUATION_STEP}s]"
+        query = f"max by (metric) (last_over_time({samples}))"
         with self._valid_response():
             found = {
-                series["metric"]["metric"]: float(series["value"][1])
-                for series in self._query("query", query=query)[:MAX_PARTS]
+                series["metric"]["metric"]: float(series["values"][-1][1])
+                for series in self._query_range(query, window)[:MAX_PARTS]
             }
             metrics = {name: value for name, value in found.items() if math.isfinite(value)}
             return Evaluation(metrics=metrics) if metrics else None

@@ -1,6 +1,7 @@
 """A cluster's run with the real Kubernetes client: events, logs, and what is unknown."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainyard_dashboard.run_details import LogTail, RunDetails
 
 API = "/apis/trainyard.dev/v1alpha1"
 RUN = "cluster/ml/bard"
+STARTED = "2026-01-01T00:00:00Z"
 OBJECT: dict[str, Any] = {
     "metadata": {"name": "bard", "namespace": "ml", "labels": {"team": "lm"}},
     "spec": {"recipe": "char-gpt", "storage": {"claimName": "big"}},
@@ -23,7 +25,7 @@ OBJECT: dict[str, Any] = {
         "nodes": 2,
         "profile": "profiles/step-1-2/rank-0.json.gz",
         "model": {"step": 9, "digest": "sha256:ab", "path": "models/step-00000009"},
-        "attempts": [{"number": 2, "startTime": "2026-01-01T00:00:00Z", "newField": 1}],
+        "attempts": [{"number": 2, "startTime": STARTED, "newField": 1}],
     },
 }
 EVENTS = [
@@ -123,10 +125,10 @@ def test_prometheus_gives_the_newest_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def metrics(path: str, query: dict[str, str]) -> tuple[int, Any]:
-        expected = 'last_over_time(trainyard_evaluation{run="bard",namespace="ml"}[1h])'
-        assert expected in query["query"]
+        expected = 'last_over_time(trainyard_evaluation{run="bard",namespace="ml"}[60s])'
+        assert (path, expected in query["query"]) == ("/api/v1/query_range", True)
         series = [
-            {"metric": {"metric": name}, "value": [1, value]}
+            {"metric": {"metric": name}, "values": [[1, "0.95"], [61, value]]}
             for name, value in (("accuracy", "0.9"), ("eval_loss", "NaN"))
         ]
         return 200, {"status": "success", "data": {"result": series}}
@@ -145,3 +147,23 @@ def test_prometheus_gives_the_newest_evaluation(
     assert found.events.note == "The cluster has none any more."
     assert any("can't be reached" in line for line in without.warnings)
     assert json.loads(found.model_dump_json())["run"]["name"] == "bard"
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Suspended"])
+def test_the_last_evaluation_is_looked_for_at_the_end_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    attempt = {"number": 2, "startTime": STARTED, "endTime": "2026-01-01T05:00:00Z"}
+    ended: dict[str, Any] = {"phase": phase, "attempts": [attempt]}
+    asked: list[float] = []
+
+    def metrics(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        asked.append(float(query["end"]) - float(query["start"]))
+        asked.append(float(query["end"]))
+        return 200, {"status": "success", "data": {"result": []}}
+
+    monkeypatch.setitem(OBJECT, "status", OBJECT["status"] | ended)
+    with answering(api((200, {"items": []}))) as url, answering(metrics) as prometheus:
+        catalog = Catalog([cluster(tmp_path, monkeypatch, url)], Prometheus(prometheus))
+        assert catalog.details(RUN)
+    assert asked == [3600, datetime(2026, 1, 1, 5, tzinfo=UTC).timestamp()]
