@@ -1,7 +1,6 @@
 """`trainyard get`, `describe` and `logs`: read plain JSON and text only, so that they are fast."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard_api.columns import COLUMNS
+from trainyard_api.history import evaluation_metrics
 from trainyard_api.profile import VIEWER
 from trainyard_local.store import MANIFEST, RunBusyError, RunDir, UserError, list_runs
 
@@ -19,7 +19,6 @@ FINISHED = ("Succeeded", "Failed")  # also in trainyard_api.status, which import
 POLL_SECONDS = 0.2
 # The end of metrics.jsonl in which the newest evaluation is looked for.
 HISTORY_BYTES = 4 << 20
-NOT_METRICS = ("step", "time", "attempt", "event")
 
 
 def print_runs(runs: Sequence[RunDir], output: str | None) -> None:
@@ -222,22 +221,12 @@ def _evaluation(history: Path) -> str:
     except OSError:
         return ""
     for line in reversed(lines):
-        if b'"eval_' not in line:
-            continue
         with suppress(ValueError, AttributeError, RecursionError):  # cut short, or not a record
             record = json.loads(line)
-            metrics = [
-                f"{name} {value:.4f}"
-                for name, value in record.items()
-                if name not in NOT_METRICS and _is_finite(value)
-            ]
-            if metrics and any(name.startswith("eval_") for name in record):
-                return f"step {record.get('step', '?')}: {', '.join(metrics)}"
+            if found := evaluation_metrics(record):
+                metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                return f"step {record.get('step', '?')}: {metrics}"
     return ""
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _number(value: float | None) -> str:

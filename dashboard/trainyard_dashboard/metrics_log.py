@@ -8,8 +8,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from trainyard_api.history import NOT_METRICS, evaluation_metrics, is_finite_number
 from trainyard_dashboard.devices import Device, of_torch
 from trainyard_dashboard.downsampling import DownsampledCurve
 from trainyard_dashboard.history import (
@@ -25,13 +26,11 @@ from trainyard_dashboard.history import (
 )
 
 STEP_SECONDS = "step_seconds"
-NOT_METRICS = frozenset({"step", "time", "attempt"})
 NUMBER_TYPES = (int, float)
 MAX_CURVES = 160  # 64 ranks, and more metrics than any recipe has
 MAX_RESUMES = 100
 MAX_SAMPLES = 20
 MAX_EVALUATIONS = 20
-EVALUATION = "eval_"  # a record of an evaluation has a metric whose name begins so
 MAX_SAMPLE_CHARACTERS = 4000
 MAX_METRICS = 32  # of one evaluation, or with values that are not finite
 MAX_NAMED = 3  # metrics that one message names
@@ -169,7 +168,6 @@ class MetricsLog:
         if isinstance(text := record.get("sample"), str):
             sample = TextSample(step=int(step), text=text[:MAX_SAMPLE_CHARACTERS])
             self._samples.append(sample)
-        is_progress = "loss" in record
         for name, value in record.items():
             if name == RANK_SECONDS and isinstance(value, list):
                 for rank, seconds in enumerate(value):
@@ -177,24 +175,18 @@ class MetricsLog:
             elif name not in NOT_METRICS and value.__class__ in NUMBER_TYPES:
                 key = name[:MAX_NAME], ""
                 self._add_point(key, step, value)
-                if not is_progress and key in self._curves:
-                    self._evaluation[key[0]] = None
-        if is_progress:
+        if "loss" in record:
             self._add_trained(step, record)
-        if any(name.startswith(EVALUATION) for name in record):
-            self._add_evaluation(int(step), record)
+        if metrics := evaluation_metrics(record):
+            self._add_evaluation(int(step), record.get("time"), metrics)
 
-    def _add_evaluation(self, step: int, record: dict[str, Any]) -> None:
-        time = record.get("time")
-        metrics = {
-            name[:MAX_NAME]: value
-            for name, value in record.items()
-            if name not in NOT_METRICS and _is_finite_number(value)
-        }
+    def _add_evaluation(self, step: int, time: object, found: dict[str, float]) -> None:
+        metrics = {name[:MAX_NAME]: value for name, value in found.items()}
+        self._evaluation |= dict.fromkeys(name for name in metrics if (name, "") in self._curves)
         self._evaluations.append(
             Evaluation(
                 step=step,
-                time=time if _is_finite_number(time) else None,
+                time=time if is_finite_number(time) else None,
                 metrics=dict(list(metrics.items())[:MAX_METRICS]),
             )
         )
@@ -207,12 +199,12 @@ class MetricsLog:
         self._device = of_torch(record.get("device")) or self._device
         if isinstance(config, dict):
             size = config.get("batch_size")
-            self._batch_size = size if _is_finite_number(size) and size > 0 else None
+            self._batch_size = size if is_finite_number(size) and size > 0 else None
 
     def _add_time(self, step: float, record: dict[str, Any]) -> None:
         """Seconds since the run's start: an axis for the other curves."""
         now = record.get("time")
-        if not _is_finite_number(now):
+        if not is_finite_number(now):
             return
         if self._began is None:
             self._began = now
@@ -221,7 +213,7 @@ class MetricsLog:
     def _add_trained(self, step: float, record: dict[str, Any]) -> None:
         """Samples and tokens trained on, and the time of a step, from the size of a batch."""
         rate, tokens = record.get("samples_per_second"), record.get("tokens_per_second")
-        if self._batch_size is None or not _is_finite_number(rate) or rate <= 0:
+        if self._batch_size is None or not is_finite_number(rate) or rate <= 0:
             return
         if STEP_SECONDS not in record:
             self._add_point((STEP_SECONDS, ""), step, self._batch_size / rate)
@@ -229,7 +221,7 @@ class MetricsLog:
         self._trained[0] = step
         self._trained[1] += samples
         self._add_total(SAMPLES_AXIS, step, self._trained[1])
-        if _is_finite_number(tokens):
+        if is_finite_number(tokens):
             self._trained[2] += samples * tokens / rate
             self._add_total(TOKENS_AXIS, step, self._trained[2])
 
@@ -239,7 +231,7 @@ class MetricsLog:
         self._add_point((axis, ""), step, total)
 
     def _add_point(self, key: tuple[str, str], step: float, value: object) -> None:
-        if not _is_finite_number(value):
+        if not is_finite_number(value):
             if value.__class__ in NUMBER_TYPES:
                 self._count_not_finite(key[0], step)
             return
@@ -264,13 +256,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    valid = isinstance(record, dict) and _is_finite_number(record.get("step"))
+    valid = isinstance(record, dict) and is_finite_number(record.get("step"))
     return record if valid else None
-
-
-def _is_finite_number(value: object) -> TypeGuard[float]:
-    # Excludes booleans, NaN, and integers beyond a float's range.
-    return value.__class__ in NUMBER_TYPES and -1e300 < value < 1e300
 
 
 def _to_curve(
