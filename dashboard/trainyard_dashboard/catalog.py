@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CACHE_SECONDS = 2.0  # several open pages cost a data source no more requests than one
 RETRY_SECONDS = 10.0  # after a failure: each attempt may block until its timeout
+MAX_DETAILS = 16  # runs whose details are kept; the least recently used are dropped
 MAX_PROBLEMS = 20  # messages shown for one data source
 MAX_LABELS = 16  # of one run
 MAX_TEXT = 500  # characters of a message or a label in the list of runs
@@ -185,19 +187,34 @@ class _Cache(Generic[T]):
 
     lock: Lock = field(default_factory=Lock)
     expires: float = float("-inf")
-    result: tuple[list[T], list[str]] = field(default_factory=lambda: ([], []))
+    result: T | None = None
+    error: str = ""
 
-    def get(self, query: Callable[[], tuple[list[T], list[str]]]) -> tuple[list[T], list[str]]:
+    def get(self, query: Callable[[], T]) -> T:
+        """Raises DataSourceError."""
         with self.lock:
             if time.monotonic() > self.expires:
-                seconds = CACHE_SECONDS
+                self.result, self.error, seconds = None, "", CACHE_SECONDS
                 try:
-                    items, problems = query()
-                    self.result = items, _truncated(problems)
+                    self.result = query()
                 except DataSourceError as error:
-                    self.result, seconds = ([], [str(error)]), RETRY_SECONDS
+                    self.error, seconds = str(error), RETRY_SECONDS
                 self.expires = time.monotonic() + seconds
+            if self.result is None:
+                raise DataSourceError(self.error)
             return self.result
+
+
+Listing = tuple[list[T], list[str]]
+
+
+def _listed(cache: _Cache[Listing[T]], query: Callable[[], Listing[T]]) -> Listing[T]:
+    """What a data source lists, and messages; if it can't be read, only that one."""
+    try:
+        items, problems = cache.get(query)
+    except DataSourceError as error:
+        return [], [str(error)]
+    return items, _truncated(problems)
 
 
 class Catalog:
@@ -213,8 +230,12 @@ class Catalog:
         """
         self._prometheus = prometheus
         self._sources: list[DataSource] = list(sources) or ([prometheus] if prometheus else [])
-        self._runs: list[_Cache[RunSummary]] = [_Cache() for _ in self._sources]
-        self._studies: list[_Cache[tuple[str, ScalingStudy]]] = [_Cache() for _ in self._sources]
+        self._runs: list[_Cache[Listing[RunSummary]]] = [_Cache() for _ in self._sources]
+        self._studies: list[_Cache[Listing[tuple[str, ScalingStudy]]]] = [
+            _Cache() for _ in self._sources
+        ]
+        self._lock = Lock()
+        self._details: OrderedDict[str, _Cache[RunDetails]] = OrderedDict()
 
     @property
     def labels(self) -> list[str]:
@@ -229,7 +250,7 @@ class Catalog:
         runs: list[RunSummary] = []
         problems: list[str] = []
         for source, cache in zip(self._sources, self._runs, strict=True):
-            items, messages = cache.get(source.runs)
+            items, messages = _listed(cache, source.runs)
             runs += items
             problems += messages
         runs.sort(key=lambda run: run.start_time.timestamp() if run.start_time else 0, reverse=True)
@@ -240,7 +261,7 @@ class Catalog:
         studies: dict[str, ScalingStudy] = {}
         problems: list[str] = []
         for source, cache in zip(self._sources, self._studies, strict=True):
-            items, messages = cache.get(source.studies)
+            items, messages = _listed(cache, source.studies)
             studies |= dict(items)
             problems += messages
         return studies, problems
@@ -313,6 +334,15 @@ class Catalog:
         run, source = self._by_id().get(run_id, (None, None))
         if run is None or source is None:
             return None
+        with self._lock:
+            cache = self._details.pop(run_id, None) or _Cache()
+            self._details[run_id] = cache
+            if len(self._details) > MAX_DETAILS:
+                self._details.popitem(last=False)
+        return cache.get(lambda: self._read(run, source))
+
+    def _read(self, run: RunSummary, source: DataSource) -> "RunDetails":
+        """Details of a run, with what only Prometheus has. Raises DataSourceError."""
         details = source.details(run)
         if self._prometheus and not details.evaluations.items:
             try:
@@ -335,7 +365,7 @@ class Catalog:
         return {
             run.id: (run, source)
             for source, cache in zip(self._sources, self._runs, strict=True)
-            for run in cache.get(source.runs)[0]
+            for run in _listed(cache, source.runs)[0]
         }
 
     def _add_missing(

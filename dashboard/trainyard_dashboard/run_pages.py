@@ -1,20 +1,15 @@
 """The endpoints behind the table of runs and the page of each run."""
 
-import time
-from collections import OrderedDict
-from threading import Lock
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
 from starlette.responses import FileResponse
 
-from trainyard_dashboard.catalog import CACHE_SECONDS, Catalog, DataSourceError
+from trainyard_dashboard.catalog import Catalog, DataSourceError
 from trainyard_dashboard.responses import json_response
 from trainyard_dashboard.run_details import LogTail, RunDetails
 from trainyard_dashboard.run_list import RunChanges, RunList
 from trainyard_serving.errors import ApiError
-
-MAX_CACHED = 16  # details of runs
 
 RunId = Annotated[str, Query(max_length=2000)]
 LogName = Annotated[str, Query(pattern=r"^\d{1,9}-\d{1,5}$", description="ATTEMPT-NODE")]
@@ -27,9 +22,6 @@ class RunPages:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._list = RunList()
-        self._lock = Lock()
-        # When it expires, by run: several open pages cost a data source no more than one.
-        self._details: OrderedDict[str, tuple[float, RunDetails]] = OrderedDict()
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the endpoints to the app."""
@@ -45,15 +37,12 @@ class RunPages:
 
     def run(self, request: Request, run: RunId) -> Response:
         """All that is known of one run."""
-        with self._lock:
-            expires, details = self._details.get(run, (0.0, None))
-        if details is None or time.monotonic() > expires:
-            details = self._read(run)
-            with self._lock:
-                self._details[run] = (time.monotonic() + CACHE_SECONDS, details)
-                self._details.move_to_end(run)
-                if len(self._details) > MAX_CACHED:
-                    self._details.popitem(last=False)
+        try:
+            details = self._catalog.details(run)
+        except DataSourceError as error:
+            raise ApiError(502, str(error), "unreadable_run") from None
+        if details is None:
+            raise _no_run(run)
         return json_response(request, details)
 
     def log(self, request: Request, run: RunId, name: LogName) -> Response:
@@ -76,15 +65,6 @@ class RunPages:
             raise ApiError(404, f"run {run} has no trace on this machine", "no_trace")
         name = f"{run.rpartition('/')[2]}-{file.parent.name}-{file.name}"
         return FileResponse(file, media_type="application/gzip", filename=name)
-
-    def _read(self, run: str) -> RunDetails:
-        try:
-            details = self._catalog.details(run)
-        except DataSourceError as error:
-            raise ApiError(502, str(error), "unreadable_run") from None
-        if details is None:
-            raise _no_run(run)
-        return details
 
 
 def _no_run(run: str) -> ApiError:

@@ -1,14 +1,17 @@
 """A cluster's run with the real Kubernetes client: events, logs, and what is unknown."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import patience
 from tests.support.canned_http import Answer, answering
 from tests.system.dashboard.test_remote_data import cluster
+from trainyard_dashboard import catalog as catalog_module
 from trainyard_dashboard.catalog import Catalog, DataSourceError
 from trainyard_dashboard.prometheus import Prometheus
 from trainyard_dashboard.run_details import LogTail, RunDetails
@@ -167,3 +170,31 @@ def test_the_last_evaluation_is_looked_for_at_the_end_of_the_run(
         catalog = Catalog([cluster(tmp_path, monkeypatch, url)], Prometheus(prometheus))
         assert catalog.details(RUN)
     assert asked == [3600, datetime(2026, 1, 1, 5, tzinfo=UTC).timestamp()]
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_pages_of_a_run_that_are_opened_at_once_cost_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable: bool
+) -> None:
+    monkeypatch.setattr(catalog_module, "CACHE_SECONDS", patience.SECONDS)
+    monkeypatch.setattr(catalog_module, "RETRY_SECONDS", patience.SECONDS)
+    known, asked = api((200, {"items": []})), []
+
+    def answer(path: str, query: dict[str, str]) -> tuple[int, Any]:
+        if path.endswith("/trainingruns/bard"):
+            asked.append(path)
+            return known(path, query) if is_readable else (500, {})
+        return known(path, query)
+
+    def opened(catalog: Catalog) -> str:
+        try:
+            return catalog.details(RUN).run.name  # type: ignore[union-attr]
+        except DataSourceError as error:
+            return str(error)
+
+    with answering(answer) as url, ThreadPoolExecutor() as pool:
+        catalog = Catalog([cluster(tmp_path, monkeypatch, url)], None)
+        found = list(pool.map(opened, [catalog] * 4))
+    error = "the cluster refuses to get TrainingRun bard: 500 Internal Server Error"
+    assert found == ["bard" if is_readable else error] * 4
+    assert len(asked) == 1
