@@ -188,8 +188,9 @@ SERVING = (
         duration="0m",
         severity="warning",
         summary=f"{_POD} refused a model",
-        description=f"{_POD} refused a newer model, which is damaged or does not answer as it did"
-        " when it was trained. It continues to serve its current model.",
+        description=f"{_POD} refused a newer model, which is damaged, does not answer as it did"
+        " when it was trained, or misses a bound of --require. It continues to serve its current"
+        " model, if it has one.",
         runbook=f"{_OPERATE}#a-server-that-refuses-models",
     ),
     Alert(
