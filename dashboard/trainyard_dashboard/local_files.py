@@ -31,6 +31,7 @@ from trainyard_dashboard.local_run import (
     log_names,
     read_events,
     read_log,
+    read_scores,
     read_stored,
 )
 from trainyard_dashboard.metrics_log import MetricsLog
@@ -125,6 +126,7 @@ class LocalFiles:
         details.logs = _read_part(lambda: log_names(directory / "logs"))
         details.checkpoints = _read_part(lambda: read_stored(data, CHECKPOINTS))
         details.models = _read_part(lambda: read_stored(data, MODELS))
+        details.scores = _read_part(lambda: read_scores(data))
         details.traces = _read_part(lambda: find_traces(data))
         details.evaluations.items = history.evaluations[::-1]
         details.samples.items = history.samples[::-1]

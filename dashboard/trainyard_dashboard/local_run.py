@@ -3,6 +3,7 @@
 RUN/events.jsonl       what happened, newest last
 RUN/logs/A-N.log       output of attempt A, node N
 DATA/checkpoints/      one directory per step, with a manifest; models/ likewise
+DATA/scores/           one file per model, of `trainyard evaluate`
 DATA/profiles/         traces of steps
 """
 
@@ -12,13 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trainyard_api.base import parse_known
 from trainyard_api.checkpoint import MANIFEST
+from trainyard_api.history import is_finite_number
 from trainyard_api.profile import DIRECTORY, known_trace
+from trainyard_api.scores import SCORES, Scores
 from trainyard_dashboard.run_details import (
     MAX_ITEMS,
     LogTail,
     Part,
     RunEvent,
+    Score,
     Stored,
     bounded,
 )
@@ -26,6 +31,7 @@ from trainyard_storage.checkpoints import InvalidCheckpointError, digest, read_m
 
 MAX_STORED = 30  # checkpoints, or models: the newest
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_SCORES_BYTES = 1 << 20
 MAX_EVENT_BYTES = 256 << 10
 MAX_EVENT_TEXT = 1000  # characters
 MAX_LOG_BYTES = 64 << 10
@@ -110,6 +116,51 @@ def read_stored(data: Path, kind: str) -> Part[Stored]:
     more = len(directories) - MAX_STORED
     note = f"The newest {MAX_STORED}; {more} more are in {data / kind}." if more > 0 else ""
     return Part(items=items, note=note)
+
+
+def read_scores(data: Path) -> Part[Score]:
+    """What `trainyard evaluate` has kept beside the models, the newest model's first.
+
+    Raises OSError.
+    """
+    items, broken = [], 0
+    for path in sorted((data / SCORES).glob("step-*.json"), reverse=True)[:MAX_STORED]:
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_SCORES_BYTES + 1)
+            kept = parse_known(Scores, json.loads(text)) if len(text) <= MAX_SCORES_BYTES else None
+        except FileNotFoundError:
+            continue  # deleted in the meantime
+        except (ValueError, RecursionError):
+            kept = None
+        if kept is None:
+            broken += 1
+        else:
+            items += _scores(kept)
+    notes = [f"The first {MAX_ITEMS} of {len(items)} scores."] if len(items) > MAX_ITEMS else []
+    if broken:
+        files = "1 broken file" if broken == 1 else f"{broken} broken files"
+        notes.append(f"Left out: {files} of {data / SCORES}.")
+    return Part(items=items[:MAX_ITEMS], note=" ".join(notes))
+
+
+def _scores(kept: Scores) -> list[Score]:
+    return [
+        Score(
+            task=task[:MAX_EVENT_TEXT],
+            metric=metric[:MAX_EVENT_TEXT],
+            value=value,
+            error=error if is_finite_number(error := found.errors.get(metric)) else None,
+            samples=found.samples,
+            complete=found.complete,
+            time=found.time.isoformat(),
+            step=kept.step,
+            digest=kept.digest[:MAX_EVENT_TEXT],
+        )
+        for task, found in kept.tasks.items()
+        for metric, value in found.metrics.items()
+        if is_finite_number(value)
+    ]
 
 
 def find_traces(data: Path) -> Part[str]:

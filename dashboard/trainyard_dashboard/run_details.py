@@ -55,6 +55,20 @@ class Stored(BaseModel):
     problem: str = Field(default="", description="Why it can't be used; one line.")
 
 
+class Score(BaseModel):
+    """One metric of a task that `trainyard evaluate` has scored a model on."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None = Field(default=None, description="Its standard error.")
+    samples: int
+    complete: bool = Field(description="False if samples of the task were left out (--limit).")
+    time: str
+    step: int = Field(description="Of the model.")
+    digest: str = Field(description="Of the model: the scores say nothing about other files.")
+
+
 class LogTail(BaseModel):
     """The newest lines of the output of one node in one attempt."""
 
@@ -82,6 +96,7 @@ class RunDetails(BaseModel):
     checkpoints: Part[Stored] = Field(default_factory=Part[Stored])
     models: Part[Stored] = Field(default_factory=Part[Stored])
     evaluations: Part[Evaluation] = Field(default_factory=Part[Evaluation])
+    scores: Part[Score] = Field(default_factory=Part[Score])
     samples: Part[TextSample] = Field(default_factory=Part[TextSample])
     traces: Part[str] = Field(
         default_factory=Part[str], description="Paths in the run's directory."

@@ -5,7 +5,7 @@ import { at, h, setText } from "./dom.js";
 import { bytes, count, duration, loss, number, throughput, UNKNOWN } from "./format.js";
 import { get, KeyRequired } from "./http.js";
 import { refreshLog, showLogs } from "./run_log.js";
-import { attempts, conditions, evaluations, events, stored } from "./run_parts.js";
+import { attempts, conditions, evaluations, events, scores, stored } from "./run_parts.js";
 import { isFinished, selectOnly, selected } from "./runs.js";
 import { go, lastOf } from "./state.js";
 import { traceLink } from "./traces.js";
@@ -100,6 +100,8 @@ const text = (value) => (value === null || value === undefined ? null : String(v
 const PARTS = [
   ["Attempts", (details) => attempts(details)],
   ["Evaluations", ({ evaluations: part }) => evaluations(part)],
+  ["Scores", ({ scores: part, models }) =>
+    scores(part, new Set(models.items.map(({ digest }) => digest)))],
   ["Models", ({ models, status }) => stored(models, {
     last: status.model?.digest, best: status.bestModel?.digest,
   })],
@@ -116,10 +118,10 @@ const PARTS = [
     ...traces.items.map((path) => h("li", {}, traceLink(run, path))))] : [])],
 ];
 const NOTES = {
-  Evaluations: "evaluations", Models: "models", Checkpoints: "checkpoints", Events: "events",
+  Evaluations: "evaluations", Scores: "scores", Models: "models", Checkpoints: "checkpoints", Events: "events",
   "Text samples": "samples", "Traces of steps": "traces",
 };
-const OPEN = new Set(["Attempts", "Evaluations", "Models", "Settings"]);
+const OPEN = new Set(["Attempts", "Evaluations", "Scores", "Models", "Settings"]);
 
 // A part that says nothing is left out; one of which nothing is known says so.
 function showPart(name, build, details) {

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from starlette.types import Receive, Scope, Send
 from tests.support.dashboard.home import driven, write_model, write_run
 from tests.support.serving.browser import PHONE, fits
 from tests.support.serving.servers import running
+from trainyard_api.checkpoint import step_name
+from trainyard_api.scores import TaskScores
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
+from trainyard_storage.scores import add_scores
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 STARTED = "2026-01-01T00:00:05Z"
@@ -51,7 +55,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "logs").mkdir()
     for name in ("1-0", "2-0"):
         (directory / "logs" / f"{name}.log").write_text(f"output of {name} {HOSTILE}\n")
-    write_model(directory / "data", 400, {"eval_loss": 1.5})
+    digest = write_model(directory / "data", 400, {"eval_loss": 1.5})
+    scores = TaskScores(
+        metrics={"acc": 0.75}, errors={"acc": 0.021}, samples=1319, time=datetime.now(UTC)
+    )
+    for step, scored in ((400, digest), (300, "sha256:gone")):
+        model = directory / "data" / "models" / step_name(step)
+        add_scores(model, step, scored, "lm-eval 0.4", {HOSTILE: scores})
     event = {"time": STARTED, "type": "Normal", "reason": "AttemptStarted", "message": HOSTILE}
     (directory / "events.jsonl").write_text(json.dumps(event) + "\n")
     return home
@@ -86,6 +96,10 @@ def test_a_runs_page_tells_what_is_known_of_it(dashboard: str, home: Path, page:
     newest = page.get_by_role("table", name="Evaluations").get_by_role("row").nth(1)
     expect(newest).to_contain_text("500")
     expect(newest).to_contain_text("0.875")
+    scores = page.get_by_role("table", name="Scores").get_by_role("row")
+    for row, model in ((1, "step 400"), (2, "step 300 no longer there")):
+        cells = [HOSTILE, "acc", "0.75", "0.021", "1319", model]
+        expect(scores.nth(row).locator("th, td")).to_have_text(cells)
     expect(page.locator("#run-models")).to_contain_text("eval_loss 1.5")
     expect(page.locator("#run-facts")).to_contain_text("trainyard serve bard")
     expect(page.locator("#run-settings pre")).to_have_text("recipe: char-gpt\n")

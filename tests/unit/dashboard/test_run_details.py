@@ -1,6 +1,7 @@
 """The page of a run: what its directory or the API says, bounded, and what is unknown."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.dashboard.home import write_model, write_run
 from tests.support.serving.servers import running
+from trainyard_api.scores import TaskScores
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.catalog import Catalog
 from trainyard_dashboard.downsampling import DownsampledCurve
@@ -23,8 +25,9 @@ from trainyard_dashboard.local_run import (
     read_stored,
 )
 from trainyard_dashboard.metrics_log import MetricsLog
-from trainyard_dashboard.run_details import CUT, MAX_SPEC, RunDetails
+from trainyard_dashboard.run_details import CUT, MAX_SPEC, Part, RunDetails
 from trainyard_dashboard.settings import DashboardSettings
+from trainyard_storage.scores import add_scores
 
 RUN = "local/default/bard"
 STARTED = "2026-01-01T00:00:05Z"
@@ -186,6 +189,31 @@ def test_a_page_says_what_of_the_log_is_left_out(tmp_path: Path) -> None:
     broken, not_finite = details(tmp_path).warnings
     assert broken.startswith("3 lines of metrics.jsonl are left out")
     assert not_finite.startswith("loss is not a finite number in 1 of its records")
+
+
+def test_the_scores_of_its_models_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, "bard")
+    data = tmp_path / "runs" / "bard" / "data"
+    assert details(tmp_path).scores == Part()
+    digests = {step: write_model(data, step) for step in (400, 500)}
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    for step, accuracy in ((400, 0.5), (500, float("nan"))):
+        metrics = {"acc": accuracy, "ppl": 3.0}
+        part = TaskScores(metrics=metrics, errors={"acc": 0.25}, samples=10, time=time)
+        part.complete = step == 400
+        model = data / "models" / f"step-{step:08}"
+        add_scores(model, step, digests[step], "lm-eval 0.4", {"news": part})
+    (data / "scores" / "step-00000300.json").write_text("{")
+    found = details(tmp_path).scores
+    rows = [(one.step, one.metric, one.value, one.error, one.complete) for one in found.items]
+    assert rows == [
+        (500, "ppl", 3.0, None, False),
+        (400, "acc", 0.5, 0.25, True),
+        (400, "ppl", 3.0, None, True),
+    ]
+    (newest, *_) = found.items
+    assert (newest.task, newest.samples, newest.digest) == ("news", 10, digests[500])
+    assert found.note == f"Left out: 1 broken file of {data}/scores."
 
 
 def test_a_page_makes_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
