@@ -31,6 +31,7 @@ from trainyard_dashboard.projection import (
     scaling_models,
 )
 from trainyard_dashboard.prometheus import Prometheus
+from trainyard_dashboard.responses import json_response
 from trainyard_dashboard.run_pages import RunPages
 from trainyard_dashboard.settings import DashboardSettings
 from trainyard_dashboard.usage import RunUsage
@@ -185,7 +186,9 @@ class DashboardAPI:
             has_demo=self._settings.demo_url is not None,
         )
 
-    def history(self, run: RunIds, metric: MetricNames, known: KnownHistories = None) -> Histories:
+    def history(
+        self, request: Request, run: RunIds, metric: MetricNames, known: KnownHistories = None
+    ) -> Response:
         """Curves of runs, downsampled to at most 500 points each, and text samples.
 
         With `known`, only what is new. The curves `axis:seconds`, `axis:samples` and `axis:tokens`
@@ -198,7 +201,7 @@ class DashboardAPI:
         runs, problems = self._catalog.history(
             run, metric, {name: one for name, one in held.items() if one}
         )
-        return Histories(runs=runs, problems=problems)
+        return json_response(request, Histories(runs=runs, problems=problems))
 
     def usage(self, run: RunIds) -> Usages:
         """CPU, memory and GPU of ranks, and network traffic of pods, at most a minute old."""
@@ -304,7 +307,7 @@ def create_dashboard_app(settings: DashboardSettings) -> FastAPI:
     api = DashboardAPI(settings, catalog, prices, demo)
     app.add_api_route("/api/state", api.state)
     RunPages(catalog).add_routes(app)
-    app.add_api_route("/api/history", api.history)
+    app.add_api_route("/api/history", api.history, response_model=Histories)
     app.add_api_route("/api/usage", api.usage)
     app.add_api_route("/api/studies", api.studies)
     app.add_api_route("/api/projection", api.projection)

@@ -56,7 +56,7 @@ function keep(run, metrics, answer) {
   const curves = new Map(isAddition ? before.curves : []);
   for (const curve of found.curves) {
     const key = JSON.stringify([curve.metric, curve.part]);
-    const old = curve.since === null ? undefined : before.curves.get(key);
+    const old = curve.since === undefined ? undefined : before.curves.get(key);
     curves.set(key, old ? joined(old, curve) : curve);
   }
   const first = found.samples[0]?.step ?? Infinity;

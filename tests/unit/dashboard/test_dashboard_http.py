@@ -43,6 +43,8 @@ def test_a_curve_of_2000_points_is_downsampled_to_500(dashboard: httpx.Client) -
     assert all(250 <= len(curve["x"]) <= 501 for curve in curves)
     assert all(curve["count"] == 2_000 and curve["origin"] == "measured" for curve in curves)
     assert len(answer.content) < 60_000
+    assert answer.headers["content-encoding"] == "gzip"
+    assert int(answer.headers["content-length"]) < len(answer.content) / 2
 
 
 def test_a_poll_receives_only_what_is_new(dashboard: httpx.Client) -> None:
