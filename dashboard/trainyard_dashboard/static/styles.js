@@ -16,7 +16,8 @@ export const style = (index) => ({
 
 export const styleOf = (id) => chosen.get(id) ?? 0;
 
-// Gives every selected run a style of its own: the one that it had, unless another has it now.
+// Gives every selected run a style of its own: the one that it had, unless another has it now and
+// there is a free one. Only with more runs than styles do some share one.
 export function assign(ids) {
   const taken = new Set();
   let changed = false;
@@ -25,10 +26,13 @@ export function assign(ids) {
     if (index === undefined || taken.has(index)) {
       const free = [...Array(STYLES).keys()].find((one) => !taken.has(one)
         && !ids.slice(place + 1).some((other) => chosen.get(other) === one));
-      index = free ?? place % STYLES;
-      chosen.delete(id); // to the end: the newest
-      chosen.set(id, index);
-      changed = true;
+      const wanted = free ?? index ?? place % STYLES;
+      if (wanted !== index) {
+        index = wanted;
+        chosen.delete(id); // to the end: the newest
+        chosen.set(id, index);
+        changed = true;
+      }
     }
     taken.add(index);
   }
