@@ -44,12 +44,14 @@ export function nextSort(sort, column) {
   return (down ? "-" : "") + column;
 }
 
+// The runs by a column; among equal ones the newest comes first, as in `runs`.
 export function sorted(runs, sort) {
+  if (sort === DEFAULT_SORT) return runs;
   const { column, down } = parseSort(sort);
   const keyed = runs.map((run) => [KEYS[column].of(run), run]);
-  keyed.sort(([a, one], [b, other]) => {
-    if (a === null || b === null) return (a === null) - (b === null) || newestFirst(one, other);
-    return (down ? compare(b, a) : compare(a, b)) || newestFirst(one, other);
+  keyed.sort(([a], [b]) => {
+    if (a === null || b === null) return (a === null) - (b === null);
+    return down ? compare(b, a) : compare(a, b);
   });
   return keyed.map(([, run]) => run);
 }

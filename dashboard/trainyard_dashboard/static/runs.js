@@ -82,6 +82,9 @@ onNavigation(({ view, parameters }) => {
 export async function update(view) {
   const answer = await get("api/runs", version ? [["since", version]] : []);
   const removed = answer.removed ?? [];
+  // Progress moves no run: only with others, or another start, are they sorted again.
+  const isInOrder = !answer.complete && removed.length === 0
+    && answer.runs.every(({ id, start_time: start = null }) => byId.get(id)?.start_time === start);
   if (answer.complete) byId.clear();
   for (const id of removed) byId.delete(id);
   for (const run of answer.runs) byId.set(run.id, { ...UNKNOWN_RUN, ...run });
@@ -89,7 +92,8 @@ export async function update(view) {
   version = answer.version;
   runs.problems = answer.problems ?? [];
   if (!hasChanged) return;
-  runs.all = [...byId.values()].sort(newestFirst);
+  runs.all = isInOrder ? runs.all.map(({ id }) => byId.get(id))
+    : [...byId.values()].sort(newestFirst);
   names = new Map();
   for (const { name } of runs.all) names.set(name, (names.get(name) ?? 0) + 1);
   if (isDefault && !runs.all.some((run) => selection.has(run.id))) selectFirst();
@@ -99,6 +103,7 @@ export async function update(view) {
 
 // Active runs first, then the newest.
 function selectFirst() {
-  const first = [...runs.all].sort((a, b) => isFinished(a) - isFinished(b));
+  const active = runs.all.filter((run) => !isFinished(run));
+  const first = [...active, ...runs.all.filter(isFinished)];
   for (const run of first.slice(0, INITIALLY_SELECTED)) selection.add(run.id);
 }

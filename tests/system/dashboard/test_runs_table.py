@@ -161,6 +161,35 @@ def test_polls_cost_little_and_keep_the_focus(dashboard: str, home: Path, page: 
     expect(box).to_be_focused()
 
 
+def test_runs_are_sorted_once_and_not_at_all_when_one_progresses(
+    dashboard: str, home: Path, page: Page
+) -> None:
+    page.add_init_script(
+        """window.sorted = 0;
+        const { sort } = Array.prototype;
+        Array.prototype.sort = function (...how) {
+          if (this.length >= 1000) window.sorted += 1;
+          return sort.apply(this, how);
+        };"""
+    )
+    page.goto(dashboard)
+    found(page, "1000 runs")
+    assert page.evaluate("window.sorted") == 1
+    write(home, 999, loss=0.125)
+    expect(page.locator("#runs tbody tr").first).to_contain_text("0.125")
+    assert page.evaluate("window.sorted") == 1
+    write(home, 999)
+    page.goto(f"{dashboard}/#performance?sort=loss")
+    page.reload()
+    expect(page.locator("#runs tbody a.name").first).to_have_text("run-0000")
+    before = page.evaluate("window.sorted")
+    write(home, 500, loss=-1.0)
+    expect(page.locator("#runs tbody a.name").first).to_have_text("run-0500")
+    assert page.evaluate("window.sorted") == before + 1  # by the column
+    write(home, 500)
+    expect(page.locator("#runs tbody a.name").first).to_have_text("run-0000")
+
+
 def test_the_table_works_by_keyboard_and_on_a_phone(dashboard: str, page: Page) -> None:
     page.goto(dashboard)
     found(page, "1000 runs")
