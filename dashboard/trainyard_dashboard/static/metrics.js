@@ -1,4 +1,5 @@
-// What the page knows of metrics: their titles, units and order. Of others it shows the name.
+// What the page knows of metrics: their titles, units and order. Of others it shows the name, which
+// may be anything, such as "" or "constructor": names are never keys of plain objects.
 
 import { bytes, duration, number, percent } from "./format.js";
 
@@ -6,7 +7,7 @@ const exact = (value) => number(value, 4);
 const seconds = (value) => (value < 1e-3 ? exact(value) : duration(value));
 
 // Title, name of the y axis, format of a value, and whether the axis begins at 0.
-const KNOWN = {
+const KNOWN = new Map(Object.entries({
   loss: ["Training loss", "Loss (nats)", exact, false],
   eval_loss: ["Evaluation loss", "Loss (nats)", exact, false],
   accuracy: ["Accuracy in evaluation", "Share of samples", percent, false],
@@ -24,16 +25,20 @@ const KNOWN = {
   gpu_memory_mib: ["GPU memory", "MiB", exact, true],
   gpu_power_watts: ["GPU power", "Watts", exact, true],
   gpu_temperature: ["GPU temperature", "°C", exact, true],
-};
-const ORDER = Object.keys(KNOWN);
+}));
+const ORDER = [...KNOWN.keys()];
 
 export const GPU = ["gpu_utilization", "gpu_memory_mib", "gpu_power_watts", "gpu_temperature"];
 
+// The name as the page shows it: never blank.
+export const nameOf = (metric) => (metric.trim() ? metric : "(no name)");
+
 // {title, y, format, fromZero} of a metric.
 export function describe(metric, isEvaluation = false) {
-  const named = metric.replaceAll("_", " ");
+  const words = metric.replaceAll("_", " ").trim();
+  const named = words || nameOf(metric); // "__" has a name, but no words
   const plain = named[0].toUpperCase() + named.slice(1);
-  const [title, y, format, fromZero] = KNOWN[metric]
+  const [title, y, format, fromZero] = KNOWN.get(metric)
     ?? [isEvaluation ? `${plain} in evaluation` : plain, named, exact, false];
   return { title, y, format, fromZero };
 }

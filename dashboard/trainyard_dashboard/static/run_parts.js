@@ -3,6 +3,7 @@
 import { between, timeOf } from "./dates.js";
 import { cell, h, row } from "./dom.js";
 import { bytes, number } from "./format.js";
+import { nameOf } from "./metrics.js";
 
 const MOST_METRICS = 12; // columns
 
@@ -56,9 +57,9 @@ function cause({ reason, message, pod, exitCode, changed = [] }) {
 export function evaluations({ items }) {
   const names = [...new Set(items.flatMap(({ metrics }) => Object.keys(metrics)))]
     .slice(0, MOST_METRICS);
-  return list("Evaluations", ["Step", ...names], items.map(({ step, metrics }) => [
+  return list("Evaluations", ["Step", ...names.map(nameOf)], items.map(({ step, metrics }) => [
     step === undefined ? "newest" : number(step, 6),
-    ...names.map((name) => (name in metrics ? number(metrics[name], 4) : null)),
+    ...names.map((name) => (Object.hasOwn(metrics, name) ? number(metrics[name], 4) : null)),
   ]));
 }
 
@@ -68,7 +69,7 @@ export function stored({ items }, marks) {
     const words = Object.entries(marks)
       .filter(([, digest]) => digest && digest === one.digest).map(([word]) => word);
     const results = Object.entries(one.metrics)
-      .map(([name, value]) => `${name} ${number(value, 4)}`).join(", ");
+      .map(([name, value]) => `${nameOf(name)} ${number(value, 4)}`).join(", ");
     return [
       h("span", {}, number(one.step, 8), ...words.flatMap((word) =>
         [" ", h("span", { class: "badge" }, word)])),
