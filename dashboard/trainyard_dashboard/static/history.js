@@ -3,32 +3,67 @@
 import { firstAtLeast, interpolate } from "./curve_math.js";
 import { duration, number } from "./format.js";
 import { get } from "./http.js";
-import { selected, title } from "./runs.js";
+import { isSelected, selected, title } from "./runs.js";
 import { assign, style, styleOf } from "./styles.js";
 import { AXES, view } from "./view.js";
 
 const MAX_POINTS = 1500; // of a curve that has grown by additions; then it is requested anew
 const MAX_SAMPLES = 20; // of text, of each run
+const MAX_METRICS = 64; // in one request: the server accepts no more
 const kept = new Map(); // by run
+let loads = Promise.resolve(); // each begins when the one before has ended
 
 // Requests the curves of these metrics. Returns the problems.
-export async function load(wanted) {
+export function load(wanted) {
+  const loaded = loads.then(() => request(wanted));
+  loads = loaded.catch(() => {});
+  return loaded;
+}
+
+async function request(wanted) {
   const chosen = selected();
   assign(chosen.map((run) => run.id));
   for (const id of kept.keys()) if (!chosen.some((run) => run.id === id)) kept.delete(id);
-  const metrics = [...wanted, "axis:seconds"];
-  if (view.x === "tokens" || view.x === "samples") metrics.push(`axis:${view.x}`);
+  const metrics = [...wanted, ...axes()];
   const stale = chosen.filter((run) => !isFresh(run, metrics));
   const others = chosen.filter((run) => !stale.includes(run))
     .flatMap((run) => kept.get(run.id).problems);
   if (!stale.length) return others;
-  const answer = await get("api/history", [
+  const answers = await Promise.all(slices(wanted).map((slice) => get("api/history", [
     ...stale.map((run) => ["run", run.id]),
     ...stale.map((run) => ["known", known(run, metrics)]),
-    ...metrics.map((metric) => ["metric", metric]),
-  ]);
-  for (const run of stale) keep(run, metrics, answer);
-  return [...answer.problems, ...others];
+    ...slice.map((metric) => ["metric", metric]),
+  ])));
+  const problems = [...new Set(answers.flatMap((answer) => answer.problems))];
+  for (const run of stale) {
+    const found = together(answers.map((answer) => answer.runs[run.id]));
+    if (found && isSelected(run.id)) keep(run, metrics, found, problems);
+  }
+  return [...problems, ...others];
+}
+
+// The curves that say where steps lie on the present axis. Time is that of many curves anyway.
+const axes = () => (view.x === "tokens" || view.x === "samples"
+  ? ["axis:seconds", `axis:${view.x}`] : ["axis:seconds"]);
+
+// With each slice go the axes: they have the last step of all that is logged.
+function slices(wanted) {
+  const most = MAX_METRICS - axes().length;
+  const found = [];
+  for (let i = 0; i < wanted.length; i += most) found.push([...wanted.slice(i, i + most), ...axes()]);
+  return found;
+}
+
+// What the answers to all slices say of one run; null if one of them does not know the run, or
+// its log was replaced in the meantime.
+function together(parts) {
+  if (parts.some((part) => !part || part.version !== parts[0].version)) return null;
+  const all = (field) => parts.flatMap((part) => part[field]);
+  // The run may have gone on between two answers: it is known up to the earliest of their ends.
+  const ends = parts.map(({ curves }) => Math.max(0, ...curves
+    .filter((curve) => curve.x_is === "step").map((curve) => curve.x.at(-1) ?? 0)));
+  return { ...parts.at(-1), curves: all("curves"), metrics: [...new Set(all("metrics"))],
+    evaluation: [...new Set(all("evaluation"))], reach: Math.min(...ends) };
 }
 
 const state = (run) => JSON.stringify([run.step, run.phase]);
@@ -46,9 +81,7 @@ function known(run, metrics) {
   return entry.reach > 0 ? `${entry.version}@${entry.reach}` : "";
 }
 
-function keep(run, metrics, answer) {
-  const found = answer.runs[run.id];
-  if (!found) return;
+function keep(run, metrics, found, allProblems) {
   const before = kept.get(run.id);
   const isSame = Boolean(before?.version) && before.version === found.version;
   // Curves that were not requested again are complete only if nothing is new.
@@ -60,15 +93,13 @@ function keep(run, metrics, answer) {
     curves.set(key, old ? joined(old, curve) : curve);
   }
   const first = found.samples[0]?.step ?? Infinity;
-  const problems = answer.problems.filter((line) => line.startsWith(`${run.name}: `));
-  const reach = Math.max(0, ...found.curves.filter((curve) => curve.x_is === "step")
-    .map((curve) => curve.x.at(-1) ?? 0));
+  const problems = allProblems.filter((line) => line.startsWith(`${run.name}: `));
   kept.set(run.id, {
     curves, problems, version: found.version, metrics: found.metrics, evaluation: found.evaluation,
     // Failures are retried.
-    state: answer.problems.length > problems.length ? "" : state(run),
+    state: allProblems.length > problems.length ? "" : state(run),
     requested: new Set([...(isAddition ? before.requested : []), ...metrics]),
-    reach: isAddition ? Math.min(before.reach, reach) : reach, // the last step of every curve
+    reach: isAddition ? Math.min(before.reach, found.reach) : found.reach, // the last step of every curve
     samples: [...(isSame ? before.samples.filter((one) => one.step < first) : []),
       ...found.samples].slice(-MAX_SAMPLES),
   });

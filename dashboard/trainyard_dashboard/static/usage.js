@@ -3,7 +3,7 @@
 import { at, h, setText } from "./dom.js";
 import { bytes, cores, count, percent } from "./format.js";
 import { get } from "./http.js";
-import { isFinished, selected, title } from "./runs.js";
+import { isFinished, isSelected, selected, title } from "./runs.js";
 
 const rate = (value) => {
   const text = bytes(value);
@@ -22,9 +22,10 @@ const WHY = ["", (rank) => rank.why.join(", ")];
 
 // Returns the problems of the request.
 export async function showUsage() {
-  const active = selected().filter((run) => !isFinished(run));
-  const answer = active.length
-    ? await get("api/usage", active.map((run) => ["run", run.id])) : { runs: {}, problems: [] };
+  const asked = selected().filter((run) => !isFinished(run));
+  const answer = asked.length
+    ? await get("api/usage", asked.map((run) => ["run", run.id])) : { runs: {}, problems: [] };
+  const active = asked.filter((run) => isSelected(run.id)); // still, now that the answer is here
   const box = at("usage");
   const state = JSON.stringify([active.map((run) => [title(run), run.usage,
     run.peak_memory_bytes]), answer.runs]);
