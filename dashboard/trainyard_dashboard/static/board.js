@@ -1,11 +1,11 @@
 // A board of charts: what they show and how, and one chart for each chosen metric.
 
-import { at, h, setText } from "./dom.js";
-import { drawCurves, hideCurves } from "./curve_chart.js";
-import { available, linesOf, load, showX, xName } from "./history.js";
+import { drawCurves, hideCurves, zoomCurves } from "./curve_chart.js";
+import { at, h, onceAFrame, setText } from "./dom.js";
+import { available, isLoaded, linesOf, load, showX, xName } from "./history.js";
 import { describe, inOrder } from "./metrics.js";
 import { selected } from "./runs.js";
-import { AXES, change, onView, OUTLIERS, view, zoom } from "./view.js";
+import { AXES, change, onView, OUTLIERS, view } from "./view.js";
 
 const NO_RUN = "Select a run in the table of runs to see its curves.";
 const ZOOMS = [["earlier", "←", "Earlier"], ["later", "→", "Later"], ["in", "+", "Zoom in"],
@@ -22,7 +22,7 @@ export function createBoard(id, { isDefault, asked }) {
   const empty = h("p", { class: "empty card", hidden: true });
   box.append(toolbar(h("details", { class: "chooser" }, summary, chooser)), grid, empty);
   const drawn = new Set();
-  onView(() => { if (box.offsetParent) refresh(); });
+  onView(onceAFrame(() => { if (box.offsetParent) redraw(); }));
 
   const isShown = (metric, evaluation) => choices.get(metric) ?? isDefault(metric, evaluation);
   const shown = ({ metrics, evaluation }) =>
@@ -30,12 +30,26 @@ export function createBoard(id, { isDefault, asked }) {
 
   // Requests what is new, and draws it. Returns the problems.
   async function refresh() {
+    const { x } = view;
     let problems = await load([...new Set([...asked, ...shown(available())])]);
     const found = shown(available());
     if (found.some((metric) => !asked.includes(metric))) { // they are known only now
       problems = await load([...new Set([...asked, ...found])]);
     }
+    if (x === view.x) drawAll(); // else the change of the axis has requested what it needs
+    box.dataset.ready = "true";
+    return problems;
+  }
+
+  // After a change of what is shown, or how: requests only what was not requested before.
+  function redraw() {
+    if (isLoaded(shown(available()))) drawAll();
+    else refresh().catch(() => {}); // the next poll fails, too, and says why
+  }
+
+  function drawAll() {
     const { evaluation, metrics } = available();
+    const found = shown({ evaluation, metrics });
     listMetrics(inOrder(metrics, evaluation), evaluation, found);
     for (const metric of drawn) if (!found.includes(metric)) hideCurves(`${id}-${metric}`);
     for (const [place, metric] of found.entries()) {
@@ -44,8 +58,6 @@ export function createBoard(id, { isDefault, asked }) {
     }
     empty.hidden = found.length > 0;
     setText(empty, selected().length ? "The selected runs have no metrics yet." : NO_RUN);
-    box.dataset.ready = "true";
-    return problems;
   }
 
   function draw(metric, isEvaluation) {
@@ -74,7 +86,7 @@ export function createBoard(id, { isDefault, asked }) {
     const input = h("input", { type: "checkbox" });
     input.addEventListener("change", () => {
       choices.set(metric, input.checked);
-      refresh();
+      redraw();
     });
     return h("label", { "data-metric": metric }, input, describe(metric, isEvaluation).title);
   }
@@ -110,7 +122,7 @@ function toolbar(chooser) {
     h("label", {}, logX, "Log x"), h("label", {}, logY, "Log y"),
     h("span", { class: "zooms", role: "group", "aria-label": "Zoom" }, ...ZOOMS.map(([action, text, name]) =>
       h("button", { type: "button", class: "secondary", "aria-label": name, title: name,
-        onclick: () => zoom(action) }, text))));
+        onclick: () => zoomCurves(action) }, text))));
 }
 
 const select = (entries) => h("select", {},

@@ -4,7 +4,7 @@ import { firstAtLeast, extent, nearest, padded, shownRange, smooth } from "./cur
 import { h, setText } from "./dom.js";
 import { createFigure, updateFigure } from "./figure.js";
 import { count, number } from "./format.js";
-import { change, setExtent, view, zoom } from "./view.js";
+import { change, view, zoom } from "./view.js";
 import { sample } from "./svg.js";
 
 const MAX_IN_TIP = 16; // lines; those closest to the pointer
@@ -27,33 +27,44 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 export function drawCurves(parent, spec) {
   const chart = charts.get(spec.id) ?? create(parent, spec);
   chart.element.hidden = false;
-  const state = signature(spec);
+  const content = signature(spec);
+  const state = JSON.stringify([view, content]);
   if (chart.state === state) return chart.element;
   chart.state = state;
-  const drawable = spec.lines.map((line) => visible(line)).filter((line) => line.x.length);
+  if (chart.content !== content) {
+    chart.content = content;
+    chart.lines = spec.lines.map((line) => visible(line)).filter((line) => line.x.length);
+    chart.unit = view.x;
+    chart.extent = extent(chart.lines.flatMap((line) => [line.x[0], line.x.at(-1)]));
+    chart.dataState = "";
+  }
+  const { lines } = chart;
   const outside = spec.lines.reduce((total, line) => total + line.x.length, 0)
-    - drawable.reduce((total, line) => total + line.x.length, 0);
-  const range = yRange(drawable);
-  const notes = [...(spec.notes ?? []), ...notDrawn(outside, range)];
-  setExtent(spec.id, extent(drawable.flatMap((line) => [line.x[0], line.x.at(-1)])));
-  const some = updateFigure(chart, { ...spec, lines: drawable, notes });
-  chart.lines = drawable;
-  chart.range = range;
-  if (some) render(chart);
+    - lines.reduce((total, line) => total + line.x.length, 0);
+  chart.range = yRange(lines);
+  const notes = [...(spec.notes ?? []), ...notDrawn(outside, chart.range)];
+  if (updateFigure(chart, { ...spec, lines, notes })) render(chart);
+  else clear(chart);
   return chart.element;
 }
 
-// What a drawing depends on, without every point, so that unchanged data is not drawn again.
+// What the lines depend on, without every point, so that unchanged data is not drawn again.
 function signature({ title, notes, lines }) {
-  return JSON.stringify([view, title, notes, lines.map(({ name, style, x, y }) => [name, style,
-    x.length, x[0], x.at(-1), y.at(-1), y.reduce((total, value) => total + value, 0)])]);
+  return JSON.stringify([view.x, view.logX, view.logY, title, notes,
+    lines.map(({ name, style, x, y }) => [name, style, x.length, x[0], x.at(-1), y.at(-1),
+      y.reduce((total, value) => total + value, 0)])]);
 }
 
 export function hideCurves(id) {
   const chart = charts.get(id);
-  if (!chart) return;
-  chart.element.hidden = true;
-  setExtent(id, null);
+  if (chart) chart.element.hidden = true;
+}
+
+// Changes the part of the x axis in view, which is a part of what the visible charts show.
+export function zoomCurves(action) {
+  const visibleCharts = [...charts.values()].filter(({ element, unit }) =>
+    element.offsetParent && unit === view.x);
+  zoom(action, extent(visibleCharts.flatMap((chart) => chart.extent ?? [])));
 }
 
 function create(parent, spec) {
@@ -103,29 +114,40 @@ function render(chart) {
   chart.width = plot.clientWidth;
   if (!chart.width || !lines?.length) return;
   const size = { width: chart.width, height: chart.width < NARROW ? 240 : 290 };
-  const data = aligned(lines, chart.range);
-  const structure = JSON.stringify([lines.map((line) => [line.style, line.x.length > FEW]), dark.matches,
-    view, spec.x, spec.y]);
+  align(chart);
+  // What uPlot can't change once it is there. All else, such as the range, it asks for anew.
+  const structure = JSON.stringify([chart.columns, view.x, view.logX, view.logY, spec.x, spec.y,
+    dark.matches, lines.map((line) => [line.style, line.x.length > FEW, line.x.length === 1])]);
   if (chart.structure === structure) {
-    chart.uplot.setSize(size);
-    chart.uplot.setData(data); // keeps the pointer where it is
+    const { width, height } = chart.uplot;
+    if (width !== size.width || height !== size.height) chart.uplot.setSize(size);
+    chart.uplot.setData(chart.data); // keeps the pointer where it is
     return;
   }
-  chart.uplot?.destroy();
+  clear(chart);
   chart.structure = structure;
-  chart.uplot = new uPlot({ ...size, ...options(chart) }, data, plot);
+  chart.uplot = new uPlot({ ...size, ...options(chart) }, chart.data, plot);
   chart.uplot.over.append(chart.tip);
   plot.uplot = chart.uplot;
 }
 
-// One column of x for all lines. Each line has its points, and if they are smoothed, the result.
-function aligned(lines, range) {
-  const limits = range?.outside ? [range.low, range.high] : undefined;
-  return uPlot.join(lines.map(({ x, y }) =>
-    (view.smoothing ? [x, y, smooth(y, view.smoothing, limits)] : [x, y])));
+function clear(chart) {
+  chart.uplot?.destroy();
+  chart.uplot = null;
+  chart.structure = "";
 }
 
-const columns = () => (view.smoothing ? 2 : 1); // of each line
+// One column of x for all lines. Each line has its points, and if they are smoothed, the result.
+function align(chart) {
+  const { lines, range } = chart;
+  const limits = range?.outside ? [range.low, range.high] : undefined;
+  const state = JSON.stringify(view.smoothing ? [view.smoothing, limits] : []);
+  if (chart.dataState === state) return; // only the range in view is another one
+  chart.dataState = state;
+  chart.columns = view.smoothing ? 2 : 1; // of each line
+  chart.data = uPlot.join(lines.map(({ x, y }) =>
+    (view.smoothing ? [x, y, smooth(y, view.smoothing, limits)] : [x, y])));
+}
 
 function options(chart) {
   const css = getComputedStyle(document.documentElement);
@@ -134,7 +156,7 @@ function options(chart) {
     const stroke = colour(`--line-${line.style.colour}`);
     const one = { label: line.name, stroke, width: 1.8, dash: line.style.dash,
       points: { show: line.x.length <= FEW, size: line.x.length === 1 ? 9 : 5, fill: stroke } };
-    return view.smoothing ? [{ ...one, label: `${line.name}, raw`, alpha: 0.3, width: 1, dash: [] },
+    return chart.columns === 2 ? [{ ...one, label: `${line.name}, raw`, alpha: 0.3, width: 1, dash: [] },
       { ...one, points: { ...one.points, show: line.x.length === 1 } }] : [one];
   });
   const axis = { stroke: colour("--quiet"), font: FONT, labelFont: FONT, labelSize: 20,
@@ -163,15 +185,15 @@ function options(chart) {
       focus: { prox: 24 },
       points: { size: 7 },
       dataIdx: (u, index, hovered, at) => (index === 0 ? hovered
-        : index % columns() ? null // a raw one, beside what it was smoothed to
-        : closest(u, chart.lines[Math.floor((index - 1) / columns())], at)),
-      bind: { dblclick: () => () => zoom("reset") },
+        : index % chart.columns ? null // a raw one, beside what it was smoothed to
+        : closest(u, chart.lines[Math.floor((index - 1) / chart.columns)], at)),
+      bind: { dblclick: () => () => zoomCurves("reset") },
     },
     focus: { alpha: 0.35 },
     hooks: {
       setCursor: [() => showTip(chart)],
       setSeries: [(_, index) => { chart.focused = index; showTip(chart); }],
-      setSelect: [(u) => zoomTo(u)],
+      setSelect: [(u) => zoomTo(chart, u)],
     },
   };
 }
@@ -191,10 +213,11 @@ function closest(u, { x }, at) {
   return firstAtLeast(u.data[0], point);
 }
 
-function zoomTo(u) {
+function zoomTo(chart, u) {
   const { left, width } = u.select;
   if (width < 5) return;
   u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  if (chart.unit !== view.x) return; // the axis was changed a moment ago
   change({ range: [u.posToVal(left, "x"), u.posToVal(left + width, "x")] });
 }
 
@@ -205,7 +228,7 @@ function onKey(chart, event) {
   const steps = { ArrowLeft: -1, ArrowRight: 1 };
   if (!u || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key in zooms) {
-    zoom(zooms[event.key]);
+    zoomCurves(zooms[event.key]);
   } else if (event.key in steps) {
     const { min, max } = u.scales.x;
     const [first, last] = [firstAtLeast(u.data[0], min), firstAtLeast(u.data[0], max)];
@@ -225,12 +248,12 @@ function showTip(chart) {
   const { left, top, idxs, idx } = u.cursor;
   const isNarrow = chart.width < NARROW;
   const found = left < 0 || idx === null ? [] : lines.flatMap((line, i) => {
-    const column = i * columns() + columns();
+    const column = (i + 1) * chart.columns;
     const at = idxs[column];
     if (at === null || at === undefined) return [];
     const value = u.data[column][at];
     if (value === undefined) return [];
-    const raw = view.smoothing && !isNarrow ? ` (raw ${spec.showY(u.data[column - 1][at])})` : "";
+    const raw = chart.columns === 2 && !isNarrow ? ` (raw ${spec.showY(u.data[column - 1][at])})` : "";
     return [{ line, value, text: spec.showY(value) + raw, focused: column === chart.focused,
       distance: Math.abs(u.valToPos(value, "y") - (top ?? 0)) }];
   });

@@ -46,6 +46,19 @@ export function options(select, entries) {
   if (entries.some(([value]) => value === before)) select.value = before;
 }
 
+// Returns a function that calls `action` in the next animation frame, however often it is called.
+export function onceAFrame(action) {
+  let isRequested = false;
+  return () => {
+    if (isRequested) return;
+    isRequested = true;
+    requestAnimationFrame(() => {
+      isRequested = false;
+      action();
+    });
+  };
+}
+
 // Returns a function that calls `action` once it has not been called for a while.
 export function debounced(action, milliseconds = 200) {
   let timer;

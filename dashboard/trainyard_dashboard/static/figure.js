@@ -40,7 +40,7 @@ export function updateFigure(figure, spec) {
   if (figure.mark) figure.mark.hidden = isEmpty;
   if (isEmpty) return false;
   figure.plot.setAttribute("aria-label", summary(spec));
-  figure.legend.replaceChildren(...legendEntries(spec));
+  showLegend(figure);
   fillTable(figure);
   return true;
 }
@@ -51,6 +51,16 @@ function summary({ title, lines, bars, showX, showY }) {
     : [`${line.name}: ${showY(line.y.at(-1))} at ${showX(line.x.at(-1))}`]));
   const more = lines.length > MAX_LABELLED ? `; and ${lines.length - MAX_LABELLED} more` : "";
   return `${title}. ${values.join("; ")}${more}`;
+}
+
+// Anew only for other lines: their values change far more often.
+function showLegend(figure) {
+  const { spec } = figure;
+  const state = JSON.stringify(spec.lines.map(({ name, style, markers, band }) =>
+    [name, style, markers, band?.name]));
+  if (figure.named === state) return;
+  figure.named = state;
+  figure.legend.replaceChildren(...legendEntries(spec));
 }
 
 function legendEntries({ lines, bars }) {

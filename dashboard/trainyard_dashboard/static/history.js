@@ -68,6 +68,13 @@ function together(parts) {
 
 const state = (run) => JSON.stringify([run.step, run.phase]);
 
+// Whether all that is known of these metrics, on the present axis, was requested. A run that has
+// only just been selected does not count: its selection is a request of its own.
+export const isLoaded = (metrics) => selected().every((run) => {
+  const requested = kept.get(run.id)?.requested;
+  return !requested || [...metrics, ...axes()].every((metric) => requested.has(metric));
+});
+
 function isFresh(run, metrics) {
   const entry = kept.get(run.id);
   return entry !== undefined && run.phase !== null && entry.state === state(run)

@@ -12,10 +12,8 @@ const MOVE = 0.25;
 
 export const view = { ...DEFAULTS };
 const listeners = new Set();
-const extents = new Map(); // of x, by chart
 
 export const onView = (listener) => listeners.add(listener);
-export const setExtent = (chart, range) => extents.set(chart, range);
 
 export function change(values) {
   if ("x" in values && values.x !== view.x) view.range = null; // it is in another unit
@@ -23,16 +21,9 @@ export function change(values) {
   for (const listener of listeners) listener();
 }
 
-// The x values of all charts that are drawn; null if there are none.
-function whole() {
-  const known = [...extents.values()].filter(Boolean);
-  return known.length ? [Math.min(...known.map(([low]) => low)),
-    Math.max(...known.map(([, high]) => high))] : null;
-}
-
-// Changes the part of the x axis in view: "in", "out", "earlier", "later" or "reset".
-export function zoom(action) {
-  const all = whole();
+// Changes the part of the x axis in view: "in", "out", "earlier", "later" or "reset". `all` is the
+// range of what could be in view; null if nothing could.
+export function zoom(action, all) {
   if (action === "reset" || !all) return change({ range: null });
   const forth = view.logX ? (value) => Math.log10(Math.max(value, 1e-9)) : (value) => value;
   const back = view.logX ? (value) => 10 ** value : (value) => value;

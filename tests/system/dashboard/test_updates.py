@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
+from tests.patience import until
 from tests.support.dashboard.home import write_run
 from tests.support.serving.servers import running
 from trainyard_dashboard.app import create_dashboard_app
@@ -28,6 +30,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.write(json.dumps({"step": step, kind: 1.0, **odd}) + "\n")
     with write_run(home, "wide", points=1).open("a") as file:
         file.write(json.dumps({"step": 20, "loss": 1.0, **WIDE}) + "\n")
+    (write_run(home, "broken").parent / "metrics.jsonl").unlink()
+    (home / "runs" / "broken" / "data" / "metrics.jsonl").mkdir()
+    first = {"step": 0, "event": "started", "time": 0.0, "config": {"batch_size": 32}}
+    log = write_run(home, "sized")
+    log.write_text(json.dumps(first) + "\n" + log.read_text())
     return home
 
 
@@ -36,6 +43,24 @@ def dashboard(home: Path) -> Iterator[str]:
     settings = DashboardSettings.model_validate({"home": str(home), "poll_seconds": 0.3})
     with running(create_dashboard_app(settings)) as asked:
         yield str(asked.base_url)
+
+
+@pytest.fixture
+def quiet(home: Path) -> Iterator[str]:
+    """A dashboard whose page polls once: what it asks for later is for another reason."""
+    settings = DashboardSettings.model_validate({"home": str(home), "poll_seconds": 3600})
+    with running(create_dashboard_app(settings)) as asked:
+        yield str(asked.base_url)
+
+
+def evaluate(page: Page, expression: str) -> Any:
+    """The value of an expression about `u`, what draws the losses of the Training tab."""
+    plot = "document.getElementById('plot-training-charts-loss').uplot"
+    return page.evaluate(f"(({{ u }}) => {expression})({{ u: {plot} }})")
+
+
+def controls(page: Page) -> Locator:
+    return page.locator("#training-charts .toolbar")
 
 
 def progressed(home: Path, name: str, step: int, **metrics: float) -> None:
@@ -80,7 +105,7 @@ def test_an_answer_about_a_run_that_is_no_longer_selected_is_ignored(
     with page.expect_request("**/api/history?*"):
         progressed(home, "one", 410, loss=0.5)
     page.locator("#compare").get_by_label("Show one in the charts").uncheck()
-    chooser = page.locator("#training-charts .chooser")
+    chooser = controls(page).locator(".chooser")
     chooser.locator("summary").click()
     chooser.get_by_label("Each rank's own time per step").check()  # it is requested, too
     held.pop().continue_()
@@ -126,3 +151,90 @@ def test_a_metric_may_have_any_name(dashboard: str, page: Page) -> None:
     expect(heads).to_have_text(["Step", "eval_loss", *named])
     first = evaluations.get_by_role("row", name="10", exact=False).filter(has_text="1.6")
     expect(first.get_by_role("cell")).to_have_text(["1.6", *("–" for _ in named)])
+
+
+def test_what_needs_no_data_requests_none(quiet: str, page: Page) -> None:
+    """Also while a run can't be read, which a poll would retry."""
+    page.goto(f"{quiet}/#training?select=local/default/sized&select=local/default/broken")
+    expect(page.locator("#problems")).to_contain_text("the history of broken can't be read")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    controls(page).get_by_label("Smoothing").fill("0.5")
+    until(lambda: evaluate(page, "u.series.length") == 3)
+    controls(page).get_by_label("Over").select_option("seconds")
+    until(lambda: evaluate(page, "u.axes[0].label").startswith("Time"))
+    controls(page).get_by_label("Outliers").select_option("show")
+    controls(page).get_by_label("Log y").check()
+    until(lambda: evaluate(page, "u.scales.y.distr") == 3)
+    page.locator("#training-charts .u-over").first.hover()
+    expect(page.locator("#training-charts .tip").first).to_be_visible()
+    chooser = controls(page).locator(".chooser")
+    chooser.locator("summary").click()
+    for wanted in (False, True):
+        chooser.get_by_label("Learning rate").set_checked(wanted)
+        rate = page.locator("#plot-training-charts-learning_rate")
+        expect(rate).to_be_visible(visible=wanted)
+    light = evaluate(page, "u.axes[0].stroke()")
+    page.emulate_media(color_scheme="dark")
+    until(lambda: evaluate(page, "u.axes[0].stroke()") != light)
+    page.set_viewport_size({"width": 500, "height": 700})
+    until(lambda: evaluate(page, "u.width") < 500)
+    controls(page).get_by_role("button", name="Zoom in").click()
+    until(lambda: evaluate(page, "u.scales.x.min") > 1)
+    assert not asked
+    with page.expect_request("**/api/history?*axis%3Asamples*"):
+        controls(page).get_by_label("Over").select_option("samples")
+
+
+def test_charts_stay_while_they_are_smoothed_and_zoomed_once_a_frame(
+    quiet: str, page: Page
+) -> None:
+    page.goto(f"{quiet}/#training?select=local/default/one&smoothing=0.1")
+    until(lambda: page.evaluate("!!document.querySelector('#plot-training-charts-loss .uplot')"))
+    drawn = page.evaluate(
+        """async () => {
+          const { uplot } = document.getElementById("plot-training-charts-loss");
+          let drawn = 0;
+          const { setData } = uplot;
+          uplot.setData = (...data) => {
+            drawn += 1;
+            setData(...data);
+          };
+          const slider = document.querySelector("#training-charts input[type=range]");
+          for (const value of [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input"));
+          }
+          for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+          uplot.isFirst = true;
+          return drawn;
+        }"""
+    )
+    assert drawn == 1
+    smoothed = evaluate(page, "u.data[2][1]")
+    controls(page).get_by_label("Smoothing").fill("0.9")
+    until(lambda: evaluate(page, "u.data[2][1]") != smoothed)
+    whole = evaluate(page, "[u.scales.x.min, u.scales.x.max, u.scales.y.max]")
+    controls(page).get_by_role("button", name="Zoom in").click()
+    controls(page).get_by_role("button", name="Later").click()
+    until(lambda: evaluate(page, "u.scales.x.min") > whole[0])
+    until(lambda: evaluate(page, "u.scales.y.max") < whole[2])  # y follows
+    controls(page).get_by_role("button", name="Reset zoom").click()
+    until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max, u.scales.y.max]") == whole)
+    assert evaluate(page, "u.isFirst")
+
+
+def test_a_zoom_is_of_what_is_in_view_in_its_own_unit(dashboard: str, page: Page) -> None:
+    """Charts of another tab were drawn over steps, and of more runs."""
+    both = "select=local/default/sized&select=local/default/one"
+    page.goto(f"{dashboard}/#performance?{both}")
+    expect(page.locator("#plot-performance-charts-loss canvas")).to_be_visible()
+    page.get_by_role("tab", name="Training").click()
+    expect(page.locator("#plot-training-charts-loss canvas")).to_be_visible()
+    controls(page).get_by_label("Over").select_option("samples")
+    until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [320, 12800])
+    controls(page).get_by_role("button", name="Zoom in").click()
+    until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [3440, 9680])
+    controls(page).get_by_label("Over").select_option("step")
+    until(lambda: evaluate(page, "u.axes[0].label") == "Step")
+    assert evaluate(page, "u.scales.x.min") == 10
