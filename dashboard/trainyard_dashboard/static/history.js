@@ -35,9 +35,13 @@ async function request(wanted) {
     ...slice.map((metric) => ["metric", metric]),
   ])));
   const problems = [...new Set(answers.flatMap((answer) => answer.problems))];
+  const own = new Map(stale.map((run) =>
+    [run, problems.filter((line) => line.startsWith(`${run.name}: `))]));
+  // Of what is no line about a run's log, any run may lack something.
+  const hasFailed = problems.length > new Set([...own.values()].flat()).size;
   for (const run of stale) {
     const found = together(answers.map((answer) => answer.runs[run.id]));
-    if (found && isSelected(run.id)) keep(run, metrics, found, problems);
+    if (found && isSelected(run.id)) keep(run, metrics, found, own.get(run), hasFailed);
   }
   return [...problems, ...others];
 }
@@ -88,7 +92,7 @@ function known(run, metrics) {
   return entry.reach > 0 ? `${entry.version}@${entry.reach}` : "";
 }
 
-function keep(run, metrics, found, allProblems) {
+function keep(run, metrics, found, problems, hasFailed) {
   const before = kept.get(run.id);
   const isSame = Boolean(before?.version) && before.version === found.version;
   // Curves that were not requested again are complete only if nothing is new.
@@ -100,11 +104,9 @@ function keep(run, metrics, found, allProblems) {
     curves.set(key, old ? joined(old, curve) : curve);
   }
   const first = found.samples[0]?.step ?? Infinity;
-  const problems = allProblems.filter((line) => line.startsWith(`${run.name}: `));
   kept.set(run.id, {
     curves, problems, version: found.version, metrics: found.metrics, evaluation: found.evaluation,
-    // Failures are retried.
-    state: allProblems.length > problems.length ? "" : state(run),
+    state: hasFailed ? "" : state(run), // failures are retried
     requested: new Set([...(isAddition ? before.requested : []), ...metrics]),
     reach: isAddition ? Math.min(before.reach, found.reach) : found.reach, // the last step of every curve
     samples: [...(isSame ? before.samples.filter((one) => one.step < first) : []),

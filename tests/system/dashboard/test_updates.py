@@ -186,6 +186,22 @@ def test_what_needs_no_data_requests_none(quiet: str, page: Page) -> None:
         controls(page).get_by_label("Over").select_option("samples")
 
 
+def test_a_broken_line_of_one_run_is_no_reason_to_request_others_again(
+    dashboard: str, home: Path, page: Page
+) -> None:
+    with write_run(home, "cut").open("a") as file:
+        file.write("{\n")
+    page.goto(f"{dashboard}/#training?select=local/default/cut&select=local/default/one")
+    expect(page.locator("#problems")).to_contain_text("cut: line 44 of metrics.jsonl is left out")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for _ in range(3):
+        with page.expect_response("**/api/runs?*"):
+            pass
+    assert not [url for url in asked if "/api/history" in url]
+    expect(page.locator("#problems")).to_contain_text("cut: line 44 of metrics.jsonl is left out")
+
+
 def test_charts_stay_while_they_are_smoothed_and_zoomed_once_a_frame(
     quiet: str, page: Page
 ) -> None:
