@@ -134,6 +134,8 @@ function showHead() {
     const isSorted = th.dataset.column === column;
     if (isSorted) th.setAttribute("aria-sort", down ? "descending" : "ascending");
     else th.removeAttribute("aria-sort");
+    const { down: next } = parseSort(nextSort(wanted.sort, th.dataset.column));
+    th.firstChild.title = `Sort in ${next ? "descending" : "ascending"} order`;
   }
   field.sort.value = `${down ? "-" : ""}${column}`;
 }
@@ -141,12 +143,13 @@ function showHead() {
 function createHead(head) {
   head.replaceChildren(...COLUMNS.map(([column, name, origin]) =>
     h("th", { scope: "col", role: "columnheader", "data-column": column },
-      // Labelled, because the arrow that the style adds would be read, too.
+      // Labelled, because the arrow that the style adds would be read, too. What it does is its
+      // title, not its label, which names the column in every cell.
       h("button", { type: "button", class: "sort", "aria-label": name,
         onclick: () => wish({ sort: nextSort(wanted.sort, column) }, true) }, name),
       origin ? h("span", { class: `badge ${origin}` }, origin) : null)));
   options(field.sort, COLUMNS.flatMap(([column, name]) =>
-    [[column, `${name}, lowest first`], [`-${column}`, `${name}, highest first`]]));
+    [[column, `${name}, ascending`], [`-${column}`, `${name}, descending`]]));
 }
 
 function showRows(shown) {
