@@ -56,7 +56,7 @@ async function calculate() {
   const state = JSON.stringify(answer);
   if (state === shownState) return;
   costs = answer;
-  showProblem(costs.why_unknown ? `Unknown at this size: ${costs.why_unknown}.` : "");
+  showProblem(costs.why_unknown ? `The cost at this size is unknown: ${costs.why_unknown}.` : "");
   form.querySelector(".budget-name").textContent = `Budget, million ${costs.unit}`;
   at("price-file").replaceChildren(...(costs.is_example
     ? ["These are example prices, not offers. ",
@@ -149,7 +149,7 @@ function hardwareRow(one, changed) {
       idle ? h("span", { class: "note" }, `${idle} of them idle`) : null),
     cell("Price per unit-hour (entered)",
       entered(one, edited, price(one), "Price per unit-hour", changed), ` ${costs.currency}`),
-    cell("Speed (entered)", entered(one, speeds, speed(one), "Speed", changed), " × measured"),
+    cell("Speed (entered)", entered(one, speeds, speed(one), "Speed", changed), " × the measured speed"),
     cell("Time (projected)", time),
     cell("Cost (projected)", total, range, lowest),
   );
@@ -161,7 +161,8 @@ function drawChart() {
   const rows = costs.rows.filter(cost);
   draw("cost-charts", {
     id: "costs", title: "Cost", origin: "projected", bars: true, x: currency,
-    empty: "Unknown: it takes the speed of some hardware, relative to what was measured.",
+    empty: "Unknown until you enter the speed of at least one kind of hardware, relative to the hardware"
+      + " that was measured.",
     lines: [{ name: "cost", x: rows.map((one) => cost(one).value), y: rows.map((one) => one.name),
       text: rows.map((one) => (wide ? costInterval(one) : money(cost(one).value, currency))),
       rangeOnly: wide, style: style(0),

@@ -164,15 +164,21 @@ export function linesOf(metric) {
 function downsampled(drawn, all) {
   const most = Math.max(0, ...all);
   return all.every((count, i) => count <= drawn[i]) ? []
-    : [`Up to ${number(most, 6)} points per line are drawn as about 500: the lowest and the highest of each`
-      + " interval."];
+    : [`Lines of up to ${number(most, 6)} points are downsampled to about 500: the lowest and the highest`
+      + " point of each interval."];
 }
+
+// What says where a point lies on an axis.
+const NEEDED = {
+  step: "the step at each time", seconds: "the time of each step",
+  tokens: "the number of tokens at each step", samples: "the number of samples at each step",
+};
 
 function notOnAxis(names) {
   if (!names.length) return [];
   const shown = names.length > 3 ? `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`
     : names.join(", ");
-  return [`Not drawn, because ${AXES[view.x].toLowerCase()} of each step are unknown: ${shown}.`];
+  return [`Not drawn, because ${NEEDED[view.x]} is unknown: ${shown}.`];
 }
 
 // The points of a curve on the chosen axis; null if it is unknown where they lie.

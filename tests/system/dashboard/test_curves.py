@@ -200,7 +200,7 @@ def test_curves_lie_over_time_tokens_and_samples(dashboard: str, page: Page) -> 
     axis.select_option("tokens")
     shown(page, "loss", [10 * BATCH * 10, 100 * BATCH * 10])
     expect(figure(page, "loss")).to_contain_text(
-        "Not drawn, because tokens of each step are unknown: images."
+        "Not drawn, because the number of tokens at each step is unknown: images."
     )
 
 
