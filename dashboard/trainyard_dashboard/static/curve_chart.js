@@ -168,8 +168,7 @@ function options(chart) {
     series: [{}, ...series],
     scales: {
       x: { time: false, distr: view.logX ? LOGARITHMIC : LINEAR,
-        range: (_, low, high) => view.range ?? (low === high ? padded([low, high], 0, false)
-          : [low, high]) },
+        range: (_, low, high) => xLimits(low, high) },
       y: { distr: view.logY ? LOGARITHMIC : LINEAR, range: () => yLimits(chart) },
     },
     axes: [
@@ -196,6 +195,15 @@ function options(chart) {
       setSelect: [(u) => zoomTo(chart, u)],
     },
   };
+}
+
+// `low` and `high` are those of the lines. A range may have been chosen on another kind of axis:
+// marks from 0 on a logarithmic one are endless.
+function xLimits(low, high) {
+  if (!view.range) return low === high ? padded([low, high], 0, false) : [low, high];
+  const [from, to] = view.range;
+  if (!view.logX || from > 0) return view.range;
+  return low < to ? [low, to] : [low, high];
 }
 
 function yLimits({ range, spec }) {

@@ -55,7 +55,7 @@ def quiet(home: Path) -> Iterator[str]:
 
 def evaluate(page: Page, expression: str) -> Any:
     """The value of an expression about `u`, what draws the losses of the Training tab."""
-    plot = "document.getElementById('plot-training-charts-loss').uplot"
+    plot = "document.getElementById('plot-training-charts-loss')?.uplot"
     return page.evaluate(f"(({{ u }}) => {expression})({{ u: {plot} }})")
 
 
@@ -254,3 +254,10 @@ def test_a_zoom_is_of_what_is_in_view_in_its_own_unit(dashboard: str, page: Page
     controls(page).get_by_label("Over").select_option("step")
     until(lambda: evaluate(page, "u.axes[0].label") == "Step")
     assert evaluate(page, "u.scales.x.min") == 10
+
+
+def test_a_zoom_from_0_holds_on_a_logarithmic_axis(dashboard: str, page: Page) -> None:
+    page.goto(f"{dashboard}/#training?select=local/default/sized&range=0-to-200")
+    until(lambda: evaluate(page, "u?.scales.x.min") == 0)
+    controls(page).get_by_label("Log x").check()
+    until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [10, 200])
