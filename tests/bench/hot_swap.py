@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m tests.bench.hot_swap [generate classify] [--swaps 20] [--clients 8]
 
-A server follows a run into which intact models and damaged ones (a flipped byte, a cut file, NaN
-weights, a wrong golden request) are published in turn, while clients ask without a pause. Every
-answer is checked against the model that its x-trainyard-digest header names.
+A server with --require follows a run into which intact models and others (a flipped byte, a cut
+file, NaN weights, a wrong golden request, a worse evaluation) are published in turn, while clients
+ask without a pause. Every answer is checked against the model that its x-trainyard-digest header
+names.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.bench.serving_process import export_tiny, serving
 from tests.support.serving.completions import text_of, write
 from tests.support.serving.news_model import LABELS, write_news_model
-from tests.support.serving.swap_load import swap_under_load
+from tests.support.serving.swap_load import REQUIRE, swap_under_load
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.model_store.verified import describe_plain
 
@@ -91,7 +92,9 @@ def measure(app: str, num_swaps: int, num_clients: int) -> None:
         run.mkdir()
         models = subject.make(Path(folder))
         assert models[0][1] != models[1][1]
-        with serving(app, f"--run-dir={run}", "--poll-seconds=0.1") as server:
+        with serving(
+            app, f"--run-dir={run}", "--poll-seconds=0.1", f"--require={REQUIRE}"
+        ) as server:
             began = time.monotonic()
             swaps = asyncio.run(
                 swap_under_load(
@@ -102,12 +105,12 @@ def measure(app: str, num_swaps: int, num_clients: int) -> None:
     answers = swaps.answers
     print(
         f"{app}: {num_swaps} models published in {took:.1f} s,"
-        f" {len(swaps.damaged)} of them damaged;"
+        f" {len(swaps.damaged)} of them damaged or worse than required;"
         f" {answers.total():,} requests by {num_clients} clients ({answers.total() / took:.0f}/s)"
     )
     print(f"  failed requests: {len(swaps.failed)}")
-    print(f"  damaged models refused: {swaps.refused} of {len(swaps.damaged)}")
-    print(f"  answers by a damaged model: {sum(answers[name] for name in swaps.damaged)}")
+    print(f"  of these refused: {swaps.refused} of {len(swaps.damaged)}")
+    print(f"  answers by one of these: {sum(answers[name] for name in swaps.damaged)}")
     print(f"  answers under another model's digest: {len(swaps.wrong)}")
 
 

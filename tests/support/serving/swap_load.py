@@ -19,7 +19,9 @@ from trainyard_api.golden import GOLDEN
 from trainyard_storage.checkpoints import describe_files, digest
 
 WEIGHTS = "model.safetensors"
-DAMAGES = ("flipped byte", "cut file", "NaN weights", "wrong golden")
+WORSE = "worse evaluation"  # not damaged, but refused by a server with this requirement:
+REQUIRE = "eval_loss<=2"
+DAMAGES = ("flipped byte", "cut file", "NaN weights", "wrong golden", WORSE)
 # Sends a request.
 Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
 # The text of a response, by which the test recognises the model.
@@ -52,7 +54,9 @@ def publish_copy(model: Path, run: Path, step: int, damage: str | None = None) -
             text = text.replace(outputs, f"{outputs}9", 1)
         golden.write_text(text)
     created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=step)
-    write_manifest(hidden, step=step, created=created, files=describe_files(hidden))
+    metrics = {"eval_loss": 2.5 if damage == WORSE else 1.5}
+    files = describe_files(hidden)
+    write_manifest(hidden, step=step, created=created, files=files, metrics=metrics)
     if damage == "flipped byte":
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -83,6 +87,8 @@ async def swap_under_load(
     num_clients: int,
 ) -> Swaps:
     """Publish `num_swaps` models, alternately intact and damaged, while clients send requests.
+
+    The server must require REQUIRE.
 
     Args:
         models: a model's directory, and what `text_of` returns for its answers; they take turns.

@@ -9,7 +9,7 @@ import pytest
 from tests.patience import until
 from tests.support.serving.completions import text_of, write
 from tests.support.serving.servers import serving
-from tests.support.serving.swap_load import publish_copy, swap_under_load
+from tests.support.serving.swap_load import REQUIRE, publish_copy, swap_under_load
 from tests.unit.serving.trained_gpt import export_trained_gpt
 from trainyard_serving.generate.language_model import LanguageModel
 from trainyard_serving.model_store.verified import describe_plain
@@ -46,7 +46,7 @@ def text_of_response(response: httpx.Response) -> str:
 def test_swaps_fail_no_request_and_every_answer_names_its_model(
     models: list[tuple[Path, str]], tmp_path: Path
 ) -> None:
-    with serving(run_dir=tmp_path, poll_seconds=0.02, max_queue=64) as client:
+    with serving(run_dir=tmp_path, poll_seconds=0.02, max_queue=64, require=REQUIRE) as client:
         base = str(client.base_url)
         swaps = asyncio.run(
             swap_under_load(
