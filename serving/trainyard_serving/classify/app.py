@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainyard_serving.app import create_app, not_ready
-from trainyard_serving.classify.batcher import Batcher, BatchFailedError
+from trainyard_serving.batcher import Batcher, BatchFailedError
 from trainyard_serving.classify.classifier import Floats
 from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.errors import ApiError
@@ -74,11 +74,16 @@ class Routes:
     """The app's own routes."""
 
     def __init__(
-        self, settings: ClassifySettings, follower: "Follower[Classifier]", batcher: Batcher
+        self,
+        settings: ClassifySettings,
+        follower: "Follower[Classifier]",
+        batcher: "Batcher[Classifier, str]",
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._follower = follower
         self._batcher = batcher
+        self._metrics = metrics
 
     async def page(self) -> HTMLResponse:
         """A page to try the model."""
@@ -100,13 +105,15 @@ class Routes:
         if model is None:
             raise not_ready(self._follower, self._settings)
         try:
-            work = self._batcher.classify(model, texts)
+            work = self._batcher.compute(model, texts)
             probabilities = await unless_disconnected(request, work)
         except BatchFailedError as error:
             raise ApiError(500, str(error)) from None
         if probabilities is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         predictions = [Prediction.of(model.labels, each).model_dump() for each in probabilities]
+        for prediction in predictions:
+            self._metrics.predicted(prediction["label"])
         # The digest of the model that answered; a newer one may be loaded by now.
         headers = {DIGEST_HEADER.decode(): model.source.digest}
         return JSONResponse(predictions[0] if one else predictions, headers=headers)
@@ -115,7 +122,13 @@ class Routes:
 def create_classify_app(settings: ClassifySettings) -> FastAPI:
     """The ASGI app; its lifespan loads the model."""
     metrics = Metrics()
-    batcher = Batcher(settings.max_batch_size, settings.max_queue, metrics)
+    batcher: Batcher[Classifier, str] = Batcher(
+        lambda model, encoded: model.probabilities(encoded),
+        settings.max_batch_size,
+        settings.max_queue,
+        metrics,
+        encode=lambda model, texts: model.encode(texts),
+    )
     metrics.queue_depth.set_function(lambda: batcher.depth)
     follower: Follower[Classifier] = Follower(
         location_of(settings), partial(_load, settings), settings.poll_seconds, metrics
@@ -132,7 +145,7 @@ def create_classify_app(settings: ClassifySettings) -> FastAPI:
         full=batcher.full,
     )
     app.description = "The class of a text. [A page to try it](try)."
-    routes = Routes(settings, follower, batcher)
+    routes = Routes(settings, follower, batcher, metrics)
     app.add_api_route(
         "/predict",
         routes.predict,

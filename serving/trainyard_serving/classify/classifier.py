@@ -1,6 +1,7 @@
 """A text classifier in memory: loads a verified directory and computes classes of texts."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from trainyard_api.golden import (
     InvalidGoldenError,
     read_evaluation,
 )
+from trainyard_serving.batcher import EncodedText
 from trainyard_serving.errors import BadModelError, one_line
 from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
@@ -103,7 +105,7 @@ class Classifier:
         ids: list[list[int]] = self._tokenizer(texts, truncation=True, verbose=False)["input_ids"]
         return ids
 
-    def probabilities(self, encoded: list[list[int]]) -> Floats:
+    def probabilities(self, encoded: Sequence[EncodedText]) -> Floats:
         """Probabilities (texts, classes) of one or more texts encoded by `encode`."""
         longest = max(len(ids) for ids in encoded)
         padded = np.full((len(encoded), longest), self._tokenizer.pad_token_id or 0, np.int64)

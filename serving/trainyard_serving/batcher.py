@@ -10,15 +10,24 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Generic, TypeVar, cast
 
-from trainyard_serving.classify.classifier import Classifier, Floats
+import numpy as np
+import numpy.typing as npt
+
 from trainyard_serving.concurrency import computing_thread
 from trainyard_serving.errors import QueueFullError
 from trainyard_serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M")  # a loaded model
+T = TypeVar("T")  # a text, or its token ids
+Row = npt.NDArray[np.float32]  # what a model computes of one text
+EncodedText = Sequence[int] | npt.NDArray[np.int32]
 
 # Padding costs as much as text: texts longer than this go into another group.
 LENGTH_RATIO = 1.5
@@ -30,7 +39,7 @@ class BatchFailedError(Exception):
 
 
 @dataclass(eq=False)
-class Request:
+class Request(Generic[M, T]):
     """The texts of one request and their results.
 
     Attributes:
@@ -38,11 +47,11 @@ class Request:
         num_left: texts without a result.
     """
 
-    model: Classifier
-    texts: list[str]
+    model: M
+    texts: Sequence[T]
     loop: asyncio.AbstractEventLoop
-    done: "asyncio.Future[list[Floats]]"
-    results: list[Floats | None]
+    done: "asyncio.Future[list[Row]]"
+    results: list[Row | None]
     num_left: int
     queued: float = field(default_factory=time.monotonic)
 
@@ -52,14 +61,33 @@ class Request:
         return self.done.done()
 
 
-class Batcher:
+class Batcher(Generic[M, T]):
     """Computes texts in the order in which they arrived."""
 
-    def __init__(self, max_batch_size: int, max_queue: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        compute: Callable[[M, list[EncodedText]], Iterable[Row]],
+        max_batch_size: int,
+        max_queue: int,
+        metrics: Metrics,
+        *,
+        encode: Callable[[M, list[T]], Sequence[EncodedText]] | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        """
+        Args:
+            compute: a row for each of one or more encoded texts.
+            encode: the token ids of texts; None: what waits are token ids.
+            max_batch_tokens: computed together, padding included; a longer text is computed alone.
+                None: any number.
+        """
+        self._compute = compute
+        self._encode = encode
         self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max_batch_tokens
         self._max_queue = max_queue
         self._metrics = metrics
-        self._queue: deque[tuple[Request, int]] = deque()  # a request and one of its texts
+        self._queue: deque[tuple[Request[M, T], int]] = deque()  # a request and one of its texts
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds_per_text = 0.05  # moving average
@@ -88,8 +116,8 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    async def classify(self, model: Classifier, texts: list[str]) -> list[Floats]:
-        """Probabilities (classes,) of each text, in the texts' order.
+    async def compute(self, model: M, texts: Sequence[T]) -> list[Row]:
+        """The model's row of each text, in the texts' order.
 
         Cancelling the call removes its texts from the queue. Raises QueueFullError at once when
         they do not fit into the queue, and BatchFailedError.
@@ -107,7 +135,7 @@ class Batcher:
             self._remove(request)
             raise
 
-    def _remove(self, request: Request) -> None:
+    def _remove(self, request: Request[M, T]) -> None:
         with self._changed:
             self._queue = deque(item for item in self._queue if item[0] is not request)
 
@@ -121,7 +149,7 @@ class Batcher:
         while batch := self._take():
             started = time.monotonic()
             try:
-                self._compute(batch)
+                self._compute_batch(batch)
             except Exception:
                 log.exception("a batch failed inside the model")
                 error = BatchFailedError("the model failed on this; the server's log says why")
@@ -130,7 +158,7 @@ class Batcher:
             spent = (time.monotonic() - started) / len(batch)
             self._seconds_per_text += 0.2 * (spent - self._seconds_per_text)
 
-    def _take(self) -> list[tuple[Request, int]]:
+    def _take(self) -> list[tuple[Request[M, T], int]]:
         """Wait for texts; returns the next ones of the same model, or none when stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._stopping)
@@ -147,7 +175,7 @@ class Batcher:
                 self._queue.popleft()
             return batch
 
-    def _compute(self, batch: list[tuple[Request, int]]) -> None:
+    def _compute_batch(self, batch: list[tuple[Request[M, T], int]]) -> None:
         batch = [item for item in batch if not item[0].ended]
         if not batch:
             return
@@ -155,15 +183,18 @@ class Batcher:
         model = batch[0][0].model
         seconds = self._metrics.stage_seconds
         seconds.labels("queue").observe(started - min(request.queued for request, _ in batch))
-        encoded = model.encode([request.texts[number] for request, number in batch])
+        texts = [request.texts[number] for request, number in batch]
+        if self._encode is None:
+            encoded = cast(Sequence[EncodedText], texts)
+        else:
+            encoded = self._encode(model, texts)
+            seconds.labels("tokenise").observe(time.monotonic() - started)
         tokenised = time.monotonic()
-        seconds.labels("tokenise").observe(tokenised - started)
-        for group in _by_length(encoded):
-            probabilities = model.probabilities([encoded[index] for index in group])
+        for group in _by_length(encoded, self._max_batch_tokens):
+            rows = self._compute(model, [encoded[index] for index in group])
             self._metrics.batch_size.observe(len(group))
-            for index, row in zip(group, probabilities, strict=True):
+            for index, row in zip(group, rows, strict=True):
                 request, number = batch[index]
-                self._metrics.predicted(model.labels[int(row.argmax())])
                 request.results[number] = row
                 request.num_left -= 1
                 if request.num_left == 0:
@@ -171,20 +202,21 @@ class Batcher:
         seconds.labels("compute").observe(time.monotonic() - tokenised)
 
 
-def _by_length(encoded: list[list[int]]) -> list[list[int]]:
+def _by_length(encoded: Sequence[EncodedText], max_tokens: int | None) -> list[list[int]]:
     """Indices of texts in groups of similar length, the shortest first."""
     groups: list[list[int]] = []
     limit = 0.0
     for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index])):
         length = len(encoded[index])
-        if not groups or length > limit:
+        padded = length * (len(groups[-1]) + 1) if groups else 0
+        if not groups or length > limit or (max_tokens is not None and padded > max_tokens):
             groups.append([])
             limit = length * LENGTH_RATIO + LENGTH_SLACK
         groups[-1].append(index)
     return groups
 
 
-def _finish(request: Request, error: BatchFailedError | None = None) -> None:
+def _finish(request: Request[M, T], error: BatchFailedError | None = None) -> None:
     """Hand the results, or the error, to the event loop."""
 
     def finish() -> None:
