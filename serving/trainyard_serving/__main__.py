@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainyard_serving.embed.settings import EmbedSettings
 from trainyard_serving.errors import ModelUnavailableError
 from trainyard_serving.model_store.locations import first_verified, location_of
 from trainyard_serving.server import App, fail, prepare_logging, serve_app
@@ -25,6 +26,12 @@ APPS = {
         ClassifySettings,
         "trainyard_serving.classify.app",
         "create_classify_app",
+    ),
+    "embed": App(
+        "embeddings of texts, as OpenAI's API gives them",
+        EmbedSettings,
+        "trainyard_serving.embed.app",
+        "create_embed_app",
     ),
     "generate": App(
         "OpenAI-compatible text completions",

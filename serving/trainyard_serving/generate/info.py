@@ -30,8 +30,7 @@ def add_info(app: FastAPI, settings: GenerateSettings, engine: Engine) -> None:
             | {"max_queue": settings.max_queue, "max_body_bytes": settings.max_body_bytes},
             "engine": settings.engine,
             "version": __version__,
-            "versions": {"python": platform.python_version()}
-            | {library: version(library) for library in LIBRARIES},
+            "versions": versions(),
         }
 
     app.add_api_route("/info", info, response_model=None)
@@ -40,3 +39,8 @@ def add_info(app: FastAPI, settings: GenerateSettings, engine: Engine) -> None:
 def limits(settings: GenerateSettings) -> JsonDict:
     """What a request may ask for at most."""
     return {"max_tokens": settings.max_tokens, "max_prompts": settings.max_prompts}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that compute answers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}

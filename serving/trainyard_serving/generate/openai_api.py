@@ -72,17 +72,18 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _prompts(value: object) -> list[str] | list[Tokens]:
+def texts_or_tokens(value: object, field: str = "prompt") -> list[str] | list[Tokens]:
+    """One or several texts, or one or several lists of token ids, as a list. Raises ValueError."""
     if _are_tokens(value):
         return [value]
     if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
         if all(_are_tokens(item) for item in value):
             return value
-        raise ValueError("prompt: a list of lists must hold token ids, and each at least one")
-    prompts = _texts(value, "prompt", " or of token ids")
-    if not prompts:
-        raise ValueError("prompt must not be an empty list")
-    return prompts
+        raise ValueError(f"{field}: a list of lists must hold token ids, and each at least one")
+    texts = _texts(value, field, " or of token ids")
+    if not texts:
+        raise ValueError(f"{field} must not be an empty list")
+    return texts
 
 
 def _are_tokens(value: object) -> TypeGuard[Tokens]:
@@ -210,7 +211,7 @@ class CompletionRequest(GenerationRequest):
     harmless: ClassVar[HarmlessValues] = {**HARMLESS_VALUES, "suffix": ("",)}
 
     prompt: Annotated[
-        list[str] | list[Tokens], BeforeValidator(_prompts, json_schema_input_type=Prompts)
+        list[str] | list[Tokens], BeforeValidator(texts_or_tokens, json_schema_input_type=Prompts)
     ]
     max_tokens: int | None = Field(default=None, ge=0)
     echo: bool | None = None

@@ -58,16 +58,9 @@ class PromptEncoder:
 
         Cut into pieces a text has about as many tokens as whole, never twice as many.
         """
-        if len(prompt) <= PIECE:
-            return
-        limit, count = 2 * self.context_length, 0
-        for start in range(0, len(prompt), PIECE):
-            piece = prompt[start : start + PIECE]
-            count += len(
-                self._tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-            )
-            if count > limit:
-                raise ContextLengthError(f"more than {limit}", self.context_length, param)
+        limit = 2 * self.context_length
+        if prefix_beyond(self._tokenizer, prompt, limit) is not None:
+            raise ContextLengthError(f"more than {limit}", self.context_length, param)
 
     def _unknown_characters(
         self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]
@@ -80,3 +73,20 @@ class PromptEncoder:
                 covered[start:end] = b"\1" * (end - start)
         missing = (char for char, known in zip(prompt, covered, strict=True) if not known)
         return [char for char in dict.fromkeys(missing) if self._keeps_space or not char.isspace()]
+
+
+def prefix_beyond(tokenizer: Any, text: str, limit: int) -> str | None:
+    """The beginning of a long text that has more than `limit` tokens, found in pieces.
+
+    None for a text that has fewer, or is not long.
+    """
+    if len(text) <= PIECE:
+        return None
+    count = 0
+    for start in range(0, len(text), PIECE):
+        end = start + PIECE
+        piece = text[start:end]
+        count += len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+        if count > limit:
+            return text[:end]
+    return None

@@ -16,6 +16,7 @@ from tests import patience
 from tests.patience import until
 from tests.support.dashboard.home import write_run, write_study
 from tests.support.serving.chat_model import export_chat_gpt
+from tests.support.serving.embed_server import embed_server, write_encoder
 from tests.support.serving.hostile_web import hostile_web
 from tests.support.serving.models import write_manifest
 from tests.support.serving.news_model import write_news_model
@@ -54,6 +55,14 @@ def classify(directory: Path) -> Iterator[httpx.Client]:
 
 
 @contextmanager
+def embed(directory: Path) -> Iterator[httpx.Client]:
+    write_encoder(directory)
+    write_manifest(directory)
+    with embed_server(model=directory) as client:
+        yield client
+
+
+@contextmanager
 def dashboard(directory: Path) -> Iterator[httpx.Client]:
     write_run(directory, "shakespeare")
     write_study(directory)
@@ -63,7 +72,13 @@ def dashboard(directory: Path) -> Iterator[httpx.Client]:
             yield client
 
 
-APPS = {"generate": generate, "vision": vision, "classify": classify, "dashboard": dashboard}
+APPS = {
+    "generate": generate,
+    "vision": vision,
+    "classify": classify,
+    "embed": embed,
+    "dashboard": dashboard,
+}
 
 
 @pytest.fixture(scope="module", params=APPS)

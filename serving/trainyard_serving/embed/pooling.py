@@ -1,0 +1,121 @@
+"""What a model's files say of how its hidden states become an embedding.
+
+They are those of Sentence Transformers. What they ask for and is not known here is refused by name:
+without it the embeddings would be others than those the model was trained to give.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+MODULES = "modules.json"
+POOLING = "1_Pooling"
+TRANSFORMER_CONFIGS = ("sentence_bert_config.json", "sentence_roberta_config.json")
+PROMPTS = "config_sentence_transformers.json"
+
+Mode = Literal["mean", "cls", "max", "lasttoken"]
+# In config.json of the pooling module: either one of these flags is true, or there is pooling_mode.
+FLAGS: dict[str, Mode] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How hidden states become an embedding.
+
+    Attributes:
+        mode: over the tokens of a text; None when the files do not say it.
+        normalize: whether embeddings have length 1.
+        max_tokens: the longest text; None when only the model limits it.
+        lowercase: whether texts are in lower case before they are tokenised.
+    """
+
+    mode: Mode | None = None
+    normalize: bool = False
+    max_tokens: int | None = None
+    lowercase: bool = False
+
+
+def read_pooling(directory: Path) -> Pooling:
+    """Read a model's files. Raises ValueError for what is not supported, or cannot be read."""
+    modules = _read(directory / MODULES, list)
+    folder = POOLING
+    names = []
+    for module in modules or []:
+        if not isinstance(module, dict):
+            raise ValueError(f"{MODULES}: not a list of modules")
+        name = str(module.get("type", "")).rpartition(".")[2]
+        path = str(module.get("path", ""))
+        if name == "Pooling":
+            folder = path
+        elif name == "Transformer" and path:
+            raise ValueError(f"{MODULES}: the Transformer must be in the folder itself, not {path}")
+        names.append(name)
+    if names and names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ValueError(
+            f"{MODULES}: the modules {', '.join(names)} are not supported, only Transformer,"
+            " Pooling and Normalize, in this order"
+        )
+    _refuse_default_prompt(directory)
+    found = (_read(directory / name, dict) for name in TRANSFORMER_CONFIGS)
+    transformer: dict[str, Any] = next(filter(None, found), {})
+    longest = transformer.get("max_seq_length")
+    return Pooling(
+        _mode(directory, folder, required=bool(names)),
+        "Normalize" in names,
+        longest if isinstance(longest, int) and longest > 0 else None,
+        transformer.get("do_lower_case") is True,
+    )
+
+
+def _mode(directory: Path, folder: str, required: bool) -> Mode | None:
+    file = directory / folder / "config.json"
+    if not file.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(f"{MODULES}: {folder} is outside of the model's folder")
+    config = _read(file, dict)
+    where = f"{folder}/config.json"
+    if config is None:
+        if required:
+            raise ValueError(f"{where} is missing")
+        return None
+    given = config.get("pooling_mode")
+    if given is None:
+        given = [
+            FLAGS.get(name, name)
+            for name, value in config.items()
+            if name.startswith("pooling_mode_") and value is True
+        ]
+    modes = [given] if isinstance(given, str) else given
+    known = list(FLAGS.values())
+    for mode in known:
+        if modes == [mode]:
+            return mode
+    shown = " and ".join(map(str, modes)) if isinstance(modes, list) and modes else "no mode"
+    raise ValueError(f"{where}: {shown} is not supported, only one of {', '.join(known)}")
+
+
+def _refuse_default_prompt(directory: Path) -> None:
+    config = _read(directory / PROMPTS, dict) or {}
+    if (name := config.get("default_prompt_name")) is not None:
+        raise ValueError(
+            f"{PROMPTS}: default_prompt_name ({name}) is not supported: set it to null, and send"
+            " texts with their prompt"
+        )
+
+
+def _read(file: Path, kind: type) -> Any:
+    """The JSON of `kind` in a file; None if there is no file."""
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{file.name}: not valid JSON: {error}") from None
+    if not isinstance(content, kind):
+        raise ValueError(f"{file.name}: not a JSON {'list' if kind is list else 'object'}")
+    return content
