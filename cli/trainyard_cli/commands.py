@@ -145,9 +145,10 @@ def serve(args: argparse.Namespace) -> int:
 
     run_dir = find_run(args.name)
     if args.prompt is not None:
-        print(complete(run_dir, args.prompt, args.port, args.max_tokens, args.engine, args.model))
+        options = (args.max_tokens, args.engine, args.model, args.app)
+        print(complete(run_dir, args.prompt, args.port, *options))
         return 0
-    return serve(run_dir, args.port, args.engine, args.model)
+    return serve(run_dir, args.port, args.engine, args.model, args.app)
 
 
 def evaluate(args: argparse.Namespace) -> int:

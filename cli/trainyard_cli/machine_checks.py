@@ -35,7 +35,7 @@ DISK_REQUIRED, DISK_RECOMMENDED = 200 << 20, 5 * GIBIBYTE
 # Two processes of the quickstart need 1 GiB together.
 MEMORY_RECOMMENDED = 2 * GIBIBYTE
 PORTS = {
-    GENERATE.port: "trainyard serve of text models",
+    GENERATE.port: "trainyard serve of text and embedding models",
     CLASSIFY.port: "trainyard serve of classifiers",
     DASHBOARD_PORT: "trainyard dashboard",
 }

@@ -215,8 +215,15 @@ def _parser() -> argparse.ArgumentParser:
         help="which of the run's models: last (the default), best (the one with the lowest"
         " evaluation loss) or the number of a step",
     )
+    serve.add_argument(
+        "--app",
+        help="app that answers: generate, classify or embed; default: the one that the recipe or the"
+        " model's files name. embed takes causal language models, too",
+    )
     serve.add_argument("--engine", help="inference engine: torch (the default), onnx or sglang")
-    serve.add_argument("--prompt", help="print this text's completion, or its class, and exit")
+    serve.add_argument(
+        "--prompt", help="print this text's completion, class or embedding, and exit"
+    )
     serve.add_argument(
         "--max-tokens",
         type=int,

@@ -65,16 +65,32 @@ CLASSIFY = App(
     input_field="text",
     example="Shares rose after the company reported record profits.",
 )
-APPS = {app.name: app for app in (GENERATE, CLASSIFY)}
+EMBED = App(
+    name="embed",
+    port=8000,
+    engines=("torch",),
+    page="/docs",
+    route="/v1/embeddings",
+    input_field="input",
+    example="Shares rose after the company reported record profits.",
+)
+APPS = {app.name: app for app in (GENERATE, CLASSIFY, EMBED)}
 
 
-def serve(run_dir: RunDir, port: int | None, engine: str | None = None, model: str = "last") -> int:
+def serve(
+    run_dir: RunDir,
+    port: int | None,
+    engine: str | None = None,
+    model: str = "last",
+    app_name: str | None = None,
+) -> int:
     """Serve a model of the run until Ctrl-C; returns the exit status.
 
     model: last or best, and later or better ones once they appear, or the number of a step.
+    app_name: instead of the app that the model names.
     """
     require_extra("serving", "trainyard serve")
-    app = _app(run_dir, engine, model)
+    app = _app(run_dir, engine, model, app_name)
     port = check_port(app.port if port is None else port)
     with _server(run_dir, app, engine, model, port, None) as server:
         try:
@@ -99,22 +115,30 @@ def complete(
     max_tokens: int,
     engine: str | None = None,
     model: str = "last",
+    app_name: str | None = None,
 ) -> str:
-    """Send one request to a new server; returns the prompt with its completion, or its class."""
+    """Send one request to a new server.
+
+    Returns the prompt with its completion, its class, or the beginning of its embedding.
+    """
     require_extra("serving", "trainyard serve")
-    app = _app(run_dir, engine, model)
+    app = _app(run_dir, engine, model, app_name)
     port = check_port(port or 0)
     with tempfile.TemporaryFile() as log, _server(run_dir, app, engine, model, port, log) as server:
         try:
             wait_until_ready(server, port, verbose=False, log=log)
             request: dict[str, Any] = {app.input_field: prompt}
-            if app is not CLASSIFY:
+            if app is GENERATE:
                 request["max_tokens"] = max_tokens
             status, answer = call(port, "POST", app.route, request, timeout=120)
             if status != 200:
                 raise UserError(f"the server responded with status {status}: {json.dumps(answer)}")
             if app is CLASSIFY:
                 return f"{answer['label']} ({answer['confidence']:.1%})"
+            if app is EMBED:
+                embedding = answer["data"][0]["embedding"]
+                numbers = ", ".join(f"{number:.4f}" for number in embedding[:4])
+                return f"{len(embedding)} dimensions: {numbers}, ..."
             return prompt + str(answer["choices"][0]["text"])
         finally:
             stop(server)
@@ -174,17 +198,19 @@ def choose_model(run_dir: RunDir, model: str) -> tuple[Path, "Manifest"]:
     return directory, manifest
 
 
-def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
+def _app(run_dir: RunDir, engine: str | None, model: str, app_name: str | None) -> App:
     """The app for this model of the run. Raises UserError if there is none that can be served."""
+    if app_name not in (None, *APPS):
+        raise UserError(f"--app {app_name}: use {', '.join(APPS)}")
     directory, manifest = choose_model(run_dir, model)
-    app = app_of_model(directory)
+    app = APPS[app_name] if app_name else app_of_model(directory)
     if app is None:
         whose = f"recipe {manifest.recipe}" if manifest.recipe else "this script"
         named = f"app {manifest.serving}" if manifest.serving else "no app"
         raise UserError(
             f"{run_dir.name}: models of {whose} can't be served: their manifest names {named}"
-            f" (apps: {', '.join(APPS)}), and config.json no ...ForCausalLM, ...LMHeadModel or"
-            " ...ForSequenceClassification"
+            f" (apps: {', '.join(APPS)}), and config.json no ...ForCausalLM, ...LMHeadModel,"
+            " ...ForSequenceClassification, ...ForMaskedLM or ...Model"
         )
     if engine not in (None, *app.engines):
         raise UserError(
@@ -195,7 +221,7 @@ def _app(run_dir: RunDir, engine: str | None, model: str) -> App:
 
 
 def app_of_model(directory: Path) -> App | None:
-    """The app for a model: the one its recipe names in the manifest, else by its class.
+    """The app for a model: the one its recipe names in the manifest, else by its files.
 
     A script names none, nor did recipes of older versions.
     """
@@ -212,7 +238,12 @@ def app_of_model(directory: Path) -> App | None:
         return None
     if "ForSequenceClassification" in names:
         return CLASSIFY
-    return GENERATE if "ForCausalLM" in names or "LMHeadModel" in names else None
+    if (directory / "modules.json").exists() or (directory / "1_Pooling").exists():
+        return EMBED  # as Sentence Transformers saves them, whatever the model's class
+    if "ForCausalLM" in names or "LMHeadModel" in names:
+        return GENERATE
+    reads_text = (directory / "tokenizer_config.json").exists()
+    return EMBED if reads_text and names.endswith(("ForMaskedLM", "Model")) else None
 
 
 def _server(

@@ -76,8 +76,8 @@ class MyRecipe(Recipe):
     """Made once per process, before the model, from the run's settings."""
 
     Config = MyRecipeConfig
-    # The app that `trainyard serve` answers with: "generate" or "classify" (see Recipe). There is
-    # none for curves.
+    # The app that `trainyard serve` answers with: "generate", "classify" or "embed" (see Recipe).
+    # There is none for curves.
     serving = None
 
     train: Points

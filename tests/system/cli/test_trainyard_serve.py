@@ -16,6 +16,9 @@ import pytest
 
 from tests import patience
 from tests.support.dashboard.home import write_run
+from tests.support.serving.embed_server import SIZE, write_encoder
+from tests.support.serving.models import write_manifest
+from trainyard_api.checkpoint import MODELS, step_name
 
 TRAINYARD = [sys.executable, "-m", "trainyard_cli.main"]
 
@@ -64,6 +67,30 @@ def test_serve_prints_a_page_and_a_command_that_work(
         assert http.get(page).headers["content-type"].startswith("text/html")
         command.send_signal(signal.SIGINT)
         assert command.wait(patience.SECONDS) == 0
+
+
+@pytest.mark.parametrize(("flags", "size"), [(["--app", "embed"], 32), ([], SIZE)])
+def test_prompt_prints_the_beginning_of_an_embedding(
+    run_dir: Path, tmp_path: Path, flags: list[str], size: int
+) -> None:
+    """Of a causal model if it is asked for, and of an encoder by its files."""
+    run = tmp_path / "runs" / "words"
+    model = run / "data" / MODELS / step_name(1)
+    if flags:
+        shutil.copytree(run_dir, run / "data")
+    else:
+        write_encoder(model)
+        write_manifest(model, recipe="")
+    (run / "run.json").write_text(json.dumps({"spec": {"command": ["train"]}}))
+    done = subprocess.run(
+        [*TRAINYARD, "serve", "words", "--prompt", "To be", *flags],
+        capture_output=True,
+        text=True,
+        timeout=patience.SECONDS,
+        env=os.environ | {"TRAINYARD_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{size} dimensions: ")
 
 
 def test_dashboard_prints_its_address_and_shows_the_runs(

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.cli.published_run import publish
 from trainyard_api.recipe_packages import built_in_recipes
 from trainyard_cli import main as cli
-from trainyard_cli.serve import APPS, GENERATE
+from trainyard_cli.serve import APPS, CLASSIFY, EMBED, GENERATE, App, app_of_model
 from trainyard_local.store import HOME_ENV
 from trainyard_trainer.recipes import ServingApp
 from trainyard_trainer.registry import find_recipe
@@ -50,7 +50,7 @@ def test_a_model_without_an_app_is_one_line(
     assert cli.main(["serve", "done"]) == cli.EXIT_REFUSED
     (line,) = capsys.readouterr().err.splitlines()
     assert "done: models of recipe image-classification can't be served" in line
-    assert f"their manifest names {named} (apps: generate, classify)" in line
+    assert f"their manifest names {named} (apps: generate, classify, embed)" in line
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,37 @@ def test_an_engine_the_app_does_not_have_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert "app generate has no engine onnx: use --engine torch or sglang" in line
     assert GENERATE.engines == ("torch", "sglang")
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "app"),
+    [
+        ("GPT2LMHeadModel", ["tokenizer_config.json"], GENERATE),
+        ("Qwen3ForCausalLM", ["tokenizer_config.json"], GENERATE),
+        ("Qwen3ForCausalLM", ["modules.json"], EMBED),
+        ("Qwen3ForCausalLM", ["1_Pooling/config.json"], EMBED),
+        ("BertModel", ["tokenizer_config.json"], EMBED),
+        ("RobertaForMaskedLM", ["tokenizer_config.json"], EMBED),
+        ("BertForSequenceClassification", ["tokenizer_config.json"], CLASSIFY),
+        ("ViTModel", [], None),
+        ("BertForTokenClassification", ["tokenizer_config.json"], None),
+    ],
+)
+def test_the_files_of_a_scripts_model_say_which_app_serves_it(
+    tmp_path: Path, name: str, files: list[str], app: App | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [name]}))
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    assert app_of_model(tmp_path) == app
+
+
+def test_an_app_that_does_not_exist_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(HOME_ENV, str(tmp_path))
+    publish(tmp_path)
+    assert cli.main(["serve", "done", "--app", "draw"]) == cli.EXIT_REFUSED
+    line = "trainyard: --app draw: use generate, classify, embed\n"
+    assert capsys.readouterr().err == line

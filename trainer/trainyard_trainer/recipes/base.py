@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Tokens of a text that `outputs` compares: more cost time and, with large vocabularies, memory.
 COMPARED_TOKENS = 128
 # The apps of trainyard_serving that answer from models of recipes.
-ServingApp = Literal["generate", "classify"]
+ServingApp = Literal["generate", "classify", "embed"]
 # The name, among `Recipe.parts`, of what makes the logits and the loss of them.
 LOSS = "the loss"
 
@@ -27,7 +27,8 @@ class Recipe(ABC):
         Config: its settings.
         serving: the app that `trainyard serve` answers with from its models; None: no app can.
             `generate` needs a causal language model of transformers with its tokenizer, `classify`
-            a DistilBertForSequenceClassification with its tokenizer.
+            a DistilBertForSequenceClassification with its tokenizer, `embed` an encoder or a causal
+            language model of transformers with its tokenizer.
         train: the samples to train on.
         held_out: the samples to evaluate on.
         tokens_per_sample: mean tokens of a sample, for tokens per second; 0 without tokens.
