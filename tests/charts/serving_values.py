@@ -3,6 +3,7 @@
 GENERATE = ("run=shakespeare",)
 CLASSIFY = ("app=classify", "run=ag-news")
 ONNX = (*CLASSIFY, "engine=onnx")
+EMBED = ("app=embed", "claimName=models", "model=all-minilm")
 S3 = ("app=classify", "model=s3://models/ag-news", "s3.endpoint=http://minio.storage:9000")
 S3_KEYS = (*S3, "s3.secretName=s3-keys")
 SGLANG = (*GENERATE, "engine=sglang")
@@ -25,6 +26,7 @@ INGRESS = (
 SHAPES = {
     "generate": GENERATE,
     "classify-onnx": ONNX,
+    "embed": EMBED,
     "s3": S3_KEYS,
     "sglang": SGLANG,
     "hub": (*HUB, "sglang.revision=v1", "sglang.hubToken.secretName=hf"),

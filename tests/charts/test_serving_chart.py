@@ -8,7 +8,7 @@ import pytest
 from trainyard_serving.settings import ClassifySettings, GenerateSettings, ModelSource
 
 from .conftest import CHARTS, Render
-from .serving_values import CLASSIFY, GENERATE, KEY, ONNX, PROTECTED, SGLANG, SHAPES, VISION
+from .serving_values import CLASSIFY, EMBED, GENERATE, KEY, ONNX, PROTECTED, SGLANG, SHAPES, VISION
 from .test_serving_settings import read
 
 
@@ -78,6 +78,7 @@ def test_one_model_on_a_claim_can_be_served(render: Render) -> None:
         (GENERATE, "generate", None, 8000),
         (CLASSIFY, "classify", None, 7860),
         (ONNX, "classify", "onnx", 7860),
+        (EMBED, "embed", None, 8000),
         (SGLANG, "generate", "sglang", 8000),
         (VISION, "vision", None, 8000),
     ],
@@ -242,6 +243,7 @@ def test_models_of_a_bucket_need_no_claim(render: Render) -> None:
     [
         ((*GENERATE, "service.port=81", r"test.prompt=to be\, or not"), "to be, or not"),
         ((*CLASSIFY, "service.port=81", "test.text=A match."), "A match."),
+        ((*EMBED, "service.port=81", "test.text=A match."), "A match."),
         ((*VISION, "service.port=81", "test.question=What?"), "What?"),
     ],
 )

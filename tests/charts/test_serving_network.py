@@ -14,6 +14,7 @@ from trainyard_serving.vision.addresses import (
 from .conftest import Render, Rendered
 from .serving_values import (
     CLASSIFY,
+    EMBED,
     GENERATE,
     HUB,
     KEY,
@@ -66,7 +67,7 @@ def reaches(rule: dict[str, Any], address: IPv4Address | IPv6Address) -> bool:
 DNS = {("UDP", 53), ("TCP", 53)}
 
 
-@pytest.mark.parametrize("values", [GENERATE, CLASSIFY, ONNX, SGLANG], ids=" ".join)
+@pytest.mark.parametrize("values", [GENERATE, CLASSIFY, ONNX, EMBED, SGLANG], ids=" ".join)
 def test_a_model_on_a_volume_needs_nothing_outside(render: Render, values: tuple[str, ...]) -> None:
     policy = render("serving", *values).one("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]

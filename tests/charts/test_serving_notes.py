@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from .conftest import CHARTS, set_flags
-from .serving_values import CLASSIFY, GENERATE, HUB, INGRESS, KEY, SGLANG, VISION
+from .serving_values import CLASSIFY, EMBED, GENERATE, HUB, INGRESS, KEY, SGLANG, VISION
 
 Helm = Callable[..., CompletedProcess[str]]
 
@@ -30,6 +30,7 @@ def command(text: str, program: str) -> list[str]:
     [
         (GENERATE, "/v1/completions", "/)"),
         (CLASSIFY, "/predict", "/try)"),
+        (EMBED, "/v1/embeddings", "/docs)"),
         (VISION, "/answer", "/)"),
     ],
 )

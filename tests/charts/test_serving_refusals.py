@@ -6,6 +6,7 @@ from .conftest import Refusal
 from .serving_values import (
     CLASSIFY,
     CPU,
+    EMBED,
     GENERATE,
     HUB,
     KEY,
@@ -24,6 +25,10 @@ DIGEST = "digest=sha256:" + "00" * 32
     [
         ((), "run: name the TrainingRun to serve, for example --set run=shakespeare"),
         (("app=vision",), "model: name the vision-language model to serve"),
+        (
+            (*EMBED, "engine=onnx"),
+            "app embed has no engine onnx: set engine to torch",
+        ),
         (
             (*CLASSIFY, "engine=sglang"),
             "app classify has no engine sglang: set engine to torch or onnx",

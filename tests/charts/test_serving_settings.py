@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trainyard_serving.embed.settings import EmbedSettings
 from trainyard_serving.settings import (
     ClassifySettings,
     GenerateSettings,
@@ -17,13 +18,14 @@ from trainyard_serving.settings import (
 )
 
 from .conftest import CHARTS, Manifest, Refusal, Render
-from .serving_values import GENERATE, ONNX, VISION
+from .serving_values import EMBED, GENERATE, ONNX, VISION
 
 # What the chart says itself, from other values.
 OURS = {"run_dir", "model", "step", "digest", "host", "port", "api_key", "admin_api_key", "engine"}
 OURS |= {"sglang_url", "sglang_api_key", "cache_dir"}
 APPS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "classify": (ClassifySettings, ONNX),
+    "embed": (EmbedSettings, EMBED),
     "generate": (GenerateSettings, GENERATE),
     "vision": (VisionSettings, VISION),
 }

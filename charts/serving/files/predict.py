@@ -69,6 +69,14 @@ def classify(server: Server) -> str:
     return f"{answer['label']!r} with confidence {answer['confidence']:.2f}"
 
 
+def embed(server: Server) -> str:
+    """The embedding of a text by OpenAI's API."""
+    answer = server.predict("/v1/embeddings", json.dumps({"input": ASK}).encode())
+    embedding = answer["data"][0]["embedding"]
+    assert any(embedding), "the embedding is zero"
+    return f"with {len(embedding)} dimensions"
+
+
 def vision(server: Server) -> str:
     """A question about an uploaded image."""
     disposition = "Content-Disposition: form-data; name="
@@ -101,7 +109,8 @@ def red_square() -> bytes:
 
 def main() -> None:
     """Print one line with the answer, or exit with status 1."""
-    app = {"generate": generate, "classify": classify, "vision": vision}[os.environ["APP"]]
+    apps = {"generate": generate, "classify": classify, "embed": embed, "vision": vision}
+    app = apps[os.environ["APP"]]
     run = os.environ.get("RUN")
     while True:
         try:

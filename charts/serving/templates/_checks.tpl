@@ -4,7 +4,7 @@
 {{- $model := include "serving.model" . -}}
 {{- $ofRun := regexMatch "^(last|best|[0-9]+)$" $model -}}
 {{- $engine := include "serving.engine" . -}}
-{{- $engines := dict "generate" (list "torch" "sglang") "classify" (list "torch" "onnx") "vision" (list "sglang") -}}
+{{- $engines := dict "generate" (list "torch" "sglang") "classify" (list "torch" "onnx") "embed" (list "torch") "vision" (list "sglang") -}}
 {{- if not (has $engine (get $engines $v.app)) -}}
 {{- fail (printf "engine: app %s has no engine %s: set engine to %s" $v.app $engine (join " or " (get $engines $v.app))) -}}
 {{- end -}}

@@ -2,6 +2,7 @@
 {{- define "serving.settingsOf" -}}
 generate: [accessLog, answerSeconds, bodySeconds, corsOrigins, device, drainSeconds, headerSeconds, maxBatchSize, maxBodyBytes, maxPrompts, maxQueue, maxRunning, maxTokens, pathPrefix, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
 classify: [accessLog, bodySeconds, checkTexts, corsOrigins, device, drainSeconds, headerSeconds, maxBatchSize, maxBodyBytes, maxQueue, maxTexts, minAccuracy, pathPrefix, pollSeconds, precision, protectHealth, protectMetrics, require, threads]
+embed: [accessLog, bodySeconds, corsOrigins, device, drainSeconds, headerSeconds, maxBatchSize, maxBatchTokens, maxBodyBytes, maxQueue, maxTexts, pathPrefix, pollSeconds, protectHealth, protectMetrics, require, servedModelName, threads]
 vision: [accessLog, allowPrivateHosts, allowedPorts, answerSeconds, bodySeconds, corsOrigins, decoderMemoryBytes, decoderSeconds, decoders, drainSeconds, fetchSeconds, headerSeconds, maxBodyBytes, maxImageBytes, maxImagePixels, maxImageSide, maxImages, maxQueue, maxRunning, maxTokens, modelName, pathPrefix, pollSeconds, protectHealth, protectMetrics]
 {{- end -}}
 

@@ -9,6 +9,7 @@ import httpx
 
 from tests import patience
 from tests.patience import until
+from tests.support.serving.embed_server import SIZE, embed_server, write_encoder
 from tests.support.serving.servers import serving
 from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_storage.checkpoints import digest
@@ -39,6 +40,14 @@ def test_helm_test_asks_for_a_completion(client: httpx.Client, run_dir: Path) ->
     assert result.returncode == 0, result.stderr
     model = digest(run_dir / MODELS / step_name(500))
     assert result.stdout.startswith(f"shakespeare {model} answered '")
+
+
+def test_helm_test_asks_for_an_embedding(tmp_path: Path) -> None:
+    write_encoder(tmp_path)
+    with embed_server(model=tmp_path) as client:
+        result = predict(client, "embed", "word1")
+    assert result.returncode == 0, result.stderr
+    assert f" answered with {SIZE} dimensions" in result.stdout
 
 
 def test_helm_test_fails_when_another_run_answers(client: httpx.Client) -> None:
