@@ -118,7 +118,7 @@ class Embedder:
                 torch.device(device),
                 settings.max_batch_tokens,
             )
-        except LOAD_ERRORS as error:
+        except (*LOAD_ERRORS, AttributeError, TypeError) as error:  # such as of a model of images
             message = f"{source.path}: cannot be loaded: {one_line(error, 500)}"
             raise BadModelError(message) from error
 
@@ -246,6 +246,8 @@ class Embedder:
     def _try_together(self) -> str | None:
         """Why the model cannot compute several texts together; None if it can."""
         alone = np.concatenate([self._compute([ids]) for ids in self._trial_texts])
+        if depends := _depends_on_batch(self._model.config):
+            return depends
         try:
             difference = float(np.abs(self._compute(self._trial_texts) - alone).max())
         except Exception as error:
@@ -283,7 +285,7 @@ def _pool(states: Tensor, lengths: Tensor, mode: Mode) -> Tensor:
 
 def _check_class(config: Any) -> None:
     """Raise ValueError if transformers' own class is not the model's."""
-    if config.is_encoder_decoder:
+    if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{config.model_type} is an encoder with a decoder, which is not supported"
         )
@@ -294,8 +296,21 @@ def _check_class(config: Any) -> None:
         )
 
 
+def _depends_on_batch(config: Any) -> str | None:
+    """What of a model depends on the longest text of a batch, if it is long; else None."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    for kind in ("longrope", "dynamic"):
+        if kind in kinds:
+            return f"its positions depend on the longest text of the batch ({kind})"
+    if getattr(config, "attention_type", None) == "block_sparse":
+        return "its attention depends on the longest text of the batch (block_sparse)"
+    return None
+
+
 def _context_length(model: Any, tokenizer: Any, pooling: Pooling) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    positions = getattr(model.config, "max_position_embeddings", None) or -1
+    positions = positions if positions > 0 else sys.maxsize  # XLNet's are -1
     for name, module in model.named_modules():
         # RoBERTa and its relatives count positions from the one after the padding's.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -306,7 +321,7 @@ def _context_length(model: Any, tokenizer: Any, pooling: Pooling) -> int:
 
 def _pad_id(model: Any, tokenizer: Any, num_embeddings: int) -> int:
     """A token to pad with; a mask hides it, but it must have an embedding."""
-    for known in (tokenizer.pad_token_id, model.config.pad_token_id):
+    for known in (tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)):
         if known is not None and 0 <= known < num_embeddings:
             return int(known)
     return 0

@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, FNetConfig, FNetModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BigBirdConfig,
+    FNetConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    Qwen3Config,
+    ViTConfig,
+    ViTModel,
+)
 
 from tests.support.serving.embed_server import (
+    CONFIG,
     CONTEXT,
     SIZE,
     WORDS,
@@ -25,6 +36,14 @@ from trainyard_serving.embed.settings import EmbedSettings
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.model_store.verified import describe_plain
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": CONTEXT // 2,
+    "short_factor": [1.0] * 6,
+    "long_factor": [2.0] * 6,
+}
 TEXTS = [" ".join(WORDS[start : start + 1 + 3 * start]) for start in range(9)]
 
 
@@ -125,20 +144,57 @@ def test_a_text_that_is_too_long_is_refused_or_truncated(tmp_path: Path) -> None
         assert list(cut[-1:]) == [3]
 
 
+def write_model(directory: Path, config: Any) -> None:
+    """An untrained model of any class, and a tokenizer."""
+    config.vocab_size = write_tokenizer(directory)
+    torch.manual_seed(0)
+    auto: Any = AutoModel
+    auto.from_config(config).save_pretrained(directory)
+
+
+FAMILY: dict[str, Any] = CONFIG | {"max_position_embeddings": CONTEXT, "pad_token_id": 0}
+FAMILY |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+FAMILIES: dict[str, Any] = {
+    "mean": ModernBertConfig(
+        **FAMILY, local_attention=4, layer_types=["full_attention", "sliding_attention"]
+    ),
+    "lasttoken": Qwen3Config(**FAMILY, num_key_value_heads=1, head_dim=16),
+}
+
+
+@pytest.mark.parametrize("mode", FAMILIES)
+def test_an_embedding_does_not_depend_on_its_batch(tmp_path: Path, mode: str) -> None:
+    """Of an encoder with local attention, and of a causal model with rotary positions."""
+    config = FAMILIES[mode]
+    write_model(tmp_path, config)
+    model = load(tmp_path)
+    states = [hidden_states(tmp_path, text) for text in TEXTS]
+    wanted = [state.mean(0) if mode == "mean" else state[-1] for state in states]
+    np.testing.assert_allclose(embed(model, TEXTS), torch.stack(wanted).numpy(), atol=1e-5)
+    assert model.mode == mode
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (LlamaConfig(rope_parameters=LONGROPE, **FAMILY), "(longrope)"),
+        (BigBirdConfig(**FAMILY), "(block_sparse)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.model_type,
+)
+def test_a_model_whose_longest_text_counts_computes_texts_one_at_a_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, config: Any, why: str
+) -> None:
+    write_model(tmp_path, config)
+    load(tmp_path)
+    assert f"the longest text of the batch {why}" in caplog.text
+
+
 def test_a_model_that_cannot_be_padded_computes_texts_one_at_a_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = write_tokenizer(tmp_path)
-    torch.manual_seed(0)
-    config = FNetConfig(
-        vocab_size=size,
-        hidden_size=SIZE,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.3,
-    )
-    FNetModel(config).save_pretrained(tmp_path)
+    family = {name: value for name, value in FAMILY.items() if name != "num_attention_heads"}
+    write_model(tmp_path, FNetConfig(**family))
     model = load(tmp_path)
     assert "its texts are computed one at a time, not together: in a trial" in caplog.text
     alone = np.concatenate([embed(model, [text]) for text in TEXTS])
@@ -188,6 +244,12 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     config["auto_map"] = {"AutoModel": "modeling.Other"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "code of its own (auto_map), which is not run here" in refusal(tmp_path)
+
+
+def test_a_model_of_images_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    ViTModel(ViTConfig(**CONFIG, image_size=32)).save_pretrained(tmp_path)
+    assert "cannot be loaded" in refusal(tmp_path)
 
 
 def test_a_model_without_weights_or_with_nan_is_refused(tmp_path: Path) -> None:
