@@ -6,7 +6,7 @@ LOWEST := $(VENV)-lowest
 LOWEST_TESTS := tests/lowest tests/unit/operator tests/unit/sdk/test_checkpointer.py \
 	$(addprefix tests/unit/trainer/test_,buckets.py export_check.py gpt_recipe.py image_recipe.py \
 	rows.py text_classification.py trainer_run.py) tests/system/trainer/test_causal_lm_runs.py \
-	$(addprefix tests/unit/serving/test_,batch.py classifier.py classify_http.py generate_http.py http_protocol.py \
+	$(addprefix tests/unit/serving/test_,batch.py classifier.py classify_http.py embedder.py generate_http.py http_protocol.py \
 	language_model.py s3_location.py)
 # A tag names one state of the code: nodes keep images by tag and never ask again.
 ifndef TAG

@@ -303,8 +303,6 @@ def _depends_on_batch(config: Any) -> str | None:
     for kind in ("longrope", "dynamic"):
         if kind in kinds:
             return f"its positions depend on the longest text of the batch ({kind})"
-    if getattr(config, "attention_type", None) == "block_sparse":
-        return "its attention depends on the longest text of the batch (block_sparse)"
     return None
 
 
