@@ -40,8 +40,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._reading: Literal["nothing", "headers", "body"] = "nothing"
-        self._header_bytes = 0
+        # "trailers" from the size of a chunk until its first byte, which the last one doesn't have.
+        self._reading: Literal["nothing", "headers", "body", "trailers"] = "nothing"
+        self._header_bytes = 0  # since the headers, or the trailers, began
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,18 +56,18 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        size, in_headers = len(data), self._reading == "headers"
+        if self._reading in ("headers", "trailers"):
+            self._header_bytes += len(data)
         try:
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError:
             self._refuse(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP request")
             return
-        if in_headers and self._reading == "headers":
-            self._header_bytes += size
-            if self._header_bytes > MAX_HEADER_BYTES:
-                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                self._refuse(status, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+        what = self._reading
+        if what in ("headers", "trailers") and self._header_bytes > MAX_HEADER_BYTES:
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._refuse(status, f"the {what} are larger than {MAX_HEADER_BYTES} bytes")
 
     def _parse(self, data: bytes) -> bytes:
         """Returns what is to be parsed next."""
@@ -95,12 +96,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._wait(self.config.header_seconds, self._headers_are_late)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # As headers, trailers would replace or add to what the app has been told (RFC 9110, 6.5.1).
+        if self._reading == "headers":
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return
         self._reading = "body"
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        self._reading = "trailers"
+        self._header_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._reading = "body"
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -119,7 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Limit the wait for its next request, or for the rest of a body that nobody reads."""
         if self._is_responding or self._reading == "headers":
             return
-        rest_of_body = self._reading == "body"
+        rest_of_body = self._reading != "nothing"
         seconds = self.config.body_seconds if rest_of_body else self.config.timeout_keep_alive
         self._wait(seconds, self.transport.close)
 
@@ -145,10 +159,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, message)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer what no app sees, and close; after the response in progress, only close."""
-        if self._is_responding:
-            self.cycle.keep_alive = False
+        """Answer what no app should see, and close; with a response begun or due, only close."""
+        in_body = self._reading in ("body", "trailers")
+        if in_body and self.cycle.response_complete:
+            self.transport.close()
             return
+        if self._is_responding:
+            if not in_body or self.pipeline or self.cycle.response_started:
+                self.cycle.keep_alive = False
+                return
+            # The app waits for a body that won't be complete: to it the client has left.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         request_id = new_request_id()
         log.info("[%s] %d: %s", request_id, status, message)
         body = f"{message}\n".encode()

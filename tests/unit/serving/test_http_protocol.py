@@ -1,6 +1,7 @@
 """Connections, byte for byte: upgrades that are ignored, and clients that take their time."""
 
 import gc
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -44,8 +45,13 @@ def echo_app(**settings: Any) -> FastAPI:
     async def ignore(request: Request) -> str:
         return "unread"
 
+    async def headers(request: Request) -> dict[str, str]:
+        await request.body()
+        return dict(request.headers)
+
     app.add_api_route("/echo", echo, methods=["POST"])
     app.add_api_route("/ignore", ignore, methods=["POST"])
+    app.add_api_route("/headers", headers, methods=["POST"])
     return app
 
 
@@ -212,3 +218,57 @@ def test_an_answer_in_progress_is_finished_before_a_bad_request_ends_the_connect
         connection.send(post("/echo", JSON) + b"\x00\x01 nonsense\r\n\r\n")
         assert connection.answer().status == 200
         assert connection.rest().partition(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request")
+
+
+CHUNKED = "POST %s HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+CHUNKED += "transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 10**6], ids=["bytewise", "whole"])
+def test_trailers_do_not_become_headers(echo: httpx.Client, piece: int) -> None:
+    sent = post("/headers", JSON, chunks=3).removesuffix(b"\r\n")
+    sent += b"authorization: Bearer k\r\nhost: elsewhere\r\nexpect: 100-continue\r\n\r\n"
+    sent += post("/echo", JSON)
+    with connected(echo) as connection:
+        for at in range(0, len(sent), piece):
+            connection.send(sent[at : at + piece])
+        headers = json.loads(connection.answer().body)
+        assert (headers["host"], "authorization" in headers) == ("test", False)
+        assert connection.answer().status == 200
+
+
+@pytest.mark.parametrize("trailer", [b"x-filler: 1\r\n" * 50, b"x" * 600], ids=["many", "one"])
+def test_endless_trailers_are_refused(
+    echo: httpx.Client, trailer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with connected(echo) as connection:
+        connection.send((CHUNKED % "/echo").encode() + b"2\r\n{}\r\n0\r\nx-first: ")
+        with pytest.raises(OSError):  # noqa: PT011  (which one depends on what was on its way)
+            send_endlessly(connection, trailer)
+    assert "431: the trailers are larger than 65536 bytes" in caplog.text
+
+
+def test_chunks_are_no_trailers(echo: httpx.Client) -> None:
+    """Each piece ends with the size of the next chunk."""
+    with connected(echo) as connection:
+        connection.send((CHUNKED % "/echo").encode() + b"1\r\n")
+        connection.send(b'"\r\na000\r\n')
+        for _ in range(5):
+            connection.send(b"x" * 0xA000 + b"\r\na000\r\n")
+        connection.send(b"x" * 0xA000 + b'\r\n1\r\n"\r\n0\r\n\r\n')
+        answer = connection.answer()
+        assert (answer.status, len(answer.body)) == (200, 6 * 0xA000 + 2)
+
+
+def test_a_body_that_is_not_http_is_refused_at_once(echo: httpx.Client) -> None:
+    with connected(echo) as connection:
+        connection.send((CHUNKED % "/echo").encode() + b"2\r\n{}\r\nnonsense\r\n")
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert connection.rest() == b""
+    with connected(echo) as connection:  # whose answer does not depend on the body
+        connection.send((CHUNKED % "/ignore").encode())
+        assert connection.answer().status == 200
+        connection.send(b"nonsense\r\n")
+        assert connection.rest() == b""
