@@ -44,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading: Literal["nothing", "headers", "body", "trailers"] = "nothing"
         self._header_bytes = 0  # since the headers, or the trailers, began
         self._deadline: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -55,6 +56,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
+            return
+        if self._refused:
+            self.flow.pause_reading()  # `receive` of the request in progress has resumed it
             return
         if self._reading in ("headers", "trailers"):
             self._header_bytes += len(data)
@@ -160,6 +164,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         """Answer what no app should see, and close; with a response begun or due, only close."""
+        self._refused = True
+        self.flow.pause_reading()
         in_body = self._reading in ("body", "trailers")
         if in_body and self.cycle.response_complete:
             self.transport.close()

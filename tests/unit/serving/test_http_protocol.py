@@ -3,9 +3,11 @@
 import gc
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import psutil
@@ -21,6 +23,7 @@ from tests.unit.serving.test_api_key import CLOSED, create
 from trainyard_dashboard.app import _NoModel
 from trainyard_serving.app import create_app
 from trainyard_serving.metrics import Metrics
+from trainyard_serving.protocol import HttpProtocol
 from trainyard_serving.settings import ServerSettings
 
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
@@ -33,6 +36,8 @@ POSTS = {
     "vision": "/answer",
     "dashboard": "/api/demo",
 }
+
+T = TypeVar("T")
 
 
 def echo_app(**settings: Any) -> FastAPI:
@@ -133,8 +138,13 @@ def connections(client: httpx.Client) -> int:
 
 def cycles() -> int:
     """How many requests, with what arrived of their bodies, are in this process's memory."""
+    return len(instances(RequestResponseCycle))
+
+
+def instances(kind: type[T]) -> list[T]:
+    """All objects of this very type in the process."""
     gc.collect()
-    return sum(type(each) is RequestResponseCycle for each in gc.get_objects())
+    return [each for each in gc.get_objects() if type(each) is kind]
 
 
 def test_half_sent_headers_and_bodies_end_and_free_their_memory() -> None:
@@ -272,3 +282,31 @@ def test_a_body_that_is_not_http_is_refused_at_once(echo: httpx.Client) -> None:
         assert connection.answer().status == 200
         connection.send(b"nonsense\r\n")
         assert connection.rest() == b""
+
+
+def test_after_a_refusal_nothing_is_read_while_an_answer_is_in_progress() -> None:
+    app, released = echo_app(), threading.Event()
+
+    def hold() -> bool:
+        return released.wait(patience.SECONDS)
+
+    app.add_api_route("/hold", hold)
+    with running(app) as client, connected(client) as connection:
+        head = b"GET /hold HTTP/1.1\r\nhost: test\r\n"
+        sent = head + b"\r\n" + head + (b"x-filler: " + b"x" * 2**10 + b"\r\n") * 2**12 + b"\r\n"
+        sending = threading.Thread(target=send_until_closed, args=(connection, sent))
+        sending.start()
+        try:
+            until(lambda: any(each.flow.read_paused for each in instances(HttpProtocol)))
+            (protocol,) = (each for each in instances(HttpProtocol) if each.flow.read_paused)
+            assert sum(len(value) for name, value in protocol.headers) < 2**20
+        finally:
+            released.set()
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        sending.join()  # which only the end of the connection makes possible
+
+
+def send_until_closed(connection: Connection, data: bytes) -> None:
+    with suppress(OSError):
+        connection.send(data)
