@@ -1,12 +1,14 @@
 """HTTP/1.1 on a connection: uvicorn's protocol, which here ignores upgrades and limits the time.
 
 uvicorn limits only how long a connection may be idle after a response. Here every wait for a client
-ends: for its first byte, for a request's headers, and for the rest of a body that nobody reads. The
-time for a body that is read is limited by `middleware.BodyLimit`, whose answer has the app's form.
+ends: for its first byte, for a request's headers, for the rest of a body that nobody reads, and for
+reading its answer. The time for a body that is read is limited by `middleware.BodyLimit`, whose
+answer has the app's form.
 """
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Literal
@@ -48,6 +50,13 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # A client that reads nothing would keep its answer's place in the model's batch for ever.
+        # The system ends its connection, also one that is being closed, once no byte of what was
+        # written got through for this long. (macOS doesn't have this.)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = int(self.config.timeout_keep_alive * 1000)
+            peer = transport.get_extra_info("socket")
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._wait_for_client()
 
     def connection_lost(self, exc: Exception | None) -> None:

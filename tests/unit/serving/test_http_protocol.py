@@ -1,18 +1,20 @@
 """Connections, byte for byte: upgrades that are ignored, and clients that take their time."""
 
+import asyncio
 import gc
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 import httpx
 import psutil
 import pytest
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests import patience
@@ -310,3 +312,26 @@ def test_after_a_refusal_nothing_is_read_while_an_answer_is_in_progress() -> Non
 def send_until_closed(connection: Connection, data: bytes) -> None:
     with suppress(OSError):
         connection.send(data)
+
+
+def test_a_client_that_reads_no_answer_loses_its_connection_and_place() -> None:
+    app, ended = echo_app(), threading.Event()
+
+    async def stream() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 2**16
+                await asyncio.sleep(0)  # where it is cancelled
+        finally:
+            ended.set()
+
+    app.add_api_route("/stream", lambda: StreamingResponse(stream()))
+    app.add_api_route("/large", lambda: Response(b"x" * 2**26))
+    with running(app, timeout_keep_alive=1) as client:
+        assert client.get("/health").status_code == 200
+        ours = connections(client)
+        with connected(client) as streamed, connected(client) as large:
+            streamed.send(b"GET /stream HTTP/1.1\r\nhost: test\r\n\r\n")
+            large.send(b"GET /large HTTP/1.1\r\nhost: test\r\n\r\n")
+            until(ended.is_set)
+            until(lambda: connections(client) <= ours)
