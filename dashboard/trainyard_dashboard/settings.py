@@ -127,4 +127,5 @@ def read_settings(argv: Sequence[str]) -> DashboardSettings:
         if not first["loc"]:
             raise SettingsError(message) from None
         flag = f"--{first['loc'][0]}".replace("_", "-")
-        raise SettingsError(f"{flag}: {message} (got {first['input']!r})") from None
+        got = "" if first["input"] is None else f" (got {first['input']!r})"
+        raise SettingsError(f"{flag}: {message}{got}") from None

@@ -1,6 +1,7 @@
 """Settings of the serving commands, from flags and TRAINYARD_SERVING_* variables."""
 
 import argparse
+import os
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -8,6 +9,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,7 +25,10 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """A group of settings. Each field is a flag and a variable; an empty variable is unset."""
+    """A group of settings. Each field is a flag and a variable; an empty variable is unset.
+
+    Except for API keys, of which an empty one is refused.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
@@ -133,6 +138,7 @@ class ServerSettings(Settings):
     )
     api_key: SecretStr | None = Field(
         default=None,
+        validate_default=True,
         description="Key that clients must send (Authorization: Bearer KEY). Several keys,"
         " separated by commas, are all accepted. Set it as a variable: other users can see flags.",
     )
@@ -157,6 +163,17 @@ class ServerSettings(Settings):
         " requests, such as /shakespeare.",
     )
 
+    @field_validator("api_key", "admin_api_key", check_fields=False)
+    @classmethod
+    def _has_a_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # An empty variable, such as that of an empty Secret, is not unset as others are: who sets
+        # it believes that the server is protected.
+        variable = f"{ENV_PREFIX}{info.field_name}".upper()
+        given = value is not None or os.environ.get(variable) == ""
+        if given and not keys_of(value):
+            raise ValueError(f"no key is in it: set one, or leave out the flag and {variable}")
+        return value
+
     @property
     def allowed_origins(self) -> list[str]:
         """`cors_origins` as browsers send them."""
@@ -172,6 +189,7 @@ class ComputeSettings(ServerSettings):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: PyTorch's default.")
     admin_api_key: SecretStr | None = Field(
         default=None,
+        validate_default=True,
         description="Key for POST /admin/rollback, which exists only with one. Several keys,"
         " separated by commas, are all accepted. Set it as a variable.",
     )
@@ -369,7 +387,7 @@ def read_settings(kind: type[S], args: argparse.Namespace) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         where = f"{_flag(str(first['loc'][0]))}: " if first["loc"] else ""
-        got = f" (got {first['input']!r})" if first["loc"] else ""
+        got = f" (got {first['input']!r})" if first["loc"] and first["input"] is not None else ""
         raise SettingsError(where + first["msg"].removeprefix("Value error, ") + got) from None
 
 

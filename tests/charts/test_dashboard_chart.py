@@ -108,6 +108,8 @@ def test_the_key_comes_from_a_secret(render: Render, refusal: Refusal) -> None:
     assert "set value or existingSecret" in refusal("operator", "dashboard.enabled=true")
     both = (*ON, "dashboard.apiKey.existingSecret=mine")
     assert "leave one of them empty" in refusal("operator", *both)
+    no_key = refusal("operator", "dashboard.enabled=true", "dashboard.apiKey.value=\\,")
+    assert "don't meet the specifications of the schema" in no_key
 
 
 def test_its_pod_meets_the_restricted_pod_security_standard(render: Render) -> None:

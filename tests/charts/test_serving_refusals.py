@@ -137,6 +137,8 @@ def test_values_that_do_not_fit_are_refused(
         ("autoscaling.minReplicas=0", "minReplicas"),
         ("autoscaling.kind=gpu", "kind"),
         ("apiKey.value=short", "value"),
+        ("apiKey.value=aaaaaaaaaaaaaaaa\\,short", "value"),
+        ("adminApiKey.value=\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,\\,", "value"),
         ("sglang.image.tag=latest", "tag"),
         ("networkPolicy.ingressFrom[0].namespace=x", "ingressFrom"),
         ("s3.endpoint=minio:9000", "endpoint"),

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from trainyard_dashboard.settings import read_settings as read_dashboard_settings
 from trainyard_serving.settings import GenerateSettings, SettingsError, add_flags, read_settings
 
 
@@ -59,6 +60,9 @@ def test_a_wrong_variable_is_one_line_that_names_the_flag(monkeypatch: pytest.Mo
         (["--model", "m", "--port", "99999"], "--port: "),
         (["--model", "m", "--max-queue", "0"], "--max-queue: "),
         (["--model", "m", "--device", "tpu"], "--device: "),
+        (["--model", "m", "--api-key", ""], "--api-key: no key is in it: set one, or leave out"),
+        (["--model", "m", "--api-key", " , "], "--api-key: no key is in it: set one, or leave out"),
+        (["--model", "m", "--admin-api-key", ","], "--admin-api-key: no key is in it: set one"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_the_flag(argv: list[str], message: str) -> None:
@@ -66,3 +70,21 @@ def test_a_wrong_setting_is_one_line_that_names_the_flag(argv: list[str], messag
         read(*argv)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "ADMIN_API_KEY"])
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_a_variable_without_a_key_does_not_open_the_server(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Also an empty one: that of a Secret whose value was forgotten."""
+    variable = f"TRAINYARD_SERVING_{name}"
+    monkeypatch.setenv(variable, value)
+    message = f"no key is in it: set one, or leave out the flag and {variable}"
+    with pytest.raises(SettingsError, match=message):
+        read("--model", "m")
+    if name == "API_KEY":
+        with pytest.raises(SettingsError, match=message):
+            read_dashboard_settings([])
+    flag = f"--{name.lower().replace('_', '-')}"
+    assert read(*("--model", "m"), flag, "key")
