@@ -223,7 +223,9 @@ def create_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestLog, log_requests=settings.access_log)
     if settings.path_prefix:
-        app.add_middleware(PathPrefix, prefix=settings.path_prefix)
+        app.add_middleware(
+            PathPrefix, prefix=settings.path_prefix, log_requests=settings.access_log
+        )
     return app
 
 

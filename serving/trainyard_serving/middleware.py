@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 
 from prometheus_client import Counter, Histogram
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainyard_serving.access import request_id
+from trainyard_serving.access import RequestLog, request_id
 from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
@@ -28,18 +28,31 @@ ROUTE = "trainyard.route"  # key in a scope: the route of a request that never r
 
 
 class PathPrefix:
-    """Removes the prefix under which a proxy publishes the server, if the proxy hasn't done so."""
+    """Removes the prefix under which a proxy publishes the server, if the proxy hasn't done so.
 
-    def __init__(self, app: ASGIApp, prefix: str) -> None:
+    The prefix alone is redirected to the one with a slash, to which the pages' URLs are relative.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str, log_requests: bool) -> None:
         self._app = app
         self._prefix = prefix
+        self._redirected = RequestLog(self._redirect, log_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if path == self._prefix or path.startswith(self._prefix + "/"):
-            scope = {**scope, "path": path.removeprefix(self._prefix) or "/"}
+        if path == self._prefix:
+            await self._redirected(scope, receive, send)
+            return
+        if path.startswith(self._prefix + "/"):
+            scope = {**scope, "path": path.removeprefix(self._prefix)}
             scope.pop("raw_path", None)
         await self._app(scope, receive, send)
+
+    async def _redirect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Relative: an outer proxy may have removed a prefix of its own.
+        query = scope["query_string"].decode("latin-1")
+        url = self._prefix.rpartition("/")[2] + "/" + (f"?{query}" if query else "")
+        await RedirectResponse(url, 308)(scope, receive, send)
 
 
 class HeadAsGet:

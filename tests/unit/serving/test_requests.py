@@ -270,6 +270,24 @@ def test_no_answer_names_an_absolute_path(name: str) -> None:
         assert client.get("/openapi.json").json()["servers"] == [{"url": "."}]
 
 
+@apps
+def test_the_prefix_without_a_slash_leads_to_the_one_with_it(name: str) -> None:
+    with (
+        running(create(name, path_prefix=PREFIX)) as client,
+        behind_proxy(client, strip=False) as url,
+    ):
+        answer = httpx.get(f"{url}?a=b%20c")
+        assert answer.status_code == 308
+        assert answer.next_request is not None
+        assert str(answer.next_request.url) == f"{url}/?a=b%20c"
+        assert MADE.fullmatch(answer.headers["x-request-id"])
+        assert (
+            httpx.get(url, follow_redirects=True).text
+            == client.get("/", follow_redirects=True).text
+        )
+        assert client.head(PREFIX).status_code == 308
+
+
 def test_the_prefix_opens_nothing() -> None:
     """A path that only looks like an open one, because of the prefix, needs the key."""
     app = create("generate", api_key="sk-first", path_prefix="/docs")
