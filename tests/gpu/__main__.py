@@ -40,6 +40,7 @@ def checks() -> "dict[str, Check]":
         "throughput": throughput.throughput,
         "memory": throughput.peak_memory,
         "classify": serving.classifying,
+        "embed": serving.embedding,
         "generate": serving.generating,
     }
 

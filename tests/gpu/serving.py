@@ -8,10 +8,12 @@ import httpx
 from tests.gpu.rows import Row, close, same
 from tests.gpu.setting import Device, Setting
 from tests.support.serving.classify_server import classify_server, model_of
+from tests.support.serving.embed_server import embed_server, write_encoder
 from tests.support.serving.news_model import WORDS, write_news_model
 from tests.support.serving.servers import loaded
 
 PROBABILITY = 1e-3  # that a class may be off
+EMBEDDING = 1e-3  # that a number of an embedding of length 1 may be off
 TEXTS = [" ".join(WORDS[start : start + length]) for start, length in ((0, 3), (9, 12), (40, 20))]
 PROMPTS = ["def ", "import ", "    return ", "class A:\n"]
 
@@ -32,6 +34,24 @@ def classifying(setting: Setting) -> Iterator[Row]:
         }
 
     yield close("probabilities, beside the CPU's", ask(setting.device), ask("cpu"), PROBABILITY)
+
+
+def embedding(setting: Setting) -> Iterator[Row]:
+    """Embeddings of an encoder, in fp32 on both."""
+    directory = setting.folder / "words"
+    write_encoder(directory)
+
+    def ask(device: Device) -> dict[str, float]:
+        setting.say(f"embed on {device}")
+        with embed_server(model=directory, device=device) as client:
+            answers = _post(client, "/embed", {"inputs": TEXTS})
+        return {
+            f"number {place} of text {number}": value
+            for number, answer in enumerate(answers, start=1)
+            for place, value in enumerate(answer, start=1)
+        }
+
+    yield close("embeddings, beside the CPU's", ask(setting.device), ask("cpu"), EMBEDDING)
 
 
 def generating(setting: Setting) -> Iterator[Row]:
