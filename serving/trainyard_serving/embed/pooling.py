@@ -49,7 +49,9 @@ def read_pooling(directory: Path) -> Pooling:
     for module in modules or []:
         if not isinstance(module, dict):
             raise ValueError(f"{MODULES}: not a list of modules")
-        name = str(module.get("type", "")).rpartition(".")[2]
+        name = str(module.get("type", ""))
+        if name.startswith("sentence_transformers."):  # else it is code of the model's own
+            name = name.rpartition(".")[2]
         path = str(module.get("path", ""))
         if name == "Pooling":
             folder = path
