@@ -1,5 +1,6 @@
 """The embedding server over real HTTP: OpenAI's client, TEI's form, refusals, overload, a swap."""
 
+import asyncio
 import base64
 import re
 import threading
@@ -26,6 +27,7 @@ from tests.support.serving.embed_server import (
 )
 from tests.support.serving.models import write_manifest
 from tests.support.serving.servers import running, send
+from tests.support.serving.swap_load import swap_under_load
 from tests.unit.serving.test_embedder import hidden_states
 from trainyard_api import __version__
 from trainyard_api.checkpoint import MODELS, step_name
@@ -309,6 +311,44 @@ def test_numbers_that_json_cannot_say_are_an_error(
 
         monkeypatch.setattr(Embedder, "compute", fail)
         assert "the server's log says why" in refused(post(client), 500)["message"]
+
+
+def signs(numbers: Any) -> str:
+    """By these a test recognises a model, whatever rounding does to its embeddings."""
+    return "".join("+" if number > 0 else "-" for number in numbers)
+
+
+def test_swaps_under_load_fail_no_request(tmp_path: Path) -> None:
+    """Three to newer models; one with a flipped byte, one cut and one with NaN are refused."""
+    models = []
+    for seed in (1, 2):
+        directory = tmp_path / str(seed)
+        write_encoder(directory, seed=seed)
+        models.append((directory, signs(hidden_states(directory, TEXTS[3]).mean(0))))
+    assert models[0][1] != models[1][1]
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/embed", json={"inputs": TEXTS[3]})
+
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = EmbedSettings(run_dir=str(run), threads=1, poll_seconds=0.02)
+    with running(create_embed_app(settings)) as client:
+        swaps = asyncio.run(
+            swap_under_load(
+                str(client.base_url),
+                run,
+                models,
+                ask,
+                lambda response: signs(response.json()[0]),
+                num_swaps=6,
+                num_clients=3,
+            )
+        )
+    assert swaps.failed == []
+    assert swaps.wrong == []
+    assert swaps.refused == len(swaps.damaged) == 3
+    assert len(swaps.answers) == 4
 
 
 def publish(run: Path, step: int) -> None:
