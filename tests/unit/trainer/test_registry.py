@@ -107,7 +107,7 @@ def test_a_package_that_cannot_be_imported_is_named_with_the_error(
         ),
         (
             COMPLETE.replace("Config =", "serving = 'draw'\n    Config ="),
-            "has serving = 'draw'; use 'generate' or 'classify' or None",
+            "has serving = 'draw'; use 'generate' or 'classify' or 'embed' or None",
         ),
     ],
 )
