@@ -1,5 +1,6 @@
 """/info: the model, the limits of requests and the versions of the server. It holds no secrets."""
 
+import functools
 import platform
 from importlib.metadata import version
 
@@ -41,6 +42,7 @@ def limits(settings: GenerateSettings) -> JsonDict:
     return {"max_tokens": settings.max_tokens, "max_prompts": settings.max_prompts}
 
 
+@functools.cache  # each is read from a file
 def versions() -> dict[str, str]:
     """Of Python and the libraries that compute answers."""
     return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
