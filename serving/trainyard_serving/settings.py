@@ -335,9 +335,7 @@ class VisionSettings(ServerSettings, SGLangSettings):
         description="Address space of a decoder's process, in bytes.",
     )
     decoder_seconds: int = Field(default=20, ge=1, description="Seconds for decoding an image.")
-    fetch_seconds: float = Field(
-        default=10, gt=0, description="Seconds for fetching or receiving an image."
-    )
+    fetch_seconds: float = Field(default=10, gt=0, description="Seconds for fetching an image.")
     allowed_ports: str = Field(
         default="80,443",
         pattern=r"^\d{1,5}(,\d{1,5})*$",

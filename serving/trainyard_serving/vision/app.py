@@ -79,9 +79,7 @@ class Routes:
         settings = self._settings
         self._sglang.model  # noqa: B018  (raises 503 before the body is read)
         async with self._gate.admitted():
-            question = await read_question(
-                request, settings.fetch_seconds, settings.max_image_bytes
-            )
+            question = await read_question(request, settings.max_image_bytes)
             body = await unless_disconnected(request, self._answer(question))
         if body is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -93,7 +91,7 @@ class Routes:
         self._sglang.model  # noqa: B018  (raises 503 before the body is read)
         async with AsyncExitStack() as resources:
             await resources.enter_async_context(self._gate.admitted())
-            body = await read_body(request, settings.fetch_seconds)
+            body = await read_body(request)
             chat = await run_in_threadpool(
                 read_chat, body, settings.max_tokens, settings.max_images
             )

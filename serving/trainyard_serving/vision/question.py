@@ -1,8 +1,7 @@
 """Requests and responses of POST /answer: JSON with an image's URL, or a form with an image."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,16 +79,16 @@ REQUEST_BODY = {
 }
 
 
-async def read_question(request: Request, seconds: float, max_image_bytes: int) -> Question:
-    """Read the request's body, which must arrive within `seconds`.
+async def read_question(request: Request, max_image_bytes: int) -> Question:
+    """Read the request's body, of which a middleware bounds the size and the time.
 
     Raises ApiError (400, 408, 413, 415, 422).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _from_json(await read_body(request, seconds))
+        return _from_json(await read_body(request))
     if kind == "multipart/form-data":
-        async with _arriving(seconds):
+        with _complete():
             return await _from_form(request, max_image_bytes)
     raise ApiError(
         415,
@@ -99,24 +98,20 @@ async def read_question(request: Request, seconds: float, max_image_bytes: int) 
     )
 
 
-async def read_body(request: Request, seconds: float) -> bytes:
-    """The body, of which a middleware bounds the size.
+async def read_body(request: Request) -> bytes:
+    """The body, of which a middleware bounds the size and the time.
 
-    Raises ApiError (400, 408).
+    Raises ApiError (400, 408, 413).
     """
-    async with _arriving(seconds):
+    with _complete():
         return await request.body()
 
 
-@asynccontextmanager
-async def _arriving(seconds: float) -> AsyncIterator[None]:
-    """A body must arrive within `seconds`."""
+@contextmanager
+def _complete() -> Iterator[None]:
+    """A body must be complete before the client disconnects."""
     try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        message = f"the body did not arrive within {seconds:g} s"
-        raise ApiError(408, message, "body_timeout") from None
+        yield
     except ClientDisconnect:
         raise ApiError(400, "the body is incomplete", "body_incomplete") from None
 

@@ -218,10 +218,21 @@ def test_disconnecting_cancels_at_sglang_and_the_queue_is_bounded(web: int) -> N
 
 
 def test_a_body_that_does_not_arrive_times_out(web: int) -> None:
-    with asked(web, fetch_seconds=0.2) as (client, _):
+    with asked(web, body_seconds=0.2) as (client, _):
         peer = send(client, "/answer", b"{", length=50)
         assert peer.recv(12) == b"HTTP/1.1 408"
         peer.close()
+
+
+def test_the_time_for_fetching_does_not_limit_the_time_for_receiving(web: int) -> None:
+    with asked(web, fetch_seconds=1e-9) as (client, _):
+        uri = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+        body = json.dumps(ASK | {"image_url": uri}).encode()
+        with send(client, "/answer", body[:9], length=len(body)) as peer:
+            in_progress = "trainyard_serving_requests_in_progress 1.0"
+            until(lambda: in_progress in client.get("/metrics").text)
+            peer.sendall(body[9:])
+            assert peer.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_slow_fetch_times_out(web: int) -> None:
