@@ -10,6 +10,7 @@ from tests.support.serving.chat_model import CHAT_CONTEXT, chatml, export_chat_g
 from tests.support.serving.models import CONTEXT, write_manifest
 from tests.support.serving.servers import loaded, serving
 from trainyard_api import __version__
+from trainyard_serving.generate import info as generate_info
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -75,8 +76,11 @@ def test_another_model_is_a_404_and_none_a_503(client: httpx.Client, tmp_path: P
         assert waiting.get("/info").status_code == 503
 
 
-def test_info_names_model_limits_and_versions_but_no_secrets(run_dir: Path) -> None:
+def test_info_names_model_limits_and_versions_but_no_secrets(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with loaded(run_dir=run_dir, api_key="sk-secret", max_prompts=3, max_tokens=7) as client:
+        monkeypatch.delattr(generate_info, "version")  # which reads files: not at each request
         assert client.get("/info").status_code == 401
         response = client.get("/info", headers={"authorization": "Bearer sk-secret"})
         assert "secret" not in response.text
