@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
+HEALTH, METRICS = frozenset({"/health", "/ready"}), frozenset({"/metrics"})
+# Asked every few seconds by machines: neither logged nor counted, else they would hide the rest.
+PROBES = HEALTH | METRICS
 REQUEST_ID_HEADER = "x-request-id"
 _HEADER = REQUEST_ID_HEADER.encode()
 _WELL_FORMED = re.compile(rb"[A-Za-z0-9._:/+=~-]{1,128}")
-_UNLOGGED = frozenset({"/health", "/ready", "/metrics"})  # probes would fill the log
 _MAX_PATH = 200  # characters of a path in the log
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -66,7 +68,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, identified)
         finally:
-            if self._log_requests and scope["path"] not in _UNLOGGED:
+            if self._log_requests and scope["path"] not in PROBES:
                 # Without the query, which may have keys; quoted, so that it stays one line.
                 path = quote(scope["path"], safe="/:@!$&'()*+,;=~-._")[:_MAX_PATH]
                 seconds = time.monotonic() - started

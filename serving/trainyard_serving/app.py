@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from trainyard_api import __version__
-from trainyard_serving.access import REQUEST_ID_HEADER, RequestLog
+from trainyard_serving.access import HEALTH, METRICS, REQUEST_ID_HEADER, RequestLog
 from trainyard_serving.errors import (
     ApiError,
     QueueFullError,
@@ -234,8 +234,8 @@ def _fields(served: ServedModel | None) -> dict[str, Any]:
 
 
 def _open_paths(settings: ServerSettings) -> frozenset[str]:
-    health = frozenset() if settings.protect_health else {"/health", "/ready"}
-    metrics = frozenset() if settings.protect_metrics else {"/metrics"}
+    health = frozenset[str]() if settings.protect_health else HEALTH
+    metrics = frozenset[str]() if settings.protect_metrics else METRICS
     return PAGES | health | metrics
 
 

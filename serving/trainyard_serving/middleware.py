@@ -14,7 +14,7 @@ from prometheus_client import Counter, Histogram
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trainyard_serving.access import RequestLog, request_id
+from trainyard_serving.access import PROBES, RequestLog, request_id
 from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.metrics import Metrics
 
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 ADMIN = "/admin/"  # the paths that need a key of their own
 DIGEST_HEADER = b"x-trainyard-digest"
-# Asked every few seconds by machines; as requests they would hide those of clients.
-PROBES = frozenset({"/health", "/ready", "/metrics"})
 ROUTE = "trainyard.route"  # key in a scope: the route of a request that never reached the router
 
 

@@ -8,7 +8,8 @@ from trainyard_serving.generate.engine import Chunk, FinishReason, SamplingOptio
 from trainyard_serving.generate.logprobs import token_logprobs
 from trainyard_serving.generate.sampling import Sampler
 
-# U+FFFD at the end of decoded text means that some bytes of a character are still missing.
+# U+FFFD in decoded text stands for bytes that are no complete character; at its end, some of them
+# are still missing.
 REPLACEMENT = "\ufffd"
 # Tokens of the prompt that are decoded together with the first new ones: spacing depends on them.
 CONTEXT_TOKENS = 5

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-# U+FFFD in decoded text stands for bytes that are no complete character.
-REPLACEMENT = "\ufffd"
+from trainyard_serving.generate.sequence import REPLACEMENT
+
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # of tokenizers with byte fallback, such as Llama's
 
 
