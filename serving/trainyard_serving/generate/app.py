@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from trainyard_serving.app import create_app
@@ -23,6 +24,7 @@ from trainyard_serving.generate.openai_api import (
     invalid_request,
     openai_error_response,
 )
+from trainyard_serving.generate.openai_responses import encode_in_pieces
 from trainyard_serving.generate.sglang_engine import SGLangEngine
 from trainyard_serving.generate.tokenization import TokenizationRoutes
 from trainyard_serving.generate.torch_engine import TorchEngine
@@ -170,7 +172,10 @@ async def _respond(
         content = await unless_disconnected(request, answer.response())
         if content is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(content, headers=answer.headers)
+    if body.num_top is None:
+        return JSONResponse(content, headers=answer.headers)
+    encoded = await run_in_threadpool(encode_in_pieces, content)
+    return Response(encoded, media_type="application/json", headers=answer.headers)
 
 
 class EventStream(EventSourceResponse):

@@ -1,16 +1,43 @@
 """OpenAI's API: the JSON of responses and of stream events."""
 
 import codecs
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainyard_serving.generate.engine import Chunk, FinishReason, JsonDict, TokenLogprob
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and the server must answer before that
     from trainyard_serving.generate.vocabulary import Vocabulary
+
+# Entries of a list that are encoded at a time.
+PIECE = 64
+
+
+def encode_in_pieces(value: Any, depth: int = 4) -> bytes:
+    """The JSON of a response with many log-probabilities, for a thread beside the event loop.
+
+    json.dumps does not let another thread run before it returns, which can take seconds.
+
+    Args:
+        depth: of the lists to encode in pieces: response, choices, choice, log-probabilities.
+    """
+    if isinstance(value, dict) and depth:
+        items = (_json(key) + b":" + encode_in_pieces(value[key], depth - 1) for key in value)
+        return b"{" + b",".join(items) + b"}"
+    if isinstance(value, list) and depth:
+        return b"[" + b",".join(encode_in_pieces(one, depth - 1) for one in value) + b"]"
+    if isinstance(value, list):
+        pieces = (value[first : first + PIECE] for first in range(0, len(value), PIECE))
+        return b"[" + b",".join(_json(piece)[1:-1] for piece in pieces) + b"]"
+    return _json(value)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 @dataclass

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, and the server must answer b
     from trainyard_serving.generate.language_model import LanguageModel
 
 # Log-probabilities in one answer, with those of the most likely tokens: a few hundred bytes each,
-# and encoding them as JSON holds up everything else.
+# and encoding them as JSON takes CPU time from everything else.
 MAX_LOGPROBS = 2**18
 # Prompts that are tokenised at a time: their memory adds up.
 ENCODING_THREADS = 2

@@ -1,6 +1,7 @@
 """Log-probabilities are those of transformers' logits: of prompts and texts, alone and together."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.support.serving.models import CONTEXT
+from tests.support.serving.chat_model import export_chat_gpt
+from tests.support.serving.models import CONTEXT, write_manifest
+from tests.support.serving.servers import loaded
 from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_serving.generate import openai_responses
 
 PROMPTS = ["To be", "or not to be, that is the", "été"]
 
@@ -188,3 +192,36 @@ def test_what_is_wrong_is_named(
     error = response.json()["error"]
     assert error["param"] == param
     assert words in error["message"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_they_are_encoded_in_pieces_and_not_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
+) -> None:
+    """One call of json.dumps lets nothing else run, however many there are."""
+    pieces: list[tuple[str, bytes]] = []
+    real = openai_responses._json
+
+    def recorded(value: Any) -> bytes:
+        pieces.append((threading.current_thread().name, real(value)))
+        return pieces[-1][1]
+
+    monkeypatch.setattr(openai_responses, "_json", recorded)
+    body: dict[str, Any] = {"max_tokens": 500, "ignore_eos": True, "n": 2}
+    if chat:
+        path = "/v1/chat/completions"
+        messages = [{"role": "user", "content": "a"}]
+        body |= {"messages": messages, "logprobs": True, "top_logprobs": 5}
+    else:
+        path = "/v1/completions"
+        body |= {"prompt": "a", "logprobs": 5}
+    export_chat_gpt(tmp_path)
+    write_manifest(tmp_path)
+    with loaded(model=tmp_path) as client:
+        response = client.post(path, json=body)
+    content = response.json()
+    assert len(content["choices"]) == 2, response.text
+    assert response.content == real(content)
+    assert response.headers["content-type"] == "application/json"
+    assert all(thread.startswith("AnyIO worker") for thread, _ in pieces)
+    assert max(len(piece) for _, piece in pieces) < len(response.content) / 8
