@@ -80,7 +80,8 @@ def test_info_names_model_limits_and_versions_but_no_secrets(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with loaded(run_dir=run_dir, api_key="sk-secret", max_prompts=3, max_tokens=7) as client:
-        monkeypatch.delattr(generate_info, "version")  # which reads files: not at each request
+        generate_info.versions()
+        monkeypatch.delattr(generate_info, "version")  # which reads files: only once
         assert client.get("/info").status_code == 401
         response = client.get("/info", headers={"authorization": "Bearer sk-secret"})
         assert "secret" not in response.text
