@@ -7,6 +7,7 @@ import { count, number } from "./format.js";
 import { change, view, zoom } from "./view.js";
 import { sample } from "./svg.js";
 
+const SPACE = 80; // pixels between marks of the x axis
 const MAX_IN_TIP = 16; // lines; those closest to the pointer
 const NARROW = 480; // pixels; a smaller chart is lower, and has half as many lines in its tip
 const FEW = 40; // points of a line that are also drawn as dots
@@ -42,6 +43,7 @@ export function drawCurves(parent, spec) {
   const outside = spec.lines.reduce((total, line) => total + line.x.length, 0)
     - lines.reduce((total, line) => total + line.x.length, 0);
   chart.range = yRange(lines);
+  if (lines.length) align(chart);
   const notes = [...(spec.notes ?? []), ...notDrawn(outside, chart.range)];
   if (updateFigure(chart, { ...spec, lines, notes })) render(chart);
   else clear(chart);
@@ -91,12 +93,13 @@ function visible(line) {
 }
 
 function yRange(lines) {
+  return shownRange(lines.flatMap(({ x, y }) => inView(x, y)), view.outliers);
+}
+
+// The points of the part in view and those next to it: the lines to them are seen, too.
+function inView(x, y) {
   const [from, to] = view.range ?? [-Infinity, Infinity];
-  return shownRange(lines.flatMap(({ x, y }) => {
-    // The points next to the range, too: the lines to them are seen.
-    const [first, end] = [firstAtLeast(x, from), firstAtLeast(x, to)];
-    return y.slice(Math.max(0, first - 1), end + 1);
-  }), view.outliers);
+  return y.slice(Math.max(0, firstAtLeast(x, from) - 1), firstAtLeast(x, to) + 1);
 }
 
 function notDrawn(outside, range) {
@@ -114,7 +117,6 @@ function render(chart) {
   chart.width = plot.clientWidth;
   if (!chart.width || !lines?.length) return;
   const size = { width: chart.width, height: chart.width < NARROW ? 240 : 290 };
-  align(chart);
   // What uPlot can't change once it is there. All else, such as the range, it asks for anew.
   const structure = JSON.stringify([chart.columns, view.x, view.logX, view.logY, spec.x, spec.y,
     dark.matches, lines.map((line) => [line.style, line.x.length > FEW, line.x.length === 1])]);
@@ -142,11 +144,16 @@ function align(chart) {
   const { lines, range } = chart;
   const limits = range?.outside ? [range.low, range.high] : undefined;
   const state = JSON.stringify(view.smoothing ? [view.smoothing, limits] : []);
-  if (chart.dataState === state) return; // only the range in view is another one
-  chart.dataState = state;
-  chart.columns = view.smoothing ? 2 : 1; // of each line
-  chart.data = uPlot.join(lines.map(({ x, y }) =>
-    (view.smoothing ? [x, y, smooth(y, view.smoothing, limits)] : [x, y])));
+  if (chart.dataState !== state) { // else only the range in view is another one
+    chart.dataState = state;
+    chart.columns = view.smoothing ? 2 : 1; // of each line
+    chart.smoothed = view.smoothing ? lines.map(({ y }) => smooth(y, view.smoothing, limits)) : [];
+    chart.data = uPlot.join(lines.map(({ x, y }, i) => [x, y, chart.smoothed[i]].filter(Boolean)));
+  }
+  if (!range || range.outside) return; // without outliers, what is smoothed stays within the range
+  // What is smoothed lags behind: where a curve falls, it lies above.
+  const ends = extent(chart.smoothed.flatMap((y, i) => inView(lines[i].x, y)));
+  if (ends) Object.assign(range, { low: Math.min(range.low, ends[0]), high: Math.max(range.high, ends[1]) });
 }
 
 function options(chart) {
@@ -172,7 +179,8 @@ function options(chart) {
       y: { distr: view.logY ? LOGARITHMIC : LINEAR, range: () => yLimits(chart) },
     },
     axes: [
-      { ...axis, label: spec.x, size: 34, space: 80, values: shown(spec.showX),
+      { ...axis, label: spec.x, size: 34, space: SPACE, values: shown(spec.showX),
+        ...(view.logX ? { filter: labelled } : {}),
         ...(view.x === "seconds" && !view.logX ? { incrs: TIMES } : {}) },
       { ...axis, label: spec.y, space: 34, ...(spec.y === "Bytes" ? { incrs: SIZES } : {}), values: shown(spec.showY),
         size: (_, values) => 18 + 7 * Math.max(3, ...(values ?? []).map((text) => text.length)) },
@@ -204,6 +212,15 @@ function xLimits(low, high) {
   const [from, to] = view.range;
   if (!view.logX || from > 0) return view.range;
   return low < to ? [low, to] : [low, high];
+}
+
+// The marks of a logarithmic x axis that have room for a label. uPlot's own choice is right on y
+// axes only: on this one it labels powers of 10, of which a short range may have none.
+function labelled(u, marks) {
+  const decade = Math.abs(u.valToPos(10, "x") - u.valToPos(1, "x"));
+  const digits = decade * Math.log10(10 / 9) >= SPACE ? /^/
+    : decade * Math.log10(2) >= SPACE ? /^[125]/ : /^1/;
+  return marks.map((mark) => (digits.test(mark.toExponential(3)) ? mark : null));
 }
 
 function yLimits({ range, spec }) {

@@ -233,7 +233,9 @@ def test_charts_stay_while_they_are_smoothed_and_zoomed_once_a_frame(
     whole = evaluate(page, "[u.scales.x.min, u.scales.x.max, u.scales.y.max]")
     controls(page).get_by_role("button", name="Zoom in").click()
     controls(page).get_by_role("button", name="Later").click()
-    until(lambda: evaluate(page, "u.scales.x.min") > whole[0])
+    until(lambda: evaluate(page, "u.scales.x.min") > 150)
+    in_view = "u.data[2].filter((_, i) => u.data[0][i] >= u.scales.x.min)"
+    assert evaluate(page, f"Math.max(...{in_view}) < u.scales.y.max")  # the smoothed line, too
     until(lambda: evaluate(page, "u.scales.y.max") < whole[2])  # y follows
     controls(page).get_by_role("button", name="Reset zoom").click()
     until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max, u.scales.y.max]") == whole)
@@ -261,3 +263,5 @@ def test_a_zoom_from_0_holds_on_a_logarithmic_axis(dashboard: str, page: Page) -
     until(lambda: evaluate(page, "u?.scales.x.min") == 0)
     controls(page).get_by_label("Log x").check()
     until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [10, 200])
+    labels = evaluate(page, "u.axes[0]._values.filter(Boolean)")
+    assert labels == ["10", "20", "50", "100", "200"]  # not only the powers of 10
