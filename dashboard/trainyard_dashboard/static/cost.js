@@ -104,7 +104,7 @@ function entered(one, map, value, name, changed) {
   return input;
 }
 
-const NAMES = ["Hardware", "Units", "Price per unit-hour", "Speed", "Time", "Cost"];
+const NAMES = ["Hardware", "Units", "Price per unit-hour", "Relative speed", "Time", "Cost"];
 
 function showTable() {
   const projected = ["Time", "Cost"];
@@ -149,7 +149,7 @@ function hardwareRow(one, changed) {
       idle ? h("span", { class: "note" }, `${idle} of them idle`) : null),
     cell("Price per unit-hour (entered)",
       entered(one, edited, price(one), "Price per unit-hour", changed), ` ${costs.currency}`),
-    cell("Speed (entered)", entered(one, speeds, speed(one), "Speed", changed), " × the measured speed"),
+    cell("Relative speed (entered)", entered(one, speeds, speed(one), "Relative speed", changed), " ×"),
     cell("Time (projected)", time),
     cell("Cost (projected)", total, range, lowest),
   );
