@@ -14,6 +14,7 @@ const speeds = new Map(); // as are these
 let costs = null; // the last response
 let shownState = "";
 let sizedFor = ""; // the basis whose size was entered
+let wanted = ""; // what was asked for last: answers to other questions are outdated
 
 export async function refresh() {
   const { studies, problems } = await get("api/studies");
@@ -48,11 +49,13 @@ async function calculate() {
       : [["study", basis.study], ["configuration", basis.configuration]]),
     ["processes", field.processes.value], ["budget", field.budget.value * 1e6],
   ];
+  const question = JSON.stringify(parameters);
+  wanted = question;
   const answer = await get("api/costs", parameters).catch((error) => {
-    showProblem(error.message);
+    if (question === wanted) showProblem(error.message);
     return null;
   });
-  if (answer === null) return;
+  if (answer === null || question !== wanted) return;
   const state = JSON.stringify(answer);
   if (state === shownState) return;
   costs = answer;

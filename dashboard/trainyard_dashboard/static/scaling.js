@@ -10,6 +10,7 @@ const form = at("scaling-form");
 const field = form.elements;
 let studies = [];
 let shownFor = "";
+let wanted = ""; // what was asked for last: answers to other questions are outdated
 
 export async function refresh() {
   const answer = await get("api/studies");
@@ -55,8 +56,12 @@ async function calculate() {
     ...(field.price.value === "" ? [] : [["price", field.price.value]]),
   ];
   const state = JSON.stringify([parameters, study().progress]);
+  wanted = state;
   if (state === shownFor) return;
-  const projection = await get("api/projection", parameters);
+  const projection = await get("api/projection", parameters).catch((error) => {
+    if (state === wanted) throw error;
+  });
+  if (state !== wanted) return;
   showTiles(projection);
   showSizes(projection);
   showWarnings(projection.warnings);

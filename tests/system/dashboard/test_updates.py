@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.patience import until
-from tests.support.dashboard.home import write_run
+from tests.support.dashboard.home import write_run, write_study
 from tests.support.serving.servers import running
 from trainyard_dashboard.app import create_dashboard_app
 from trainyard_dashboard.settings import DashboardSettings
@@ -35,6 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = {"step": 0, "event": "started", "time": 0.0, "config": {"batch_size": 32}}
     log = write_run(home, "sized")
     log.write_text(json.dumps(first) + "\n" + log.read_text())
+    write_study(home)
     return home
 
 
@@ -265,3 +266,27 @@ def test_a_zoom_from_0_holds_on_a_logarithmic_axis(dashboard: str, page: Page) -
     until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [10, 200])
     labels = evaluate(page, "u.axes[0]._values.filter(Boolean)")
     assert labels == ["10", "20", "50", "100", "200"]  # not only the powers of 10
+
+
+@pytest.mark.parametrize(
+    ("tab", "asked", "shown"),
+    [("cost", "costs", "#costs tbody"), ("scaling", "projection", "#scaling-tiles")],
+)
+def test_an_answer_to_an_earlier_question_is_ignored(
+    quiet: str, page: Page, tab: str, asked: str, shown: str
+) -> None:
+    page.goto(f"{quiet}/#{tab}")
+    expect(page.locator(shown)).not_to_be_empty()
+    before = page.locator(shown).inner_text()
+    held: list[Route] = []
+    page.route(f"**/api/{asked}?*", lambda route: held.append(route), times=1)
+    budget = page.locator(f"#{tab}-form").get_by_label("Budget")
+    with page.expect_request(f"**/api/{asked}?*"):
+        budget.fill("5")
+    budget.fill("123456")
+    expect(page.locator(shown)).not_to_have_text(before, use_inner_text=True)
+    newest = page.locator(shown).inner_text()
+    with page.expect_response(f"**/api/{asked}?*budget=5000000*"):
+        held.pop().continue_()
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert page.locator(shown).inner_text() == newest
