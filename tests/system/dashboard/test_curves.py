@@ -206,7 +206,9 @@ def test_curves_lie_over_time_tokens_and_samples(dashboard: str, page: Page) -> 
 
 def test_smoothing_keeps_the_raw_curve_behind(dashboard: str, page: Page) -> None:
     opened(page, dashboard, "spiky")
+    columns = "document.getElementById('plot-training-charts-loss').uplot.data.length"
     controls(page).get_by_label("Smoothing").fill("0.9")
+    until(lambda: page.evaluate(columns) == 3)
     tip = point(page, "loss", 80)
     expect(tip).to_contain_text("raw")
     drawn = page.evaluate(
@@ -216,6 +218,7 @@ def test_smoothing_keeps_the_raw_curve_behind(dashboard: str, page: Page) -> Non
     assert drawn[1] > SPIKE / 2  # the raw one
     assert drawn[2] < 0.2  # the smoothed one: an outlier that is hidden has no part in it
     controls(page).get_by_label("Smoothing").fill("0")
+    until(lambda: page.evaluate(columns) == 2)
     tip = point(page, "loss", 80)
     expect(tip).to_be_visible()
     expect(tip).not_to_contain_text("raw")
