@@ -22,7 +22,8 @@ export function createBoard(id, { isDefault, asked }) {
   const empty = h("p", { class: "empty card", hidden: true });
   box.append(toolbar(h("details", { class: "chooser" }, summary, chooser)), grid, empty);
   const drawn = new Set();
-  onView(onceAFrame(() => { if (box.offsetParent) redraw(); }));
+  let isReady = false; // the first answer is here
+  onView(onceAFrame(() => { if (box.offsetParent && isReady) redraw(); }));
 
   const isShown = (metric, evaluation) => choices.get(metric) ?? isDefault(metric, evaluation);
   const shown = ({ metrics, evaluation }) =>
@@ -37,7 +38,7 @@ export function createBoard(id, { isDefault, asked }) {
       problems = await load([...new Set([...asked, ...found])]);
     }
     if (x === view.x) drawAll(); // else the change of the axis has requested what it needs
-    box.dataset.ready = "true";
+    isReady = true;
     return problems;
   }
 

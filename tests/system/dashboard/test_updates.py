@@ -290,3 +290,14 @@ def test_an_answer_to_an_earlier_question_is_ignored(
         held.pop().continue_()
     page.evaluate("new Promise(requestAnimationFrame)")
     assert page.locator(shown).inner_text() == newest
+
+
+def test_charts_are_not_said_to_be_empty_before_the_first_answer(quiet: str, page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/api/history?*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/api/history?*"):
+        page.goto(f"{quiet}/#performance?select=local/default/one&smoothing=0.5")
+    page.evaluate("new Promise(requestAnimationFrame)")
+    expect(page.locator("#performance-charts > .empty")).to_be_hidden()
+    held.pop().continue_()
+    expect(page.locator("#plot-performance-charts-loss canvas")).to_be_visible()
