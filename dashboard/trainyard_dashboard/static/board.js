@@ -37,7 +37,8 @@ export function createBoard(id, { isDefault, asked }) {
     if (found.some((metric) => !asked.includes(metric))) { // they are known only now
       problems = await load([...new Set([...asked, ...found])]);
     }
-    if (x === view.x) drawAll(); // else the change of the axis has requested what it needs
+    if (x !== view.x) return refresh(); // the axis was changed in the meantime
+    drawAll();
     isReady = true;
     return problems;
   }

@@ -299,5 +299,8 @@ def test_charts_are_not_said_to_be_empty_before_the_first_answer(quiet: str, pag
         page.goto(f"{quiet}/#performance?select=local/default/one&smoothing=0.5")
     page.evaluate("new Promise(requestAnimationFrame)")
     expect(page.locator("#performance-charts > .empty")).to_be_hidden()
+    axis = page.locator("#performance-charts .toolbar").get_by_label("Over")
+    axis.select_option("seconds")
     held.pop().continue_()
-    expect(page.locator("#plot-performance-charts-loss canvas")).to_be_visible()
+    label = "document.getElementById('plot-performance-charts-loss')?.uplot?.axes[0].label"
+    until(lambda: page.evaluate(label) == "Time since the start")
