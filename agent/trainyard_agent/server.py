@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import os
@@ -107,6 +108,10 @@ class ReportServer:
 def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # an idle client must not hold its thread for ever
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the client has closed its connection
+                super().handle()
 
         def do_GET(self) -> None:
             if self.path == "/ranks":

@@ -217,8 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--app",
-        help="app that answers: generate, classify or embed; default: the one that the recipe or the"
-        " model's files name. embed takes causal language models, too",
+        help="app that answers: generate, classify or embed; default: the one that the recipe or"
+        " the model's files name. embed takes causal language models, too",
     )
     serve.add_argument("--engine", help="inference engine: torch (the default), onnx or sglang")
     serve.add_argument(

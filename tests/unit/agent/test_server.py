@@ -1,6 +1,9 @@
 """The agent's port: a script posts with its token, everybody reads."""
 
 import json
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import SECONDS
 from trainyard_agent.hangs import RankState, from_wire
 from trainyard_agent.report import Report
 from trainyard_agent.server import MAX_BODY, ReportServer
@@ -133,3 +137,20 @@ def test_the_ranks_of_a_node_are_served() -> None:
         assert (code, from_wire(json.loads(text))) == (200, [RankState(1, "h", 7)])
     finally:
         server.close()
+
+
+def test_a_client_that_has_gone_leaves_no_traceback(
+    server: ReportServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    errors: list[object] = []
+    http_server = server._server
+    assert http_server
+    monkeypatch.setattr(http_server, "handle_error", lambda *args: errors.append(args))
+    monkeypatch.setattr(http_server, "shutdown_request", lambda _: ended.set())
+    client = socket.create_connection(("127.0.0.1", server.port))
+    client.send(b"GET /progress")  # a part of a request, then a reset
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert ended.wait(SECONDS)
+    assert errors == []

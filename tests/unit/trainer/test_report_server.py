@@ -1,11 +1,14 @@
 """The report while joining, training and after, and its size limit."""
 
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
 
 import pytest
 
+from tests.patience import SECONDS
 from trainyard_api.job import TrainerJob
 from trainyard_api.progress import ProgressReport
 from trainyard_trainer.reporting.http_report import MAX_RESULT_BYTES, ReportServer, result_bytes
@@ -72,3 +75,23 @@ def test_other_paths_are_not_found(unused_port: int) -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/")
     finally:
         subject.close()
+
+
+def test_a_client_that_has_gone_leaves_no_traceback(
+    unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = reporter()
+    subject.serve(unused_port)
+    ended = threading.Event()
+    errors: list[object] = []
+    http_server = subject._server
+    assert http_server
+    monkeypatch.setattr(http_server, "handle_error", lambda *args: errors.append(args))
+    monkeypatch.setattr(http_server, "shutdown_request", lambda _: ended.set())
+    client = socket.create_connection(("127.0.0.1", unused_port))
+    client.send(b"GET /progress")  # a part of a request, then a reset
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    assert ended.wait(SECONDS)
+    subject.close()
+    assert errors == []

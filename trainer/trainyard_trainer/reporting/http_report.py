@@ -1,5 +1,6 @@
 """Rank 0's report: /progress and /metrics over HTTP, in a background thread."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -95,6 +96,10 @@ def result_bytes(report: ProgressReport) -> bytes:
 def _handler(server: ReportServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # an idle client must not hold its thread for ever
+
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):  # the client has closed its connection
+                super().handle()
 
         def do_GET(self) -> None:
             if self.path == "/progress":
