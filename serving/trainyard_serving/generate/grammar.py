@@ -1,9 +1,10 @@
 """Answers in JSON: at each step, the tokens that can continue JSON of the requested schema.
 
 llguidance (MIT, 3 MB, no dependencies; vLLM, SGLang and llama.cpp use it, too) computes them while
-the text is generated, so most schemas compile in milliseconds, and limits bound the work that a
-hostile one can cause. outlines-core compiles an automaton over the whole vocabulary first; xgrammar
-does so for parts of a schema, and needs the runtime of a compiler (apache-tvm-ffi).
+the text is generated, so most schemas compile in milliseconds. Its limits, with those of
+schema_cost.py, bound the work that a hostile one can cause. outlines-core compiles an automaton
+over the whole vocabulary first; xgrammar does so for parts of a schema, and needs the runtime of a
+compiler (apache-tvm-ffi).
 """
 
 import json
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from trainyard_serving.errors import one_line
 from trainyard_serving.generate.engine import GrammarError, JsonDict, PromptError
+from trainyard_serving.generate.schema_cost import too_costly
 
 MAX_SCHEMA_BYTES = 32 * 1024  # of this size, the slowest that we found compile in a few seconds
 # As json.dumps writes it. White space at will would allow an answer of nothing else.
@@ -43,6 +45,8 @@ class JsonGrammars:
         text = json.dumps(schema)
         if len(text) > MAX_SCHEMA_BYTES:
             raise _refused(f"the schema has {len(text)} bytes: at most {MAX_SCHEMA_BYTES} here")
+        if (reason := too_costly(schema)) is not None:
+            raise _refused(reason)
         tokens = self._load()
         self._check_characters(tokens, json.dumps(schema, ensure_ascii=False))
         # An override, because a schema may have settings of its own in "x-guidance".

@@ -200,6 +200,67 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_one_line(
     assert "\n" not in error.value.detail
 
 
+def patterns(count: int) -> list[dict[str, Any]]:
+    return [{"type": "string", "pattern": f"^[a-z]{{0,{n}}}[0-9]*x{n}"} for n in range(1, count)]
+
+
+def chained(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each refers to the next."""
+    last = {"type": "string"}
+    links = [one | {"$ref": f"#/$defs/{n}"} for n, one in enumerate(schemas, start=1)]
+    return {"$defs": dict(zip("0123456789", [*links, last], strict=False)), "$ref": "#/$defs/0"}
+
+
+WAYS = [
+    {"pattern": "|".join(f"[a-{end}]{{0,{n}}}[0-9]*x{n}" for end in "bcdefghijklmnop")}
+    for n in range(20, 28)
+]
+# Each takes llguidance many seconds, or gigabytes.
+COSTLY = {
+    "allOf": {"allOf": patterns(25)},
+    "of properties": {"allOf": [objects({"a": each}) for each in patterns(25)]},
+    "$ref": chained([{"type": "string"} | each for each in WAYS]),
+    "anyOf": {"anyOf": [{"allOf": patterns(25)}, {"type": "null"}]},
+    "fewer, longer patterns": {"type": "string", "allOf": WAYS},
+    "patternProperties": {
+        "type": "object",
+        "patternProperties": {f"^{n:03}.*$": {"type": "integer"} for n in range(500)},
+        "additionalProperties": {"type": "string"},
+    },
+    "multipleOf": {"anyOf": [{"type": "integer", "multipleOf": 7000 + n} for n in range(9)]},
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_schema_that_takes_much_work_is_refused_before_it(
+    model: LanguageModel, name: str
+) -> None:
+    with pytest.raises(PromptError, match="use fewer or simpler ones") as error:
+        model.grammar(COSTLY[name])
+    assert error.value.param == "response_format"
+    assert error.value.detail.startswith("response_format: ")
+    assert len(error.value.detail) < 250
+    assert "\n" not in error.value.detail
+
+
+def test_patterns_that_hold_for_different_strings_are_not_counted_together(
+    model: LanguageModel,
+) -> None:
+    described = {"$ref": "#/$defs/code", "description": "One of ours.", "default": "x1"}
+    optional = {"anyOf": [described, {"type": "null"}], "title": "Code", "default": None}
+    many = objects({f"p{n}": each for n, each in enumerate(patterns(24))} | {"code": optional})
+    model.grammar(many | {"$defs": {"code": {"type": "string", "pattern": "^x[0-9]$"}}})
+
+
+def test_what_real_schemas_combine_is_accepted(model: LanguageModel) -> None:
+    email = {"type": "string", "format": "email", "maxLength": 20}
+    price = {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 9}
+    base = {"type": "object", "properties": {"email": email, "price": price}}
+    lots = {"type": "integer", "multipleOf": 1000, "minimum": 0, "maximum": 9000}
+    more = {"properties": {"email": {"pattern": "^[a-z]+@[a-z]+[.]com$"}, "lots": lots}}
+    model.grammar({"$defs": {"base": base}, "allOf": [{"$ref": "#/$defs/base"}, more]})
+
+
 def test_a_model_without_json_s_characters_says_so(tmp_path: Path) -> None:
     CharTokenizer.of("to be or not").save(tmp_path, CONTEXT)
     plain = language_model(PreTrainedTokenizerFast.from_pretrained(tmp_path))
