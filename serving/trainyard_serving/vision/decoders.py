@@ -1,7 +1,6 @@
 """A few processes that decode images: one that fails costs its request, and is replaced."""
 
 import base64
-import json
 import logging
 import signal
 import subprocess
@@ -9,16 +8,20 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from trainyard_serving.errors import ApiError, one_line
 
 log = logging.getLogger(__name__)
 
 MAX_LINE = 4096
+# Of the JPEG, for each pixel: a JPEG of three full planes has 3 bytes of samples, and noise takes
+# less than twice that.
+MAX_BYTES_PER_PIXEL = 6
+HEADER_BYTES = 2**16
 # One arena: glibc would reserve 64 MiB of the limited address space for each thread.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
@@ -54,6 +57,26 @@ class DecodedImage:
     width: int
     height: int
     data_uri: str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Refusal(_Strict):
+    status: int = Field(ge=400, le=499)
+    code: str
+    message: str
+    cause: str
+
+
+class _Success(_Strict):
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    size: int = Field(ge=1)
+
+
+ANSWER: TypeAdapter[_Refusal | _Success] = TypeAdapter(_Refusal | _Success)
 
 
 class Decoders:
@@ -109,6 +132,7 @@ class _Process:
 
     def __init__(self, limits: DecoderLimits) -> None:
         self._seconds = limits.seconds
+        self._max_size = HEADER_BYTES + MAX_BYTES_PER_PIXEL * limits.max_side**2
         self._late = False
         numbers = (limits.max_pixels, limits.max_side, limits.memory, limits.seconds)
         self._popen = subprocess.Popen(
@@ -130,36 +154,38 @@ class _Process:
         timer = threading.Timer(self._seconds, self._end_late)
         timer.start()
         try:
-            line, jpeg = self._ask(data)
-        except (OSError, ValueError, KeyError):
+            answer, jpeg = self._ask(data)
+        except Exception:  # whatever an image has made of the process, it decodes no other one
             self._popen.kill()
             raise self._ended() from None
         finally:
             timer.cancel()
-        if "message" in line:
-            log.info("an image is refused: %s (%s)", line["message"], one_line(line["cause"]))
-            raise refuse(line["status"], line["code"], line["message"])
+        if isinstance(answer, _Refusal):
+            log.info("an image is refused: %s (%s)", answer.message, one_line(answer.cause))
+            raise refuse(answer.status, answer.code, answer.message)
         uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-        return DecodedImage(line["width"], line["height"], uri)
+        return DecodedImage(answer.width, answer.height, uri)
 
     def end(self) -> None:
         self._popen.kill()
         self._popen.communicate()
 
-    def _ask(self, data: bytes) -> tuple[dict[str, Any], bytes]:
-        """The answer's line and the JPEG; OSError, ValueError or KeyError if it has ended."""
+    def _ask(self, data: bytes) -> tuple[_Refusal | _Success, bytes]:
+        """The answer and the JPEG. Raises an exception if it has ended, or answers nonsense."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._popen.stdin.write(b"%d\n" % len(data))
         self._popen.stdin.write(data)
         self._popen.stdin.flush()
-        line: dict[str, Any] = json.loads(self._popen.stdout.readline(MAX_LINE))
-        if "message" in line:
-            return line, b""
-        jpeg = self._popen.stdout.read(line["size"])
-        if len(jpeg) < line["size"]:
+        answer = ANSWER.validate_json(self._popen.stdout.readline(MAX_LINE))
+        if isinstance(answer, _Refusal):
+            return answer, b""
+        if answer.size > self._max_size:
+            raise ValueError(f"a JPEG of {answer.size} bytes")
+        jpeg = self._popen.stdout.read(answer.size)
+        if len(jpeg) < answer.size:
             raise ValueError("the process has ended")
-        return line, jpeg
+        return answer, jpeg
 
     def _end_late(self) -> None:
         self._late = True

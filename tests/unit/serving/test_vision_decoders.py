@@ -2,9 +2,11 @@
 
 import io
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -177,6 +179,75 @@ async def test_a_decoder_that_crashes_costs_its_request_only() -> None:
         assert error.detail == "the image cannot be read: its decoder failed"
         assert await pool.decode(picture())
         assert processes(pool)[0].pid != child.pid
+
+
+GOOD = '{"width": 3, "height": 2, "size": 4}'
+PYTHON = sys.executable
+# A decoder under the control of an image.
+HOSTILE = """#!{python} -I
+import sys
+while line := sys.stdin.buffer.readline():
+    sys.stdin.buffer.read(int(line))
+    sys.stdout.buffer.write({answer!r} + b"\\n" + b"jpeg")
+    sys.stdout.buffer.flush()
+"""
+
+
+def hostile(answer: str, directory: Path, patch: pytest.MonkeyPatch) -> None:
+    """Decoders that are started from now on give this answer, and 4 bytes."""
+    program = directory / "decoder"
+    program.write_text(HOSTILE.format(python=PYTHON, answer=answer.encode()))
+    program.chmod(0o755)
+    patch.setattr(sys, "executable", str(program))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "nonsense",
+        "null",
+        "[]",
+        "{}",
+        '{"message": "m"}',
+        '{"status": 200, "code": "c", "message": "m", "cause": "c"}',
+        '{"status": 422, "code": "c", "message": 7, "cause": "c"}',
+        "[" * 4000,
+        GOOD.replace("4", "-1"),
+        GOOD.replace("4", "4.0"),
+        GOOD.replace("4", '"4"'),
+        GOOD.replace("4", str(2**40)),
+        GOOD.replace("4", str(2**80)),
+        GOOD.replace("3", "null"),
+    ],
+)
+async def test_a_decoder_that_answers_nonsense_decodes_no_other_image(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        hostile(GOOD, tmp_path, patch)
+        with decoders() as pool:
+            assert await pool.decode(b"") == DecodedImage(3, 2, "data:image/jpeg;base64,anBlZw==")
+        hostile(answer, tmp_path, patch)
+        pool = Decoders(LIMITS)
+        pool.start()
+    (child,) = processes(pool)
+    try:
+        error = await refused(pool, picture())
+        assert error.status_code == 422
+        assert error.detail == "the image cannot be read: its decoder failed"
+        assert await pool.decode(picture())
+        assert not child.is_running()
+    finally:
+        pool.stop()
+
+
+async def test_a_jpeg_of_noise_is_not_too_large() -> None:
+    noise = Image.frombytes("RGB", (64, 64), random.Random(1).randbytes(64 * 64 * 3))
+    out = io.BytesIO()
+    noise.save(out, "PNG")
+    with decoders(max_side=64) as pool:
+        assert (await pool.decode(out.getvalue())).width == 64
 
 
 async def test_a_decoder_that_has_died_is_replaced_before_the_next_request() -> None:
