@@ -175,6 +175,11 @@ class GenerationRequest(BaseModel):
         return None
 
     @property
+    def field_of_logprobs(self) -> tuple[str, str]:
+        """The field because of which log-probabilities are computed, and how to have fewer."""
+        raise NotImplementedError
+
+    @property
     def token_ids(self) -> Mapping[str, Sequence[int]]:
         """Tokens outside the prompt that the vocabulary must have, by their field."""
         return {
@@ -243,6 +248,12 @@ class CompletionRequest(GenerationRequest):
     def num_top(self) -> int | None:
         return self.logprobs
 
+    @property
+    def field_of_logprobs(self) -> tuple[str, str]:
+        if self.logprobs is None:  # they decide which texts are the best
+            return "best_of", "send fewer prompts, or a smaller max_tokens or best_of"
+        return "logprobs", "send fewer prompts, or a smaller max_tokens, n, best_of or logprobs"
+
 
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
@@ -283,6 +294,11 @@ class ChatRequest(GenerationRequest):
     @property
     def num_top(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def field_of_logprobs(self) -> tuple[str, str]:
+        field = "top_logprobs" if self.top_logprobs else "logprobs"
+        return field, "send a smaller max_completion_tokens, n or top_logprobs"
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatRequest":

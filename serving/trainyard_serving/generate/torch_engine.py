@@ -137,7 +137,7 @@ class TorchEngine:
         """
         for param, ids in request.token_ids.items():
             model.check_tokens(ids, param)
-        _check_logprobs(prompts, options, num_texts)
+        _check_logprobs(request, prompts, options, num_texts)
         job = self.worker.submit(
             model, prompts, *(_with_seed(options, number) for number in range(num_texts))
         )
@@ -172,19 +172,25 @@ def _with_seed(options: SamplingOptions, number: int) -> SamplingOptions:
     return replace(options, seed=seed if seed < 2**63 else seed - 2**64)
 
 
-def _check_logprobs(prompts: Sequence[list[int]], options: SamplingOptions, num_texts: int) -> None:
-    """Raise ApiError when the answer would have too many log-probabilities."""
+def _check_logprobs(
+    request: GenerationRequest,
+    prompts: Sequence[list[int]],
+    options: SamplingOptions,
+    num_texts: int,
+) -> None:
+    """Raise ApiError when the texts would have too many log-probabilities."""
     if options.logprobs is None:
         return
     read = sum(len(prompt) for prompt in prompts) if options.prompt_logprobs else 0
     tokens = num_texts * (read + len(prompts) * options.max_tokens)
     if (total := tokens * (1 + options.logprobs)) > MAX_LOGPROBS:
+        field, advice = request.field_of_logprobs
         raise ApiError(
             400,
-            f"logprobs: up to {total} numbers in one answer, of which {MAX_LOGPROBS} are allowed:"
-            " send fewer prompts, or a smaller max_tokens, n or logprobs",
+            f"{field}: it takes up to {total} log-probabilities, of which {MAX_LOGPROBS} are"
+            f" allowed in one request: {advice}",
             "invalid_value",
-            "logprobs",
+            field,
         )
 
 

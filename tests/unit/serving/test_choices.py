@@ -179,3 +179,19 @@ def test_what_is_wrong_is_named(
     error = response.json()["error"]
     assert error["param"] == param
     assert words in error["message"]
+
+
+def test_too_many_log_probabilities_are_refused_by_the_field_that_was_sent(tmp_path: Path) -> None:
+    export_char_gpt(tmp_path)
+    write_manifest(tmp_path)
+    with loaded(model=tmp_path, max_prompts=128, max_tokens=4096) as client:
+        for field, body in (
+            ("best_of", {"best_of": 128}),
+            ("logprobs", {"best_of": 128, "logprobs": 0}),
+            ("logprobs", {"n": 128, "logprobs": 1}),
+        ):
+            start = {"prompt": "To be", "max_tokens": 4096}
+            error = client.post("/v1/completions", json=start | body).json()["error"]
+            assert error["param"] == field
+            assert error["message"].startswith(f"{field}: it takes up to ")
+            assert ("logprobs" in error["message"].split("send")[1]) == (field == "logprobs")
