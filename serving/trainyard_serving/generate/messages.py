@@ -108,19 +108,13 @@ class ToolCall(BaseModel):
         return call if self.id is None else {"id": self.id} | call
 
 
-class Message(BaseModel):
-    """A message of the conversation.
+class AnyMessage(BaseModel):
+    """A message of a conversation, whatever its content.
 
     The message of a response is accepted unchanged: its other fields are empty.
     """
 
     model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +132,16 @@ class Message(BaseModel):
         if data.get("tool_calls") == []:
             changed["tool_calls"] = None
         return changed
+
+
+class Message(AnyMessage):
+    """A message of text, or of tools."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> "Message":

@@ -1,20 +1,26 @@
 """OpenAI's API: validated requests, and the JSON of errors.
 
 A field that is unknown here is refused by name: ignoring it could give another answer than the one
-that was requested. HARMLESS and HARMLESS_VALUES list the exceptions.
+that was requested. openai_request.py lists the exceptions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, Self, TypeGuard
+from typing import Annotated, ClassVar, Self, TypeGuard
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainyard_serving.errors import ApiError
 from trainyard_serving.generate.engine import JsonDict, SamplingOptions
 from trainyard_serving.generate.messages import Message, Tool, valid_text
+from trainyard_serving.generate.openai_request import (
+    HARMLESS_VALUES,
+    HarmlessValues,
+    OpenAIChatRequest,
+    OpenAIRequest,
+)
 from trainyard_serving.generate.response_format import ResponseFormat
 
 Texts = str | list[str]
@@ -26,34 +32,6 @@ MAX_STOPS = 16  # lm-evaluation-harness sends more than the 4 of OpenAI's API
 MAX_TOP = 20  # of the most likely tokens at a position, as in OpenAI's API and vLLM's default
 MAX_CHOICES = 128  # of a prompt, as in OpenAI's API
 MAX_TOKEN_IDS = 1024  # in a list of tokens that is not a prompt
-
-# Fields without influence on the answer: whatever their value, they are accepted.
-HARMLESS = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
-# Further fields, with the values that have no effect besides null; others are refused.
-HarmlessValues = Mapping[str, tuple[object, ...]]
-HARMLESS_VALUES: HarmlessValues = {
-    "add_special_tokens": (True,),
-    "detokenize": (True,),
-    "early_stopping": (False,),
-    "length_penalty": (1,),
-    "priority": (0,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "use_beam_search": (False,),
-}
 
 
 def refusal(param: str, message: str) -> PydanticCustomError:
@@ -100,28 +78,15 @@ def _stops(value: object) -> list[str]:
     return stops
 
 
-class StreamOptions(BaseModel):
-    """Options of a streamed response."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    include_usage: bool = False
-    include_obfuscation: Literal[False] | None = None
-
-
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # of a JSON object
+Stops = Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=Texts | None)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(OpenAIRequest):
     """The fields common to both endpoints; null is the default of each."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    harmless: ClassVar[HarmlessValues] = HARMLESS_VALUES
-
-    model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
     min_tokens: int | None = Field(default=None, ge=0)
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -132,26 +97,13 @@ class GenerationRequest(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[TokenIdKey, Bias] | None = Field(default=None, max_length=MAX_TOKEN_IDS)
-    stop: Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=Texts | None)] = []
+    stop: Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=Texts | None)] = (
+        Field(default_factory=list)
+    )
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=MAX_TOKEN_IDS)
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if name in cls.model_fields
-            or not (value is None or name in HARMLESS or value in cls.harmless.get(name, ()))
-        }
 
     @model_validator(mode="after")
     def _min_within_limit(self) -> Self:
@@ -163,11 +115,6 @@ class GenerationRequest(BaseModel):
     def limit(self) -> int | None:
         """The largest number of tokens to generate."""
         return self.max_tokens
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with an event that has the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def num_top(self) -> int | None:
@@ -255,26 +202,13 @@ class CompletionRequest(GenerationRequest):
         return "logprobs", "send fewer prompts, or a smaller max_tokens, n, best_of or logprobs"
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(OpenAIChatRequest, GenerationRequest):
     """Body of POST /v1/chat/completions."""
-
-    harmless: ClassVar[HarmlessValues] = {
-        **HARMLESS_VALUES,
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-        "modalities": (["text"],),
-        "add_generation_prompt": (True,),
-        "add_special_tokens": (False,),
-        "continue_final_message": (False,),
-        "chat_template_kwargs": ({},),
-        "echo": (False,),
-    }
 
     messages: list[Message] = Field(min_length=1)
     tools: list[Tool] | None = None
     tool_choice: str | None = None
     response_format: ResponseFormat | None = None
-    max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP)
 
@@ -300,28 +234,11 @@ class ChatRequest(GenerationRequest):
         field = "top_logprobs" if self.top_logprobs else "logprobs"
         return field, "send a smaller max_completion_tokens, n or top_logprobs"
 
-    @model_validator(mode="after")
-    def _one_limit(self) -> "ChatRequest":
-        newer, older = self.max_completion_tokens, self.max_tokens
-        if None not in (newer, older) and newer != older:
-            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
-        return self
-
     def tools_for_template(self) -> list[JsonDict] | None:
         """The tools that the model may call, as chat templates expect them."""
         if not self.tools or self.tool_choice == "none":
             return None
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
-
-    @property
-    def limit(self) -> int | None:
-        """The largest number of tokens to generate."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def limit_field(self) -> str:
-        """The field that `limit` comes from."""
-        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
 
 def openai_error_response(error: ApiError) -> JSONResponse:

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from trainyard_serving.generate.openai_api import (
-    HARMLESS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
 )
+from trainyard_serving.generate.openai_request import HARMLESS
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "serving-generate.md"
 ROUTES: list[type[GenerationRequest]] = [CompletionRequest, ChatRequest]

@@ -116,6 +116,11 @@ def test_text_alone_is_answered(client: openai.OpenAI) -> None:
     [
         ({"n": 2}, "n", "n is not supported: leave it out"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty is not supported"),
+        (
+            {"max_tokens": 3, "max_completion_tokens": 4},
+            None,
+            "max_tokens and max_completion_tokens differ: give one of them",
+        ),
         ({"max_tokens": 10}, "max_tokens", "max_tokens: at most 9 here (got 10)"),
         ({"messages": []}, "messages", "messages: "),
         (
@@ -154,6 +159,27 @@ def test_fields_without_an_effect_are_accepted(server: tuple[httpx.Client, Stand
     body = {name: values[0] for name, values in HARMLESS.items()}
     body |= {"messages": [user(text("Hello"))], "logit_bias": None, "stop": "x", "user": "u"}
     assert server[0].post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_what_clients_send_back_is_accepted(server: tuple[httpx.Client, StandIn]) -> None:
+    hint = {"type": "text", "text": "Hello", "cache_control": {"type": "ephemeral"}}
+    empty: dict[str, Any] = {
+        "refusal": None,
+        "annotations": [],
+        "tool_calls": None,
+        "function_call": None,
+    }
+    messages = [
+        {"role": "user", "content": [hint]},
+        {"role": "assistant", "content": "Yes?", **empty},
+        {"role": "assistant", "content": None, "audio": None, "reasoning_content": ""},
+        {"role": "user", "content": "Go on."},
+    ]
+    body: dict[str, Any] = {"messages": messages, "service_tier": "auto", "store": True}
+    body |= {"parallel_tool_calls": True, "prompt_cache_key": "k", "safety_identifier": "s"}
+    body |= {"stream_options": None, "echo": False, "max_tokens": 2, "max_completion_tokens": 2}
+    response = server[0].post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
 
 
 def test_an_answer_about_a_data_uri(server: tuple[httpx.Client, StandIn]) -> None:
