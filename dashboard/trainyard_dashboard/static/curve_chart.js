@@ -27,6 +27,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 // A line: {name, x, y, style: {colour, dash}}; x increases. Returns the chart's element.
 export function drawCurves(parent, spec) {
   const chart = charts.get(spec.id) ?? create(parent, spec);
+  chart.asked = spec;
   chart.element.hidden = false;
   const content = signature(spec);
   const state = JSON.stringify([view, content]);
@@ -78,6 +79,9 @@ function create(parent, spec) {
   chart.plot.addEventListener("keydown", (event) => onKey(chart, event));
   // Also when its tab is shown: a hidden chart has no width and is not drawn.
   new ResizeObserver(() => {
+    // Curves over another unit than the present one: those over this one are on their way.
+    if (chart.plot.clientWidth === chart.width || chart.unit !== view.x) return;
+    drawCurves(parent, chart.asked); // as the view is now: a hidden chart was not told of changes
     if (chart.plot.clientWidth !== chart.width) render(chart);
   }).observe(chart.plot);
   charts.set(spec.id, chart);

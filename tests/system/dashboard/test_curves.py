@@ -377,6 +377,27 @@ def test_how_curves_are_shown_is_kept_in_parameters(dashboard: str, page: Page) 
     assert page.evaluate(script, odd) == []
 
 
+def test_a_chart_that_was_hidden_is_shown_as_the_view_is_now(dashboard: str, page: Page) -> None:
+    """A logarithmic axis from 0, where it was drawn from, would have endless marks."""
+    page.goto(dashboard)
+    page.evaluate("""async () => {
+      const { change } = await import("/static/view.js");
+      const { drawCurves } = await import("/static/curve_chart.js");
+      document.body.prepend(Object.assign(document.createElement("div"), { id: "own" }));
+      const style = { colour: 1, dash: [] };
+      const lines = [{ name: "one", x: [0, 1, 2, 3], y: [1, 5, 3, 2], style }];
+      const spec = { id: "own", title: "Own", x: "", y: "", showX: String, showY: String, lines };
+      const element = drawCurves("own", spec);
+      const shown = () => element.querySelector(".plot").uplot.scales.x.min;
+      window.own = { change, shown, hide: (hidden) => { element.parentElement.hidden = hidden; } };
+    }""")
+    until(lambda: page.evaluate("own.shown()") == 0)
+    page.evaluate("own.hide(true)")
+    page.evaluate("own.change({ logX: true })")
+    page.evaluate("own.hide(false)")
+    until(lambda: page.evaluate("own.shown()") == 1)
+
+
 def test_how_curves_are_shown_is_in_the_address(dashboard: str, page: Page) -> None:
     def over(shown: Page, board: str = "training") -> Locator:
         return shown.locator(f"#{board}-charts .toolbar").get_by_label("Over")
