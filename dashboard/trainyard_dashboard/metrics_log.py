@@ -254,6 +254,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """A line's record; None if a kill or a full disk has cut it, or it has no step."""
     try:
         record = json.loads(line)
+        if b"\\u" in line:  # may be half of a pair, which an answer can't hold
+            text = json.dumps(record, ensure_ascii=False)
+            record = json.loads(text.encode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     valid = isinstance(record, dict) and is_finite_number(record.get("step"))

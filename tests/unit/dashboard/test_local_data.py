@@ -115,6 +115,18 @@ def test_invalid_lines_are_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_half_a_surrogate_pair_in_a_line_is_replaced(tmp_path: Path) -> None:
+    """It is valid JSON, but no answer can hold it: one run's would hide those of all others."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 7, "loss": 2, "\\ud800": 1, "\\ud83d\\ude00": 3, "sample": "\\udc00"}\n'
+    )
+    log = MetricsLog(path)
+    assert [sample.text for sample in log.read("a", ()).samples] == ["?"]
+    assert curve_of(log, "?") == ([7], [1])
+    assert curve_of(log, "\U0001f600") == ([7], [3])
+
+
 def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     values = ["NaN", "1e999", "9" * 400, "2"]
