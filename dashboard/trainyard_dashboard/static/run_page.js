@@ -101,7 +101,7 @@ const PARTS = [
   ["Attempts", (details) => attempts(details)],
   ["Evaluations", ({ evaluations: part }) => evaluations(part)],
   ["Scores", ({ scores: part, models }) =>
-    scores(part, new Set(models.items.map(({ digest }) => digest)))],
+    scores(part, models.note ? null : new Set(models.items.map(({ digest }) => digest)))],
   ["Models", ({ models, status }) => stored(models, {
     last: status.model?.digest, best: status.bestModel?.digest,
   })],

@@ -81,14 +81,15 @@ export function stored({ items }, marks) {
   }));
 }
 
-// What `trainyard evaluate` has kept. `present` are the digests of the models that are there.
+// What `trainyard evaluate` has kept. `present` are the digests of all models that are there, null if
+// not all are known.
 export const scores = ({ items }, present) => list("Scores",
   ["Task", "Metric", "Score", "Standard error", "Samples", "Model"], items.map((one) => [
     one.task, one.metric, number(one.value, 4),
     one.error === undefined ? null : number(one.error, 2),
     one.complete ? number(one.samples, 8) : `${number(one.samples, 8)} (a part)`,
     h("span", {}, `step ${number(one.step, 8)}`,
-      present.has(one.digest) ? null : h("span", { class: "note" }, " no longer there")),
+      present?.has(one.digest) ?? true ? null : h("span", { class: "note" }, " no longer there")),
   ]));
 
 export const conditions = (items) => list("Conditions",
