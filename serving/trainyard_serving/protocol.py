@@ -22,6 +22,7 @@ from trainyard_serving.access import REQUEST_ID_HEADER, new_request_id
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
+UNREAD_SECONDS = 300  # much: a slow reader's system reports what it has read in large steps only
 
 
 class ServerConfig(uvicorn.Config):
@@ -54,9 +55,8 @@ class HttpProtocol(HttpToolsProtocol):
         # The system ends its connection, also one that is being closed, once no byte of what was
         # written got through for this long. (macOS doesn't have this.)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(self.config.timeout_keep_alive * 1000)
             peer = transport.get_extra_info("socket")
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_SECONDS * 1000)
         self._wait_for_client()
 
     def connection_lost(self, exc: Exception | None) -> None:

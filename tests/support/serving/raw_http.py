@@ -27,6 +27,11 @@ class Connection:
         self._peer = peer
         self._file: IO[bytes] = peer.makefile("rb")
 
+    def address(self) -> tuple[str, int]:
+        """This end's, as the server sees it."""
+        host, port = self._peer.getsockname()
+        return host, port
+
     def send(self, data: bytes) -> None:
         self._peer.sendall(data)
 

@@ -23,6 +23,7 @@ from tests.support.serving.raw_http import Connection, connected, post
 from tests.support.serving.servers import running
 from tests.unit.serving.test_api_key import CLOSED, create
 from trainyard_dashboard.app import _NoModel
+from trainyard_serving import protocol as http_protocol
 from trainyard_serving.app import create_app
 from trainyard_serving.metrics import Metrics
 from trainyard_serving.protocol import HttpProtocol
@@ -299,8 +300,15 @@ def test_after_a_refusal_nothing_is_read_while_an_answer_is_in_progress() -> Non
         sending = threading.Thread(target=send_until_closed, args=(connection, sent))
         sending.start()
         try:
-            until(lambda: any(each.flow.read_paused for each in instances(HttpProtocol)))
-            (protocol,) = (each for each in instances(HttpProtocol) if each.flow.read_paused)
+            address = connection.address()
+
+            def ours() -> list[HttpProtocol]:
+                every = instances(HttpProtocol)
+                return [each for each in every if getattr(each, "client", None) == address]
+
+            until(ours)
+            (protocol,) = ours()
+            until(lambda: protocol.flow.read_paused)
             assert sum(len(value) for name, value in protocol.headers) < 2**20
         finally:
             released.set()
@@ -314,7 +322,10 @@ def send_until_closed(connection: Connection, data: bytes) -> None:
         connection.send(data)
 
 
-def test_a_client_that_reads_no_answer_loses_its_connection_and_place() -> None:
+def test_a_client_that_reads_no_answer_loses_its_connection_and_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "UNREAD_SECONDS", 1)
     app, ended = echo_app(), threading.Event()
 
     async def stream() -> AsyncIterator[bytes]:
@@ -327,7 +338,7 @@ def test_a_client_that_reads_no_answer_loses_its_connection_and_place() -> None:
 
     app.add_api_route("/stream", lambda: StreamingResponse(stream()))
     app.add_api_route("/large", lambda: Response(b"x" * 2**26))
-    with running(app, timeout_keep_alive=1) as client:
+    with running(app) as client:
         assert client.get("/health").status_code == 200
         ours = connections(client)
         with connected(client) as streamed, connected(client) as large:
