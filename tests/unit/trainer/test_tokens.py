@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.trainer.bpe import bpe_folder
 from trainyard_api.job import RUN_DIR_ENV
+from trainyard_trainer.data import corpus, tokens
 from trainyard_trainer.data.cache import cache_dir
 from trainyard_trainer.data.corpus import Text
 from trainyard_trainer.data.tokenizers import BPETokenizer
@@ -22,9 +23,15 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(RUN_DIR_ENV, str(tmp_path / "runs/run"))
 
 
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_PART_PIECES", 4)
+    monkeypatch.setattr(corpus, "_CHUNK", 2**16)
+
+
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPETokenizer:
-    return BPETokenizer(str(bpe_folder(_lines(1), tmp_path_factory.mktemp("tokenizer"))))
+    return BPETokenizer(str(bpe_folder(_lines(2000), tmp_path_factory.mktemp("tokenizer"))))
 
 
 @pytest.fixture
@@ -41,16 +48,14 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def _lines(megabytes: int) -> str:
-    return "".join(
-        f"This is line number {i}, and it ends here.\n" for i in range(22_000 * megabytes)
-    )
+def _lines(count: int) -> str:
+    return "".join(f"This is line number {i}, and it ends here.\n" for i in range(count))
 
 
 def test_parts_have_the_tokens_of_the_whole_text(bpe: BPETokenizer, tmp_path: Path) -> None:
-    text = _lines(5)
-    (tmp_path / "1.txt").write_text(text[:1_234_567])  # in the middle of a word
-    (tmp_path / "2.txt").write_text(text[1_234_567:])
+    text = _lines(14_000)
+    (tmp_path / "1.txt").write_text(text[:234_567])  # in the middle of a word
+    (tmp_path / "2.txt").write_text(text[234_567:])
     made, about = load_tokens(str(tmp_path), "text", bpe)
     assert about == f"{len(text):,} characters of 2 files"
     assert len(list((cache_dir() / "text").glob("*.npy"))) == 3
@@ -61,19 +66,19 @@ def test_a_text_that_grows_keeps_its_parts(
     bpe: BPETokenizer, tmp_path: Path, encoded: list[int]
 ) -> None:
     path = tmp_path / "log.txt"
-    path.write_text(_lines(5))
+    path.write_text(_lines(14_000))
     load_tokens(str(path), "text", bpe)
-    assert encoded == [32, 32, 12]
+    assert encoded == [4, 4, 2]
     load_tokens(str(path), "text", bpe)
-    assert encoded == [32, 32, 12]
-    path.write_text(_lines(6))
+    assert encoded == [4, 4, 2]
+    path.write_text(_lines(16_000))
     load_tokens(str(path), "text", bpe)
-    assert encoded[3:] == [27]
+    assert encoded[3:] == [3]
 
 
 def test_a_text_larger_than_memory(bpe: BPETokenizer, tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
-    path.write_text(_lines(20))
+    path.write_text(_lines(100_000))
     tracemalloc.start()
     try:
         load_tokens(str(path), "text", bpe)
