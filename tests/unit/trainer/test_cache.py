@@ -12,7 +12,7 @@ import pytest
 from tests import patience
 from tests.patience import until
 from trainyard_api.job import RUN_DIR_ENV
-from trainyard_trainer.data.cache import cache_dir, cached, cached_parts
+from trainyard_trainer.data.cache import Array, cache_dir, cached, cached_parts
 from trainyard_trainer.errors import DiskFullError
 
 PROGRAM = """
@@ -129,7 +129,39 @@ def test_a_damaged_file_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     for size in (0, 3, 64, 500, len(whole) - 4, len(whole) - 1):
         os.truncate(path, size)
         assert cached("numbers", lambda: np.arange(1000)).tolist() == list(range(1000))
-    assert isinstance(cached("numbers", lambda: pytest.fail("made again")), np.memmap)
+    assert not cached("numbers", lambda: pytest.fail("made again")).flags.writeable
+
+
+def test_any_number_of_parts_needs_no_file_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(number) for number in range(200)]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        cached_parts(names, lambda i: np.full((2, 3), i), "numbers")
+        parts = cached_parts(names, lambda _: pytest.fail("made again"), "numbers")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert all(np.array_equal(part, np.full((2, 3), i)) for i, part in enumerate(parts))
+    assert not any(part.flags.writeable for part in parts)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_whole_file_that_cannot_be_opened_is_not_made_again() -> None:
+    cached("numbers", lambda: np.arange(3))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            cached("numbers", lambda: pytest.fail("made again"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("made", [np.zeros((3, 0), np.int8), np.asfortranarray(np.eye(3)[:2])])
+def test_arrays_of_every_form(made: Array) -> None:
+    for _ in range(2):
+        found = cached("form", lambda: made)
+        assert (found.dtype, found.tolist()) == (made.dtype, made.tolist())
 
 
 def test_without_a_writable_directory_there_is_no_cache(

@@ -10,16 +10,18 @@ import contextlib
 import errno
 import fcntl
 import functools
+import math
 import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from trainyard_api.job import RUN_DIR_ENV
 from trainyard_storage.files import open_atomic
@@ -31,6 +33,7 @@ Array = npt.NDArray[Any]
 _POLL_SECONDS = 0.2
 _CHUNK = 2**20
 _CHECKSUM_BYTES = 4
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # EFBIG: a limit on the size of a file
 _MIB = 2**20
 
@@ -163,9 +166,30 @@ def _read(path: Path) -> Array | None:
                 crc = zlib.crc32(chunk, crc)
             if file.read() != crc.to_bytes(_CHECKSUM_BYTES):
                 return None
-        array: Array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
+            return _mapped(path, file)
+    except OSError as error:
+        if error.errno in _NO_DESCRIPTOR:  # the file may be whole
+            raise
         return None
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _mapped(path: Path, file: BinaryIO) -> Array:
+    """The array in the file. Raises ValueError if it holds none, RuntimeError if none is mapped.
+
+    What NumPy maps keeps a file descriptor each, of which a process may have 1,024, and large data
+    has thousands of parts. PyTorch's mapping needs none.
+    """
+    file.seek(0)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an unknown version")
+    shape, in_fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    start, size = file.tell(), math.prod(shape) * dtype.itemsize
+    content = torch.from_file(str(path), shared=False, size=start + size, dtype=torch.uint8)
+    order: Literal["C", "F"] = "F" if in_fortran_order else "C"
+    array: Array = content.numpy()[start:].view(dtype).reshape(shape, order=order)
+    array.flags.writeable = False
     return array
 
 
