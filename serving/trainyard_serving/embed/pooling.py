@@ -85,6 +85,12 @@ def _mode(directory: Path, folder: str, required: bool) -> Mode | None:
         if required:
             raise ValueError(f"{where} is missing")
         return None
+    if config.get("include_prompt", True) is not True:
+        # Clients write prompts into their texts, so which tokens are the prompt's is not known.
+        raise ValueError(
+            f"{where}: include_prompt: false is not supported: the tokens of a prompt are pooled,"
+            " too, so serve a model that was trained with include_prompt: true"
+        )
     given = config.get("pooling_mode")
     if given is None:
         given = [

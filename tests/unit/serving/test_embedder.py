@@ -211,6 +211,8 @@ def test_what_the_files_ask_for_and_is_not_supported_is_refused_by_name(tmp_path
     assert "cls and mean is not supported, only one of mean, cls" in refusal(tmp_path)
     write_pooling(tmp_path, "mean_tokens", pooling_mode_mean_tokens=False)
     assert "no mode is not supported" in refusal(tmp_path)
+    write_pooling(tmp_path, "mean_tokens", include_prompt=False)
+    assert "1_Pooling/config.json: include_prompt: false is not supported" in refusal(tmp_path)
     write_pooling(tmp_path, "mean_tokens")
     write_modules(tmp_path, ["Transformer", "Pooling", "Dense"])
     assert "the modules Transformer, Pooling, Dense are not supported" in refusal(tmp_path)
