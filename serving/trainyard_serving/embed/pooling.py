@@ -11,8 +11,13 @@ from typing import Any, Literal
 
 MODULES = "modules.json"
 POOLING = "1_Pooling"
-TRANSFORMER_CONFIGS = ("sentence_bert_config.json", "sentence_roberta_config.json")
-PROMPTS = "config_sentence_transformers.json"
+# Of the Transformer module: the first of these that exists, as its older classes were named.
+TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+DEFAULTS = "config_sentence_transformers.json"
+LIBRARY = "sentence_transformers."
 
 Mode = Literal["mean", "cls", "max", "lasttoken"]
 # In config.json of the pooling module: either one of these flags is true, or there is pooling_mode.
@@ -49,9 +54,9 @@ def read_pooling(directory: Path) -> Pooling:
     for module in modules or []:
         if not isinstance(module, dict):
             raise ValueError(f"{MODULES}: not a list of modules")
-        name = str(module.get("type", ""))
-        if name.startswith("sentence_transformers."):  # else it is code of the model's own
-            name = name.rpartition(".")[2]
+        kind = str(module.get("type", ""))
+        # Else it is code of the model's own, whatever its name.
+        name = kind.rpartition(".")[2] if kind.startswith(LIBRARY) else f"{kind} (not {LIBRARY}*)"
         path = str(module.get("path", ""))
         if name == "Pooling":
             folder = path
@@ -63,9 +68,8 @@ def read_pooling(directory: Path) -> Pooling:
             f"{MODULES}: the modules {', '.join(names)} are not supported, only Transformer,"
             " Pooling and Normalize, in this order"
         )
-    _refuse_default_prompt(directory)
-    found = (_read(directory / name, dict) for name in TRANSFORMER_CONFIGS)
-    transformer: dict[str, Any] = next(filter(None, found), {})
+    _refuse_defaults(directory)
+    transformer = _transformer(directory)
     longest = transformer.get("max_seq_length")
     return Pooling(
         _mode(directory, folder, required=bool(names)),
@@ -107,12 +111,48 @@ def _mode(directory: Path, folder: str, required: bool) -> Mode | None:
     raise ValueError(f"{where}: {shown} is not supported, only one of {', '.join(known)}")
 
 
-def _refuse_default_prompt(directory: Path) -> None:
-    config = _read(directory / PROMPTS, dict) or {}
+def _transformer(directory: Path) -> dict[str, Any]:
+    """The settings of the Transformer module. Raises ValueError for what is not supported."""
+    for name in TRANSFORMER_CONFIGS:
+        config: dict[str, Any] | None = _read(directory / name, dict)
+        if config is None:
+            continue
+        for key, value in config.items():
+            if value and not _supported(key, value):
+                raise ValueError(
+                    f"{name}: {key} is not supported: remove it if the model's embeddings are the"
+                    " same without it"
+                )
+        return config
+    return {}
+
+
+def _supported(key: str, value: Any) -> bool:
+    """Whether a setting of the Transformer module is one that holds, or that changes nothing."""
+    match key:
+        case "max_seq_length" | "do_lower_case" | "unpad_inputs":  # the last is a matter of speed
+            return True
+        case "transformer_task":
+            return bool(value == "feature-extraction")
+        case "modality_config":
+            text = value.get("text") if isinstance(value, dict) else None
+            return bool(text == {"method": "forward", "method_output_name": "last_hidden_state"})
+        case "module_output_name":
+            return bool(value == "token_embeddings")
+    return False
+
+
+def _refuse_defaults(directory: Path) -> None:
+    config = _read(directory / DEFAULTS, dict) or {}
     if (name := config.get("default_prompt_name")) is not None:
         raise ValueError(
-            f"{PROMPTS}: default_prompt_name ({name}) is not supported: set it to null, and send"
+            f"{DEFAULTS}: default_prompt_name ({name}) is not supported: set it to null, and send"
             " texts with their prompt"
+        )
+    if (size := config.get("truncate_dim")) is not None:
+        raise ValueError(
+            f"{DEFAULTS}: truncate_dim ({size}) is not supported: set it to null, and"
+            f" matryoshka_dimensions to [{size}] in config.json, and send dimensions: {size}"
         )
 
 

@@ -32,6 +32,7 @@ from tests.support.serving.embed_server import (
 )
 from tests.support.serving.models import ALPHABET, export_char_gpt
 from trainyard_serving.embed.embedder import Embedder, InputError
+from trainyard_serving.embed.pooling import read_pooling
 from trainyard_serving.embed.settings import EmbedSettings
 from trainyard_serving.errors import BadModelError
 from trainyard_serving.model_store.verified import describe_plain
@@ -221,13 +222,70 @@ def test_what_the_files_ask_for_and_is_not_supported_is_refused_by_name(tmp_path
     assert "1_Pooling/config.json is missing" in refusal(tmp_path)
     modules = (tmp_path / "modules.json").read_text()
     (tmp_path / "modules.json").write_text(modules.replace("sentence_transformers.models", "own"))
-    assert "the modules own.Transformer, own.Pooling are not supported" in refusal(tmp_path)
+    assert "the modules own.Transformer (not sentence_transformers.*), own." in refusal(tmp_path)
+    (tmp_path / "modules.json").write_text(modules.replace("sentence_transformers.models.", ""))
+    assert "the modules Transformer (not sentence_transformers.*), Pooling" in refusal(tmp_path)
     (tmp_path / "modules.json").write_text("{")
     assert "modules.json: not valid JSON" in refusal(tmp_path)
     (tmp_path / "modules.json").unlink()
     prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     assert "default_prompt_name (query) is not supported" in refusal(tmp_path)
+    (tmp_path / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
+    assert "truncate_dim (8) is not supported: set it to null, and" in refusal(tmp_path)
+
+
+TRANSFORMER_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+
+
+@pytest.mark.parametrize("name", TRANSFORMER_CONFIGS)
+def test_the_transformers_settings_hold_whatever_their_file_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text('{"max_seq_length": 8, "do_lower_case": true}')
+    pooling = read_pooling(tmp_path)
+    assert (pooling.max_tokens, pooling.lowercase) == (8, True)
+
+
+NEWER: dict[str, Any] = {  # as Sentence Transformers 5.4 and later save it
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+    "processing_kwargs": {},
+    "unpad_inputs": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_args", {"add_pooling_layer": False}),
+        ("config_args", {"num_hidden_layers": 1}),
+        ("tokenizer_args", {"padding_side": "left"}),
+        ("processing_kwargs", {"text": {"add_special_tokens": False}}),
+        ("transformer_task", "fill-mask"),
+        ("modality_config", {"text": {"method": "get_text_features"}}),
+        ("module_output_name", "sentence_embedding"),
+        ("of_a_newer_version", 1),
+    ],
+)
+def test_a_transformers_setting_that_is_not_supported_is_refused_by_name(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    file = tmp_path / "sentence_bert_config.json"
+    file.write_text(json.dumps(NEWER | {"model_args": {}, "max_seq_length": 8}))
+    assert read_pooling(tmp_path).max_tokens == 8
+    file.write_text(json.dumps(NEWER | {key: value}))
+    with pytest.raises(ValueError, match=f"{file.name}: {key} is not supported: remove it"):
+        read_pooling(tmp_path)
 
 
 def test_a_pooling_outside_of_the_folder_is_not_read(tmp_path: Path) -> None:
