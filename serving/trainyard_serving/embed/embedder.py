@@ -294,6 +294,12 @@ def _check_class(config: Any) -> None:
             "its config.json names code of its own (auto_map), which is not run here:"
             " without it the embeddings could be others"
         )
+    # BigBird changes to full attention at the first short text, for all texts that follow.
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise ValueError(
+            "attention_type block_sparse is not supported, because an embedding would depend on the"
+            " texts before it: set attention_type to original_full in config.json"
+        )
 
 
 def _depends_on_batch(config: Any) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BigBirdConfig,
     FNetConfig,
     LlamaConfig,
     ModernBertConfig,
@@ -302,6 +303,16 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     config["auto_map"] = {"AutoModel": "modeling.Other"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "code of its own (auto_map), which is not run here" in refusal(tmp_path)
+
+
+def test_a_model_whose_attention_changes_with_the_texts_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, BigBirdConfig(attention_type="block_sparse", **FAMILY))
+    wrong = "attention_type block_sparse is not supported, because an embedding would depend on"
+    assert wrong in refusal(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["attention_type"] = "original_full"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load(tmp_path)
 
 
 def test_a_model_of_images_is_refused(tmp_path: Path) -> None:
