@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from trainyard_serving.batcher import EncodedText
@@ -316,10 +316,11 @@ def _context_length(model: Any, tokenizer: Any, pooling: Pooling) -> int:
     positions = getattr(model.config, "max_position_embeddings", None) or -1
     positions = positions if positions > 0 else sys.maxsize  # XLNet's are -1
     for name, module in model.named_modules():
-        # RoBERTa and its relatives count positions from the one after the padding's.
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+        # Not only an nn.Embedding: I-BERT has a class of its own, for quantized weights.
+        if name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
+            # RoBERTa and its relatives count positions from the one after the padding's.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
-            positions = min(positions, module.num_embeddings - first)
+            positions = min(positions, module.weight.shape[0] - first)
     return min(positions, int(tokenizer.model_max_length), pooling.max_tokens or sys.maxsize)
 
 

@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     BigBirdConfig,
     FNetConfig,
+    IBertConfig,
     LlamaConfig,
     ModernBertConfig,
     Qwen3Config,
@@ -131,6 +132,13 @@ def test_a_text_has_as_many_tokens_as_positions_and_files_allow(tmp_path: Path) 
     assert model.context_length == 8
     assert list(model.encode("WORD1", "input", False)) == [2, 5, 3]
     assert load(tmp_path, max_batch_tokens=5).context_length == 5
+
+
+def test_a_table_of_positions_of_another_class_limits_a_text(tmp_path: Path) -> None:
+    write_model(tmp_path, IBertConfig(**FAMILY | {"max_position_embeddings": CONTEXT - 7}))
+    model = load(tmp_path)
+    assert model.context_length == CONTEXT - 8
+    assert np.isfinite(embed(model, [" ".join(WORDS[: CONTEXT - 10])])).all()
 
 
 def test_a_text_that_is_too_long_is_refused_or_truncated(tmp_path: Path) -> None:
