@@ -210,7 +210,8 @@ def _app(run_dir: RunDir, engine: str | None, model: str, app_name: str | None) 
         raise UserError(
             f"{run_dir.name}: models of {whose} can't be served: their manifest names {named}"
             f" (apps: {', '.join(APPS)}), and config.json no ...ForCausalLM, ...LMHeadModel,"
-            " ...ForSequenceClassification, ...ForMaskedLM or ...Model"
+            " ...ForSequenceClassification, nor, of a model that is not an encoder with a decoder,"
+            " ...ForMaskedLM, ...ForPreTraining or ...Model"
         )
     if engine not in (None, *app.engines):
         raise UserError(
@@ -234,16 +235,21 @@ def app_of_model(directory: Path) -> App | None:
     try:
         config = json.loads((directory / "config.json").read_bytes())
         names = " ".join(map(str, config.get("architectures") or []))
+        # T5EncoderModel is half of one: no app loads it, either.
+        has_decoder = config.get("is_encoder_decoder") or names.endswith("EncoderModel")
     except (OSError, ValueError, AttributeError, TypeError):
         return None
     if "ForSequenceClassification" in names:
         return CLASSIFY
+    if has_decoder:
+        return None
     if (directory / "modules.json").exists() or (directory / "1_Pooling").exists():
         return EMBED  # as Sentence Transformers saves them, whatever the model's class
     if "ForCausalLM" in names or "LMHeadModel" in names:
         return GENERATE
     reads_text = (directory / "tokenizer_config.json").exists()
-    return EMBED if reads_text and names.endswith(("ForMaskedLM", "Model")) else None
+    encodes = names.endswith(("ForMaskedLM", "ForPreTraining", "Model"))
+    return EMBED if reads_text and encodes else None
 
 
 def _server(

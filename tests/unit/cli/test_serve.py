@@ -117,8 +117,11 @@ def test_an_engine_the_app_does_not_have_is_one_line(
         ("Qwen3ForCausalLM", ["1_Pooling/config.json"], EMBED),
         ("BertModel", ["tokenizer_config.json"], EMBED),
         ("RobertaForMaskedLM", ["tokenizer_config.json"], EMBED),
+        ("ElectraForPreTraining", ["tokenizer_config.json"], EMBED),
+        ("BertForPreTraining", ["tokenizer_config.json"], EMBED),
         ("BertForSequenceClassification", ["tokenizer_config.json"], CLASSIFY),
         ("ViTModel", [], None),
+        ("T5EncoderModel", ["tokenizer_config.json"], None),
         ("BertForTokenClassification", ["tokenizer_config.json"], None),
     ],
 )
@@ -130,6 +133,19 @@ def test_the_files_of_a_scripts_model_say_which_app_serves_it(
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("{}")
     assert app_of_model(tmp_path) == app
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "modules.json"])
+def test_no_app_serves_the_embeddings_of_an_encoder_with_a_decoder(
+    tmp_path: Path, file: str
+) -> None:
+    config = {"architectures": ["BartModel"], "is_encoder_decoder": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / file).write_text("{}")
+    assert app_of_model(tmp_path) is None
+    config["architectures"] = ["BartForSequenceClassification"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert app_of_model(tmp_path) == CLASSIFY
 
 
 def test_an_app_that_does_not_exist_is_one_line(
