@@ -117,6 +117,13 @@ def test_without_settings_the_programs_defaults_hold(render: Render, app: str) -
     assert {name: getattr(settings, name) for name in defaults} == defaults
 
 
+@pytest.mark.parametrize(("app", "number"), [("embed", 1000), ("classify", 100)])
+def test_a_shorter_queue_needs_no_other_setting(render: Render, app: str, number: int) -> None:
+    kind, values = APPS[app]
+    container = render("serving", *values, f"settings.maxQueue={number}").container("serving")
+    assert read(container, kind).max_texts == number
+
+
 @apps
 def test_settings_of_other_apps_are_refused_by_name(refusal: Refusal, app: str) -> None:
     own = {camel(name) for name in fields(app)}

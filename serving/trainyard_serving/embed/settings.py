@@ -27,7 +27,12 @@ class EmbedSettings(ModelSource, ComputeSettings):
         description="Model name that clients use. Default: the run's name.",
     )
     # Clients send batches of their own: LangChain's have 1,000 texts, OpenAI's API takes 2,048.
-    max_texts: int = Field(default=2048, ge=1, description="Largest number of texts in a request.")
+    max_texts: int = Field(
+        default_factory=lambda data: min(2048, data["max_queue"]),
+        ge=1,
+        description="Largest number of texts in a request. Default: 2048, or --max-queue if less.",
+        json_schema_extra={"default": 2048},
+    )
     max_batch_size: int = Field(default=32, ge=1, description="Texts computed at a time.")
     max_batch_tokens: int = Field(
         default=16384,

@@ -1,17 +1,32 @@
 """Flags, variables and defaults."""
 
 import argparse
+from typing import TypeVar
 
 import pytest
 
 from trainyard_dashboard.settings import read_settings as read_dashboard_settings
-from trainyard_serving.settings import GenerateSettings, SettingsError, add_flags, read_settings
+from trainyard_serving.embed.settings import EmbedSettings
+from trainyard_serving.settings import (
+    ClassifySettings,
+    GenerateSettings,
+    Settings,
+    SettingsError,
+    add_flags,
+    read_settings,
+)
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_as(kind: type[S], *argv: str) -> S:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, kind)
+    return read_settings(kind, parser.parse_args(argv))
 
 
 def read(*argv: str) -> GenerateSettings:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, GenerateSettings)
-    return read_settings(GenerateSettings, parser.parse_args(argv))
+    return read_as(GenerateSettings, *argv)
 
 
 def test_flags_override_variables_and_variables_override_defaults(
@@ -35,6 +50,27 @@ def test_a_flag_for_the_model_replaces_variables_for_the_run(
     assert (settings.run_dir, settings.step) == (None, "last")
     # What holds for a model from anywhere stays.
     assert (settings.require, settings.cache_dir) == ("eval_loss<=2", "/cache")
+
+
+@pytest.mark.parametrize(("kind", "most"), [(EmbedSettings, 2048), (ClassifySettings, 128)])
+def test_a_request_has_by_default_no_more_texts_than_the_queue(
+    kind: type[EmbedSettings] | type[ClassifySettings],
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert read_as(kind, "--model", "m").max_texts == most
+    with pytest.raises(SettingsError, match="--max-texts must not be above --max-queue"):
+        read_as(kind, "--model", "m", "--max-queue", "100", "--max-texts", "101")
+    with pytest.raises(SettingsError, match=r"^--max-queue: .*valid integer"):
+        read_as(kind, "--model", "m", "--max-queue", "many")
+    monkeypatch.setenv("TRAINYARD_SERVING_MAX_QUEUE", "100")
+    assert read_as(kind, "--model", "m").max_texts == 100
+    with pytest.raises(SystemExit):
+        read_as(kind, "--help")
+    assert f"Default: {most}, or --max-queue if less. [" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_requirement_needs_a_model_that_this_server_knows() -> None:
