@@ -98,9 +98,11 @@ class Batcher(Generic[M, T]):
         """Number of waiting texts."""
         return len(self._queue)
 
-    def full(self) -> QueueFullError | None:
-        """Why even one more text is refused now; None when it would be accepted."""
-        return None if self._fits(1) else self._full()
+    def full(self, num_texts: int = 1) -> QueueFullError | None:
+        """Why so many more texts are refused now; None when they would be accepted."""
+        if len(self._queue) + num_texts <= self._max_queue:
+            return None
+        return QueueFullError("texts", self._seconds_per_text * len(self._queue))
 
     @property
     def alive(self) -> bool:
@@ -125,8 +127,8 @@ class Batcher(Generic[M, T]):
         loop = asyncio.get_running_loop()
         request = Request(model, texts, loop, loop.create_future(), [None] * len(texts), len(texts))
         with self._changed:
-            if not self._fits(len(texts)):
-                raise self._full()
+            if error := self.full(len(texts)):
+                raise error
             self._queue.extend((request, number) for number in range(len(texts)))
             self._changed.notify()
         try:
@@ -138,12 +140,6 @@ class Batcher(Generic[M, T]):
     def _remove(self, request: Request[M, T]) -> None:
         with self._changed:
             self._queue = deque(item for item in self._queue if item[0] is not request)
-
-    def _fits(self, num_texts: int) -> bool:
-        return len(self._queue) + num_texts <= self._max_queue
-
-    def _full(self) -> QueueFullError:
-        return QueueFullError("texts", self._seconds_per_text * len(self._queue))
 
     def _run(self) -> None:
         while batch := self._take():

@@ -3,7 +3,8 @@
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from trainyard_serving.concurrency import ComputingThreads
 from trainyard_serving.connections import CLIENT_CLOSED_REQUEST, unless_disconnected
 from trainyard_serving.embed.requests import EmbeddingsRequest, EmbedRequest, Texts
 from trainyard_serving.embed.settings import EmbedSettings
-from trainyard_serving.errors import ApiError
+from trainyard_serving.errors import ApiError, QueueFullError
 from trainyard_serving.generate.engine import JsonDict
 from trainyard_serving.generate.info import versions
 from trainyard_serving.generate.openai_api import invalid_request, openai_error_response
@@ -36,6 +37,8 @@ if TYPE_CHECKING:  # importing torch takes seconds; the server must answer befor
 EMBEDDINGS, EMBED = "/v1/embeddings", "/embed"
 # Requests that are tokenised at a time: their memory adds up.
 ENCODING_THREADS = 2
+# The texts that wait for that fill at most so many of the largest bodies.
+WAITING_BODIES = 16
 
 # The body of an answer, of the embeddings and the number of tokens of a request.
 Write = Callable[[list[Row], int], bytes]
@@ -93,6 +96,7 @@ class Routes:
         self._batcher = batcher
         self._threads = threads
         self._metrics = metrics
+        self._num_waiting = 0  # characters, or token ids, that are not tokenised yet
 
     def add_to(self, app: FastAPI) -> None:
         app.add_api_route(EMBEDDINGS, self.embeddings, methods=["POST"], response_model=None)
@@ -175,7 +179,8 @@ class Routes:
         model.check_dimensions(dimensions)
 
         async def work() -> bytes:
-            encoded = await self._threads.run(self._encode, model, param, texts, bool(truncate))
+            with self._room_for(texts):
+                encoded = await self._threads.run(self._encode, model, param, texts, bool(truncate))
             rows = await self._batcher.compute(model, encoded)
             # Many numbers take a while to write, and the event loop must go on.
             return await run_in_threadpool(write, rows, sum(map(len, encoded)))
@@ -189,6 +194,20 @@ class Routes:
         # The digest of the model that answered; a newer one may be loaded by now.
         headers = {DIGEST_HEADER.decode(): model.source.digest}
         return Response(content, media_type="application/json", headers=headers)
+
+    @contextmanager
+    def _room_for(self, texts: Texts) -> Iterator[None]:
+        """Counts texts that wait to be tokenised. Raises QueueFullError for too many of them."""
+        if error := self._batcher.full(len(texts)):
+            raise error
+        size = sum(map(len, texts))
+        if self._num_waiting + size > WAITING_BODIES * self._settings.max_body_bytes:
+            raise QueueFullError("requests", 1)
+        self._num_waiting += size
+        try:
+            yield
+        finally:
+            self._num_waiting -= size
 
     def _encode(
         self, model: "Embedder", param: str, texts: Texts, truncate: bool

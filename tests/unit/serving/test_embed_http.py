@@ -31,6 +31,7 @@ from tests.support.serving.swap_load import swap_under_load
 from tests.unit.serving.test_embedder import hidden_states
 from trainyard_api import __version__
 from trainyard_api.checkpoint import MODELS, step_name
+from trainyard_serving.embed import app as embed_app
 from trainyard_serving.embed.app import create_embed_app
 from trainyard_serving.embed.embedder import Embedder
 from trainyard_serving.embed.settings import EmbedSettings
@@ -283,7 +284,8 @@ def test_texts_beyond_the_queue_are_429_and_clients_that_leave_make_room(
         assert computing.wait(patience.SECONDS)
         waiting = pool.submit(post, client, input=["word1", "word2"])
         until(lambda: "queue_depth 2.0" in client.get("/metrics").text)
-        assert refused(post(client, input=["word1", "word2"]), 429)["code"] == "queue_full"
+        # Refused before the tokenizer, which would say that the first is empty.
+        assert refused(post(client, input=["", "word2"]), 429)["code"] == "queue_full"
         leaving = send(client, "/embed", b'{"inputs": "word3"}')
         until(lambda: "queue_depth 3.0" in client.get("/metrics").text)
         unread = client.post("/v1/embeddings", content=b"no JSON at all")
@@ -294,6 +296,37 @@ def test_texts_beyond_the_queue_are_429_and_clients_that_leave_make_room(
         go_on.set()
         assert first.result().status_code == 200
         assert len(waiting.result().json()["data"]) == 2
+
+
+def test_texts_beyond_the_room_before_the_tokenizer_are_429(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted in characters: many short requests may wait, but few of the longest."""
+    started, go_on = threading.Semaphore(0), threading.Event()
+    encode = Embedder.encode
+
+    def held(self: Embedder, *args: Any) -> Any:
+        started.release()
+        assert go_on.wait(patience.SECONDS)
+        return encode(self, *args)
+
+    long = "word1" + " " * 400
+    monkeypatch.setattr(embed_app, "WAITING_BODIES", 2)
+    monkeypatch.setattr(Embedder, "encode", held)
+    settings = {"max_queue": 3, "max_body_bytes": 500}
+    with embed_server(model=directory, **settings) as client, ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(post, client, input=long) for _ in range(2)]
+        for _ in waiting:
+            assert started.acquire(timeout=patience.SECONDS)
+        error = refused(post(client, input=long), 429)
+        assert (error["code"], error["message"]) == (
+            "queue_full",
+            "the server is busy: too many requests are waiting",
+        )
+        waiting.append(pool.submit(post, client, input="word1"))
+        go_on.set()
+        assert [answer.result().status_code for answer in waiting] == [200] * 3
+        assert post(client, input=long).status_code == 200
 
 
 def test_numbers_that_json_cannot_say_are_an_error(
