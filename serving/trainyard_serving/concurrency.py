@@ -97,6 +97,10 @@ class ComputingThreads:
         future.add_done_callback(self._ended)
         return await asyncio.wrap_future(future)
 
+    async def finish(self, compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `compute`, the last work of a request: it is never refused."""
+        return await asyncio.wrap_future(self._executor.submit(compute, *args, **kwargs))
+
     def _ended(self, future: Future[T]) -> None:
         with self._changing:
             self._num_admitted -= 1

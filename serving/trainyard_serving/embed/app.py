@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
-from starlette.concurrency import run_in_threadpool
 
 from trainyard_api import __version__
 from trainyard_serving.app import create_app, not_ready
@@ -35,7 +34,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; the server must answer befor
     from trainyard_serving.embed.embedder import Embedder, TokenIds
 
 EMBEDDINGS, EMBED = "/v1/embeddings", "/embed"
-# Requests that are tokenised at a time: their memory adds up.
+# Requests that are tokenised, or whose answers are written, at a time: their memory adds up.
 ENCODING_THREADS = 2
 # The texts that wait for that fill at most so many of the largest bodies.
 WAITING_BODIES = 16
@@ -183,7 +182,7 @@ class Routes:
                 encoded = await self._threads.run(self._encode, model, param, texts, bool(truncate))
             rows = await self._batcher.compute(model, encoded)
             # Many numbers take a while to write, and the event loop must go on.
-            return await run_in_threadpool(write, rows, sum(map(len, encoded)))
+            return await self._threads.finish(write, rows, sum(map(len, encoded)))
 
         try:
             content = await unless_disconnected(request, work())
@@ -261,8 +260,9 @@ def _openai_json(
     normalize: bool,
     dimensions: int | None,
 ) -> bytes:
+    write = _base64 if as_base64 else _numbers
     written = (
-        json.dumps({"object": "embedding", "index": index, "embedding": _written(row, as_base64)})
+        f'{{"object":"embedding","index":{index},"embedding":{write(row)}}}'
         for index, row in enumerate(_finished(rows, normalize, dimensions))
     )
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
@@ -275,7 +275,7 @@ def _openai_json(
 
 def _tei_json(rows: list[Row], num_tokens: int, normalize: bool, dimensions: int | None) -> bytes:
     # One row at a time: the event loop waits while a whole answer is written by one call.
-    written = (json.dumps(row.tolist()) for row in _finished(rows, normalize, dimensions))
+    written = map(_numbers, _finished(rows, normalize, dimensions))
     return f"[{','.join(written)}]".encode()
 
 
@@ -291,11 +291,14 @@ def _finished(rows: list[Row], normalize: bool, dimensions: int | None) -> Row:
     return finished
 
 
-def _written(row: Row, as_base64: bool) -> str | list[float]:
-    if as_base64:  # as OpenAI's client asks for it: float32, little-endian
-        return base64.b64encode(row.astype("<f4").tobytes()).decode()
-    floats: list[float] = row.tolist()
-    return floats
+def _base64(row: Row) -> str:
+    """As OpenAI's client asks for it: float32, little-endian."""
+    return f'"{base64.b64encode(row.astype("<f4").tobytes()).decode()}"'
+
+
+def _numbers(row: Row) -> str:
+    """Nine digits tell any two float32 apart; json.dumps would write the 17 of a float64."""
+    return "[" + ",".join(["%.9g"] * len(row)) % tuple(row.tolist()) + "]"
 
 
 def _load(settings: EmbedSettings, source: VerifiedModel) -> "Embedder":

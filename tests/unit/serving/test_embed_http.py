@@ -126,6 +126,30 @@ def test_an_answer_has_openais_form(client: httpx.Client) -> None:
     np.testing.assert_array_equal(floats, np.array(item["embedding"], np.float32))
 
 
+def test_numbers_are_short_and_exactly_those_of_float32(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patterns = np.random.default_rng(0).integers(0, 2**32, (6, SIZE), np.uint32)
+    numbers = np.where(np.isfinite(patterns.view(np.float32)), patterns.view(np.float32), 0.1)
+    numbers = numbers.astype(np.float32)
+    numbers[0, :5] = 0, 1e-45, -3.4028235e38, 0.1, 1
+    threads = set()
+    write = embed_app._numbers
+
+    def noted(row: Any) -> str:
+        threads.add(threading.current_thread().name)
+        return write(row)
+
+    monkeypatch.setattr(embed_app, "_numbers", noted)
+    with embed_server(model=directory) as client:
+        monkeypatch.setattr(Embedder, "compute", lambda self, encoded: numbers)
+        answer = client.post("/embed", json={"inputs": ["word1"] * 6, "normalize": False})
+    np.testing.assert_array_equal(np.array(answer.json()).astype(np.float32), numbers)
+    assert len(answer.content) < 16 * numbers.size
+    assert threads
+    assert all(name.startswith("encoder") for name in threads)
+
+
 def test_tokens_have_the_embedding_of_their_text(client: httpx.Client, directory: Path) -> None:
     auto: Any = AutoTokenizer
     ids = auto.from_pretrained(directory)(TEXTS)["input_ids"]
