@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from tests.support.trainer import memory
-from tests.support.trainer.ranks import RankServer
 
 MIB = 2**20
 
@@ -19,12 +18,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     only = parser.parse_args().only
-    server = RankServer()
-    server.preload("tests.support.trainer.peak_memory")
     print("| run | strategy | ranks | checkpointing | precision | estimated | measured | ratio |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        server = memory.measuring_server(folder)
         for run, settings in memory.write_data(folder).items():
             if only not in run:
                 continue
@@ -43,7 +41,7 @@ def main() -> None:
                     f" {expected / MIB:.1f} | {found / MIB:.1f} | {expected / found:.3f} |",
                     flush=True,
                 )
-    server.close()
+        server.close()
 
 
 MODES: list[tuple[memory.Mode, int, bool, str]] = [

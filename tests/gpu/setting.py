@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.gpu.rows import Row
+from tests.support.trainer import memory
 from tests.support.trainer.ranks import Launcher, RankServer, Run, tiny_job
 from trainyard_api.job import TrainerJob
 
@@ -39,8 +40,8 @@ class Setting:
 
     @cached_property
     def server(self) -> RankServer:
-        server = RankServer()
-        server.preload("tests.support.trainer.peak_memory", "tests.gpu.plants")
+        server = memory.measuring_server(self.folder, self.device)
+        server.preload("tests.gpu.plants")
         if self.small:
             server.preload("tests.gpu.without_kernels")
         return server

@@ -1,5 +1,6 @@
 """The memory that is estimated with fake tensors is what real ranks take, within a tenth."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import yaml
 
 from tests.manifests.refused import run
 from tests.support.trainer import memory
-from tests.support.trainer.fixtures import rank_server as rank_server
 from tests.support.trainer.ranks import RankServer
 from trainyard_cli import main as cli
 from trainyard_trainer.registry import find_recipe
@@ -16,7 +16,7 @@ from trainyard_trainer.registry import find_recipe
 CASES: list[tuple[str, memory.Mode, int, str, dict[str, Any]]] = [
     ("char-gpt", "fsdp", 1, "fp32", {"activation_checkpointing": True}),
     ("gpt", "ddp", 2, "fp32", {"gradient_accumulation_steps": 2}),
-    ("causal-lm-finetune", "fsdp", 1, "bf16", {}),
+    ("causal-lm-finetune", "fsdp", 2, "bf16", {}),
     ("causal-lm-finetune packed", "ddp", 1, "fp32", {}),
     ("causal-lm-finetune lora", "ddp", 1, "fp32", {"activation_checkpointing": True}),
     ("text-classification", "ddp", 2, "bf16", {}),
@@ -29,11 +29,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return memory.write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    server = memory.measuring_server(tmp_path_factory.mktemp("library"))
+    yield server
+    server.close()
+
+
 @pytest.mark.parametrize(
     ("name", "strategy", "ranks", "precision", "changes"), CASES, ids=[case[0] for case in CASES]
 )
 def test_the_estimate_is_what_real_ranks_take(
-    rank_server: RankServer,
+    server: RankServer,
     tmp_path: Path,
     runs: dict[str, dict[str, Any]],
     name: str,
@@ -42,10 +49,9 @@ def test_the_estimate_is_what_real_ranks_take(
     precision: str,
     changes: dict[str, Any],
 ) -> None:
-    rank_server.preload("tests.support.trainer.peak_memory")
     config = memory.small(runs[name], ranks) | changes
     mode = ranks, strategy, precision
-    found = memory.measured(rank_server, tmp_path, name.partition(" ")[0], config, *mode)
+    found = memory.measured(server, tmp_path, name.partition(" ")[0], config, *mode)
     assert memory.estimated(name.partition(" ")[0], config, *mode) == pytest.approx(found, rel=0.1)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +121,19 @@ def estimated(
     return peak_memory(cls.outline(settings), setup).total()
 
 
+def measuring_server(folder: Path, device: str = "cpu") -> RankServer:
+    """One for `measured`; `folder` is for a library that it needs on the CPU."""
+    environment = {}
+    if device == "cpu":
+        library = folder / "count_memory.so"
+        source = Path(__file__).with_name("count_memory.c")
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+        environment["LD_PRELOAD"] = str(library)
+    server = RankServer(environment)
+    server.preload("tests.support.trainer.peak_memory")
+    return server
+
+
 def measured(
     server: RankServer,
     folder: Path,
@@ -132,7 +146,7 @@ def measured(
 ) -> int:
     """Bytes at the peak of a rank, in a real run of that many ranks below `folder`.
 
-    The server has preloaded tests.support.trainer.peak_memory.
+    `server`: see measuring_server.
     """
     fields = {"strategy": strategy, "precision": precision, "require_gpu": require_gpu}
     job = tiny_job(folder, recipe, config, **fields)

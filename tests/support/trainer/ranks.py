@@ -40,14 +40,15 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLI
 class RankServer:
     """See rank_server.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        """`environment`: more of the ranks' environment."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.trainer.rank_server"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | (environment or {}),
         )
 
     def preload(self, *modules: str) -> None:
