@@ -79,10 +79,12 @@ function create(parent, spec) {
   chart.plot.addEventListener("keydown", (event) => onKey(chart, event));
   // Also when its tab is shown: a hidden chart has no width and is not drawn.
   new ResizeObserver(() => {
+    const width = chart.plot.clientWidth;
+    if (!width) chart.width = 0; // hidden, and not told of changes of the view
     // Curves over another unit than the present one: those over this one are on their way.
-    if (chart.plot.clientWidth === chart.width || chart.unit !== view.x) return;
-    drawCurves(parent, chart.asked); // as the view is now: a hidden chart was not told of changes
-    if (chart.plot.clientWidth !== chart.width) render(chart);
+    if (!width || width === chart.width || chart.unit !== view.x) return;
+    drawCurves(parent, chart.asked);
+    if (width !== chart.width) render(chart);
   }).observe(chart.plot);
   charts.set(spec.id, chart);
   return chart;
