@@ -1,11 +1,29 @@
-"""What transformers would load without a word, and which would then answer nonsense."""
+"""Loading of models: the device, and what transformers would load without a word, although it
+would then answer nonsense."""
 
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+
+from trainyard_serving.errors import ModelUnavailableError
 
 # What transformers raises for a directory from which it can load no model.
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+
+
+def torch_device(device: str, threads: int) -> str:
+    """The device to compute on: of `auto`, the GPU if there is one.
+
+    Sets PyTorch's number of threads, unless `threads` is 0. Raises ModelUnavailableError.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+    return device
 
 
 def check_weights(report: Any) -> None:

@@ -6,8 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from trainyard_serving.classify.classifier import Floats, Ids
-from trainyard_serving.errors import ModelUnavailableError
-from trainyard_serving.loading import check_weights
+from trainyard_serving.loading import check_weights, torch_device
 from trainyard_serving.model_store.verified import VerifiedModel
 
 
@@ -27,12 +26,7 @@ class TorchEngine:
         Raises ModelUnavailableError when the device is not available, OSError or ValueError when
         the directory contains no such model.
         """
-        if threads:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+        device = torch_device(device, threads)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.path,
             local_files_only=True,

@@ -15,9 +15,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from trainyard_serving.batcher import EncodedText
 from trainyard_serving.embed.pooling import Mode, Pooling, read_pooling
-from trainyard_serving.errors import ApiError, BadModelError, ModelUnavailableError, one_line
+from trainyard_serving.errors import ApiError, BadModelError, one_line
 from trainyard_serving.generate.prompts import prefix_beyond
-from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights
+from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights, torch_device
 from trainyard_serving.model_store.verified import VerifiedModel
 
 if TYPE_CHECKING:
@@ -82,13 +82,7 @@ class Embedder:
         Raises BadModelError when it contains no model that embeds texts, ModelUnavailableError when
         the device is not available.
         """
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+        device = torch_device(settings.device, settings.threads)
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             pooling = read_pooling(source.path)

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainyard_api.golden import GOLDEN, GoldenText
-from trainyard_serving.errors import BadModelError, ModelUnavailableError, one_line
+from trainyard_serving.errors import BadModelError, one_line
 from trainyard_serving.generate.batch import Batch
 from trainyard_serving.generate.chat_template import ChatTemplate
 from trainyard_serving.generate.engine import (
@@ -26,7 +26,7 @@ from trainyard_serving.generate.sampling import Sampler
 from trainyard_serving.generate.sequence import Detokenizer, TextSequence
 from trainyard_serving.generate.token_model import TokenModel, why_not_batchable
 from trainyard_serving.generate.vocabulary import Vocabulary
-from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights
+from trainyard_serving.loading import LOAD_ERRORS, check_vocabulary, check_weights, torch_device
 from trainyard_serving.model_store.verified import VerifiedModel, golden_request
 
 log = logging.getLogger(__name__)
@@ -65,12 +65,7 @@ class LanguageModel:
         Raises BadModelError when it contains no causal language model, and ModelUnavailableError
         when the device is not available.
         """
-        if threads:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise ModelUnavailableError("--device cuda: PyTorch sees no GPU here")
+        device = torch_device(device, threads)
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
