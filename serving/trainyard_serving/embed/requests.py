@@ -3,51 +3,31 @@
 A field that is unknown here is refused by name, because ignoring it could give other embeddings.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from trainyard_serving.generate.openai_api import Prompts, Tokens, texts_or_tokens
+from trainyard_serving.generate.openai_request import HarmlessValues, StrictRequest
 
 Texts = list[str] | list[Tokens]
 
 
-class _Request(BaseModel):
-    """The fields that both routes have; null is the default of each.
-
-    Attributes:
-        harmless: further fields, with the values that have no effect besides null; None: any.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    harmless: ClassVar[Mapping[str, tuple[object, ...] | None]] = {}
+class _Request(StrictRequest):
+    """The fields that both routes have."""
 
     dimensions: int | None = Field(default=None, ge=1)
     truncate: bool | None = Field(
         default=None, description="Cut texts that are too long, instead of refusing them."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_harmless(cls, data: object) -> object:
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if not cls._has_no_effect(name, value)}
-
-    @classmethod
-    def _has_no_effect(cls, name: str, value: object) -> bool:
-        if name in cls.model_fields:
-            return False
-        values = cls.harmless.get(name, ())
-        return value is None or values is None or value in values
-
 
 class EmbeddingsRequest(_Request):
     """Body of POST /v1/embeddings."""
 
-    harmless = {"user": None, "add_special_tokens": (True,), "priority": (0,)}
+    ignored: ClassVar[frozenset[str]] = frozenset({"user"})
+    harmless: ClassVar[HarmlessValues] = {"add_special_tokens": (True,), "priority": (0,)}
 
     model: str | None = None
     input: Annotated[
@@ -60,7 +40,7 @@ class EmbeddingsRequest(_Request):
 class EmbedRequest(_Request):
     """Body of POST /embed."""
 
-    harmless = {"truncation_direction": ("right", "Right")}
+    harmless: ClassVar[HarmlessValues] = {"truncation_direction": ("right", "Right")}
 
     inputs: Annotated[
         Texts,

@@ -1,4 +1,4 @@
-"""What requests of OpenAI's API have in common, of the text server and of the vision server."""
+"""What requests of OpenAI's API have in common, whichever server they are for."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
@@ -43,17 +43,17 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
-class OpenAIRequest(BaseModel):
-    """The fields common to all; null is the default of each."""
+class StrictRequest(BaseModel):
+    """A request whose unknown fields are refused by name; null is the default of each known one.
+
+    Attributes:
+        ignored: further fields without influence on the answer: whatever their value.
+        harmless: further fields, with the values that have no effect besides null.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    harmless: ClassVar[HarmlessValues] = HARMLESS_VALUES
-
-    model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    harmless: ClassVar[HarmlessValues] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -64,8 +64,21 @@ class OpenAIRequest(BaseModel):
             name: value
             for name, value in data.items()
             if name in cls.model_fields
-            or not (value is None or name in HARMLESS or value in cls.harmless.get(name, ()))
+            or not (value is None or name in cls.ignored or value in cls.harmless.get(name, ()))
         }
+
+
+class OpenAIRequest(StrictRequest):
+    """The fields common to the requests for texts."""
+
+    ignored: ClassVar[frozenset[str]] = HARMLESS
+    harmless: ClassVar[HarmlessValues] = HARMLESS_VALUES
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
     @property
     def include_usage(self) -> bool:
