@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ from playwright.sync_api import FloatRect, Locator, Page, expect
 from tests.patience import until
 from tests.support.dashboard.home import write_run
 from tests.support.serving.browser import fits
-from tests.support.serving.servers import running
-from trainyard_dashboard.app import create_dashboard_app
-from trainyard_dashboard.settings import DashboardSettings
 
 BATCH = 32
 SPIKE = 4e5
@@ -56,13 +52,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluations = [{"step": step, "eval_loss": 1.0, "accuracy": step / 125} for step in (50, 100)]
     write(home, "images", sorted([*images, *evaluations], key=lambda each: int(each["step"])))
     return home
-
-
-@pytest.fixture(scope="module")
-def dashboard(home: Path) -> Iterator[str]:
-    settings = DashboardSettings.model_validate({"home": str(home), "poll_seconds": 0.3})
-    with running(create_dashboard_app(settings)) as asked:
-        yield str(asked.base_url)
 
 
 def opened(page: Page, dashboard: str, *names: str) -> None:
@@ -375,27 +364,6 @@ def test_how_curves_are_shown_is_kept_in_parameters(dashboard: str, page: Page) 
     assert page.evaluate(script, chosen) == kept
     odd = [["x", "__proto__"], ["outliers", "?"], ["smoothing", "7"], ["range", "2-to-1"]]
     assert page.evaluate(script, odd) == []
-
-
-def test_a_chart_that_was_hidden_is_shown_as_the_view_is_now(dashboard: str, page: Page) -> None:
-    """A logarithmic axis from 0, where it was drawn from, would have endless marks."""
-    page.goto(dashboard)
-    page.evaluate("""async () => {
-      const { change } = await import("/static/view.js");
-      const { drawCurves } = await import("/static/curve_chart.js");
-      document.body.prepend(Object.assign(document.createElement("div"), { id: "own" }));
-      const style = { colour: 1, dash: [] };
-      const lines = [{ name: "one", x: [0, 1, 2, 3], y: [1, 5, 3, 2], style }];
-      const spec = { id: "own", title: "Own", x: "", y: "", showX: String, showY: String, lines };
-      const element = drawCurves("own", spec);
-      const shown = () => element.querySelector(".plot").uplot.scales.x.min;
-      window.own = { change, shown, hide: (hidden) => { element.parentElement.hidden = hidden; } };
-    }""")
-    until(lambda: page.evaluate("own.shown()") == 0)
-    page.evaluate("own.hide(true)")
-    page.evaluate("own.change({ logX: true })")
-    page.evaluate("own.hide(false)")
-    until(lambda: page.evaluate("own.shown()") == 1)
 
 
 def test_how_curves_are_shown_is_in_the_address(dashboard: str, page: Page) -> None:

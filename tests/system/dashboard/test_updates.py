@@ -39,13 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="module")
-def dashboard(home: Path) -> Iterator[str]:
-    settings = DashboardSettings.model_validate({"home": str(home), "poll_seconds": 0.3})
-    with running(create_dashboard_app(settings)) as asked:
-        yield str(asked.base_url)
-
-
 @pytest.fixture
 def quiet(home: Path) -> Iterator[str]:
     """A dashboard whose page polls once: what it asks for later is for another reason."""
@@ -266,6 +259,27 @@ def test_a_zoom_from_0_holds_on_a_logarithmic_axis(dashboard: str, page: Page) -
     until(lambda: evaluate(page, "[u.scales.x.min, u.scales.x.max]") == [10, 200])
     labels = evaluate(page, "u.axes[0]._values.filter(Boolean)")
     assert labels == ["10", "20", "50", "100", "200"]  # not only the powers of 10
+
+
+def test_a_chart_that_was_hidden_is_shown_as_the_view_is_now(dashboard: str, page: Page) -> None:
+    """A logarithmic axis from 0, where it was drawn from, would have endless marks."""
+    page.goto(dashboard)
+    page.evaluate("""async () => {
+      const { change } = await import("/static/view.js");
+      const { drawCurves } = await import("/static/curve_chart.js");
+      document.body.prepend(Object.assign(document.createElement("div"), { id: "own" }));
+      const style = { colour: 1, dash: [] };
+      const lines = [{ name: "one", x: [0, 1, 2, 3], y: [1, 5, 3, 2], style }];
+      const spec = { id: "own", title: "Own", x: "", y: "", showX: String, showY: String, lines };
+      const element = drawCurves("own", spec);
+      const shown = () => element.querySelector(".plot").uplot.scales.x.min;
+      window.own = { change, shown, hide: (hidden) => { element.parentElement.hidden = hidden; } };
+    }""")
+    until(lambda: page.evaluate("own.shown()") == 0)
+    page.evaluate("own.hide(true)")
+    page.evaluate("own.change({ logX: true })")
+    page.evaluate("own.hide(false)")
+    until(lambda: page.evaluate("own.shown()") == 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""The embedding server over real HTTP: OpenAI's client, TEI's form, refusals, overload, a swap."""
+"""The embedding server over real HTTP: OpenAI's client, TEI's form, refusals, overload."""
 
-import asyncio
 import base64
 import re
 import threading
@@ -27,10 +26,8 @@ from tests.support.serving.embed_server import (
 )
 from tests.support.serving.models import write_manifest
 from tests.support.serving.servers import running, send
-from tests.support.serving.swap_load import swap_under_load
 from tests.unit.serving.test_embedder import hidden_states
 from trainyard_api import __version__
-from trainyard_api.checkpoint import MODELS, step_name
 from trainyard_serving.embed import app as embed_app
 from trainyard_serving.embed.app import create_embed_app
 from trainyard_serving.embed.embedder import Embedder
@@ -368,64 +365,3 @@ def test_numbers_that_json_cannot_say_are_an_error(
 
         monkeypatch.setattr(Embedder, "compute", fail)
         assert "the server's log says why" in refused(post(client), 500)["message"]
-
-
-def signs(numbers: Any) -> str:
-    """By these a test recognises a model, whatever rounding does to its embeddings."""
-    return "".join("+" if number > 0 else "-" for number in numbers)
-
-
-def test_swaps_under_load_fail_no_request(tmp_path: Path) -> None:
-    """Three to newer models; one with a flipped byte, one cut and one with NaN are refused."""
-    models = []
-    for seed in (1, 2):
-        directory = tmp_path / str(seed)
-        write_encoder(directory, seed=seed)
-        models.append((directory, signs(hidden_states(directory, TEXTS[3]).mean(0))))
-    assert models[0][1] != models[1][1]
-
-    async def ask(client: httpx.AsyncClient) -> httpx.Response:
-        return await client.post("/embed", json={"inputs": TEXTS[3]})
-
-    run = tmp_path / "run"
-    run.mkdir()
-    settings = EmbedSettings(run_dir=str(run), threads=1, poll_seconds=0.02)
-    with running(create_embed_app(settings)) as client:
-        swaps = asyncio.run(
-            swap_under_load(
-                str(client.base_url),
-                run,
-                models,
-                ask,
-                lambda response: signs(response.json()[0]),
-                num_swaps=6,
-                num_clients=3,
-            )
-        )
-    assert swaps.failed == []
-    assert swaps.wrong == []
-    assert swaps.refused == len(swaps.damaged) == 3
-    assert len(swaps.answers) == 4
-
-
-def publish(run: Path, step: int) -> None:
-    """Publish a model as a trainer does: beside, then renamed."""
-    hidden = run / MODELS / f".tmp-{step}"
-    write_encoder(hidden, seed=step)
-    write_manifest(hidden, step=step, created=f"2026-01-{step:02}T00:00:00Z")
-    hidden.rename(run / MODELS / step_name(step))
-
-
-def test_a_newer_model_takes_over_and_can_be_rolled_back(tmp_path: Path) -> None:
-    publish(tmp_path, 1)
-    with embed_server(run_dir=tmp_path, admin_api_key=KEY) as client:
-        before = post(client)
-        publish(tmp_path, 2)
-        until(lambda: client.get("/health").json()["step"] == 2)
-        after = post(client)
-        assert before.json()["data"] != after.json()["data"]
-        back = client.post("/admin/rollback", headers={"x-api-key": KEY})
-        assert back.json()["digest"] == before.headers["x-trainyard-digest"]
-        again = post(client)
-        assert again.json() == before.json()
-        assert again.headers["x-trainyard-digest"] == before.headers["x-trainyard-digest"]
